@@ -1,0 +1,137 @@
+"""The one prompt template: a conversation about images -> ids, loss mask, image and turn indices.
+
+Training and inference share it, so the student is asked as it was taught. Knows nothing about pixels, measurement
+or torch: a tokenizer is anything with `encode`, `bos_token_id` and `eos_token_id`.
+
+The text of a conversation reads
+
+    <s>[INST] <image> (auxiliary text) question [/INST] answer</s>[INST] next question [/INST] next answer</s>
+
+It is tokenised piece by piece, so the boundary between question and answer never moves with the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+IMAGE_MARKER = "<image>"
+CAPTION_PROMPT = "Describe this micrograph."
+CLASSIFY_PROMPT = "Which class does this micrograph belong to?"
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that the template needs."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of one speaker; a user's `images` new images and their auxiliary text stand before the words."""
+
+    role: Literal["user", "assistant"]
+    text: str
+    images: int = 0
+    aux: str = ""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Alternating user and assistant messages, the user first."""
+
+    messages: tuple[Message, ...]
+
+    def __post_init__(self) -> None:
+        expected = ("user", "assistant")
+        for position, message in enumerate(self.messages):
+            if message.role != expected[position % 2]:
+                raise ValueError(f"message {position} is by {message.role!r}; user and assistant must alternate")
+
+    @property
+    def images(self) -> int:
+        """Images shown so far."""
+        return sum(message.images for message in self.messages)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a conversation and, for every token, what the student needs to know about it."""
+
+    input_ids: list[int]
+    is_answer: list[bool]
+    """True where the token is part of an answer, its end included: only these carry loss."""
+    image_index: list[int]
+    """Number of image markers up to and including the token: k binds it to the k-th image, 0 to none."""
+    turn_index: list[int]
+    """Turn of the token, from 1."""
+    questions: list[list[int]]
+    """Per turn, the token ids the text encoder reads: question, then auxiliary text."""
+
+
+def auxiliary_text(*parts: str) -> str:
+    """Join metadata, measured facts and the user's own words into one auxiliary line; empty parts vanish."""
+    return "; ".join(part.strip() for part in parts if part.strip())
+
+
+def number_lines(lines: Sequence[str]) -> str:
+    """Auxiliary lines of several images as one: numbered as the images are, a single one as it is."""
+    if len(lines) == 1:
+        return lines[0]
+    return auxiliary_text(*(f"image {number}: {line}" for number, line in enumerate(lines, start=1) if line))
+
+
+def class_answer(label: str) -> str:
+    """The sentence that names a class, in training and in classification."""
+    return f"It shows {label.replace('_', ' ')}."
+
+
+def question_text(message: Message) -> str:
+    """What the text encoder reads of a user's message."""
+    return f"{message.text} ({message.aux})" if message.aux else message.text
+
+
+def encode_conversation(conversation: Conversation, tokenizer: Tokenizer, *, question_tokens: int) -> Encoded:
+    """Apply the template; a conversation that ends with the user ends ready for the answer.
+
+    `question_tokens` bounds what the text encoder reads of a turn; a longer text is cut at its end, where the
+    auxiliary text stands.
+    """
+    encoded = Encoded([], [], [], [], [])
+    images = turn = 0
+
+    def add(ids: Sequence[int], *, answer: bool) -> None:
+        encoded.input_ids.extend(ids)
+        encoded.is_answer.extend([answer] * len(ids))
+        encoded.image_index.extend([images] * len(ids))
+        encoded.turn_index.extend([turn] * len(ids))
+
+    def tokens(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    for message in conversation.messages:
+        if message.role == "assistant":
+            add(tokens(f" {message.text}") + _end(tokenizer), answer=True)
+            continue
+        turn += 1
+        add(_start(tokenizer) if turn == 1 else [], answer=False)
+        add(tokens("[INST]"), answer=False)
+        for _ in range(message.images):
+            images += 1
+            add(tokens(f" {IMAGE_MARKER}"), answer=False)
+        add(tokens(f" ({message.aux}) {message.text}" if message.aux else f" {message.text}"), answer=False)
+        add(tokens(" [/INST]"), answer=False)
+        encoded.questions.append(tokens(f" {question_text(message)}")[:question_tokens])
+    return encoded
+
+
+def _start(tokenizer: Tokenizer) -> list[int]:
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+
+def _end(tokenizer: Tokenizer) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

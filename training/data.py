@@ -1,0 +1,237 @@
+"""Instruction data set on disk -> conversations about images, deterministic in seed, epoch and image. Knows no model.
+
+All rows about the same images become one conversation of several turns, so an image is encoded once and asked often.
+Which turns, whether the auxiliary text is shown, and the augmentation are drawn from a counter-based generator
+f(seed, epoch, image), so a resumed run sees exactly what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from assistant.micrograph import Calibration, Instrument, Micrograph, to_model_input
+from torch import Tensor
+
+from assistant.chat import Conversation, Message
+from assistant.config import TrainingConfig
+from assistant.errors import DatasetError
+from assistant.model import MaemiProcessor
+
+SPLITS = ("train", "validation", "test")
+CACHE_BYTES = 2 * 1024**3
+SHIFT_PX = 6
+"""Largest random shift of the augmentation [px of the model input]."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of the data set: images, a question, its answer and what is known about them."""
+
+    id: str
+    images: tuple[bytes, ...]
+    question: str
+    answer: str
+    references: tuple[str, ...]
+    aux: str
+    task: str
+    facet: str
+    label: str | None
+    group: str
+    source: str
+
+    @property
+    def images_key(self) -> str:
+        """Rows about the same images share this key."""
+        return hashlib.sha256(b"".join(hashlib.sha256(image).digest() for image in self.images)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One conversation to train on, with the model inputs of its images."""
+
+    conversation: Conversation
+    images: tuple[np.ndarray, ...]
+    matched: str
+    """Question and answer of the first turn: the text of image-text matching."""
+    label: str | None
+
+
+def load_split(directory: Path, split: str) -> list[Example]:
+    """All rows of a split. Raises DatasetError `no_dataset`, `damaged_dataset` or `empty_split`."""
+    from datasets import Image, Sequence, load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    files = sorted(directory.glob(f"data/{split}-*.parquet"))
+    if not files:
+        raise DatasetError(
+            "no_dataset", f"{directory} has no {split} split (data/{split}-*.parquet). Run `maemi teach`."
+        )
+    try:
+        table = load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
+        table = table.cast_column("images", Sequence(Image(decode=False)))
+        examples = [_example(row) for row in table]
+    except (DatasetGenerationError, KeyError, TypeError, ValueError, IndexError) as error:
+        reason = str(error.__cause__ or error).split("\n")[0]
+        raise DatasetError(
+            "damaged_dataset", f"{directory} ({split}) cannot be read: {reason}. Teach it again."
+        ) from None
+    if not examples:
+        raise DatasetError("empty_split", f"{directory} has an empty {split} split. Teach with more images or groups.")
+    return examples
+
+
+def fingerprint(directory: Path) -> str:
+    """Hash of the data files' bytes, to tell whether a run resumes on the data it began with."""
+    digest = hashlib.sha256()
+    for file in sorted(directory.glob("data/*.parquet")):
+        with file.open("rb") as data:
+            digest.update(f"{file.name}:{hashlib.file_digest(data, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def decode_image(png: bytes) -> Micrograph:
+    """The image of a data set row as a Micrograph: already without its info bar, windowed to 8 bit."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png), formats=["PNG", "JPEG"]) as image:
+        pixels = np.asarray(image.convert("L"))
+    digest = hashlib.sha256(png).hexdigest()
+    no_calibration: Calibration | None = None
+    return Micrograph(pixels, digest, None, 0, no_calibration, Instrument(), None, ())
+
+
+class Conversations(torch.utils.data.Dataset[Item]):
+    """Conversations over the images of a split; `set_epoch` changes turns and augmentation."""
+
+    def __init__(self, examples: Sequence[Example], *, image_size: int, settings: TrainingConfig, seed: int) -> None:
+        rows: dict[str, list[Example]] = {}
+        for example in examples:
+            rows.setdefault(example.images_key, []).append(example)
+        self.rows = [rows[key] for key in sorted(rows)]
+        self.keys = sorted(rows)
+        self.image_size = image_size
+        self.settings = settings
+        self.seed = seed
+        self.epoch = 0
+        self._cache: dict[bytes, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew: called by the data loader at the start of every epoch."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> Item:
+        rows, settings = self.rows[index], self.settings
+        random = counter_generator(self.seed, self.epoch, self.keys[index])
+        turns = [rows[i] for i in random.permutation(len(rows))[: settings.turns]]
+        aux = "" if random.random() < settings.aux_dropout else turns[0].aux
+        messages: list[Message] = []
+        for turn, row in enumerate(turns):
+            images = len(row.images) if turn == 0 else 0
+            messages.append(Message("user", row.question, images, aux if turn == 0 else ""))
+            messages.append(Message("assistant", row.answer))
+        pixels = tuple(self._pixels(image) for image in turns[0].images)
+        if settings.augment:
+            pixels = tuple(augment(image, random) for image in pixels)
+        matched = f"{turns[0].question} {turns[0].answer}"
+        return Item(Conversation(tuple(messages)), pixels, matched, rows[0].label)
+
+    def _pixels(self, png: bytes) -> np.ndarray:
+        """Model input [S, S] of an image, kept as 8 bit while the cache has room."""
+        digest = hashlib.sha256(png).digest()
+        if digest not in self._cache:
+            pixels, _ = to_model_input(decode_image(png), self.image_size)
+            if len(self._cache) * pixels.size >= CACHE_BYTES:
+                return pixels
+            self._cache[digest] = np.round(pixels * 255).astype(np.uint8)
+        return self._cache[digest].astype(np.float32) / 255
+
+
+def augment(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """What another session at the microscope would change: gamma, contrast, brightness, noise and a small shift.
+
+    Never a rotation, flip or zoom: orientations and sizes in the answers stay true. [S, S] -> [S, S] in 0..1.
+    """
+    rows, columns = random.integers(-SHIFT_PX, SHIFT_PX + 1, size=2)
+    padded = np.pad(image, SHIFT_PX, mode="reflect")
+    size = len(image)
+    image = padded[SHIFT_PX + rows :, SHIFT_PX + columns :][:size, :size]
+    image = image ** random.uniform(0.75, 1.33)
+    image = (image - 0.5) * random.uniform(0.8, 1.2) + 0.5 + random.uniform(-0.08, 0.08)
+    image = image + random.normal(0.0, random.uniform(0.0, 0.05), image.shape)
+    return np.clip(image, 0.0, 1.0).astype(np.float32)
+
+
+def counter_generator(seed: int, epoch: int, key: str) -> np.random.Generator:
+    """A generator that depends on nothing but its three counters."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{key}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+class Collator:
+    """Items -> the batch of a training stage; conversations beyond `max_tokens` lose their last turns."""
+
+    def __init__(self, processor: MaemiProcessor, *, max_tokens: int, labels: Sequence[str] = ()) -> None:
+        self.processor = processor
+        self.max_tokens = max_tokens
+        self.labels = list(labels)
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        conversations = [self._shorten(item.conversation) for item in items]
+        batch = self.processor(conversations, [item.images for item in items])
+        matched = [self.processor.tokenizer.encode(f" {item.matched}", add_special_tokens=False) for item in items]
+        width = self.processor.question_tokens
+        batch["match_ids"], batch["match_mask"] = pad_rows([ids[:width] for ids in matched])
+        keys = {text: number for number, text in enumerate(dict.fromkeys(_normalised(i.matched) for i in items))}
+        batch["match_key"] = torch.tensor([keys[_normalised(item.matched)] for item in items])
+        batch["class_index"] = torch.tensor([self._class(item.label) for item in items])
+        return batch
+
+    def _shorten(self, conversation: Conversation) -> Conversation:
+        messages = conversation.messages
+        while len(messages) > 2 and len(self.processor.encode(Conversation(messages)).input_ids) > self.max_tokens:
+            messages = messages[:-2]
+        return Conversation(messages)
+
+    def _class(self, label: str | None) -> int:
+        return self.labels.index(label) if label in self.labels else -100
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Lists of token ids -> ids [B, T] padded with 0, and their mask [B, T]."""
+    width = max(map(len, rows), default=0)
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+    return ids, mask
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _example(row: dict[str, Any]) -> Example:
+    user, assistant = row["messages"]
+    question = " ".join(part["text"] for part in user["content"] if part.get("text"))
+    answer = " ".join(part["text"] for part in assistant["content"] if part.get("text"))
+    return Example(
+        id=row["id"],
+        images=tuple(image["bytes"] for image in row["images"]),
+        question=question,
+        answer=answer,
+        references=tuple(row["references"] or [answer]),
+        aux=row["aux"] or "",
+        task=row["task"],
+        facet=row["facet"],
+        label=row["label"] or None,
+        group=row["group"],
+        source=row["source"],
+    )

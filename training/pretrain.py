@@ -1,0 +1,161 @@
+"""Pretraining of the tiny student from nothing but the project's own data: tokenizer, encoders, language model.
+
+    python -m training.pretrain --data DIR --out RUN
+
+Three steps, all seeded: a byte-level BPE tokenizer on the training texts; the encoders on class labels; then the
+whole student in full precision on the instructions, its language model included. The result is a run whose language
+model is quantised to NF4 when it is loaded; `maemi train` puts adapters on it. Knows nothing about pictures' origin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from assistant.chat import IMAGE_MARKER
+from assistant.checkpoint import Run, new_run, save_model
+from assistant.config import Config, DecoderConfig, load_config
+from training.data import Collator, Conversations, Example, load_split
+from training.stages import InstructionStage, VisionStage
+from training.trainer import Progress, fit
+
+VOCABULARY = 1024
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "[INST]", "[/INST]", IMAGE_MARKER)
+
+
+def pretrain(
+    config: Config, data: Path, out: Path, *, vision_steps: int, steps: int, progress: Progress | None = None
+) -> Path:
+    """Make a student from a data set. Returns its model directory, `out/model`.
+
+    Raises DatasetError and RunError.
+    """
+    set_seed(config.seed)
+    examples = load_split(data, "train")
+    base = out / "base"
+    write_language_model(base, train_tokenizer(texts_of(examples)))
+    dense = {"base": str(base), "quantization": "none"}
+    decoder = DecoderConfig.model_validate(config.decoder.model_dump() | dense)
+    config = config.model_copy(update={"init": None, "decoder": decoder})
+    run = new_run(config)
+    run.student.requires_grad_(True)
+
+    labelled = [example for example in examples if example.label and len(example.images) == 1]
+    labels = sorted({example.label for example in labelled if example.label})
+    run = _with_steps(run, vision_steps)
+    _fit(run, VisionStage(run.student, len(labels)), labelled, labels, out / "vision", progress)
+    run = _with_steps(run, steps)
+    _fit(run, InstructionStage(run.student, config.loss), examples, [], out / "joint", progress)
+
+    run.student.decoder.lm.save_pretrained(str(base))
+    quantised = config.decoder.model_copy(update={"base": None, "quantization": "nf4"})
+    save_model(replace(run, config=run.config.model_copy(update={"decoder": quantised})), out / "model")
+    return out / "model"
+
+
+def texts_of(examples: Sequence[Example]) -> list[str]:
+    """Every text the tokenizer should know, each once, sorted."""
+    return sorted({text for e in examples for text in (e.question, e.answer, e.aux, *e.references)})
+
+
+def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with single digits, so any number and any character can be read and written."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=["[INST]", "[/INST]", IMAGE_MARKER],
+    )
+
+
+def write_language_model(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A small Llama with random weights and its tokenizer; every width is a multiple of 64, as NF4 on a CPU needs."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    LlamaForCausalLM(config).save_pretrained(str(directory))
+    tokenizer.save_pretrained(str(directory))
+
+
+def _with_steps(run: Run, steps: int) -> Run:
+    training = run.config.training.model_copy(update={"steps": steps})
+    return replace(run, config=run.config.model_copy(update={"training": training}))
+
+
+def _fit(
+    run: Run,
+    stage: Any,
+    examples: Sequence[Example],
+    labels: Sequence[str],
+    out: Path,
+    progress: Progress | None,
+) -> None:
+    settings = run.config.training
+    out.mkdir(parents=True, exist_ok=True)
+    dataset = Conversations(examples, image_size=run.config.image_size, settings=settings, seed=run.config.seed)
+    collator = Collator(run.processor, max_tokens=settings.max_tokens, labels=labels)
+    groups = [{"params": [p for p in stage.parameters() if p.requires_grad], "lr": settings.learning_rate}]
+    fit(stage, run, dataset, collator, groups, out, progress=progress)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of the module."""
+    parser = argparse.ArgumentParser(prog="python -m training.pretrain", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--config", type=Path, default=None)
+    parser.add_argument("--vision-steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c")
+    parsed = parser.parse_args(arguments)
+    torch.set_float32_matmul_precision("high")
+
+    def tell(done: int, total: int, text: str) -> None:
+        if done % 10 == 0:
+            print(f"{done}/{total} {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+    pretrain(
+        load_config(parsed.config, parsed.set),
+        parsed.data,
+        parsed.out,
+        vision_steps=parsed.vision_steps,
+        steps=parsed.steps,
+        progress=tell,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Training stages: which data a step reads and which losses it minimises. The training loop knows neither.
+
+Every stage is a module over the student, so data-parallel training sees one forward call per step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from assistant.grounding import contrastive_loss, hard_negatives, matching_loss
+from torch import Tensor, nn
+
+from assistant.config import LossConfig
+from assistant.model import ImageStates, MaemiForConditionalGeneration
+
+
+class InstructionStage(nn.Module):
+    """Language-model loss on the answers, image-text matching with hard negatives, optional image-text contrast.
+
+    MAEMI (2408.13248) and sLAVA (2408.15305): LM + ITM; MVaEMa (2409.07463): LM + ITM + ITC.
+    """
+
+    def __init__(self, student: MaemiForConditionalGeneration, loss: LossConfig) -> None:
+        super().__init__()
+        self.student = student
+        self.loss = loss
+
+    def forward(
+        self,
+        *,
+        pixel_values: Tensor,
+        image_mask: Tensor,
+        match_ids: Tensor,
+        match_mask: Tensor,
+        match_key: Tensor,
+        class_index: Tensor,
+        question_ids: Tensor,
+        question_mask: Tensor,
+        turn_images: Tensor,
+        **text: Any,
+    ) -> dict[str, Tensor]:
+        """A batch from `Collator` -> `loss` and its parts."""
+        states = self.student.encode_images(pixel_values[image_mask])
+        context = self.student.visual_context(
+            None, image_mask, question_ids, question_mask, turn_images, image_memory=states.memory
+        )
+        losses = {"lm": self.student(**text, context=context).loss}
+        total = losses["lm"]
+        if self.loss.itm or self.loss.itc:
+            itm, itc = self._matching(states, image_mask, match_ids, match_mask, match_key)
+            losses |= {"itm": itm, "itc": itc}
+            total = total + self.loss.itm * itm + self.loss.itc * itc
+        return {"loss": total, **losses}
+
+    def _matching(
+        self,
+        states: ImageStates,
+        image_mask: Tensor,
+        match_ids: Tensor,
+        match_mask: Tensor,
+        match_key: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Matching over conversations with exactly one image: [P] positives, then hard negatives of both kinds."""
+        student = self.student
+        single = image_mask.sum(1) == 1  # [B]
+        owner = image_mask.nonzero()[:, 0]  # [I] conversation of each image
+        mine = single[owner]
+        if int(single.sum()) < 2:
+            nothing = states.memory.sum() * 0.0
+            return nothing, nothing
+        memory, cls = states.memory[mine], states.cls[mine]  # [P, N, D], [P, Dv]
+        ids, mask, key = match_ids[single], match_mask[single], match_key[single]
+        image_vector = student.image_match(cls)
+        text_vector = student.text_match(student.text_encoder(ids, mask)[:, 0])
+        same = key[:, None] == key[None, :]
+        itc = contrastive_loss(image_vector, text_vector, 0.07, same) if self.loss.itc else image_vector.sum() * 0.0
+        with torch.no_grad():
+            similarity = F.normalize(image_vector, dim=-1) @ F.normalize(text_vector, dim=-1).T
+            image_for_text, text_for_image, legal = hard_negatives(similarity.float(), same, None)
+        everyone = torch.arange(len(ids), device=ids.device)
+        texts = torch.cat([everyone, everyone, text_for_image])
+        images = torch.cat([everyone, image_for_text, everyone])
+        visible = torch.ones(len(texts), memory.shape[1], dtype=torch.bool, device=ids.device)
+        grounded = student.ground(ids[texts], mask[texts], memory[images], visible)
+        labels = torch.cat([torch.ones_like(everyone), torch.zeros_like(texts[len(everyone) :])])
+        counted = torch.cat([torch.ones_like(legal), legal, legal])
+        return matching_loss(student.matching(grounded), labels.float(), counted), itc
+
+
+class VisionStage(nn.Module):
+    """Class labels of single images through a linear probe on both encoders: a start for encoders without weights."""
+
+    def __init__(self, student: MaemiForConditionalGeneration, classes: int) -> None:
+        super().__init__()
+        self.student = student
+        vit, hnf = student.vit.dim, student.hnf.dim
+        self.vit_probe = nn.Linear(vit, classes)
+        self.hnf_probe = nn.Linear(hnf, classes)
+
+    def forward(self, *, pixel_values: Tensor, image_mask: Tensor, class_index: Tensor, **_: Any) -> dict[str, Tensor]:
+        """A batch from `Collator` -> `loss` and its parts."""
+        owner = image_mask.nonzero()[:, 0]
+        states = self.student.encode_images(pixel_values[image_mask])
+        cls, fused = states.summary.split([self.vit_probe.in_features, self.hnf_probe.in_features], dim=-1)
+        target = class_index[owner]
+        vit = F.cross_entropy(self.vit_probe(cls).float(), target, label_smoothing=0.05)
+        hnf = F.cross_entropy(self.hnf_probe(fused).float(), target, label_smoothing=0.05)
+        return {"loss": vit + hnf, "vit": vit, "hnf": hnf}
