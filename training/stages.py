@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from assistant.grounding import contrastive_loss, hard_negatives, matching_loss
 from torch import Tensor, nn
 
+from assistant.adapters import DyAMoPEModel, router_losses
 from assistant.config import LossConfig
 from assistant.model import ImageStates, MaemiForConditionalGeneration
 
@@ -26,6 +27,7 @@ class InstructionStage(nn.Module):
         super().__init__()
         self.student = student
         self.loss = loss
+        self.routed = any(isinstance(module, DyAMoPEModel) for module in student.decoder.lm.modules())
 
     def forward(
         self,
@@ -52,6 +54,9 @@ class InstructionStage(nn.Module):
             itm, itc = self._matching(states, image_mask, match_ids, match_mask, match_key)
             losses |= {"itm": itm, "itc": itc}
             total = total + self.loss.itm * itm + self.loss.itc * itc
+        if self.routed:
+            losses["router"] = router_losses(self.student.decoder.lm)
+            total = total + losses["router"]
         return {"loss": total, **losses}
 
     def _matching(

@@ -121,7 +121,7 @@ def fit(
         hold_inactive(run.student.decoder.lm, optimizer)
         callbacks.append(DynamicRank(run.student.decoder.lm, run.config.adapter, run.config.seed))
     if settings.gradient_checkpointing:
-        run.student.decoder.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        run.student.decoder.lm.activation_checkpointing_enable()
     trainer = StudentTrainer(
         model=stage,
         run=run,

@@ -1,0 +1,348 @@
+"""Predicted memory of one fine-tuning step, part by part, and the settings that would make it fit a card.
+
+Arithmetic on shapes: nothing is downloaded and no weights are made. Knows nothing about the machine it runs on.
+
+Letters: D width and F inner width of the language model, T tokens of the batch, V vocabulary, r rank, E experts.
+Sizes are in bytes; p is the size of one number in the compute dtype (2 for bfloat16).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from assistant.config import AdapterConfig, Config, load_config
+from assistant.errors import ConfigError
+from training.shapes import BUNDLED_SHAPE, LlamaShape, language_model_shape, shape_in, vit_sizes
+
+GIB = 1024**3
+CARDS = (6, 8, 12, 16, 24)  # [GiB]
+USABLE = 0.93  # share of a card that one process can fill before fragmentation stops it
+CUDA_CONTEXT = int(0.45 * GIB)  # driver context, libraries and their workspaces
+FP32, BF16 = 4, 2
+NF4_BLOCK, SCALE_BLOCK = 64, 256
+NF4_CODES = 16 * FP32 + 256 * FP32  # code books of weights and of scales, once per tensor
+
+# ---------------------------------------------------------------------------------- weights
+
+
+def nf4_bytes(parameters: int) -> int:
+    """Size of one tensor in NF4 with double quantisation (QLoRA, 2305.14314): 4.127 bit per weight and code books."""
+    blocks = math.ceil(parameters / NF4_BLOCK)
+    scales = blocks + math.ceil(blocks / SCALE_BLOCK) * FP32 + FP32  # 8-bit scales, their scales, their offset
+    return math.ceil(parameters / 2) + scales + NF4_CODES
+
+
+def linear_bytes(shape: LlamaShape, quantization: str, *, p: int) -> int:
+    """Size of all linear layers inside the decoder layers."""
+    if quantization == "none":
+        return shape.linear_parameters * p
+    return shape.layers * sum(nf4_bytes(d_in * d_out) for d_in, d_out in shape.linears.values())
+
+
+def _adapted(shape: LlamaShape, adapter: AdapterConfig) -> list[tuple[int, int]]:
+    """Inputs and outputs of the adapted linear layers of one decoder layer."""
+    if adapter.kind == "none":
+        return []
+    wanted = adapter.target_modules or tuple(shape.linears)
+    return [sizes for name, sizes in shape.linears.items() if name in wanted]
+
+
+def adapter_parameters(shape: LlamaShape, adapter: AdapterConfig) -> tuple[int, int]:
+    """Trained and frozen parameters of an adapter: B (and routers), and A."""
+    r, experts = adapter.r_max, adapter.experts
+    trained = frozen = 0
+    for d_in, d_out in _adapted(shape, adapter):
+        frozen += r * d_in
+        trained += r * d_out if adapter.kind == "dyqlora_fa" else experts * (r * d_out + r)
+    return shape.layers * trained, shape.layers * frozen
+
+
+@dataclass(frozen=True)
+class StudentParameters:
+    """Parameters of everything but the language model and its adapter."""
+
+    vit: int
+    rest: int
+
+
+def student_parameters(config: Config, shape: LlamaShape) -> StudentParameters:
+    """Count the parameters of encoders, grounding and cross-attention by building them without storage."""
+    sections = config.model_dump_json(include={"image_size", "vit", "hnf", "text_encoder", "decoder"})
+    return _count_student(sections, shape)
+
+
+@lru_cache(maxsize=32)
+def _count_student(sections: str, shape: LlamaShape) -> StudentParameters:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from assistant.model import MaemiConfig, MaemiForConditionalGeneration
+
+    stated = json.loads(sections)
+    vit = Config.model_validate(stated | {"init": "bundled"}).vit
+    width, depth, heads, patch = vit_sizes(vit.tower, vit.dim, vit.depth, vit.heads, vit.patch_size)
+    stated["vit"] |= {"tower": None, "dim": width, "depth": depth, "heads": heads, "patch_size": patch}
+    text = LlamaConfig(
+        hidden_size=shape.hidden,
+        intermediate_size=64,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=1,
+        vocab_size=shape.vocab,
+    )
+    with torch.device("meta"):
+        student = MaemiForConditionalGeneration(MaemiConfig(stated, text), LlamaForCausalLM(text))
+    in_lm = sum(p.numel() for p in student.decoder.lm.parameters())
+    in_vit = sum(p.numel() for p in student.vit.parameters())
+    rest = sum(p.numel() for p in student.parameters()) - in_lm - in_vit
+    # A tower sees three channels, has no bias on its patches, and a norm before its blocks.
+    return StudentParameters(in_vit + (2 * patch**2 * width + width if vit.tower else 0), rest)
+
+
+# ---------------------------------------------------------------------------------- activations
+
+
+def layer_activations(shape: LlamaShape, adapter: AdapterConfig, *, p: int, masked_tokens: int = 0) -> int:
+    """Bytes one decoder layer keeps per token for backward, its base frozen.
+
+    Kept are the fp32 inputs of both norms and their scales, q, k, v, the attention's output and log-sums, and three
+    of the inner width: gate, silu(gate) and up. An adapter adds its latent z alone. Attention under a padding mask
+    (`masked_tokens` in a row) also keeps its copy of the mask, and k and v repeated for every query head.
+    """
+    kv = shape.query_width if masked_tokens else shape.kv_width
+    attention = p * (2 * shape.query_width + 2 * kv + masked_tokens) + FP32 * shape.heads
+    norms = 2 * FP32 * (shape.hidden + 1)
+    return attention + norms + 3 * p * shape.intermediate + adapter_activations(shape, adapter, p=p)
+
+
+def adapter_activations(shape: LlamaShape, adapter: AdapterConfig, *, p: int) -> int:
+    """Bytes the adapters of one decoder layer keep per token: z, and with experts their gates, also in fp32."""
+    gates = adapter.experts * (FP32 + (p if p != FP32 else 0)) if adapter.kind == "dya_mope" else 0
+    return len(_adapted(shape, adapter)) * (adapter.r_max * p + gates)
+
+
+def cross_attention_activations(hidden: int, width: int, heads: int, *, p: int) -> int:
+    """Bytes one cross-attention block keeps per text token: two fp32 norms over D, their outputs, both gated sums."""
+    norms = 2 * (FP32 * hidden + 2 * FP32 + p * hidden)
+    attention = 3 * p * width + FP32 * heads
+    return norms + attention + 2 * p * hidden + 2 * p * 2 * width
+
+
+def block_activations(dim: int, heads: int, *, p: int) -> int:
+    """Bytes a pre-LN transformer block with a four times wider MLP keeps per token; its residual stream is fp32."""
+    norms = 2 * (FP32 * dim + 2 * FP32 + p * dim)
+    return norms + p * (3 * dim + dim) + FP32 * heads + 2 * p * 4 * dim
+
+
+def hnf_activations(image_size: int, patch_sizes: tuple[int, ...], dim: int, *, steps: int, p: int) -> int:
+    """Bytes HNF keeps per image: every evaluation of both token fields, then graph and gate, scale by scale."""
+    heads = next(h for h in range(max(1, dim // 32), 0, -1) if dim % h == 0)
+    total = 0
+    for patch in patch_sizes:
+        patches = (image_size // patch) ** 2
+        tokens = patches + 1
+        field = FP32 * dim + 2 * FP32 + p * (dim + 5 * dim + dim + 3 * dim) + FP32 * heads
+        solved = 4 * steps * 2 * tokens * field
+        graph = tokens * (2 * p * dim + FP32 * dim) + 2 * FP32 * tokens**2
+        total += solved + graph + p * (patches * patch**2 + 2 * dim * tokens)
+    return total
+
+
+def vision_activations(config: Config, *, p: int) -> int:
+    """Bytes encoders, question encoder and image-text matching keep for one batch of one-image conversations."""
+    batch, text = config.training.batch_size, config.text_encoder
+    vit, hnf, size = config.vit, config.hnf, config.image_size
+    width, depth, heads, patch = vit_sizes(vit.tower, vit.dim, vit.depth, vit.heads, vit.patch_size)
+    seen = ((size // patch) ** 2 + 1) * depth * block_activations(width, heads, p=p) if vit.trainable else 0
+    seen += hnf_activations(size, hnf.patch_sizes, hnf.dim, steps=hnf.steps, p=p)
+    asked = min(config.training.turns * text.max_tokens, config.training.max_tokens)
+    matched = 3 * text.max_tokens if config.loss.itm or config.loss.itc else 0
+    layer = block_activations(text.dim, text.heads, p=p)
+    grounded = layer + cross_attention_activations(text.dim, text.dim, text.heads, p=p)
+    read = (asked + matched) * (text.depth * layer + text.grounded_depth * grounded)
+    return batch * (seen + read)
+
+
+def loss_peak(shape: LlamaShape, tokens: int, *, p: int) -> int:
+    """Bytes of the loss: logits, their shifted copy, the same in fp32, and their log-softmax."""
+    return tokens * shape.vocab * (2 * p + 2 * FP32)
+
+
+# ---------------------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class CardVerdict:
+    """Whether a card of `gib` holds the step; where not, overrides that make it fit, None if there are none."""
+
+    gib: float
+    fits: bool
+    settings: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Predicted bytes per part of one fine-tuning step, and what that means for cards."""
+
+    parts: Mapping[str, int]
+    cards: tuple[CardVerdict, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def table(self) -> list[tuple[str, int]]:
+        """Rows of part and bytes, the total last."""
+        return [*self.parts.items(), ("total", self.total)]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "parts": dict(self.parts),
+            "total": self.total,
+            "total_gib": round(self.total / GIB, 3),
+            "cards": [asdict(card) for card in self.cards],
+        }
+
+
+def plan_memory(config: Config, *, gpu_gib: float | None) -> MemoryPlan:
+    """Predict the peak of one fine-tuning step on a GPU and judge the usual cards, or the one given [GiB].
+
+    Raises: ConfigError where the language model or the image tower is not known.
+    """
+    config = _with_start(config)
+    shape = _base_shape(config)
+    parts = step_parts(config, shape)
+    cards = CARDS if gpu_gib is None else (gpu_gib,)
+    return MemoryPlan(parts, tuple(_judge(config, shape, sum(parts.values()), gib) for gib in cards))
+
+
+def step_parts(config: Config, shape: LlamaShape) -> dict[str, int]:
+    """Predicted bytes per part at the peak of one step; the language model computes in bfloat16, moments are fp32."""
+    training, decoder = config.training, config.decoder
+    tokens, p = training.batch_size * training.max_tokens, BF16
+    q = BF16 if training.precision == "bf16" else FP32  # what autocast gives the parts around the language model
+    trained, frozen = adapter_parameters(shape, config.adapter)
+    student = student_parameters(config, shape)
+    thawed = student.rest + (student.vit if config.vit.trainable else 0)
+    masked = training.max_tokens if training.batch_size > 1 else 0
+    layer = layer_activations(shape, config.adapter, p=p, masked_tokens=masked) * tokens
+    cross = tokens * cross_attention_activations(
+        shape.hidden, decoder.cross_attention_dim, decoder.cross_attention_heads, p=q
+    )
+    blocks = math.ceil(shape.layers / decoder.cross_attention_every)
+    boundary = shape.layers * tokens * shape.hidden * p
+    checkpointed = training.gradient_checkpointing
+    final_norm = tokens * FP32 * (shape.hidden + 1)
+    loss = loss_peak(shape, tokens, p=p)
+    gradients = tokens * (4 * p * shape.intermediate + 2 * FP32 * shape.hidden)
+    dequantised = shape.hidden * shape.intermediate * p if decoder.quantization == "nf4" else 0
+    backward = gradients + dequantised + ((layer + cross) if checkpointed else 0)
+    return {
+        f"language model, linear layers ({decoder.quantization})": linear_bytes(shape, decoder.quantization, p=p),
+        "language model, embeddings, norms, head": shape.other_parameters * p,
+        "adapter weights": (trained + frozen) * p,
+        "encoders, grounding, cross-attention": (student.vit + student.rest) * FP32,
+        "gradients": trained * p + thawed * FP32,
+        "optimizer moments": 2 * FP32 * (trained + thawed),
+        "autocast copies of trained weights": thawed * BF16 if q == BF16 else 0,
+        "activations, language model": final_norm + (boundary if checkpointed else shape.layers * layer),
+        "activations, cross-attention": 0 if checkpointed else blocks * cross,
+        "activations, encoders and grounding": vision_activations(config, p=q),
+        "logits and loss": loss,
+        "one layer in backward, beyond the loss": max(0, backward - loss),
+        "CUDA context": CUDA_CONTEXT,
+    }
+
+
+def _with_start(config: Config) -> Config:
+    """Return the configuration with the shapes of the run it starts from, as training takes them."""
+    directory = _start(config)
+    if directory is None or not (directory / "config.yaml").is_file():
+        return config
+    start = load_config(directory / "config.yaml")
+    shapes = ("image_size", "vit", "hnf", "text_encoder", "decoder")
+    return config.model_copy(update={name: getattr(start, name) for name in shapes})
+
+
+def _start(config: Config) -> Path | None:
+    """Return the model directory the student starts from, None for fresh parts."""
+    if config.init is None:
+        return None
+    if config.init == "bundled":
+        import assistant
+
+        return Path(assistant.__path__[0]) / "weights"
+    run = Path(config.init)
+    if not run.is_dir():
+        raise ConfigError("no_start", f"init {config.init!r} is not a directory. Name a run or set it to null.")
+    return run if (run / "config.yaml").is_file() else run / "model"
+
+
+def _base_shape(config: Config) -> LlamaShape:
+    directory = _start(config)
+    if directory is not None and (directory / "config.json").is_file():
+        return shape_in(directory / "config.json")
+    if config.decoder.base is not None:
+        return language_model_shape(config.decoder.base)
+    if config.init == "bundled":
+        return BUNDLED_SHAPE
+    raise ConfigError("unknown_base", f"{directory} does not say what its language model is. Set decoder.base.")
+
+
+def _judge(config: Config, shape: LlamaShape, total: int, gib: float) -> CardVerdict:
+    if total <= USABLE * gib * GIB:
+        return CardVerdict(gib, True, ())
+    return CardVerdict(gib, False, fitting_settings(config, shape, gib))
+
+
+def fitting_settings(config: Config, shape: LlamaShape, gib: float) -> tuple[str, ...] | None:
+    """Return the overrides that make a step fit, those that cost least first, and none that is not needed."""
+
+    def fits(values: Mapping[str, Any]) -> bool:
+        return sum(step_parts(_override(config, values), shape).values()) <= USABLE * gib * GIB
+
+    values: dict[str, Any] = {}
+    for key, value in _savings(config):
+        values[key] = value
+        if fits(values):
+            break
+    else:
+        return None
+    for key in list(values):
+        fewer = {k: v for k, v in values.items() if k != key}
+        if fits(fewer):
+            values = fewer
+    return tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
+
+
+def _savings(config: Config) -> Iterator[tuple[str, Any]]:
+    """Yield settings that save memory: first those that keep the result, then those that change it."""
+    training = config.training
+    if config.decoder.quantization == "none":
+        yield "decoder.quantization", "nf4"
+    if not training.gradient_checkpointing:
+        yield "training.gradient_checkpointing", True
+    yield from (("training.batch_size", size) for size in _halves(training.batch_size, 1))
+    if config.vit.trainable:
+        yield "vit.trainable", False
+    yield from (("training.max_tokens", tokens) for tokens in _halves(training.max_tokens, 256))
+
+
+def _halves(start: int, stop: int) -> Iterator[int]:
+    while start // 2 >= stop:
+        start //= 2
+        yield start
+
+
+def _override(config: Config, values: Mapping[str, Any]) -> Config:
+    updates: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        updates.setdefault(section, {})[name] = value
+    copies = {section: getattr(config, section).model_copy(update=update) for section, update in updates.items()}
+    return config.model_copy(update=copies)
