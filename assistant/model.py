@@ -6,6 +6,7 @@ N memory tokens of an image, M memory tokens of a conversation, D memory width, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,8 @@ class MaemiConfig(PreTrainedConfig):
         self.student = student if student is not None else architecture_of(Config())
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
-        self.text_config = text_config if text_config is not None else AutoConfig.for_model("llama")
+        # A copy: the base class resets the attention implementation of every config it is given.
+        self.text_config = copy.deepcopy(text_config) if text_config is not None else AutoConfig.for_model("llama")
         kwargs.setdefault("pad_token_id", self.text_config.pad_token_id)
         kwargs.setdefault("bos_token_id", self.text_config.bos_token_id)
         kwargs.setdefault("eos_token_id", self.text_config.eos_token_id)
@@ -102,7 +104,7 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.text_match = nn.Linear(text.dim, text.dim)
         self.question_projection = nn.Linear(text.dim, dim)
         self.decoder = Decoder(
-            lm if lm is not None else AutoModelForCausalLM.from_config(config.text_config),
+            lm if lm is not None else AutoModelForCausalLM.from_config(copy.deepcopy(config.text_config)),
             memory_dim=dim,
             width=dim,
             heads=decoder.cross_attention_heads,

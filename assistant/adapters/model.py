@@ -1,0 +1,123 @@
+"""The two adapters as PEFT tuners: which layers they take, and how PEFT's shared machinery treats them.
+
+Knows nothing about training or files; saving, loading, switching and deleting adapters are PEFT's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from torch import nn
+
+from assistant.adapters.config import (
+    AdapterError,
+    AdapterKind,
+    DyAMoPEConfig,
+    DynamicRankConfig,
+    DyQLoRAFAConfig,
+)
+from assistant.adapters.layer import DyAMoPELinear, DynamicRankLayer, DyQLoRAFALinear
+from assistant.adapters.nf4 import prepare_nf4
+
+
+class DynamicRankModel(BaseTuner):  # type: ignore[misc] # PEFT is untyped
+    """Puts adapter layers around the linear layers of a model; subclasses name the layer class."""
+
+    prefix = "lora_"
+    tuner_layer_cls = DynamicRankLayer
+    layer_class: type[DynamicRankLayer]
+
+    def _prepare_adapter_config(self, peft_config: DynamicRankConfig, model_config: dict[str, Any]) -> Any:
+        return peft_config  # default targets are found in `_prepare_model`, which sees the modules
+
+    def _prepare_model(self, peft_config: DynamicRankConfig, model: nn.Module) -> None:
+        prepare_nf4(model)
+        if peft_config.target_modules is None:
+            peft_config.target_modules = decoder_linears(model)
+
+    def _create_and_replace(
+        self,
+        peft_config: DynamicRankConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target
+        if not isinstance(layer, DynamicRankLayer):
+            if not isinstance(target, nn.Linear):
+                kind = type(target).__name__
+                raise AdapterError("not_linear", f"{current_key} is a {kind}. Name linear layers in target_modules.")
+            layer = self.layer_class(target, current_key)
+            self._replace_module(parent, target_name, layer, target)
+        layer.update_layer(adapter_name, peft_config)
+        BaseTunerLayer.set_adapter(layer, self.active_adapters, inference_mode=peft_config.inference_mode)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Adapters stay in the base's compute dtype: PEFT's lift to float32 doubles what a layer keeps."""
+
+
+class DyQLoRAFAModel(DynamicRankModel):
+    """Tuner of peft_type DYQLORAFA."""
+
+    layer_class = DyQLoRAFALinear
+
+
+class DyAMoPEModel(DynamicRankModel):
+    """Tuner of peft_type DYAMOPE."""
+
+    layer_class = DyAMoPELinear
+
+    def _prepare_model(self, peft_config: DyAMoPEConfig, model: nn.Module) -> None:
+        super()._prepare_model(peft_config, model)
+        keys = [name for name, _ in model.named_modules()]
+        for mov in peft_config.mov_modules:
+            named = [key for key in keys if key == mov or key.endswith(f".{mov}")]
+            if not any(check_target_module_exists(peft_config, key) for key in named):
+                raise AdapterError("unknown_mov", f"mov_modules: {mov!r} is no target of the adapter. Name a target.")
+
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()
+        for module in self.model.modules():
+            if isinstance(module, DyAMoPELinear):
+                for name in module.active_names():
+                    module.get_delta_weight(name)
+
+
+def decoder_linears(model: nn.Module) -> list[str]:
+    """Names of all linear layers inside decoder layers (q, k, v, o, gate, up, down for Llama), never the output head.
+
+    Short names where they are unambiguous. Raises AdapterError `no_decoder_layers`.
+    """
+    linears, stacks = set(), []
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith("DecoderLayer"):
+            stacks.append(f"{name}.")
+        elif isinstance(module, nn.Linear | DynamicRankLayer):
+            linears.add(name.removesuffix(".base_layer"))
+    inside = {name for name in linears if name.startswith(tuple(stacks))}
+    if not inside:
+        kind = type(model).__name__
+        raise AdapterError("no_decoder_layers", f"{kind} has no decoder layers. Name target_modules in the config.")
+    short = {name.rpartition(".")[2] for name in inside}
+    outside = {name.rpartition(".")[2] for name in linears - inside}
+    return sorted(inside if short & outside else short)
+
+
+def register() -> None:
+    """Make PEFT know both adapters by name. Its own registration takes only names of a closed enumeration."""
+    for kind, config, tuner in (
+        (AdapterKind.DYQLORAFA, DyQLoRAFAConfig, DyQLoRAFAModel),
+        (AdapterKind.DYAMOPE, DyAMoPEConfig, DyAMoPEModel),
+    ):
+        PEFT_TYPE_TO_CONFIG_MAPPING[kind.value] = config
+        PEFT_TYPE_TO_TUNER_MAPPING[kind.value] = tuner
+        PEFT_TYPE_TO_PREFIX_MAPPING[kind.value] = tuner.prefix

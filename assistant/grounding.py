@@ -1,0 +1,225 @@
+"""Text encoder, image-grounded text encoder, and the losses that match images and texts. Knows nothing about pixels.
+
+Letters: B texts, T text tokens with the two states, N visual tokens, D text width, Dv visual width, h heads.
+
+The encoders are the text half of MAEMI (arXiv 2408.13248) and MVaEMa (2409.07463), after BLIP's mixture of encoders;
+the gates are Flamingo's: zero at the start, so a fresh grounded encoder passes the text states through unchanged by
+the image.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from assistant.errors import ConfigError
+
+CLS, ENC = 0, 1
+"""Positions of the two learned states in front of a text: summary of the text alone, summary of text and image."""
+STATES = 2
+
+WEIGHT_FLOOR = 1e-4
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, bidirectional; `mask` [B, T] is False at padding."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)  # [B, h, T, D / h]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # [B, T, D]
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of text [B, T, D] to visual tokens [B, N, Dv]; blind where the mask hides them all."""
+
+    def __init__(self, dim: int, heads: int, image_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(image_dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, visual: Tensor, mask: Tensor | None) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, h, T, D / h]
+        k, v = self.kv(visual).unflatten(-1, (2, self.heads, -1)).transpose(1, 3).unbind(2)  # [B, h, N, D / h]
+        shown = None if mask is None else mask[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=shown)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # [B, T, D]
+        return out
+
+
+def feed_forward(dim: int) -> nn.Sequential:
+    """Two linear layers around a GELU, four times as wide inside."""
+    return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+
+class TextBlock(nn.Module):
+    """Pre-LN transformer block over text."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
+        self.mlp_norm, self.mlp = nn.LayerNorm(dim), feed_forward(dim)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), mask)
+        z: Tensor = x + self.mlp(self.mlp_norm(x))
+        return z
+
+
+class GroundedBlock(nn.Module):
+    """Self-attention, then gated cross-attention to the image, then a gated feed-forward layer.
+
+    s = x + Attention(LN x);  c = s + tanh(a) XAttn(LN s, V);  c + tanh(b) FFN(LN c);  a = b = 0 at the start.
+    """
+
+    def __init__(self, dim: int, heads: int, image_dim: int) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
+        self.cross_norm, self.cross = nn.LayerNorm(dim), CrossAttention(dim, heads, image_dim)
+        self.mlp_norm, self.mlp = nn.LayerNorm(dim), feed_forward(dim)
+        self.cross_gate = nn.Parameter(torch.zeros(()))
+        self.mlp_gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, mask: Tensor, visual: Tensor, visual_mask: Tensor | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), mask)
+        x = x + self.cross_gate.tanh() * self.cross(self.cross_norm(x), visual, visual_mask)
+        z: Tensor = x + self.mlp_gate.tanh() * self.mlp(self.mlp_norm(x))
+        return z
+
+
+class TextEncoder(nn.Module):
+    """Bidirectional transformer over question and auxiliary text, with learned positions.
+
+    Raises ConfigError `heads`, and `text_too_long` for more than `max_tokens` tokens.
+    """
+
+    def __init__(
+        self, vocab_size: int, dim: int, depth: int, heads: int, *, max_tokens: int = 192, pad_id: int = 0
+    ) -> None:
+        super().__init__()
+        _check_heads(dim, heads)
+        self.max_tokens = max_tokens
+        self.tokens = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.states = nn.Parameter(torch.empty(1, STATES, dim).normal_(std=0.02))
+        self.positions = nn.Parameter(torch.empty(1, max_tokens, dim).normal_(std=0.02))
+        self.blocks = nn.ModuleList(TextBlock(dim, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and mask [B, T] (False at padding) -> states [B, T + 2, D], [CLS] and [ENC] first."""
+        batch, length = ids.shape
+        if length > self.max_tokens:
+            raise ConfigError(
+                "text_too_long",
+                f"The text encoder got {length} tokens and takes {self.max_tokens}. "
+                "Shorten the text or raise text_encoder.max_tokens.",
+            )
+        x = self.tokens(ids) + self.positions[:, :length]  # [B, T, D]
+        x = torch.cat((self.states.expand(batch, -1, -1), x), dim=1)  # [B, T + 2, D]
+        mask = F.pad(mask, (STATES, 0), value=True)
+        for block in self.blocks:
+            x = block(x, mask)
+        encoded: Tensor = self.norm(x)
+        return encoded
+
+
+class GroundedEncoder(nn.Module):
+    """Image-grounded text encoder: text states that have looked at the image.
+
+    Raises ConfigError `heads`.
+    """
+
+    def __init__(self, dim: int, depth: int, heads: int, image_dim: int) -> None:
+        super().__init__()
+        _check_heads(dim, heads)
+        self.visual_norm = nn.LayerNorm(image_dim)
+        self.blocks = nn.ModuleList(GroundedBlock(dim, heads, image_dim) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, text: Tensor, text_mask: Tensor, visual: Tensor, visual_mask: Tensor | None = None) -> Tensor:
+        """States [B, T, D] with mask [B, T]; visual tokens [B, N, Dv], their mask [B, N] or None -> [B, T, D]."""
+        visual = self.visual_norm(visual)
+        x = text
+        for block in self.blocks:
+            x = block(x, text_mask, visual, visual_mask)
+        grounded: Tensor = self.norm(x)
+        return grounded
+
+
+class MatchingHead(nn.Module):
+    """Image-text matching: the logit that a text belongs to the image it was grounded in."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(dim, 1)
+
+    def forward(self, grounded: Tensor) -> Tensor:
+        """Grounded states [B, T, D] -> logits [B], read from [ENC]."""
+        logits: Tensor = self.score(grounded[:, ENC]).squeeze(-1)
+        return logits
+
+
+def matching_loss(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean binary cross-entropy over the pairs [B] that `mask` keeps; 0 where it keeps none."""
+    mask = torch.ones_like(logits) if mask is None else mask.to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+    return (losses * mask).sum() / mask.sum().clamp(min=1.0)
+
+
+def contrastive_loss(
+    image_vec: Tensor, text_vec: Tensor, temperature: float | Tensor, same_caption: Tensor | None = None
+) -> Tensor:
+    """Symmetric image-text contrast over a batch of pairs [B, D]; the vectors are L2-normalised here.
+
+    Pairs of different rows with the same caption (`same_caption` [B, B]) are no negatives of each other.
+    """
+    similarity = F.normalize(image_vec, dim=-1) @ F.normalize(text_vec, dim=-1).mT / temperature  # [B, B]
+    target = torch.arange(len(similarity), device=similarity.device)
+    if same_caption is not None:
+        paired = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+        similarity = similarity.masked_fill((same_caption | same_caption.mT) & ~paired, float("-inf"))
+    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.mT, target)) / 2
+
+
+@torch.no_grad()
+def hard_negatives(
+    similarity: Tensor, same_caption: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one hard negative image per text and one hard negative text per image, the likelier the more similar.
+
+    similarity [B, B] of images (rows) and texts (columns); same_caption [B, B] marks pairs that are no negatives.
+    Returns image_for_text [B], text_for_image [B] and the mask [B] of rows that have a legal negative; the others
+    hold their own index. Weights are softmax(similarity) + 1e-4 (BLIP); without a generator torch's own draws.
+    """
+    paired = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    legal = ~(same_caption | same_caption.mT | paired)
+    valid = legal.any(dim=-1)  # [B], the same for images and texts: legal is symmetric
+    fallback = paired & ~valid[:, None]
+    text_for_image = _draw(similarity, legal, fallback, generator)
+    image_for_text = _draw(similarity.mT, legal, fallback, generator)
+    return image_for_text, text_for_image, valid
+
+
+def _draw(similarity: Tensor, legal: Tensor, fallback: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One column per row; rows without a legal one give their own index."""
+    weights = (similarity.float().softmax(dim=-1) + WEIGHT_FLOOR) * legal + fallback
+    if generator is None:
+        return weights.multinomial(1).squeeze(-1)
+    drawn = weights.to(generator.device).multinomial(1, generator=generator)
+    return drawn.squeeze(-1).to(similarity.device)
+
+
+def _check_heads(dim: int, heads: int) -> None:
+    if dim % heads:
+        raise ConfigError("heads", f"Text width {dim} is not a multiple of {heads} heads. Change either.")

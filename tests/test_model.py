@@ -1,0 +1,124 @@
+"""The wiring: an untrained student is its language model, an image matters, batch-mates and padding do not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from students import conversation, picture, tiny_student
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from assistant.chat import Conversation, Message
+from assistant.errors import ConfigError
+from assistant.model import MaemiForConditionalGeneration, MaemiProcessor, language_model_loss
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[MaemiForConditionalGeneration, MaemiProcessor]:
+    return tiny_student()
+
+
+def open_gates(student: MaemiForConditionalGeneration) -> None:
+    for name, parameter in student.named_parameters():
+        if "gate" in name and "decoder.blocks" in name:
+            parameter.data.fill_(0.5)
+
+
+def test_an_untrained_student_equals_its_language_model(parts) -> None:
+    student, processor = tiny_student()
+    batch = processor([conversation("What is it?", "Wires.")], [[picture(0)]])
+    with torch.no_grad():
+        seen = student(**batch).logits
+        alone = student.decoder.lm(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert torch.equal(seen, alone)
+
+
+def test_the_image_reaches_the_answer(parts) -> None:
+    student, processor = parts
+    open_gates(student)
+    losses = [
+        student(**processor([conversation("What is it?", "Wires.")], [[picture(seed)]])).loss.item() for seed in (0, 1)
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_gradients_reach_every_part_of_an_opened_student() -> None:
+    student, processor = tiny_student()
+    open_gates(student)
+    for name, parameter in student.named_parameters():
+        if "gate" in name:
+            parameter.data.fill_(0.5)
+    student.train().requires_grad_(True)
+    batch = processor([conversation("What is it?", "Wires."), conversation("Size?", "Big.")], [[picture(0)], [picture(1)]])
+    student(**batch).loss.backward()
+    untouched = {name for name, p in student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    matching = {name for name in untouched if name.startswith(("matching", "image_match", "text_match"))}
+    assert untouched == matching
+
+
+def test_padding_changes_no_loss(parts) -> None:
+    """A short conversation beside a long one: neither sees the other's padding, images or questions."""
+    student, processor = parts
+    short = conversation("Size?", "Big.")
+    long = Conversation(
+        (
+            Message("user", "Compare the two images, please.", 2, "5 kV"),
+            Message("assistant", "The first is finer."),
+            Message("user", "And the surface?"),
+            Message("assistant", "Rough."),
+        )
+    )
+    images = [[picture(0)], [picture(1), picture(2)]]
+    both = processor([short, long], images)
+    with torch.no_grad():
+        together = student(**both).logits
+        for row, (talk, shown) in enumerate(zip([short, long], images, strict=True)):
+            one = processor([talk], [shown])
+            alone = student(**one).logits
+            length = one["input_ids"].shape[1]
+            torch.testing.assert_close(together[row, :length], alone[0], atol=1e-5, rtol=1e-4)
+
+
+def test_greedy_answers_are_equal_alone_and_left_padded(parts) -> None:
+    student, processor = parts
+    asks = [Conversation((Message("user", text, 1),)) for text in ("Size?", "What kind of material is this, please?")]
+    images = [[picture(3)], [picture(4)]]
+    batch = processor(asks, images, padding_side="left")
+    together = student.generate(**batch, max_new_tokens=12, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    for row, (ask, shown) in enumerate(zip(asks, images, strict=True)):
+        one = processor([ask], [shown], padding_side="left")
+        alone = student.generate(**one, max_new_tokens=12, do_sample=False)[0, one["input_ids"].shape[1] :]
+        assert together[row].tolist()[: len(alone)] == alone.tolist()
+
+
+def test_beams_keep_their_own_image(parts) -> None:
+    student, processor = parts
+    batch = processor([Conversation((Message("user", "Size?", 1),))], [[picture(0)]], padding_side="left")
+    beams = student.generate(**batch, max_new_tokens=4, num_beams=3, num_return_sequences=3, do_sample=False)
+    assert len(beams) == 3
+
+
+def test_a_student_round_trips_through_the_auto_classes(parts, tmp_path: Path) -> None:
+    student, processor = parts
+    student.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    words = AutoProcessor.from_pretrained(tmp_path)
+    batch = processor([conversation("Size?", "Big.")], [[picture(0)]])
+    repeated = words([conversation("Size?", "Big.")], [[picture(0)]])
+    assert all(torch.equal(batch[name], repeated[name]) for name in batch)
+    with torch.no_grad():
+        torch.testing.assert_close(student(**batch).logits, again(**repeated).logits, atol=1e-6, rtol=1e-5)
+
+
+def test_markers_and_images_must_agree(parts) -> None:
+    _, processor = parts
+    with pytest.raises(ConfigError, match="image_count"):
+        processor([conversation("Size?", "Big.")], [[]])
+
+
+def test_the_loss_is_the_mean_over_answer_tokens() -> None:
+    logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [1 / 3, 1 / 3, 1 / 3]]]))
+    labels = torch.tensor([[-100, 1, 2]])
+    expected = -(np.log(0.25) + np.log(0.1)) / 2
+    assert language_model_loss(logits, labels).item() == pytest.approx(expected, rel=1e-5)
