@@ -60,6 +60,7 @@ class Run:
 def write_directory(final: Path, write: Callable[[Path], None]) -> None:
     """Fill a directory so that `final` is either what it was or whole: stage, fsync, manifest, rename."""
     final.parent.mkdir(parents=True, exist_ok=True)
+    recover(final)
     staging = final.with_name(f".{final.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
@@ -69,13 +70,19 @@ def write_directory(final: Path, write: Callable[[Path], None]) -> None:
     (staging / MANIFEST).write_text(json.dumps({"format": 1, "files": entries}, indent=1, sort_keys=True) + "\n")
     for path in [*files, staging / MANIFEST, *(p for p in staging.rglob("*") if p.is_dir()), staging]:
         _fsync(path)
-    replaced = final.with_name(f".{final.name}.replaced")
+    replaced = _replaced(final)
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
         final.rename(replaced)
     staging.rename(final)
     _fsync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def recover(final: Path) -> None:
+    """Put back the old directory where a write was killed between moving it away and moving the new one in."""
+    if not final.exists() and _replaced(final).is_dir():
+        _replaced(final).rename(final)
 
 
 def verify_directory(path: Path) -> None:
@@ -98,6 +105,8 @@ def resolve_run(path: Path | None) -> Path:
     """The verified model directory of a run; None is the bundled student."""
     if path is None:
         return _verified(BUNDLED)
+    recover(path)
+    recover(path / "model")
     if not path.is_dir():
         raise RunError("no_run", f"{path} is not a directory. Name a run that `maemi train` wrote.")
     return _verified(path if (path / MANIFEST).exists() else path / "model")
@@ -241,6 +250,10 @@ def _copy_base(run: Run, target: Path) -> None:
 def _verified(path: Path) -> Path:
     verify_directory(path)
     return path
+
+
+def _replaced(final: Path) -> Path:
+    return final.with_name(f".{final.name}.replaced")
 
 
 def _entry(path: Path) -> dict[str, Any]:
