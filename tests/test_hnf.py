@@ -88,6 +88,13 @@ def test_knn_ties_go_to_the_lower_index(dtype: torch.dtype) -> None:
     assert torch.equal(same, expected)
 
 
+def test_rounding_noise_does_not_choose_a_neighbour() -> None:
+    """The last bits of a product change with the batch size; neighbours of equal patches must not."""
+    x = torch.randn(1, 6, 8, dtype=F64).repeat(1, 4, 1)
+    noisy = x + 1e-13 * torch.randn_like(x)
+    assert torch.equal(knn_graph(noisy, 2), knn_graph(x, 2))
+
+
 def test_knn_is_a_simple_graph_without_gradient() -> None:
     """A self-loop or a one-way edge would give the Chebyshev filter a Laplacian outside [-1, 1]."""
     x = torch.randn(4, 30, 6, requires_grad=True)
@@ -102,7 +109,8 @@ def test_knn_is_a_simple_graph_without_gradient() -> None:
 
 def test_cosine_edges_weigh_their_similarity() -> None:
     x = torch.randn(2, 12, 4, dtype=F64)
-    weighted, binary = knn_graph(x, 3, weights="cosine"), knn_graph(x, 3)
+    weighted, binary = knn_graph(x, 11, weights="cosine"), knn_graph(x, 11)  # all pairs: some cosines are negative
+    assert (weighted >= 0).all()
     unit = torch.nn.functional.normalize(x, dim=-1)
     assert torch.allclose(weighted, binary * (unit @ unit.mT).clamp(min=0.0))
 
@@ -307,6 +315,13 @@ def test_the_fused_vector_enters_the_next_scale_as_both() -> None:
     cls, node = entered[0]
     assert torch.equal(cls, out.scales[:, 0])
     assert torch.equal(node, out.scales[:, 0])
+
+
+def test_tokens_are_the_patches_of_the_last_scale() -> None:
+    hnf, evolved = small_hnf(), []
+    hnf.scales[2].ode.register_forward_hook(lambda _, args, out: evolved.append(out))
+    out = hnf(torch.rand(2, 1, 32, 32, dtype=F64))
+    assert torch.equal(out.tokens, evolved[0][:, 1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])

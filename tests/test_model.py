@@ -49,7 +49,9 @@ def test_gradients_reach_every_part_of_an_opened_student() -> None:
         if "gate" in name:
             parameter.data.fill_(0.5)
     student.train().requires_grad_(True)
-    batch = processor([conversation("What is it?", "Wires."), conversation("Size?", "Big.")], [[picture(0)], [picture(1)]])
+    batch = processor(
+        [conversation("What is it?", "Wires."), conversation("Size?", "Big.")], [[picture(0)], [picture(1)]]
+    )
     student(**batch).loss.backward()
     untouched = {name for name, p in student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
     matching = {name for name in untouched if name.startswith(("matching", "image_match", "text_match"))}

@@ -16,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from assistant.config import AdapterConfig, Config, load_config
+from assistant.config import AdapterConfig, Config, ViTConfig, load_config
 from assistant.errors import ConfigError
-from training.shapes import BUNDLED_SHAPE, LlamaShape, language_model_shape, shape_in, vit_sizes
+from training.shapes import BUNDLED_SHAPE, LlamaShape, image_encoder_sizes, language_model_shape, shape_in
 
 GIB = 1024**3
 CARDS = (6, 8, 12, 16, 24)  # [GiB]
@@ -85,9 +85,8 @@ def _count_student(sections: str, shape: LlamaShape) -> StudentParameters:
     from assistant.model import MaemiConfig, MaemiForConditionalGeneration
 
     stated = json.loads(sections)
-    vit = Config.model_validate(stated | {"init": "bundled"}).vit
-    width, depth, heads, patch = vit_sizes(vit.tower, vit.dim, vit.depth, vit.heads, vit.patch_size)
-    stated["vit"] |= {"tower": None, "dim": width, "depth": depth, "heads": heads, "patch_size": patch}
+    tower, vit = stated["vit"]["tower"], image_encoder_sizes(ViTConfig.model_validate(stated["vit"]))
+    stated["vit"] |= {"tower": None} | asdict(vit)
     text = LlamaConfig(
         hidden_size=shape.hidden,
         intermediate_size=64,
@@ -101,7 +100,7 @@ def _count_student(sections: str, shape: LlamaShape) -> StudentParameters:
     in_vit = sum(p.numel() for p in student.vit.parameters())
     rest = sum(p.numel() for p in student.parameters()) - in_lm - in_vit
     # A tower sees three channels, has no bias on its patches, and a norm before its blocks.
-    return StudentParameters(in_vit + (2 * patch**2 * width + width if vit.tower else 0), rest)
+    return StudentParameters(in_vit + (2 * vit.patch_size**2 * vit.dim + vit.dim if tower else 0), rest)
 
 
 # ---------------------------------------------------------------------------------- activations
@@ -146,26 +145,46 @@ def hnf_activations(image_size: int, patch_sizes: tuple[int, ...], dim: int, *, 
     for patch in patch_sizes:
         patches = (image_size // patch) ** 2
         tokens = patches + 1
-        field = FP32 * dim + 2 * FP32 + p * (dim + 5 * dim + dim + 3 * dim) + FP32 * heads
+        field = FP32 * dim + 2 * FP32 + p * 8 * dim + FP32 * heads
         solved = 4 * steps * 2 * tokens * field
         graph = tokens * (2 * p * dim + FP32 * dim) + 2 * FP32 * tokens**2
         total += solved + graph + p * (patches * patch**2 + 2 * dim * tokens)
     return total
 
 
+def grounding_activations(config: Config, *, texts: int, tokens: int, p: int) -> int:
+    """Bytes text encoder and image-grounded encoder keep for `texts` of `tokens` in all, one image to each text."""
+    text, visual = config.text_encoder, config.decoder.cross_attention_dim
+    block = block_activations(text.dim, text.heads, p=p)
+    cross = FP32 * text.dim + 2 * FP32 + p * 5 * text.dim + FP32 * text.heads  # norm, q, mixture, two gated sums
+    seen = image_tokens(config) * (FP32 * visual + 2 * FP32 + p * visual + text.grounded_depth * 2 * p * text.dim)
+    return tokens * (text.depth * block + text.grounded_depth * (block + cross)) + texts * seen
+
+
+def image_tokens(config: Config) -> int:
+    """Tokens of one image in the visual memory: ViT's, the scale vectors and the last scale's patches of HNF."""
+    patch, size = image_encoder_sizes(config.vit).patch_size, config.image_size
+    patches = (size // config.hnf.patch_sizes[-1]) ** 2
+    return (size // patch) ** 2 + 1 + len(config.hnf.patch_sizes) + patches
+
+
 def vision_activations(config: Config, *, p: int) -> int:
-    """Bytes encoders, question encoder and image-text matching keep for one batch of one-image conversations."""
-    batch, text = config.training.batch_size, config.text_encoder
-    vit, hnf, size = config.vit, config.hnf, config.image_size
-    width, depth, heads, patch = vit_sizes(vit.tower, vit.dim, vit.depth, vit.heads, vit.patch_size)
-    seen = ((size // patch) ** 2 + 1) * depth * block_activations(width, heads, p=p) if vit.trainable else 0
-    seen += hnf_activations(size, hnf.patch_sizes, hnf.dim, steps=hnf.steps, p=p)
-    asked = min(config.training.turns * text.max_tokens, config.training.max_tokens)
-    matched = 3 * text.max_tokens if config.loss.itm or config.loss.itc else 0
-    layer = block_activations(text.dim, text.heads, p=p)
-    grounded = layer + cross_attention_activations(text.dim, text.dim, text.heads, p=p)
-    read = (asked + matched) * (text.depth * layer + text.grounded_depth * grounded)
-    return batch * (seen + read)
+    """Bytes encoders, question encoder and image-text matching keep for a batch of one-image conversations.
+
+    An upper bound: questions and auxiliary texts are taken as long as the conversation or the encoder allows.
+    """
+    training, hnf, size = config.training, config.hnf, config.image_size
+    vit = image_encoder_sizes(config.vit)
+    seen = hnf_activations(size, hnf.patch_sizes, hnf.dim, steps=hnf.steps, p=p)
+    if config.vit.trainable:
+        seen += ((size // vit.patch_size) ** 2 + 1) * vit.depth * block_activations(vit.dim, vit.heads, p=p)
+    longest = config.text_encoder.max_tokens
+    asked = grounding_activations(
+        config, texts=training.turns, tokens=min(training.turns * longest, training.max_tokens), p=p
+    )
+    matching = config.loss.itm or config.loss.itc  # a text with its image, a wrong image, and a wrong text
+    matched = grounding_activations(config, texts=3, tokens=3 * longest, p=p) if matching else 0
+    return training.batch_size * (seen + asked + matched)
 
 
 def loss_peak(shape: LlamaShape, tokens: int, *, p: int) -> int:
@@ -301,23 +320,13 @@ def _judge(config: Config, shape: LlamaShape, total: int, gib: float) -> CardVer
 
 
 def fitting_settings(config: Config, shape: LlamaShape, gib: float) -> tuple[str, ...] | None:
-    """Return the overrides that make a step fit, those that cost least first, and none that is not needed."""
-
-    def fits(values: Mapping[str, Any]) -> bool:
-        return sum(step_parts(_override(config, values), shape).values()) <= USABLE * gib * GIB
-
+    """Return the overrides that make a step fit, adding what costs least first; None where all together do not."""
     values: dict[str, Any] = {}
     for key, value in _savings(config):
         values[key] = value
-        if fits(values):
-            break
-    else:
-        return None
-    for key in list(values):
-        fewer = {k: v for k, v in values.items() if k != key}
-        if fits(fewer):
-            values = fewer
-    return tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
+        if sum(step_parts(_override(config, values), shape).values()) <= USABLE * gib * GIB:
+            return tuple(f"{name}={json.dumps(setting)}" for name, setting in values.items())
+    return None
 
 
 def _savings(config: Config) -> Iterator[tuple[str, Any]]:
@@ -331,6 +340,9 @@ def _savings(config: Config) -> Iterator[tuple[str, Any]]:
     if config.vit.trainable:
         yield "vit.trainable", False
     yield from (("training.max_tokens", tokens) for tokens in _halves(training.max_tokens, 256))
+    if config.init is None:  # a student that starts from a run has the shapes of that run
+        every = config.decoder.cross_attention_every
+        yield from (("decoder.cross_attention_every", every * factor) for factor in (2, 4))
 
 
 def _halves(start: int, stop: int) -> Iterator[int]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from assistant.config import ViTConfig
 from assistant.errors import ConfigError
 
 
@@ -89,10 +90,21 @@ SHAPES: Mapping[str, LlamaShape] = {
 BUNDLED_SHAPE = LlamaShape(256, 704, 4, 4, 4, 2048)
 """The bundled student's language model, where its files are not there to be read."""
 
-TOWERS = {  # width, depth, heads and patch size of open_clip's plain vision transformers
-    "ViT-B-32": (768, 12, 12, 32),
-    "ViT-B-16": (768, 12, 12, 16),
-    "ViT-L-14": (1024, 24, 16, 14),
+
+@dataclass(frozen=True)
+class ImageEncoderSizes:
+    """Sizes of a plain vision transformer."""
+
+    dim: int
+    depth: int
+    heads: int
+    patch_size: int
+
+
+TOWERS: Mapping[str, ImageEncoderSizes] = {  # open_clip's
+    "ViT-B-32": ImageEncoderSizes(768, 12, 12, 32),
+    "ViT-B-16": ImageEncoderSizes(768, 12, 12, 16),
+    "ViT-L-14": ImageEncoderSizes(1024, 24, 16, 14),
 }
 
 
@@ -134,10 +146,11 @@ def shape_in(file: Path) -> LlamaShape:
         ) from None
 
 
-def vit_sizes(tower: str | None, dim: int, depth: int, heads: int, patch_size: int) -> tuple[int, int, int, int]:
-    """Width, depth, heads and patch size of the image encoder. Raises: ConfigError `unknown_tower`."""
-    if tower is None:
-        return dim, depth, heads, patch_size
-    if tower not in TOWERS:
-        raise ConfigError("unknown_tower", f"The sizes of {tower!r} are not known. Plan with {', '.join(TOWERS)}.")
-    return TOWERS[tower]
+def image_encoder_sizes(vit: ViTConfig) -> ImageEncoderSizes:
+    """Return the sizes of the image encoder that is configured. Raises: ConfigError `unknown_tower`."""
+    if vit.tower is None:
+        return ImageEncoderSizes(vit.dim, vit.depth, vit.heads, vit.patch_size)
+    if vit.tower not in TOWERS:
+        known = ", ".join(TOWERS)
+        raise ConfigError("unknown_tower", f"The sizes of vit.tower {vit.tower!r} are not known. Plan with {known}.")
+    return TOWERS[vit.tower]

@@ -1,0 +1,194 @@
+"""Micrograph -> measured facts with units, methods and confidences. Knows nothing about files, models or class labels.
+
+It first decides from the picture itself what kind it is (lines, separate particles or pores, fibres, texture, uniform), then
+reports what that kind has; a quantity that the picture does not have is there too, as "not applicable". Only pixels outside
+the info bar are seen. The image processing is numpy, SciPy and scikit-image, imported when the first picture is measured.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from assistant.measurements.claims import disagreements
+from assistant.measurements.facts import FACT_NAMES, Fact, Facts, not_applicable
+
+if TYPE_CHECKING:
+    from assistant.measurements.findings import Findings
+    from assistant.measurements.picture import F64, Mask, Pixels
+    from assistant.measurements.segmentation import Objects
+    from assistant.micrograph import Micrograph
+
+__all__ = ["FACT_NAMES", "Fact", "Facts", "disagreements", "measure", "measure_pixels"]
+
+DIRECTED = 0.25
+"""Least anisotropy at which a picture has an orientation."""
+FEWEST_NEIGHBOURS = 3
+FEWEST_FOR_PERCENTILES = 5
+FINE = 10.0
+"""Diameter under which outlines are too coarse for a circularity [px of the small copy]."""
+
+METHODS = {
+    "count": "objects with their centre in the frame, threshold and watershed",
+    "mean_diameter": "equal-area diameter of whole objects",
+    "median_diameter": "equal-area diameter of whole objects",
+    "d10_diameter": "10th percentile of the equal-area diameters, by number",
+    "d90_diameter": "90th percentile of the equal-area diameters, by number",
+    "aspect_ratio": "axes of the ellipse of equal second moments, mean",
+    "circularity": "4 pi area / perimeter^2, mean",
+    "nearest_neighbour": "mean distance between neighbouring centres",
+    "coverage": "area share of the foreground",
+    "porosity": "area share of the dark phase",
+    "orientation": "structure tensor, counter-clockwise from the horizontal",
+    "anisotropy": "structure tensor, weighted by local coherence",
+    "period": "sharp peak of the Fourier spectrum",
+    "line_width": "mid-level edges of the bright lines, median",
+    "line_edge_roughness": "3 sigma of the edge positions, noise removed",
+    "fibre_width": "distance map along the skeleton, median",
+    "mean_grey": "mean within the display window",
+    "contrast": "standard deviation of the grey levels, noise removed",
+    "sharpness": "1 - blur after re-blurring (Crete)",
+    "noise": "median second difference (Immerkaer), share of the window",
+}
+
+
+class _Sheet:
+    """Collects facts in the units of one picture; what is never added is not applicable."""
+
+    def __init__(self, px_to_unit: float | None) -> None:
+        self._scale, self._unit = (1.0, "px") if px_to_unit is None else (px_to_unit, "nm")
+        self._found: dict[str, Fact] = {}
+
+    def add(self, name: str, value: float, *, unit: str = "", confidence: float, note: str = "") -> None:
+        """Add a quantity without a length in it; a value that is not finite is left out."""
+        if abs(value) < float("inf") and confidence > 0:
+            self._found[name] = Fact(
+                name, float(value), unit, METHODS[name], round(min(confidence, 1.0), 3), note
+            )
+
+    def add_length(self, name: str, pixels: float, *, confidence: float, note: str = "") -> None:
+        """Add a length given in px of the full picture."""
+        self.add(name, pixels * self._scale, unit=self._unit, confidence=confidence, note=note)
+
+    def facts(self, kind: str, reason: str) -> Facts:
+        """All facts in their order, the missing ones as not applicable for this reason."""
+        missing = {name: not_applicable(name, METHODS[name], reason) for name in FACT_NAMES}
+        return Facts(kind, tuple(self._found.get(name, missing[name]) for name in FACT_NAMES))
+
+
+def _add_grey(sheet: _Sheet, found: Findings) -> None:
+    from assistant.measurements import texture
+
+    picture = found.picture
+    sheet.add("mean_grey", 100 * float(picture.grey.mean()), unit="%", confidence=0.95)
+    sheet.add("noise", 100 * picture.noise, unit="%", confidence=0.8)
+    if found.kind != "uniform":
+        sheet.add("contrast", 100 * texture.contrast(picture), unit="%", confidence=0.9)
+        sheet.add("sharpness", texture.sharpness(picture), confidence=0.7)
+
+
+def _add_direction(sheet: _Sheet, found: Findings) -> None:
+    if found.direction is not None:
+        clear = found.direction.anisotropy
+        sheet.add("anisotropy", clear, confidence=0.8)
+        along = (
+            found.period.orientation
+            if found.kind == "lines" and found.period
+            else found.direction.orientation
+        )
+        if clear >= DIRECTED:
+            sheet.add("orientation", along % 180, unit="deg", confidence=min(0.95, 0.4 + 0.6 * clear))
+    if found.period is not None:
+        sheet.add_length(
+            "period", found.period.length, confidence=min(0.97, 0.7 + found.period.strength / 1000)
+        )
+
+
+def _add_lines(sheet: _Sheet, found: Findings) -> None:
+    if found.lines is not None:
+        sheet.add_length("line_width", found.lines.width, confidence=0.8, note=f"{found.lines.count} lines")
+        sure = 0.6 if found.lines.roughness > 0.6 else 0.4
+        sheet.add_length("line_edge_roughness", found.lines.roughness, confidence=sure)
+
+
+def _add_sizes(sheet: _Sheet, objects: Objects, chosen: Mask, *, certainty: float, factor: int) -> None:
+    import numpy as np
+
+    shape = objects.geometry
+    diameter: F64 = shape.diameter[chosen]
+    sure = certainty * (0.95 if len(diameter) >= FEWEST_FOR_PERCENTILES else 0.8)
+    note = f"{len(diameter)} whole objects"
+    sheet.add_length("mean_diameter", factor * float(diameter.mean()), confidence=sure, note=note)
+    sheet.add_length("median_diameter", factor * float(np.median(diameter)), confidence=sure, note=note)
+    if len(diameter) >= FEWEST_FOR_PERCENTILES:
+        low, high = np.percentile(diameter, [10, 90])
+        sheet.add_length("d10_diameter", factor * float(low), confidence=0.9 * sure)
+        sheet.add_length("d90_diameter", factor * float(high), confidence=0.9 * sure)
+    sheet.add("aspect_ratio", float((shape.major / shape.minor)[chosen].mean()), confidence=0.9 * sure)
+    if float(np.median(diameter)) >= FINE:
+        roundness = np.minimum(4 * np.pi * shape.area / np.maximum(objects.perimeter, 1) ** 2, 1.0)
+        sheet.add("circularity", float(roundness[chosen].mean()), confidence=0.8 * sure)
+
+
+def _add_neighbours(sheet: _Sheet, objects: Objects, counted: Mask, *, certainty: float, factor: int) -> None:
+    import numpy as np
+    from scipy.spatial import cKDTree
+
+    points = np.stack([objects.geometry.x[counted], objects.geometry.y[counted]], axis=1)
+    if len(points) >= FEWEST_NEIGHBOURS:
+        distance, _ = cKDTree(points).query(points, k=2)
+        sheet.add_length(
+            "nearest_neighbour", factor * float(distance[:, 1].mean()), confidence=0.9 * certainty
+        )
+
+
+def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
+    counted = objects.good & objects.inside
+    certainty = found.share_confidence
+    note = "bright objects" if objects.candidate.bright else "dark objects"
+    sheet.add("count", int(counted.sum()), confidence=certainty, note=note)
+    whole = objects.good & objects.whole
+    if whole.any():
+        _add_sizes(sheet, objects, whole, certainty=certainty, factor=found.picture.factor)
+    _add_neighbours(sheet, objects, counted, certainty=certainty, factor=found.picture.factor)
+
+
+def _add_share(sheet: _Sheet, found: Findings) -> None:
+    if found.share is not None:
+        name = "porosity" if found.kind == "pores" else "coverage"
+        sheet.add(name, 100 * found.share, unit="%", confidence=found.share_confidence)
+
+
+def _facts_of(pixels: Pixels, low: float, high: float, *, nm_per_pixel: float | None) -> Facts:
+    from assistant.measurements.findings import find
+    from assistant.measurements.picture import picture_of
+
+    sheet = _Sheet(nm_per_pixel)
+    picture = picture_of(pixels, low, high)
+    if picture is None:
+        return sheet.facts("uniform", "the picture is too small, constant or not finite")
+    found = find(picture)
+    _add_grey(sheet, found)
+    _add_direction(sheet, found)
+    _add_lines(sheet, found)
+    if found.objects is not None:
+        _add_objects(sheet, found, found.objects)
+    _add_share(sheet, found)
+    if found.fibres is not None:
+        sure = 0.75 if found.fibres.separability > 0.74 else 0.5
+        sheet.add_length("fibre_width", found.picture.factor * found.fibres.width, confidence=sure)
+    return sheet.facts(found.kind, f"not a quantity of a picture of kind {found.kind}, or not clear enough")
+
+
+def measure(m: Micrograph) -> Facts:
+    """Measure a micrograph outside its info bar; lengths are in nm where it is calibrated, else in px."""
+    window = m.window()
+    scale = None if m.calibration is None else m.calibration.nm_per_pixel
+    return _facts_of(m.content, window.low, window.high, nm_per_pixel=scale)
+
+
+def measure_pixels(pixels: Pixels, *, nm_per_pixel: float | None) -> Facts:
+    """Measure a bare array [H, W]; the window is its 0.1 and 99.9 percentiles."""
+    from assistant.measurements.picture import window_of
+
+    low, high = window_of(pixels)
+    return _facts_of(pixels, low, high, nm_per_pixel=nm_per_pixel)

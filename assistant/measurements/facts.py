@@ -1,0 +1,126 @@
+"""Fact and Facts: what was measured, in which unit, by which method and how surely. Knows nothing about pixels."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Kind = Literal["particles", "pores", "lines", "fibres", "texture", "uniform"]
+KINDS: tuple[Kind, ...] = ("particles", "pores", "lines", "fibres", "texture", "uniform")
+
+FACT_NAMES = (
+    "count",
+    "mean_diameter",
+    "median_diameter",
+    "d10_diameter",
+    "d90_diameter",
+    "aspect_ratio",
+    "circularity",
+    "nearest_neighbour",
+    "coverage",
+    "porosity",
+    "orientation",
+    "anisotropy",
+    "period",
+    "line_width",
+    "line_edge_roughness",
+    "fibre_width",
+    "mean_grey",
+    "contrast",
+    "sharpness",
+    "noise",
+)
+LINE_ORDER = (
+    "count",
+    "mean_diameter",
+    "d10_diameter",
+    "d90_diameter",
+    "aspect_ratio",
+    "nearest_neighbour",
+    "coverage",
+    "porosity",
+    "period",
+    "line_width",
+    "line_edge_roughness",
+    "fibre_width",
+    "orientation",
+    "anisotropy",
+    "contrast",
+    "noise",
+)
+LINE_ENTRIES = 12
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One measured quantity; value None with confidence 0 means that it does not apply to this picture."""
+
+    name: str
+    value: float | None
+    unit: str
+    """"", "px", "nm", "%", "deg" or "1/um^2"; lengths are in nm where the picture is calibrated, else in px."""
+    method: str
+    confidence: float
+    """0..1; how much of the quantity a person measuring by hand would confirm."""
+    note: str = ""
+
+    @property
+    def applies(self) -> bool:
+        """True where there is a value."""
+        return self.value is not None and self.confidence > 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All facts about one picture, in a fixed order, and what kind of picture it looks like to the measurement."""
+
+    kind: str
+    items: tuple[Fact, ...]
+
+    def __getitem__(self, name: str) -> Fact:
+        """Return the fact of that name.
+
+        Raises:
+            KeyError: there is no fact of that name.
+        """
+        fact = self.get(name)
+        if fact is None:
+            raise KeyError(name)
+        return fact
+
+    def get(self, name: str) -> Fact | None:
+        """Return the fact of that name, or None."""
+        return next((fact for fact in self.items if fact.name == name), None)
+
+    def applicable(self) -> tuple[Fact, ...]:
+        """The facts that apply, in order."""
+        return tuple(fact for fact in self.items if fact.applies)
+
+    def line(self) -> str:
+        """One short line, "count 84; mean diameter 312 nm", most important first; empty where nothing applies."""
+        found = [self.get(name) for name in LINE_ORDER]
+        entries = [phrase(fact) for fact in found if fact is not None and fact.applies]
+        return "; ".join(entries[:LINE_ENTRIES])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON: {"kind", "items": [{"name", "value", "unit", "method", "confidence", "note"}]}."""
+        return {"kind": self.kind, "items": [asdict(fact) for fact in self.items]}
+
+
+def not_applicable(name: str, method: str, note: str) -> Fact:
+    """A fact that this picture does not have, with the reason."""
+    return Fact(name, None, "", method, 0.0, note)
+
+
+def number(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    text = f"{value:.3g}"
+    if "e" not in text:
+        return text
+    return f"{float(text):.0f}" if abs(value) >= 1 else f"{float(text):.12f}".rstrip("0").rstrip(".")
+
+
+def phrase(fact: Fact) -> str:
+    """Name, value and unit as they stand in the line: "mean diameter 312 nm"."""
+    assert fact.value is not None
+    return f"{fact.name.replace('_', ' ')} {number(fact.value)} {fact.unit}".rstrip()

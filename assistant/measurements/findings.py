@@ -1,0 +1,174 @@
+"""Picture -> what kind of picture it is and what was found in it. Knows nothing about units or wording.
+
+The order of the questions matters: a sharp period with one direction is a line pattern; else clear separate bodies are objects;
+else bodies that persist along their direction are fibres; else two clear grey phases have an area share; else it is texture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from assistant.measurements.facts import Kind
+from assistant.measurements.fibres import Fibres, find_fibres
+from assistant.measurements.lines import Lines, measure_lines
+from assistant.measurements.picture import Picture
+from assistant.measurements.segmentation import (
+    Candidate,
+    Objects,
+    best_of,
+    candidates,
+    objects_of,
+    two_phases,
+)
+from assistant.measurements.texture import Direction, Period, direction, period, structure
+
+STRUCTURELESS = 1.6
+"""Variation over that of white noise, below which a picture is uniform."""
+LINE_ANISOTROPY = 0.45
+LINE_ANGLE = 12.0
+"""Largest angle between the lines by their period and by the gradients [deg]."""
+OBJECT_EVIDENCE = 0.6
+OBJECT_SHARE = 0.85
+"""Least share of the foreground in good objects."""
+PLAIN = 0.9
+"""Share of compact bodies from which objects need no comparison with fibres."""
+ELONGATED = 8.0
+"""Median aspect ratio from which separate objects are fibres."""
+TWO_PHASES = 0.74
+"""Least separability at which an area share of a picture without separate objects means something."""
+PORE_SHARE = 0.7
+"""Share of the dark phase in round bodies from which it counts as pores."""
+
+
+@dataclass
+class Findings:
+    """What was found; parts that were not found, or not looked for, are None."""
+
+    picture: Picture
+    kind: Kind = "texture"
+    direction: Direction | None = None
+    period: Period | None = None
+    lines: Lines | None = None
+    fibres: Fibres | None = None
+    objects: Objects | None = None
+    share: float | None = None
+    """of the frame that the phase in front takes up"""
+    share_confidence: float = 0.0
+
+
+def _angle_between(a: float, b: float) -> float:
+    return abs((a - b + 90) % 180 - 90)
+
+
+def _best_objects(picture: Picture) -> Objects | None:
+    """The objects of the polarity that explains its foreground better, None where neither does."""
+    tried = list(candidates(picture))
+    best: Objects | None = None
+    for bright in (True, False):
+        candidate = best_of(tried, bright=bright)
+        if candidate is None or candidate.evidence < OBJECT_EVIDENCE:
+            continue
+        found = objects_of(picture, candidate)
+        if found is None or found.share_good < OBJECT_SHARE or not (found.good & found.inside).any():
+            continue
+        if best is None or _quality(found) > _quality(best):
+            best = found
+    return best
+
+
+def _quality(found: Objects) -> float:
+    return found.share_good * found.candidate.evidence
+
+
+def _elongated(found: Objects) -> bool:
+    shape = found.geometry
+    aspect = (shape.major / shape.minor)[found.good]
+    return float(np.median(aspect)) > ELONGATED
+
+
+def _fibres(picture: Picture) -> Fibres | None:
+    """Bright fibres, else dark ones on a bright ground that is clearly another phase."""
+    found = find_fibres(picture, bright=True)
+    if found is not None:
+        return found
+    dark = find_fibres(picture, bright=False)
+    return dark if dark is not None and dark.separability > TWO_PHASES and dark.coverage < 0.4 else None
+
+
+def _is_line_pattern(found: Findings) -> bool:
+    if found.period is None or found.direction is None or found.direction.anisotropy < LINE_ANISOTROPY:
+        return False
+    return _angle_between(found.period.orientation, found.direction.orientation) < LINE_ANGLE
+
+
+def _as_lines(found: Findings) -> Findings:
+    assert found.period is not None
+    found.kind = "lines"
+    found.lines = measure_lines(found.picture, found.period)
+    phases = two_phases(found.picture)
+    if phases.separability > TWO_PHASES or found.lines is not None:
+        fills = found.lines is not None and abs(found.lines.share - phases.share) < 0.15
+        found.share = found.lines.share if fills and found.lines is not None else phases.share
+        found.share_confidence = 0.7 if fills else 0.5
+    return found
+
+
+def _as_objects(found: Findings, objects: Objects) -> Findings:
+    found.kind = "particles" if objects.candidate.bright else "pores"
+    found.objects = objects
+    found.share = float(objects.foreground.mean())
+    found.share_confidence = _certainty(objects)
+    return found
+
+
+def _as_fibres(found: Findings, fibres: Fibres) -> Findings:
+    found.kind, found.fibres = "fibres", fibres
+    if fibres.separability > 0.68:
+        found.share = fibres.coverage
+        found.share_confidence = 0.7 if fibres.separability > TWO_PHASES else 0.45
+    return found
+
+
+def _certainty(objects: Objects) -> float:
+    """Confidence that a person would outline the same objects."""
+    return float(np.clip(0.4 + 0.35 * objects.candidate.evidence, 0.0, 0.95)) * objects.share_good
+
+
+def _as_phases(found: Findings) -> Findings:
+    """A picture without separate bodies: pores where the dark phase is made of round parts, else texture."""
+    bright = two_phases(found.picture)
+    if bright.separability < TWO_PHASES:
+        return found
+    found.share, found.share_confidence = bright.share, 0.5
+    dark = objects_of(found.picture, _inverse(bright))
+    if dark is not None and dark.share_good > PORE_SHARE:
+        light = objects_of(found.picture, bright)
+        if light is None or light.share_good < dark.share_good:
+            found.kind = "pores"
+            found.share = float(dark.foreground.mean())
+    return found
+
+
+def _inverse(bright: Candidate) -> Candidate:
+    return replace(bright, bright=False, share=1 - bright.share)
+
+
+def find(picture: Picture) -> Findings:
+    """Decide what kind of picture it is and measure what that kind has."""
+    found = Findings(picture, period=period(picture))
+    if found.period is None and structure(picture) < STRUCTURELESS:
+        found.kind = "uniform"
+        return found
+    found.direction = direction(picture)
+    if _is_line_pattern(found):
+        return _as_lines(found)
+    objects = _best_objects(picture)
+    if objects is not None and objects.candidate.compact > PLAIN and not _elongated(objects):
+        return _as_objects(found, objects)
+    fibres = _fibres(picture)
+    if fibres is not None:
+        found.objects = objects if objects is not None and _elongated(objects) else None
+        return _as_fibres(found, fibres)
+    return _as_phases(found) if objects is None else _as_objects(found, objects)

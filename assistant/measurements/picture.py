@@ -1,0 +1,131 @@
+"""Raw pixels -> one Picture: grey levels 0..1, an anti-aliased small copy, the noise. Knows nothing about structures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+F32: TypeAlias = NDArray[np.float32]
+F64: TypeAlias = NDArray[np.float64]
+I32: TypeAlias = NDArray[np.int32]
+Mask: TypeAlias = NDArray[np.bool_]
+Pixels: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+SMALL_SIDE = 640
+"""Longest side of the small copy [px]."""
+CROP = 640
+"""Side of the full-resolution centre crop for noise, sharpness and fine periods [px]."""
+SMALLEST = 32
+"""Below this side a picture holds too little to measure structures [px]."""
+LOW_PERCENTILE, HIGH_PERCENTILE = 0.1, 99.9
+MAD_TO_SIGMA = 1 / 0.6745
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """The content of a micrograph as measurement sees it."""
+
+    grey: F32
+    """[H, W] windowed grey levels, 0..1"""
+    small: F32
+    """[h, w] means of `factor` x `factor` blocks of `grey`"""
+    factor: int
+
+    @cached_property
+    def crop(self) -> F32:
+        """The centre at full resolution, at most CROP px a side."""
+        return centre(self.grey, CROP)
+
+    @cached_property
+    def noise(self) -> float:
+        """Standard deviation of the pixel noise, as a share of the window."""
+        return noise_sigma(self.crop)
+
+    @cached_property
+    def small_noise(self) -> float:
+        """The same in the small copy."""
+        return self.noise if self.factor == 1 else noise_sigma(self.small)
+
+    @cached_property
+    def sigma(self) -> float:
+        """Blur that calms the noise of the small copy before segmentation [px]."""
+        return 1.0 if self.small_noise < 0.04 else 1.5 if self.small_noise < 0.1 else 2.0
+
+    @cached_property
+    def calm(self) -> F32:
+        """The small copy, denoised. [h, w]"""
+        return blurred(self.small, self.sigma)
+
+
+def blurred(image: F32, sigma: float) -> F32:
+    """Gaussian blur, cut at 3 sigma."""
+    return np.asarray(ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3.0), dtype=np.float32)
+
+
+def running_mean(image: F32, width: int) -> F32:
+    """Mean over a square window, taken twice so that it falls off smoothly."""
+    once = ndimage.uniform_filter(image, width, mode="reflect")
+    return np.asarray(ndimage.uniform_filter(once, width, mode="reflect"), dtype=np.float32)
+
+
+def centre(image: F32, side: int) -> F32:
+    """The central part of at most `side` px a side."""
+    top, left = (max(n - side, 0) // 2 for n in image.shape)
+    return image[top : top + side, left : left + side]
+
+
+def noise_sigma(image: F32) -> float:
+    """Noise from the median of a second difference across both axes, blind to edges.
+
+    J. Immerkaer, Comput. Vis. Image Underst. 64, 300 (1996), with the median in place of the mean.
+    """
+    if min(image.shape) < 3:
+        return 0.0
+    curl = np.diff(np.diff(image, n=2, axis=0), n=2, axis=1)
+    return float(np.median(np.abs(curl))) * MAD_TO_SIGMA / 6.0
+
+
+def block_mean(image: F32, factor: int) -> F32:
+    """Means of `factor` x `factor` blocks; the last incomplete row and column of blocks are left out."""
+    if factor == 1:
+        return image
+    rows, columns = (n // factor for n in image.shape)
+    total = np.zeros((rows, columns), np.float32)
+    for dy in range(factor):
+        for dx in range(factor):
+            total += image[dy : rows * factor : factor, dx : columns * factor : factor]
+    return total / np.float32(factor * factor)
+
+
+def window_of(pixels: Pixels) -> tuple[float, float]:
+    """The 0.1 and 99.9 percentiles of the finite pixels; 0, 0 where there are none."""
+    finite = pixels[np.isfinite(pixels)] if pixels.dtype.kind == "f" else pixels
+    if finite.size == 0:
+        return 0.0, 0.0
+    low, high = np.percentile(finite, [LOW_PERCENTILE, HIGH_PERCENTILE])
+    return float(low), float(high)
+
+
+def picture_of(pixels: Pixels, low: float, high: float) -> Picture | None:
+    """Window the pixels; None where they are too few or all alike. Pixels that are not finite take the median's place."""
+    if pixels.ndim != 2 or min(pixels.shape) < SMALLEST or not high > low:
+        return None
+    grey = pixels.astype(np.float32)
+    if pixels.dtype.kind == "f":
+        bad = ~np.isfinite(pixels)
+        if bad.mean() > 0.5:
+            return None
+        if bad.any():
+            grey[bad] = np.median(grey[~bad])
+    grey -= np.float32(low)
+    grey *= np.float32(1.0 / (high - low))
+    np.clip(grey, 0.0, 1.0, out=grey)
+    if float(grey.std()) < 1e-4:
+        return None
+    factor = max(1, -(-max(grey.shape) // SMALL_SIDE))
+    return Picture(grey, block_mean(grey, factor), factor)

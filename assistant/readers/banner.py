@@ -1,0 +1,129 @@
+"""Finds the burnt-in info bar and its scale bar from pixels alone. Knows nothing about files or vendors.
+
+A specimen has noise, so no grey level owns a row of it. A drawn bar is a flat fill with text on it: one exact level
+owns most of each row, the fill starts at a straight edge across the whole width, and what lies above the edge is
+something else in nearly every column.
+"""
+
+from typing import Any
+
+import numpy as np
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+
+SEARCHED = 0.3  # the bar lies within this part of the height
+SMALLEST_ROWS = 48  # a picture this small has no room for readable text
+FLAT_ROW = 0.25  # share of a row that has the fill's level, text included
+EDGE_ROW = 0.9  # ... in the first two rows of the bar, above its text
+OTHER_ABOVE = 0.8  # share of columns in which the rows above the edge are not the fill
+ABOVE = 8  # rows looked at above the edge
+RULES = 4  # drawn lines across the bar, rows thick at most
+INK = (0.003, 0.6)  # share of the bar that contrasts with the fill: text and scale bar
+RINGING = 0.01  # share of the fill that is a little off: never so in a lossless picture
+BAR_WIDTH = (0.01, 0.6)  # length of a scale bar as a share of the width
+BAR_ROWS = 3
+
+
+def find_banner(pixels: Pixels) -> tuple[int, int] | None:
+    """Rows [first, stop) of the info bar at the bottom or top of [H, W] pixels, or None."""
+    height = len(pixels)
+    if height < SMALLEST_ROWS or pixels.shape[1] < SMALLEST_ROWS:
+        return None
+    first = _edge(_levels(pixels[-int(SEARCHED * height) :]))
+    if first is not None:
+        return height - int(SEARCHED * height) + first, height
+    first = _edge(_levels(pixels[int(SEARCHED * height) - 1 :: -1]))
+    return None if first is None else (0, int(SEARCHED * height) - first)
+
+
+def _levels(pixels: Pixels) -> tuple[Pixels, int]:
+    """The pixels as int32 and the tolerance that counts as one level: JPEG ringing, or 1 % of the grey range."""
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.int32), 4
+    finite = np.where(np.isfinite(pixels), pixels, 0).astype(np.float64)
+    low, high = np.percentile(finite[::2, ::2], [1, 99])
+    scale = 1000 / (high - low) if high > low else 1.0
+    return np.clip((finite - low) * scale, -(2**30), 2**30).astype(np.int32), 10
+
+
+def _edge(levels: tuple[Pixels, int]) -> int | None:
+    """The row where a bar at the bottom of the pixels begins, or None."""
+    rows, tolerance = levels
+    strip = rows[-max(8, len(rows) // 12) : -3]
+    values, counts = np.unique(strip, return_counts=True)
+    contrast = np.abs(rows - values[counts.argmax()])  # [R, W]
+    near = contrast <= tolerance
+    fill = near.mean(axis=1)
+    top = _topmost_flat(rows, fill, tolerance)
+    for row in range(max(top, ABOVE + RULES + 1), len(rows) - max(6, len(rows) // 20)):
+        if fill[row] < EDGE_ROW or fill[row + 1] < EDGE_ROW or fill[row - 1] >= EDGE_ROW:
+            continue
+        first = _above_rule(rows, row, tolerance)
+        others = (~near[first - ABOVE : first]).any(axis=0).mean()
+        text = contrast[first:][fill[first:] >= FLAT_ROW]  # drawn lines alone are stripes, not text
+        if others >= OTHER_ABOVE and INK[0] <= (text > 16 * tolerance).mean() <= INK[1]:
+            return first if first < row else _above_ringing(contrast, row, tolerance)
+    return None
+
+
+def _above_ringing(contrast: Pixels, row: int, tolerance: int) -> int:
+    """The first row of the JPEG block that `row` was found in: the specimen's edge rings into the fill above it."""
+    inside = contrast[row:]
+    if (inside[inside <= tolerance] > 0).mean() < RINGING:
+        return row
+    for above in range(row - 1, row - ABOVE, -1):
+        if (contrast[above] <= 8 * tolerance).mean() < EDGE_ROW:
+            return above + 1
+    return row
+
+
+def _topmost_flat(rows: Pixels, fill: Pixels, tolerance: int) -> int:
+    """Climbs from the bottom while rows belong to the fill, are drawn lines, or are a gap of at most four rows."""
+    top, gap = len(rows), 0
+    for row in range(len(rows) - 1, -1, -1):
+        if fill[row] >= FLAT_ROW:
+            top, gap = row, 0
+        elif _is_rule(rows[row], tolerance):
+            gap = 0
+        else:
+            gap += 1
+        if gap > RULES:
+            break
+    return top
+
+
+def _is_rule(row: Pixels, tolerance: int) -> bool:
+    """True where one level owns nine tenths of a row."""
+    spare = len(row) // 20
+    ordered = np.partition(row, (spare, len(row) - spare - 1))
+    return bool(ordered[len(row) - spare - 1] - ordered[spare] <= 2 * tolerance)
+
+
+def _above_rule(rows: Pixels, row: int, tolerance: int) -> int:
+    """The first row of a line drawn along the bar's edge, or `row`: a line stands out from the row above it."""
+    for thick in range(1, RULES):
+        if not _is_rule(rows[row - thick], tolerance):
+            return row - thick + 1 if thick > 1 and _stands_out(rows, row - thick, tolerance) else row
+    return row
+
+
+def _stands_out(rows: Pixels, above: int, tolerance: int) -> bool:
+    contrast = np.abs(rows[above + 1] - rows[above]) > 8 * tolerance
+    return bool(contrast.mean() >= OTHER_ABOVE)
+
+
+def solid_bar(band: Pixels) -> int | None:
+    """Length [px] of the solid scale bar in an info bar [R, W]: the longest run that several rows share, or None."""
+    rows, _ = _levels(band)
+    low, high = int(rows.min()), int(rows.max())
+    values, counts = np.unique(rows, return_counts=True)
+    inked = np.abs(rows - values[counts.argmax()]) > (high - low) / 2
+    shortest, longest = (share * band.shape[1] for share in BAR_WIDTH)
+    runs: dict[tuple[int, int], int] = {}
+    for row in inked:
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], row.view(np.int8), [0]))))
+        for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+            if shortest <= stop - start <= longest:
+                runs[start, stop] = runs.get((start, stop), 0) + 1
+    lengths = [stop - start for (start, stop), count in runs.items() if count >= BAR_ROWS]
+    return max(lengths, default=None)

@@ -1,0 +1,70 @@
+"""PNG, JPEG and BMP pixels through Pillow, one named format at a time. Knows nothing about vendors."""
+
+import io
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from assistant.errors import MicrographError
+from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size, upright
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP"}
+_CHANNELS = {"RGB": 3, "YCbCr": 3, "LAB": 3, "RGBA": 4, "RGBX": 4, "CMYK": 4, "LA": 2, "PA": 2}
+_BYTES = {"I": 4, "F": 4}
+_EXIF_ORIENTATION = 0x0112
+_PNG_DEPTH = 24  # where the header chunk holds the bits per channel
+_START_OF_SCAN = b"\xff\xda"
+_MAX_SCANNED = 2**31  # pixels times progressive scans: every scan of a JPEG goes over the whole picture again
+
+_warnings_lock = threading.Lock()  # warnings.catch_warnings changes the whole process
+
+
+def decode(data: bytes, kind: str, page: int | None, limits: ReadLimits) -> Frame:
+    """The picture as upright grey values; `kind` is "PNG", "JPEG" or "BMP". Raises MicrographError."""
+    if page not in (None, 0):
+        raise MicrographError("no_such_page", f"Page {page} was asked for; a {kind} has only page 0.")
+    from PIL import Image
+
+    with _warnings_lock, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with Image.open(io.BytesIO(data), formats=[kind]) as image:
+                _refuse(image, data, kind, limits)
+                orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+                pixels = _grey(image)
+                depth = data[_PNG_DEPTH] if kind == "PNG" else 8
+        except Image.DecompressionBombError as error:
+            raise MicrographError("too_large", f"The {kind} header names too many pixels. Bin it first.") from error
+        except DECODER_ERRORS as error:
+            raise MicrographError("unreadable", f"The {kind} cannot be decoded ({type(error).__name__}).") from error
+    notes = [f"The {kind} is irregular ({len(caught)} remark(s) while decoding)."] if _foreign(caught) else []
+    if depth > 8 and pixels.dtype == np.uint8:
+        notes.append("16-bit colour was reduced to 8-bit grey.")
+    turned = isinstance(orientation, int) and orientation in range(2, 9)
+    return Frame(upright(pixels, orientation if turned else 1), turned=turned, warnings=tuple(notes))
+
+
+def _foreign(caught: list[warnings.WarningMessage]) -> bool:
+    """A size warning is no news: the size was judged before."""
+    return any(warning.category.__name__ != "DecompressionBombWarning" for warning in caught)
+
+
+def _refuse(image: "Image.Image", data: bytes, kind: str, limits: ReadLimits) -> None:
+    itemsize = _BYTES.get(image.mode, 2 if image.mode.startswith("I;16") else 1)
+    check_size(*image.size, channels=_CHANNELS.get(image.mode, 1), itemsize=itemsize, limits=limits)
+    if kind == "JPEG" and data.count(_START_OF_SCAN) * image.size[0] * image.size[1] > _MAX_SCANNED:
+        raise MicrographError("too_large", "The JPEG has too many scans for its size. Save it as baseline JPEG.")
+
+
+def _grey(image: "Image.Image") -> "np.ndarray[Any, np.dtype[Any]]":
+    """[H, W] of the file's own depth; colour as BT.601 luminance, 1-bit as 0 and 255."""
+    if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
+        pixels = np.array(image)
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    colour = image.convert("RGB") if image.mode in ("CMYK", "LAB", "YCbCr", "PA") else image
+    return np.array(colour.convert("L"))

@@ -1,0 +1,91 @@
+"""Gatan dm3/dm4, emd, ser and mrc through RosettaSciIO, where the user installed the optional `vendor` extra.
+
+Knows nothing about TIFF or side-cars. RosettaSciIO is GPL-3 and therefore never a dependency.
+"""
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assistant.errors import MicrographError
+from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size
+from assistant.readers.record import Instrument, Record, length_nm, name, square_pixel
+
+SUFFIXES = {
+    ".dm3": "DigitalMicrograph",
+    ".dm4": "DigitalMicrograph",
+    ".emd": "EMD",
+    ".ser": "TIA",
+    ".mrc": "MRC",
+}
+
+
+def kind_of(data: bytes, suffix: str) -> str | None:
+    """RosettaSciIO's name for the format if the first bytes are one of these, else None."""
+    if data[:4] in (b"\0\0\0\x03", b"\0\0\0\x04") and suffix in ("", ".dm3", ".dm4"):
+        return "DigitalMicrograph"
+    if data[:8] == b"\x89HDF\r\n\x1a\n":
+        return "EMD"
+    if data[:4] == b"II\x97\x01":
+        return "TIA"
+    return "MRC" if data[208:212] in (b"MAP ", b"MAP\0") else None
+
+
+def decode(source: Path | None, kind: str, page: int | None, limits: ReadLimits) -> tuple[Frame, Record]:
+    """The first (or `page`-th) image of the file. Raises MicrographError, "needs_extra" without the extra."""
+    if importlib.util.find_spec("rsciio") is None:
+        message = f'{kind} files need RosettaSciIO. Install it with: pip install "maemi[vendor]".'
+        raise MicrographError("needs_extra", message)
+    if source is None:
+        raise MicrographError("unsupported_format", f"{kind} data can only be read from a file. Save it to disk first.")
+    try:
+        reader = importlib.import_module(f"rsciio.{kind.lower()}")
+        return _frame(reader.file_reader(str(source), lazy=True), page, limits)
+    except DECODER_ERRORS as error:
+        raise MicrographError("unreadable", f"The {kind} file cannot be decoded ({type(error).__name__}).") from error
+
+
+def _frame(signals: list[dict[str, Any]], page: int | None, limits: ReadLimits) -> tuple[Frame, Record]:
+    images = [s for s in signals if len(s["axes"]) == 2]
+    index = page or 0
+    if not 0 <= index < len(images):
+        raise MicrographError("no_such_page", f"Image {index} was asked for; the file holds {len(images)}.")
+    chosen = images[index]
+    height, width = chosen["data"].shape
+    check_size(width, height, channels=1, itemsize=chosen["data"].dtype.itemsize, limits=limits)
+    pixels = np.asarray(chosen["data"])
+    if pixels.dtype.kind not in "buif":
+        raise MicrographError("unsupported_format", f"Pixels of type {pixels.dtype} are not supported.")
+    return Frame(np.ascontiguousarray(pixels), page=index, pages=len(images)), _record(chosen)
+
+
+def _record(signal: Mapping[str, Any]) -> Record:
+    """Only a length with a unit counts: diffraction patterns come in 1/nm, uncalibrated data without unit."""
+    y_nm, x_nm = (_axis_nm(axis) for axis in signal["axes"])
+    pixel, warnings = square_pixel(x_nm, y_nm)
+    metadata = signal.get("metadata", {})
+    microscope = metadata.get("Acquisition_instrument", {})
+    column = microscope.get("TEM") or microscope.get("SEM") or {}
+    wd = column.get("working_distance")
+    instrument = Instrument(
+        vendor="gatan" if "ImageList" in signal.get("original_metadata", {}) else None,
+        model=name(column.get("microscope")),
+        hv_kv=_positive(column.get("beam_energy")),
+        wd_mm=_positive(wd),
+        magnification=_positive(column.get("magnification")),
+        date=name(metadata.get("General", {}).get("date")),
+    )
+    return Record(instrument, "tag", pixel, warnings=warnings)
+
+
+def _axis_nm(axis: Mapping[str, Any]) -> float | None:
+    scale, unit = axis.get("scale"), axis.get("units")
+    return length_nm(abs(float(scale)), unit) if scale is not None and isinstance(unit, str) else None
+
+
+def _positive(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else None

@@ -1,0 +1,114 @@
+"""Thermo Fisher / FEI: INI text in TIFF tags 34680 or 34682, XML in tag 34683. Knows nothing about pixels."""
+
+import xml.etree.ElementTree as ET
+
+from assistant.readers.record import (
+    Ini,
+    Instrument,
+    Record,
+    TagBytes,
+    decode_text,
+    iso_date,
+    length_nm,
+    name,
+    parse_ini,
+    positive,
+    square_pixel,
+    whole,
+)
+
+SFEG, HELIOS, TITAN_XML = 34680, 34682, 34683
+_METRE, _KILO, _MILLI = 1e9, 1e-3, 1e3
+
+
+def from_tags(tags: TagBytes, size: tuple[int, int]) -> Record | None:
+    """The record of a Thermo / FEI TIFF of `size` (width, height), or None; XML fills what the INI text leaves open."""
+    ini = next((r for tag in (HELIOS, SFEG) if (r := _from_ini(tags.get(tag), size))), None)
+    xml = _from_xml(tags.get(TITAN_XML), size)
+    if ini is None or xml is None:
+        return ini or xml
+    second = (*ini.second_opinions, *xml.second_opinions)
+    if ini.nm_per_pixel is None:
+        return Record(
+            _merged(ini, xml), "tag", xml.nm_per_pixel, second, scan_rows=ini.scan_rows, warnings=xml.warnings
+        )
+    second += () if xml.nm_per_pixel is None else (xml.nm_per_pixel,)
+    return Record(_merged(ini, xml), "tag", ini.nm_per_pixel, second, scan_rows=ini.scan_rows, warnings=ini.warnings)
+
+
+def _from_ini(data: bytes | None, size: tuple[int, int]) -> Record | None:
+    sections = parse_ini(decode_text(data)) if data else {}
+    if not {"System", "Beam", "Scan", "Image", "User"} & sections.keys():
+        return None  # tag 34680 may instead hold a base64 blob
+    beam = sections.get("Beam", {})
+    column = sections.get(beam.get("Beam", "EBeam"), beam)
+    scan = sections.get("Scan") or sections.get(beam.get("Scan", "EScan"), {})  # navigation camera frames have none
+    stage = sections.get("Stage", {})
+    pixel, warnings = square_pixel(positive(scan.get("PixelWidth"), _METRE), positive(scan.get("PixelHeight"), _METRE))
+    field = positive(scan.get("HorFieldsize"), _METRE)
+    wd = column.get("WD") or stage.get("WorkingDistance")
+    instrument = Instrument(
+        vendor="thermo",
+        model=name(sections.get("System", {}).get("SystemType")),
+        hv_kv=positive(column.get("HV") or beam.get("HV"), _KILO),
+        wd_mm=positive(wd, _MILLI),
+        detector=name(sections.get("Detectors", {}).get("Name")),
+        date=_date(sections),
+    )
+    second = () if field is None else (field / size[0],)
+    return Record(instrument, "tag", pixel, second, scan_rows=_scan_rows(sections, size), warnings=warnings)
+
+
+def _scan_rows(sections: Ini, size: tuple[int, int]) -> int | None:
+    """The file is taller than the scan by exactly the info bar, provided it was not resized since."""
+    image = sections.get("Image", {})
+    return whole(image.get("ResolutionY")) if whole(image.get("ResolutionX")) == size[0] else None
+
+
+def _date(sections: Ini) -> str | None:
+    """TimeOfCreation stands day first on every system; [User] Date follows the locale, so it is passed on as it is."""
+    created = iso_date(sections.get("PrivateFei", {}).get("TimeOfCreation"), order="dmy")
+    user = sections.get("User", {})
+    return created or name(f"{user.get('Date', '')} {user.get('Time', '')}")
+
+
+def _from_xml(data: bytes | None, size: tuple[int, int]) -> Record | None:
+    if not data or b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # microscopes write none; entity bombs need one
+        return None
+    root = ET.fromstring(data.strip(b"\0 \r\n\t"))
+    sizes = [_pixel_nm(root.find(f"{{*}}BinaryResult/{{*}}PixelSize/{{*}}{axis}")) for axis in "XY"]
+    pixel, warnings = square_pixel(*sizes)
+    field = positive(_text(root, "Optics/ScanFieldOfView/X"), _METRE)
+    instrument = Instrument(
+        vendor="thermo",
+        model=name(_text(root, "Instrument/InstrumentClass") or _text(root, "Instrument/InstrumentModel")),
+        hv_kv=positive(_text(root, "Optics/AccelerationVoltage"), _KILO),
+        wd_mm=positive(_text(root, "Optics/WorkingDistance"), _MILLI),
+        magnification=positive(_text(root, "Optics/NominalMagnification")),
+        detector=name(_text(root, "Detectors/ScanningDetector/DetectorName")),
+        date=iso_date(_text(root, "Acquisition/AcquisitionDatetime")),
+    )
+    return Record(instrument, "tag", pixel, () if field is None else (field / size[0],), warnings=warnings)
+
+
+def _pixel_nm(element: ET.Element | None) -> float | None:
+    if element is None or element.get("unitPrefixPower", "1") != "1":  # any other power has no known meaning
+        return None
+    return length_nm(positive(element.text), element.get("unit"))
+
+
+def _text(root: ET.Element, path: str) -> str | None:
+    return root.findtext("/".join(f"{{*}}{step}" for step in path.split("/")))
+
+
+def _merged(first: Record, second: Record) -> Instrument:
+    a, b = first.instrument, second.instrument
+    return Instrument(
+        vendor=a.vendor,
+        model=a.model or b.model,
+        hv_kv=a.hv_kv or b.hv_kv,
+        wd_mm=a.wd_mm or b.wd_mm,
+        magnification=a.magnification or b.magnification,
+        detector=a.detector or b.detector,
+        date=a.date or b.date,
+    )

@@ -1,0 +1,80 @@
+"""Zeiss SmartSEM: text in TIFF tag 34118, one `AP_NAME` line followed by a `Label = value unit` line.
+
+Knows nothing about pixels. AP_PIXEL_SIZE is a pixel of the operator's monitor and is never read; the image's is
+AP_IMAGE_PIXEL_SIZE.
+"""
+
+import re
+
+from assistant.readers.record import (
+    Instrument,
+    Record,
+    TagBytes,
+    iso_date,
+    length_nm,
+    name,
+    quantity,
+    square_pixel,
+)
+
+CZ_SEM = 34118
+_ENTRY = re.compile(r"^((?:AP|DP|SV)_\w+)[ \t]*\r?\n([^\r\n]*)", re.MULTILINE)
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_NM_PER_MM = 1e6
+
+
+def from_tags(tags: TagBytes, size: tuple[int, int]) -> Record | None:
+    """The record of a SmartSEM TIFF of `size` (width, height), or None."""
+    entries = _entries(tags.get(CZ_SEM, b""))
+    if not entries:
+        return None
+    pixel, field = _length(entries.get("AP_IMAGE_PIXEL_SIZE")), _length(entries.get("AP_WIDTH"))
+    across = None if field is None else field / size[0]
+    checked, warnings = square_pixel(pixel or across, None)
+    wd = _length(entries.get("AP_WD"))
+    instrument = Instrument(
+        vendor="zeiss",
+        model=name(entries.get("DP_SEM") or entries.get("SV_SERIAL_NUMBER")),
+        hv_kv=_kilovolts(entries.get("AP_ACTUALKV") or entries.get("AP_MANUALKV")),
+        wd_mm=None if wd is None else wd / _NM_PER_MM,
+        magnification=_magnification(entries.get("AP_MAG")),
+        detector=name(entries.get("DP_DETECTOR_CHANNEL") or entries.get("DP_DETECTOR_TYPE")),
+        date=_date(entries),
+    )
+    second = (across,) if pixel and across else ()
+    return Record(instrument, "tag", checked, second, confidence=0.99 if pixel else 0.9, warnings=warnings)
+
+
+def _entries(data: bytes) -> dict[str, str]:
+    text = data.decode("cp1252", errors="replace")
+    return {key: re.split(r"\s*[=:]\s*", line, maxsplit=1)[-1].strip() for key, line in _ENTRY.findall(text)}
+
+
+def _length(text: str | None) -> float | None:
+    """[nm]; the micro sign is often lost in transit and arrives as a question mark or replacement character."""
+    found = quantity(text)
+    if found is None or found[0] <= 0:
+        return None
+    return length_nm(found[0], re.sub("^[?\ufffd]m$", "um", found[1]))
+
+
+def _kilovolts(text: str | None) -> float | None:
+    found = quantity(text)
+    scale = {"kv": 1.0, "v": 1e-3}.get(found[1].lower()) if found and found[0] > 0 else None
+    return found[0] * scale if found and scale else None
+
+
+def _magnification(text: str | None) -> float | None:
+    found = quantity(text)
+    if found is None or found[0] <= 0:
+        return None
+    return found[0] * (1000 if found[1].upper().startswith("K") else 1)
+
+
+def _date(entries: dict[str, str]) -> str | None:
+    """ "23 Dec 2015" and "9:40:32" as ISO 8601."""
+    found = re.match(r"(\d{1,2}) (\w{3})\w* (\d{4})", entries.get("AP_DATE", ""))
+    if found is None or found[2].lower() not in _MONTHS:
+        return None
+    month = _MONTHS.index(found[2].lower()) + 1
+    return iso_date(f"{found[3]}-{month}-{found[1]} {entries.get('AP_TIME', '')}")

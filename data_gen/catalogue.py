@@ -1,0 +1,189 @@
+"""A folder of micrographs as a list of entries: path, label, group, split, ground truth. Knows nothing about pixels.
+
+A `truth.jsonl` (synthetic images) or an `index.csv` says what belongs together; otherwise sub-folders are labels and
+file names tell the group. Whole groups go to one split, stratified by label, by hash: never single images.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from assistant.errors import DatasetError
+
+SPLITS = ("train", "validation", "test")
+TRUTH, INDEX = "truth.jsonl", "index.csv"
+BLOCK = 8
+"""Images of one pseudo-group where file names show fewer than three groups."""
+_SPLIT_NAMES = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+_COUNTER = re.compile(r"[\s._-]*\d+$")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file, and what is known of it before it is opened."""
+
+    position: int
+    name: str
+    """Path relative to the folder, with forward slashes."""
+    label: str | None
+    group: str
+    source: str
+    split: str | None = None
+    """Given by the index; None where it is to be assigned."""
+    truth: Mapping[str, Any] = field(default_factory=dict)
+    nm_per_pixel: float | None = None
+
+
+class Catalogue:
+    """The entries of a folder, streamed in a fixed order, each with its split.
+
+    Raises DatasetError `no_images`, `bad_truth` or `bad_index`.
+    """
+
+    def __init__(self, images: Path, *, shares: Mapping[str, float], seed: int) -> None:
+        self.root = images
+        self.warnings: list[str] = []
+        self.count = 0
+        labels: dict[str, str] = {}
+        self._blocks = False
+        for entry in self._entries():
+            self.count += 1
+            if entry.split is None:
+                labels.setdefault(entry.group, entry.label or "")
+        if not self.count:
+            raise DatasetError("no_images", f"{images} holds no micrographs. Name a folder with images in it.")
+        if 0 < len(labels) < len(SPLITS) and self.count >= len(SPLITS):
+            labels = self._block_labels()
+        self._splits = assign_splits(labels, shares=shares, seed=seed)
+
+    def __iter__(self) -> Iterator[tuple[Entry, str]]:
+        """Every entry with its split."""
+        for entry in self._entries():
+            yield entry, entry.split or self._splits[entry.group]
+
+    def _block_labels(self) -> dict[str, str]:
+        """Groups of neighbouring files, for want of better: the splits may then share a sample."""
+        self._blocks = True
+        self.warnings.append(
+            "The files show fewer than three groups, so neighbouring files were taken as groups; the splits may share "
+            f"a sample. Write an {INDEX} with a group column to split by sample."
+        )
+        return {entry.group: entry.label or "" for entry in self._entries()}
+
+    def _entries(self) -> Iterator[Entry]:
+        if (self.root / TRUTH).is_file():
+            entries = _from_truth(self.root)
+        elif (self.root / INDEX).is_file():
+            entries = _from_index(self.root)
+        else:
+            entries = _from_folders(self.root)
+        for entry in entries:
+            yield _blocked(entry) if self._blocks and entry.split is None else entry
+
+
+def assign_splits(labels: Mapping[str, str], *, shares: Mapping[str, float], seed: int) -> dict[str, str]:
+    """A split for every group (group -> label): per label the groups are ordered by hash and dealt out by share.
+
+    A label with three groups or more has at least one in every split whose share is not 0; with two, one is tested.
+    """
+    by_label: dict[str, list[str]] = {}
+    for group, label in labels.items():
+        by_label.setdefault(label, []).append(group)
+    splits: dict[str, str] = {}
+    for groups in by_label.values():
+        groups.sort(key=lambda group: hashlib.sha256(f"{seed}\0{group}".encode()).digest())
+        tested = _quota(len(groups), shares["test"], least=2)
+        validated = _quota(len(groups), shares["validation"], least=3)
+        for place, group in enumerate(groups):
+            held_out = "test" if place < tested else "validation" if place < tested + validated else "train"
+            splits[group] = held_out
+    return splits
+
+
+def _quota(count: int, share: float, *, least: int) -> int:
+    if count < least or share == 0:
+        return 0
+    return max(1, int(count * share + 0.5))
+
+
+def _blocked(entry: Entry) -> Entry:
+    block = f"{entry.group}#{entry.position // BLOCK}"
+    return Entry(entry.position, entry.name, entry.label, block, entry.source, None, entry.truth, entry.nm_per_pixel)
+
+
+def _from_truth(root: Path) -> Iterator[Entry]:
+    with (root / TRUTH).open(encoding="utf-8") as stream:
+        for position, line in enumerate(stream):
+            try:
+                row = json.loads(line)
+                entry = Entry(
+                    position,
+                    row["path"],
+                    row["label"],
+                    row["group"],
+                    "synthetic",
+                    None,
+                    row["truth"],
+                    row["nm_per_pixel"],
+                )
+                _check_inside(root, entry.name)
+            except (ValueError, KeyError, TypeError):
+                raise DatasetError(
+                    "bad_truth", f"{root / TRUTH}, line {position + 1} is damaged. Write the images again."
+                ) from None
+            yield entry
+
+
+def _from_index(root: Path) -> Iterator[Entry]:
+    with (root / INDEX).open(encoding="utf-8-sig", newline="") as stream:
+        rows = csv.DictReader(stream)
+        if "path" not in (rows.fieldnames or ()):
+            raise DatasetError("bad_index", f"{root / INDEX} has no column 'path'. Name its columns in the first line.")
+        for position, row in enumerate(rows):
+            name, split = row["path"] or "", row.get("split") or ""
+            try:
+                _check_inside(root, name)
+                given = _SPLIT_NAMES[split.lower()] if split else None
+            except (ValueError, KeyError):
+                raise DatasetError(
+                    "bad_index",
+                    f"{root / INDEX}, line {position + 2}: path {name!r} or split {split!r} is not usable. Correct it.",
+                ) from None
+            group = row.get("group") or _group_hint(name)
+            yield Entry(position, name, row.get("label") or None, group, row.get("source") or name, given)
+
+
+def _from_folders(root: Path) -> Iterator[Entry]:
+    from assistant.micrograph import find_micrographs
+
+    names = [path.relative_to(root).as_posix() for path in find_micrographs(root)]
+    folders = {Path(name).parent.as_posix() for name in names}
+    labelled = len(folders - {"."}) > 1
+    for position, name in enumerate(names):
+        folder = Path(name).parent
+        label = folder.name if labelled and folder.name else None
+        yield Entry(position, name, label, _group_hint(name), name)
+
+
+def _group_hint(name: str) -> str:
+    """Folder and file name without its trailing counter: "lot7/edge_0012.tif" -> "lot7/edge"."""
+    path = Path(name)
+    return (path.parent / (_COUNTER.sub("", path.stem) or path.stem)).as_posix()
+
+
+def _check_inside(root: Path, name: str) -> None:
+    if not name or not (root / name).resolve().is_relative_to(root.resolve()):
+        raise ValueError(name)

@@ -1,0 +1,223 @@
+"""Asks a hosted teacher until it answers, gives up or the money is spent, and books every attempt before it is sent.
+
+Retries with backoff, a pause for everyone while the endpoint asks for one, a circuit breaker, a hard budget, the
+ledger. Knows nothing about pictures, prompts or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from assistant.errors import TeacherError
+from data_gen.ledger import ACCEPTED, SENT, Budget, Exchange, Ledger, Settlement
+from data_gen.teacher import Rejection, Reply, Request, Teacher, request_key
+
+LONGEST_WAIT_S = 60.0
+"""A request that is asked to wait longer is parked: the job goes on, and the next run asks it again."""
+MAX_WAITS = 20
+BACKOFF_S = (0.5, 8.0)
+PARKED = "parked"
+RATE_LIMITED = "rate_limited"
+OPEN_VERDICTS = frozenset({SENT, PARKED, RATE_LIMITED, "deadline", "connection", "server_error", "bad_request"})
+"""Verdicts about the way, not about the answer: such a request is asked again by the next run."""
+UNBILLED_ENDS = frozenset({"unauthorised", "no_model", "quota", "redirect"})
+
+
+class PricedTeacher(Teacher, Protocol):
+    """A teacher whose attempts cost money."""
+
+    def worst_case_usd(self, request: Request) -> float: ...
+
+    def cost_usd(self, usage: tuple[int, int]) -> float: ...
+
+
+@dataclass
+class CircuitBreaker:
+    """Opens after so many failures in a row, lets one request through after a rest, and gives up after some rests."""
+
+    threshold: int = 8
+    rest_s: float = 15.0
+    rests: int = 3
+    failures: int = 0
+    rested: int = 0
+
+    def succeeded(self) -> None:
+        """The other side answers."""
+        self.failures = self.rested = 0
+
+    def failed(self) -> float:
+        """Count a failure; gives the rest that is due [s].
+
+        Raises TeacherError `unavailable` where the last rest did not help.
+        """
+        self.failures += 1
+        if self.failures < self.threshold:
+            return 0.0
+        if self.rested == self.rests:
+            raise TeacherError(
+                "unavailable",
+                f"The teacher failed {self.threshold} times in a row, and again after {self.rests} rests. "
+                "Run the same command later: nothing that was answered is asked or paid for again.",
+            )
+        self.rested += 1
+        self.failures = self.threshold - 1
+        return self.rest_s * 2.0 ** (self.rested - 1)
+
+
+class Desk:
+    """Asks one request after another, several at a time."""
+
+    def __init__(
+        self,
+        teacher: PricedTeacher,
+        ledger: Ledger,
+        budget: Budget,
+        *,
+        max_retries: int,
+        breaker: CircuitBreaker | None = None,
+        longest_wait_s: float = LONGEST_WAIT_S,
+    ) -> None:
+        self._teacher = teacher
+        self._ledger = ledger
+        self._budget = budget
+        self._max_retries = max_retries
+        self._breaker = breaker or CircuitBreaker()
+        self._longest_wait_s = longest_wait_s
+        self._not_before = 0.0
+        self._settled = asyncio.Event()
+        self.stopped: TeacherError | None = None
+        """Why nothing more is asked."""
+
+    async def ask(self, request: Request, pictures: Callable[[], Awaitable[Sequence[bytes]]]) -> None:
+        """Ask until there is a verdict; it stands in the ledger afterwards.
+
+        A request that was settled before is not asked again. Sets `stopped` where no request can be answered.
+        """
+        key = request_key(self._teacher, request)
+        known = self._ledger.exchange(key)
+        if self.stopped or (known and known.verdict not in OPEN_VERDICTS):
+            return
+        exchange = Exchange(
+            key=key, images=" ".join(request.images), prompt=request.prompt, teacher=self._teacher.name, cost_usd=0.0
+        )
+        try:
+            await self._until_settled(request, exchange, await pictures())
+        except TeacherError as end:
+            self.stopped = self.stopped or end
+
+    async def _until_settled(self, request: Request, exchange: Exchange, pictures: Sequence[bytes]) -> None:
+        failures = waits = 0
+        while True:
+            await self._pause()
+            if self.stopped:
+                return
+            rejection = await self._attempt(request, exchange, pictures)
+            if rejection is None:
+                self._breaker.succeeded()
+                return
+            rest = self._rest_after(rejection)
+            if not rejection.again:
+                return
+            if (rejection.wait_s or 0.0) > self._longest_wait_s:
+                self._ledger.settle(exchange.key, Settlement(PARKED, rejection.raw))
+                return
+            if rejection.code == RATE_LIMITED and waits < MAX_WAITS:
+                waits += 1
+            else:
+                failures += 1
+            if failures > self._max_retries:
+                return
+            await self._wait(rejection, failures, rest)
+
+    async def _attempt(self, request: Request, exchange: Exchange, pictures: Sequence[bytes]) -> Rejection | None:
+        """Send once and book the outcome; gives the rejection, None for an answer.
+
+        A cancelled attempt keeps its "sent" row and its reservation: it may have been billed.
+        """
+        worst = await self._reserve(request)
+        self._ledger.begin_attempt(exchange, reserved_usd=worst)
+        try:
+            reply = await self._teacher.answer(request, pictures)
+        except Rejection as rejection:
+            cost = 0.0 if rejection.billed is False else self._cost(rejection.usage, worst)
+            usage = rejection.usage or (0, 0)
+            self._book(exchange.key, worst, Settlement(rejection.code, rejection.raw, "", cost, *usage))
+            return rejection
+        except TeacherError as end:
+            cost = 0.0 if end.code in UNBILLED_ENDS else worst
+            self._book(exchange.key, worst, Settlement(PARKED, end.code, "", cost))
+            raise
+        cost, usage = self._cost(reply.usage, worst), reply.usage or (0, 0)
+        self._book(exchange.key, worst, Settlement(ACCEPTED, told(reply), reply.model, cost, *usage))
+        return None
+
+    def _cost(self, usage: tuple[int, int] | None, worst: float) -> float:
+        return worst if usage is None else self._teacher.cost_usd(usage)
+
+    def _book(self, key: str, worst: float, settlement: Settlement) -> None:
+        self._budget.settle(worst, settlement.cost_usd)
+        self._settled.set()
+        self._ledger.settle(key, settlement)
+
+    def _rest_after(self, rejection: Rejection) -> float:
+        """The rest that the breaker orders [s]; an answer that is merely unusable says nothing about the endpoint."""
+        unwell = rejection.again or rejection.code == "bad_request"
+        return self._breaker.failed() if unwell and rejection.code != RATE_LIMITED else 0.0
+
+    async def _reserve(self, request: Request) -> float:
+        """Set the worst case aside; where others still hold money they may give back, wait for them first."""
+        while True:
+            worst = self._teacher.worst_case_usd(request)
+            if self._budget.fits(worst) or self._budget.reserved_usd <= 1e-12:
+                self._budget.reserve(worst)
+                return worst
+            self._settled.clear()
+            await self._settled.wait()
+
+    async def _pause(self) -> None:
+        """Everyone waits while the endpoint asks for it."""
+        while (left := self._not_before - asyncio.get_running_loop().time()) > 0 and not self.stopped:
+            await asyncio.sleep(min(left, 1.0))
+
+    async def _wait(self, rejection: Rejection, failures: int, rest: float) -> None:
+        first, last = BACKOFF_S
+        backoff = min(first * 2.0 ** max(failures - 1, 0), last) * random.uniform(0.5, 1.0)
+        pause = max(rest, (rejection.wait_s or 0.0) * random.uniform(1.0, 1.1) or backoff)
+        if rest or rejection.code == RATE_LIMITED:
+            self._not_before = max(self._not_before, asyncio.get_running_loop().time() + pause)
+        else:
+            await asyncio.sleep(pause)
+
+
+async def ask_all(
+    desk: Desk,
+    requests: AsyncIterator[tuple[Request, Callable[[], Awaitable[Sequence[bytes]]]]],
+    *,
+    concurrency: int,
+) -> None:
+    """Ask a stream of requests, at most `concurrency` at a time; the stream is read no faster than it is answered."""
+    running: set[asyncio.Task[None]] = set()
+    async for request, pictures in requests:
+        if desk.stopped:
+            break
+        running.add(asyncio.create_task(desk.ask(request, pictures)))
+        if len(running) >= concurrency:
+            finished, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            _collect(finished)
+    if running:
+        _collect((await asyncio.wait(running))[0])
+
+
+def _collect(finished: set[asyncio.Task[None]]) -> None:
+    for task in finished:
+        task.result()
+
+
+def told(reply: Reply) -> str:
+    """The answers of a reply as the ledger keeps them."""
+    return json.dumps({name: list(texts) for name, texts in reply.answers.items()}, ensure_ascii=False)

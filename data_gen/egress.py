@@ -1,0 +1,193 @@
+"""The only way out of the machine: what would leave, who allowed it, and the one client that may carry it.
+
+Default deny. A picture leaves only as a redacted copy (banner cropped, tags stripped, re-encoded, perhaps smaller) that
+stands in the manifest, and the HTTP client cannot be built without a permit for that manifest. Knows nothing about
+prompts, replies or money.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import ipaddress
+import json
+import os
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from assistant.errors import EgressError, TeacherError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from openai import AsyncOpenAI
+
+    from assistant.micrograph import Micrograph
+
+OPENAI_URL = "https://api.openai.com/v1"
+MAX_REPLY_BYTES = 2**20
+"""A reply of a few sentences is a few kilobytes; a larger body is not a reply."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One JSON line of the manifest: a picture that would leave, as it would leave."""
+
+    path: str
+    sha256: str
+    """Of the file as it lies on disk."""
+    sent_sha256: str
+    """Of the redacted PNG."""
+    bytes: int
+    """Size of the redacted PNG."""
+    words: str
+    """Everything said about the picture beside the question: class, metadata, measured facts."""
+    to: str
+
+
+class Permit:
+    """Leave to send exactly the pictures of one manifest to one host; only `grant` makes one."""
+
+    def __init__(self, destination: str, allowed: frozenset[str]) -> None:
+        self.destination = destination
+        self._allowed = allowed
+
+    def check(self, picture: bytes) -> None:
+        """Raises EgressError `not_in_manifest` for bytes that were not shown to the person who allowed the rest."""
+        if hashlib.sha256(picture).hexdigest() not in self._allowed:
+            raise EgressError(
+                "not_in_manifest",
+                "A picture differs from the one in the manifest, so it was not sent. Run the same command again "
+                "to list what would leave now.",
+            )
+
+
+def display_content(m: Micrograph) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The picture without its banner as a person would see it: uint8 [H', W]."""
+    return replace(m, pixels=m.content, banner=None).to_display()
+
+
+def redact(m: Micrograph, *, longest: int | None = None) -> bytes:
+    """A PNG that holds pixels and nothing else: no banner, no tags, no name, no date.
+
+    `longest` bounds the longer side [px]; smaller pictures keep their size.
+    """
+    from PIL import Image
+
+    picture = Image.fromarray(display_content(m))
+    if longest is not None and max(picture.size) > longest:
+        picture.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=None)
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG", compress_level=3)
+    return stream.getvalue()
+
+
+def destination_of(base_url: str | None) -> str:
+    """The address a hosted teacher is asked at.
+
+    Raises EgressError `bad_url` for an address that is not plain http(s) or carries a password, and `insecure` for
+    http to anything but this machine.
+    """
+    url = base_url or OPENAI_URL
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
+        raise EgressError("bad_url", "teach.base_url must read https://host/path and hold no user name. Correct it.")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise EgressError(
+            "insecure", f"{url} would carry the pictures in the clear. Use https, or a teacher on this machine."
+        )
+    return url
+
+
+def grant(manifest: Path, *, destination: str, allow: bool) -> Permit:
+    """Turn the person's leave for a manifest (JSON lines of `Item`) into a permit.
+
+    Raises EgressError `denied` without it, and `bad_manifest` where the manifest names another destination.
+    """
+    allowed: set[str] = set()
+    size = 0
+    with manifest.open(encoding="utf-8") as stream:
+        for line in stream:
+            item = json.loads(line)
+            if item["to"] != destination:
+                raise EgressError("bad_manifest", f"{manifest} was made for {item['to']}. Run teach again to renew it.")
+            allowed.add(item["sent_sha256"])
+            size += item["bytes"]
+    if not allow:
+        raise EgressError(
+            "denied",
+            f"{len(allowed)} pictures ({size / 1e6:.1f} MB) would leave this machine for {destination}; nothing "
+            f"was sent. Read {manifest}, then allow it with --allow-egress.",
+        )
+    return Permit(destination, frozenset(allowed))
+
+
+def open_client(permit: Permit, *, api_key_env: str) -> AsyncOpenAI:
+    """The one HTTP client of the package: no redirects, no proxies from the environment, no retries of its own.
+
+    Raises TeacherError `no_key` where the environment variable is not set.
+    """
+    key = os.environ.get(api_key_env, "")
+    if not key.strip():
+        raise TeacherError("no_key", f"The environment variable {api_key_env} is not set. Export the API key in it.")
+
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+    client = AsyncOpenAI(
+        api_key=key.strip(),
+        base_url=permit.destination,
+        max_retries=0,
+        http_client=DefaultAsyncHttpxClient(
+            follow_redirects=False,
+            trust_env=False,
+            transport=_bounded_transport(tls=permit.destination.startswith("https:")),
+        ),
+    )
+    client.organization = client.project = None  # never taken from the environment
+    return client
+
+
+def _bounded_transport(*, tls: bool) -> Any:
+    """A transport whose replies end with an error where they pass MAX_REPLY_BYTES, before they fill the memory."""
+    import httpx2
+
+    class BoundedStream(httpx2.AsyncByteStream):
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            received = 0
+            async for chunk in self._stream:
+                received += len(chunk)
+                if received > MAX_REPLY_BYTES:
+                    raise httpx2.DecodingError("the reply is too long")
+                yield chunk
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+
+    class BoundedTransport(httpx2.AsyncHTTPTransport):
+        async def handle_async_request(self, request: Any) -> Any:
+            # An unpacked reply could outgrow any bound on the bytes received.
+            request.headers["accept-encoding"] = "identity"
+            response = await super().handle_async_request(request)
+            if response.headers.get("content-encoding", "identity") != "identity":
+                await response.aclose()
+                raise httpx2.DecodingError("the reply is packed")
+            response.stream = BoundedStream(response.stream)
+            return response
+
+    # A teacher on this machine speaks plain HTTP; a context without certificates trusts nobody, and loads at once.
+    return BoundedTransport(trust_env=False, verify=True if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,269 @@
+"""What is known of one micrograph, and the words it puts into questions and answers.
+
+Visible qualities come from ground truth, quantities from measurement, so that an answer says what a measurement says
+when the student is asked; a slot that is missing is not known. Knows nothing about pixels, teachers or wordings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from assistant.chat import class_answer
+
+PROMPTS = Path(__file__).parent / "prompts"
+TRUTH_TOLERANCE = 0.25
+"""A measured quantity that misses a known truth by more than this share is not taught."""
+CLEAR_DIFFERENCE = 1.2
+"""Ratio from which one of two quantities is called the larger."""
+SINGLE_FORMS = frozenset({"comb", "cantilever", "serpentine", "bridge", "gear", "grid"})
+PLURAL_FORMS = frozenset({"lines", "pillars", "holes"})
+REGULARITY = {"periodic": 3, "aligned": 2, "layered": 2, "random": 1, "network": 1, "clustered": 1}
+FOREIGN = frozenset({"debris", "contamination"})
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of one micrograph; every value is plain JSON."""
+
+    path: str
+    sha256: str
+    label: str | None
+    group: str
+    split: str
+    size: tuple[int, int]
+    """Width and height of the picture without its banner [px]."""
+    truth: Mapping[str, Any]
+    """Ground truth: words, and lengths in nm."""
+    true_nm_per_pixel: float | None
+    nm_per_pixel: float | None
+    """What the file itself says; None where it is not calibrated."""
+    instrument: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    """`Facts.as_dict()`: kind, and items with name, value, unit, confidence."""
+    metadata_line: str
+    facts_line: str
+    source: str = ""
+    """Where the picture comes from."""
+
+
+def known_text(evidence: Evidence) -> str:
+    """All that is known of a picture in words, for a teacher and for the list of what leaves the machine."""
+    words = {name: text for name, text in evidence.truth.items() if isinstance(text, str)}
+    words["defects"] = _listed(evidence.truth.get("defects") or [])
+    parts = {
+        "class": (evidence.label or "").replace("_", " "),
+        "metadata": evidence.metadata_line,
+        "measured": evidence.facts_line,
+        "true": ", ".join(f"{name} {text}" for name, text in sorted(words.items()) if text),
+    }
+    return "; ".join(f"{name}: {text}" for name, text in parts.items() if text)
+
+
+def prompt_lines(path: Path) -> list[str]:
+    """The lines of a prompt file without comments and blank lines."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+@cache
+def class_words() -> dict[str, dict[str, str]]:
+    """Per known class: how it is named in a sentence, its function and its application."""
+    classes: dict[str, dict[str, str]] = {}
+    for line in prompt_lines(PROMPTS / "classes.txt"):
+        if line.startswith("["):
+            entry = classes.setdefault(line.strip("[]"), {})
+        else:
+            key, _, text = line.partition(":")
+            entry[key] = text.strip()
+    return classes
+
+
+def number(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    if value == 0 or not abs(value) < 1e15:
+        return f"{value:g}"
+    text = f"{value:.3g}"
+    return f"{float(text):.0f}" if "e+" in text else f"{float(text):.12f}".rstrip("0") if "e-" in text else text
+
+
+def quantity(value: float, unit: str) -> str:
+    """A value with its unit as it is written in answers: "312 nm", "4.2 px", "12 %", "84"."""
+    return f"{number(value)} {unit}".strip()
+
+
+def chance(*parts: object) -> random.Random:
+    """A generator that depends on the parts and nothing else."""
+    return random.Random(hashlib.sha256("\0".join(map(str, parts)).encode()).digest())
+
+
+def slots_of(evidence: Evidence, *, seed: int) -> dict[str, str]:
+    """The words that fill templates about one picture; a slot that is missing is not known."""
+    slots = _metadata_slots(evidence) | _measured_slots(evidence) | _truth_slots(evidence)
+    if evidence.label is not None:
+        words = evidence.label.replace("_", " ")
+        slots |= {"class_answer": class_answer(evidence.label), "class_words": words, "class": words, "named": "yes"}
+        slots |= class_words().get(evidence.label, {})
+    if {"class", "shape", "surface", "arrangement"} <= slots.keys():
+        slots["seen"] = "yes"
+    return slots | _offered_slots(evidence, slots, chance(seed, evidence.sha256, "offer"))
+
+
+def _metadata_slots(evidence: Evidence) -> dict[str, str]:
+    instrument, line = evidence.instrument, evidence.metadata_line
+    known = {
+        "hv": None if instrument.get("hv_kv") is None else f"{instrument['hv_kv']:.4g} kV",
+        "wd": None if instrument.get("wd_mm") is None else f"{instrument['wd_mm']:.3g} mm",
+        "detector": instrument.get("detector"),
+        "magnification": None if instrument.get("magnification") is None else f"{instrument['magnification']:.6g}x",
+        "microscope": line.split(";")[0] if (instrument.get("model") or "-") in line.split(";")[0] else None,
+    }
+    slots = {"calibrated": "no" if evidence.nm_per_pixel is None else "yes"}
+    if evidence.nm_per_pixel is not None:
+        slots["pixel_size"] = f"{evidence.nm_per_pixel:.4g} nm"
+    for name, text in known.items():
+        # What the auxiliary line leaves out cannot be asked: the student never sees the file's tags.
+        if text is None or text in line:
+            slots[f"has_{name}"] = "no" if text is None else "yes"
+            slots |= {} if text is None else {name: text}
+    return slots
+
+
+def _measured_slots(evidence: Evidence) -> dict[str, str]:
+    slots = {"looks": str(evidence.facts["kind"])}
+    values: dict[str, float] = {}
+    for fact in evidence.facts["items"]:
+        if fact["value"] is None or not fact["confidence"] or not _agrees(evidence, fact):
+            continue
+        text = quantity(fact["value"], fact["unit"])
+        # What the auxiliary line leaves out is not taught: nobody reads 317 nm off a picture by eye.
+        if f"{fact['name'].replace('_', ' ')} {text}" in evidence.facts_line:
+            values[fact["name"]] = fact["value"]
+            slots[fact["name"]] = text
+    if "aspect_ratio" in values:
+        slots["elongation"] = "round" if values["aspect_ratio"] < 1.3 else "long"
+    if "anisotropy" in values:
+        slots["directed"] = "yes" if values["anisotropy"] >= 0.3 else "no"
+    if "noise" in values:
+        slots["noisy"] = "yes" if values["noise"] >= 5 else "no"
+    return slots
+
+
+def _agrees(evidence: Evidence, fact: Mapping[str, Any]) -> bool:
+    """False where the truth is known and the measurement misses it: such a number is not taught."""
+    truth = evidence.truth.get(fact["name"])
+    if not isinstance(truth, int | float):
+        return True
+    scale = (evidence.true_nm_per_pixel or 1.0) if fact["unit"] == "px" else 1.0
+    value = float(fact["value"]) * scale
+    if fact["name"] == "orientation":
+        return abs((value - truth + 90) % 180 - 90) <= 10
+    if fact["unit"] == "%":
+        return abs(value - truth) <= max(5.0, TRUTH_TOLERANCE * truth)
+    return abs(value - truth) <= TRUTH_TOLERANCE * abs(truth)
+
+
+def _truth_slots(evidence: Evidence) -> dict[str, str]:
+    truth = evidence.truth
+    slots = {
+        name: truth[name] for name in ("shape", "surface", "arrangement", "distribution", "touching") if truth.get(name)
+    }
+    if shape := truth.get("shape"):
+        form = "form a" if shape in SINGLE_FORMS else "are"
+        slots["are_shape"] = f"{form} {shape}"
+        slots["shape_phrase"] = shape if shape in PLURAL_FORMS else f"{shape} shape"
+    if polarity := truth.get("polarity"):
+        slots["polarity"] = polarity.split()[0]
+    if (defects := truth.get("defects")) is not None:
+        slots["has_defects"] = "yes" if defects else "no"
+        foreign = [word for word in defects if word in FOREIGN]
+        slots["foreign"] = "yes" if foreign else "no"
+        slots |= {"defects": _listed(defects)} if defects else {}
+        slots |= {"foreign_objects": _listed(foreign)} if foreign else {}
+    if (tilt := truth.get("tilt_deg")) is not None:
+        slots["tilted"] = "yes" if tilt >= 5 else "no"
+    return slots
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def _offered_slots(evidence: Evidence, slots: Mapping[str, str], rng: random.Random) -> dict[str, str]:
+    """Words and limits of yes/no questions, right and wrong equally often."""
+    offered: dict[str, str] = {}
+    for facet in ("shape", "surface", "arrangement", "touching"):
+        right = rng.random() < 0.5
+        if facet in slots:
+            offered[f"offered_{facet}"] = slots[facet] if right else _other_word(facet, slots[facet], rng)
+            offered[f"offered_{facet}_right"] = "yes" if right else "no"
+    measured = {fact["name"]: fact for fact in evidence.facts["items"]}
+    for name, limit, verdict in (
+        ("count", "count_limit", "more_than"),
+        ("mean_diameter", "diameter_limit", "larger_than"),
+    ):
+        factor = rng.choice((0.4, 0.5, 0.7, 1.4, 2.0, 2.5))
+        if name in slots:
+            value = float(f"{measured[name]['value'] * factor:.1g}")
+            value = max(value, 1.0) if name == "count" else value
+            offered[limit] = quantity(value, measured[name]["unit"])
+            offered[verdict] = "yes" if measured[name]["value"] > value else "no"
+    return offered
+
+
+def _other_word(facet: str, word: str, rng: random.Random) -> str:
+    """A wrong word, drawn as often as it is right elsewhere, so that the word alone betrays nothing."""
+    weights = {other: weight for other, weight in _word_weights(facet).items() if other != word}
+    return rng.choices(list(weights), list(weights.values()))[0]
+
+
+@cache
+def _word_weights(facet: str) -> dict[str, float]:
+    from data_gen.scenes.words import CLASS_WORDS
+
+    weights: dict[str, float] = {}
+    for facets in CLASS_WORDS.values():
+        for word in facets[facet]:
+            weights[word] = weights.get(word, 0.0) + 1 / len(facets[facet])
+    return weights
+
+
+def pair_slots(first: Evidence, second: Evidence, *, seed: int) -> dict[str, str]:
+    """The words that fill templates about two pictures."""
+    one, two = slots_of(first, seed=seed), slots_of(second, seed=seed)
+    slots = {f"{name}_1": text for name, text in one.items()} | {f"{name}_2": text for name, text in two.items()}
+    for name, verdict in (("class", "same_class"), ("surface", "same_surface")):
+        if name in one and name in two:
+            slots[verdict] = "yes" if one[name] == two[name] else "no"
+    for name, verdict in (("mean_diameter", "larger"), ("count", "more")):
+        if winner := _larger(_value(first, name), _value(second, name)):
+            slots |= {verdict: winner} if name in one and name in two else {}
+    ranks = [REGULARITY.get(words.get("arrangement", ""), 0) for words in (one, two)]
+    if all(ranks) and ranks[0] != ranks[1]:
+        slots["more_regular"] = "1" if ranks[0] > ranks[1] else "2"
+    found = [words.get("has_defects") for words in (one, two)]
+    if None not in found:
+        images = [str(i + 1) for i in range(2) if found[i] == "yes"]
+        slots["defects_in"] = {0: "none", 1: "".join(images), 2: "both"}[len(images)]
+    return slots
+
+
+def _value(evidence: Evidence, name: str) -> tuple[float, str] | None:
+    for fact in evidence.facts["items"]:
+        if fact["name"] == name and fact["value"] is not None:
+            return float(fact["value"]), str(fact["unit"])
+    return None
+
+
+def _larger(a: tuple[float, str] | None, b: tuple[float, str] | None) -> str | None:
+    """ "1" or "2" where the two quantities have one unit and clearly differ."""
+    if a is None or b is None or a[1] != b[1]:
+        return None
+    if a[0] > CLEAR_DIFFERENCE * b[0]:
+        return "1"
+    return "2" if b[0] > CLEAR_DIFFERENCE * a[0] else None

@@ -1,0 +1,161 @@
+"""What may not become a label: refusals, hedges, markup, wrong numbers, answers that need no picture, near-duplicates.
+
+Pure functions from text, numbers or pixels to a verdict. Knows nothing about teachers, ledgers or files.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+BLIND_SHARE = 0.9
+"""A question whose commonest answer is right more often than this needs no picture."""
+BLIND_ROWS = 10
+"""Fewer rows say nothing about how predictable an answer is."""
+NUMBER_TOLERANCE = 0.1
+MAX_ANSWER_CHARS = 600
+
+_REFUSAL = re.compile(
+    r"\b(i(?:'m| am) (?:sorry|unable)|i (?:can(?:no|')t|cannot) (?:help|assist|comply|provide|analy[sz]e|view|see)|"
+    r"as an ai\b|as a language model|against (?:my|our) polic|unable to (?:assist|view|process))",
+    re.IGNORECASE,
+)
+_HEDGE = re.compile(
+    r"\b(it (?:is|'s) (?:hard|difficult|impossible) to (?:say|tell|determine)|i (?:think|believe|guess|would guess)|"
+    r"might be|may be|could be(?! used)|possibly|perhaps|probably|it seems|appears to be|not sure|"
+    r"without (?:more|further|additional) (?:information|context))",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(r"<[a-z/!]|!\[|\]\(|https?://|www\.|javascript:|```", re.IGNORECASE)
+_FORMULA = re.compile(r"^\s*[=+@\t\r]")
+_NUMBER = re.compile(
+    r"(?<![\w.])[-−]?\d+(?:[ ,]\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?\s*(nm|um|µm|μm|mm|kv|px|pixels?|%|°|deg)?"
+)
+_UNITS = {
+    "nm": ("length", 1.0),
+    "um": ("length", 1e3),
+    "µm": ("length", 1e3),
+    "μm": ("length", 1e3),
+    "mm": ("length", 1e6),
+    "kv": ("voltage", 1.0),
+    "px": ("pixels", 1.0),
+    "pixel": ("pixels", 1.0),
+    "pixels": ("pixels", 1.0),
+    "%": ("share", 1.0),
+    "°": ("angle", 1.0),
+    "deg": ("angle", 1.0),
+    "": ("number", 1.0),
+}
+_INVISIBLE = re.compile("[\U000e0000-\U000e007f\ufe00-\ufe0f\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+
+
+def clean(text: str) -> str:
+    """Plain text on one line: invisible and control characters gone, the micro sign written as "um"."""
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    text = re.sub("[µμ]m", "um", text)
+    text = "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
+    return " ".join(text.split())
+
+
+def numbers(text: str) -> list[tuple[str, float]]:
+    """Every number of a text as (dimension, value); lengths in nm, a bare number has the dimension "number"."""
+    found = []
+    for match in _NUMBER.finditer(text.lower()):
+        unit = match[1] or ""
+        digits = match[0][: len(match[0]) - len(unit)].replace("−", "-").replace(",", "").replace(" ", "")
+        dimension, scale = _UNITS[unit]
+        found.append((dimension, float(digits) * scale))
+    return found
+
+
+def numbers_agree(answer: str, known: str) -> bool:
+    """True where every number of the answer stands in the known text, within 10 % and in the same dimension."""
+    facts = numbers(known)
+    return all(
+        any(dimension == other and _close(value, fact) for other, fact in facts) for dimension, value in numbers(answer)
+    )
+
+
+def refuses(text: str) -> bool:
+    """True where a text declines to answer."""
+    return _REFUSAL.search(text) is not None
+
+
+def text_verdict(answer: str, *, known: str) -> str | None:
+    """Why an answer may not be taught (`empty`, `markup`, `refusal`, `hedge`, `numbers_disagree`, ...), or None."""
+    if not answer:
+        return "empty"
+    if len(answer) > MAX_ANSWER_CHARS:
+        return "too_long"
+    if _MARKUP.search(answer) or _FORMULA.match(answer):
+        return "markup"
+    if refuses(answer):
+        return "refusal"
+    if _HEDGE.search(answer):
+        return "hedge"
+    return None if numbers_agree(answer, known) else "numbers_disagree"
+
+
+def yes_or_no(answer: str) -> str | None:
+    """The "yes" or "no" that an answer begins with."""
+    first = answer.lower().partition(" ")[0].strip(",.:;")
+    return first if first in {"yes", "no"} else None
+
+
+def wordings_agree(answers: Sequence[str]) -> bool:
+    """True where all wordings give the same yes or no and the same numbers."""
+    verdicts = {yes_or_no(answer) for answer in answers} - {None}
+    counts = {tuple(sorted((dimension, f"{value:.3g}") for dimension, value in numbers(a))) for a in answers}
+    return len(verdicts) < 2 and len(counts) < 2
+
+
+def blind_answers(counts: Iterable[tuple[str, int, int, str]]) -> dict[str, tuple[str, float]]:
+    """Questions that the training split answers without the picture -> their answer, and the share of it to keep.
+
+    `counts`: (question, rows, rows with the commonest answer, that answer). Thinned to that share, the answer is as
+    frequent as all others together; where there are no others nothing is kept.
+    """
+    return {
+        question: (answer, (rows - common) / common)
+        for question, rows, common, answer in counts
+        if rows >= BLIND_ROWS and common > BLIND_SHARE * rows
+    }
+
+
+def difference_hash(picture: np.ndarray) -> int:
+    """64-bit difference hash of a picture [H, W]: is each cell of an 8 x 8 grid darker than its right neighbour?"""
+    from PIL import Image
+
+    cells = np.asarray(Image.fromarray(picture).resize((9, 8), Image.Resampling.BOX), dtype=np.int16)  # [8, 9]
+    bits = (cells[:, :-1] < cells[:, 1:]).ravel()
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+class NearDuplicates:
+    """Finds an earlier picture whose hash differs in at most `bits` bits; remembers 16 bytes per picture."""
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+        self._hashes = np.zeros(64, dtype=np.uint64)
+        self._positions = np.zeros(64, dtype=np.int64)
+        self._count = 0
+
+    def add(self, position: int, dhash: int) -> int | None:
+        """Position of the first near-duplicate seen before, or None; only pictures that are new are remembered."""
+        distance = np.bitwise_count(self._hashes[: self._count] ^ np.uint64(dhash))
+        near = np.flatnonzero(distance <= self._bits)
+        if len(near):
+            return int(self._positions[near[0]])
+        if self._count == len(self._hashes):
+            self._hashes = np.concatenate([self._hashes, np.zeros_like(self._hashes)])
+            self._positions = np.concatenate([self._positions, np.zeros_like(self._positions)])
+        self._hashes[self._count], self._positions[self._count] = dhash, position
+        self._count += 1
+        return None
+
+
+def _close(value: float, fact: float) -> bool:
+    return abs(value - fact) <= NUMBER_TOLERANCE * abs(fact) + 1e-9

@@ -1,0 +1,505 @@
+"""From a folder of micrographs to an instruction data set: examine, ask, judge, write. `teach` is the way in.
+
+Four passes, each of which holds a bounded number of pictures: (1) read and measure every file, (2) ask the hosted
+teacher, if there is one, (3) turn replies into rows and judge them, (4) write the rows with their pictures. What cost
+time or money stands in the ledger, so the same command after any interruption goes on and ends in the same files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from assistant.chat import auxiliary_text, number_lines
+from assistant.errors import DatasetError, MicrographError, TeacherError
+from data_gen.catalogue import SPLITS, Catalogue, Entry
+from data_gen.desk import OPEN_VERDICTS, Desk, ask_all, told
+from data_gen.egress import Item, destination_of, grant
+from data_gen.evidence import Evidence, chance, known_text
+from data_gen.examine import Examiner, content_digest, examine, pictures, redacted
+from data_gen.filters import NearDuplicates, blind_answers, text_verdict, wordings_agree, yes_or_no
+from data_gen.ledger import ACCEPTED, Budget, Drafts, Ledger, Row
+from data_gen.tasks import METADATA_PER_IMAGE, Question, questions_about, questions_comparing
+from data_gen.teacher import HostedTeacher, OfflineTeacher, Rejection, Request, Teacher, request_key
+from data_gen.writer import LineWriter, SplitWriter, card, conversation, write_card
+
+if TYPE_CHECKING:
+    from assistant.config import TeachConfig
+
+Progress = Callable[[int, int, str], None]
+Answers = Mapping[str, Sequence[str]]
+FACTUAL_TASKS = frozenset({"classification", "metadata"})
+"""Answered from facts whoever the teacher is: there is nothing to see."""
+MANIFEST = "egress.jsonl"
+BATCH = 64
+
+
+@dataclass
+class TeachReport:
+    """What a run of `teach` made."""
+
+    out: Path
+    images: int = 0
+    """Images that brought rows."""
+    rows: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Rows per split and task."""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Images, requests and rows that were not taken, by reason."""
+    unanswered: int = 0
+    """Requests that are still open; the same command asks them again."""
+    cost_usd: float = 0.0
+    """All that the data set has cost so far [USD]."""
+    stopped: str | None = None
+    """Why the teacher was not asked to the end: code and sentence."""
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """Rows of all splits."""
+        return sum(sum(tasks.values()) for tasks in self.rows.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain JSON."""
+        return {**asdict(self), "out": str(self.out), "total": self.total}
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{sum(tasks.values())} {split}" for split, tasks in self.rows.items())
+        lines = [f"{self.total} rows ({splits}) about {self.images} images, {self.out}"]
+        if self.rejected:
+            lines.append("rejected: " + ", ".join(f"{count} {reason}" for reason, count in self.rejected.items()))
+        if self.cost_usd:
+            lines.append(f"cost: {self.cost_usd:.4f} USD")
+        if self.unanswered:
+            lines.append(f"{self.unanswered} requests are open; the same command asks them again")
+        return "\n".join([*lines, *self.warnings, *filter(None, [self.stopped])])
+
+
+@dataclass
+class _Job:
+    """One file on its way through examination."""
+
+    entry: Entry
+    split: str
+    key: str = ""
+    record: dict[str, Any] | None = None
+
+
+def teach(
+    images: Path,
+    out: Path,
+    *,
+    config: TeachConfig,
+    budget_usd: float | None = None,
+    allow_egress: bool = False,
+    progress: Progress | None = None,
+    teacher: Teacher | None = None,
+    workers: int | None = None,
+) -> TeachReport:
+    """Make the instruction data set `out` from the micrographs under `images`.
+
+    `budget_usd` bounds what the data set may cost in all, over every run [USD]. `teacher` replaces the configured one
+    (a `ReplayTeacher`, say). `workers` processes read and measure; None takes one per core, 1 stays in this process.
+
+    Raises DatasetError, TeacherError (`no_key`, `no_price`) or EgressError (`denied`). A teacher that gives up in the
+    middle is told in the report, and what it answered is written.
+    """
+    started = time.perf_counter()
+    if not images.is_dir():
+        raise DatasetError("not_found", f"{images} is not a folder. Name a folder of micrographs.")
+    shares = {"validation": config.splits.validation, "test": config.splits.test}
+    catalogue = Catalogue(images, shares=shares, seed=config.seed)
+    hosted = config.teacher == "openai" and teacher is None
+    with contextlib.ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(out / "ledger.sqlite"))
+        lesson = _Lesson(
+            catalogue,
+            out,
+            config,
+            ledger=ledger,
+            drafts=stack.enter_context(Drafts(out / ".drafts.sqlite")),
+            examiner=stack.enter_context(Examiner(workers, jobs=catalogue.count)),
+            rejections=stack.enter_context(contextlib.closing(LineWriter(out / "rejected.jsonl"))),
+            progress=progress or (lambda *_: None),
+        )
+        lesson.examine(destination_of(config.base_url) if hosted else None)
+        if hosted:
+            teacher = asyncio.run(lesson.consult(budget_usd, allow_egress=allow_egress))
+        lesson.judge(teacher or OfflineTeacher())
+        lesson.write(teacher or OfflineTeacher())
+        lesson.report.cost_usd = ledger.spent_usd()
+        lesson.report.seconds = time.perf_counter() - started
+        return lesson.report
+
+
+class _Lesson:
+    """One run over one folder: the state that the passes share."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        out: Path,
+        config: TeachConfig,
+        *,
+        ledger: Ledger,
+        drafts: Drafts,
+        examiner: Examiner,
+        rejections: LineWriter,
+        progress: Progress,
+    ) -> None:
+        self.catalogue, self.out, self.config = catalogue, out, config
+        self.ledger, self.drafts, self.examiner, self.rejections = ledger, drafts, examiner, rejections
+        self.progress = progress
+        self.report = TeachReport(out, warnings=list(catalogue.warnings))
+        self.rejected: Counter[str] = Counter()
+        self.taught: list[tuple[int, str, str | None]] = []
+        """Position, split and label of every usable picture."""
+
+    # ----------------------------------------------------------------------------------------------- 1. examine
+
+    def examine(self, destination: str | None) -> None:
+        """Read and measure every file that the ledger does not know, and list what would leave the machine."""
+        duplicates = NearDuplicates(self.config.near_duplicate_bits)
+        pending: list[tuple[int, dict[str, Any]]] = []
+        with contextlib.closing(LineWriter(self.out / MANIFEST)) if destination else contextlib.nullcontext() as listed:
+            for done, (job, fresh) in enumerate(self.examiner.map(examine, self._jobs(destination)), start=1):
+                self.progress(done, self.catalogue.count, "measuring")
+                record = self._record(job, fresh)
+                if record is None:
+                    continue
+                twin = duplicates.add(job.entry.position, record["dhash"])
+                if twin is None:
+                    evidence = self._evidence_of(job, record)
+                    pending.append((job.entry.position, asdict(evidence)))
+                    if listed is not None and destination is not None:
+                        listed.write(asdict(_item(evidence, record["sent"], destination)))
+                if twin is not None or len(pending) == BATCH:
+                    self.drafts.add_specimens(pending)
+                    pending = []
+                if twin is not None:
+                    of = self._evidence(twin).path
+                    self._reject("near_duplicate", files=[job.entry.name], of=of)
+            self.drafts.add_specimens(pending)
+            if listed is not None:
+                listed.publish()
+
+    def _jobs(self, destination: str | None) -> Iterator[tuple[_Job, tuple[str, bool, int | None] | None]]:
+        longest = self.config.downscale if destination else None
+        for entry, split in self.catalogue:
+            path, job = self.catalogue.root / entry.name, _Job(entry, split)
+            try:
+                job.key = content_digest(path) + (f":{longest}" if destination else "")
+                job.record = self.ledger.measurement(job.key)
+            except MicrographError as error:
+                job.record = {"error": {"code": error.code, "message": error.message}}
+            yield job, None if job.record else (str(path), destination is not None, longest)
+
+    def _record(self, job: _Job, fresh: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The record of a file, from the ledger or fresh (then it goes there); None for one that cannot be read."""
+        record = job.record or fresh or {}
+        if "error" in record:
+            self._reject("unreadable", files=[job.entry.name], **record["error"])
+            return None
+        if fresh is not None:
+            self.ledger.add_measurement(job.key, fresh)
+        return record
+
+    def _evidence_of(self, job: _Job, record: Mapping[str, Any]) -> Evidence:
+        entry, label = job.entry, job.entry.label
+        self.taught.append((entry.position, job.split, label and sys.intern(label)))
+        names = ("sha256", "size", "nm_per_pixel", "instrument", "facts", "metadata_line", "facts_line")
+        return Evidence(
+            path=entry.name,
+            label=label,
+            group=entry.group,
+            split=job.split,
+            source=entry.source,
+            truth=entry.truth,
+            true_nm_per_pixel=entry.nm_per_pixel,
+            **{name: record[name] for name in names},
+        )
+
+    def _evidence(self, position: int) -> Evidence:
+        return Evidence(**self.drafts.specimen(position))
+
+    def _reject(self, reason: str, **about: Any) -> None:
+        self.rejected[reason] += 1
+        self.rejections.write({"reason": reason, **about})
+
+    # ------------------------------------------------------------------------------------------------ requests
+
+    def _requests(self, teacher: Teacher) -> Iterator[tuple[tuple[Evidence, ...], Request]]:
+        """Every request of the data set in a fixed order, picture by picture, with what is known of its pictures."""
+        pairs = pair_up(self.taught, seed=self.config.seed) if "comparison" in self.config.tasks else {}
+        for done, (position, _, _) in enumerate(self.taught, start=1):
+            evidence = self._evidence(position)
+            for task in self.config.tasks:
+                if task != "comparison":
+                    yield from self._request((evidence,), task, teacher)
+                elif position in pairs:
+                    yield from self._request((evidence, self._evidence(pairs[position])), task, teacher)
+            self.progress(done, len(self.taught), "asking")
+
+    def _request(
+        self, shown: tuple[Evidence, ...], task: str, teacher: Teacher
+    ) -> Iterator[tuple[tuple[Evidence, ...], Request]]:
+        config = self.config
+        count = {"vqa": config.questions_per_image, "metadata": METADATA_PER_IMAGE}.get(task, 1)
+        ask = questions_comparing if len(shown) == 2 else functools.partial(questions_about, task=task)
+        questions = ask(
+            *shown,
+            seed=config.seed,
+            count=count,
+            paraphrases=config.paraphrases,
+            looking=teacher.looks and task not in FACTUAL_TASKS,
+        )
+        if questions:
+            images = tuple(evidence.sha256 for evidence in shown)
+            known = number_lines([known_text(evidence) for evidence in shown])
+            yield shown, Request(images, task, tuple(questions), known, config.paraphrases)
+
+    # --------------------------------------------------------------------------------------------- 2. ask a host
+
+    async def consult(self, budget_usd: float | None, *, allow_egress: bool) -> Teacher:
+        """Ask the hosted teacher everything that the ledger holds no answer to."""
+        config = self.config
+        permit = grant(self.out / MANIFEST, destination=destination_of(config.base_url), allow=allow_egress)
+        price = config.price_per_million
+        if budget_usd is not None and not (price.input or price.output):
+            raise TeacherError("no_price", "A budget needs prices. Set teach.price_per_million.input and .output.")
+        teacher = HostedTeacher(permit, config, answers_as=self.ledger.model_of(f"openai:{config.model}"))
+        budget = Budget(budget_usd, spent_usd=self.ledger.spent_usd())
+        desk = Desk(teacher, self.ledger, budget, max_retries=config.max_retries)
+        try:
+            await ask_all(desk, self._errands(teacher), concurrency=config.concurrency)
+        finally:
+            await teacher.close()
+        self.report.stopped = str(desk.stopped) if desk.stopped else None
+        return teacher
+
+    async def _errands(self, teacher: Teacher) -> AsyncIterator[tuple[Request, Callable[[], Awaitable[list[bytes]]]]]:
+        for shown, request in self._requests(teacher):
+            if request.task not in FACTUAL_TASKS:
+                paths = [str(self.catalogue.root / evidence.path) for evidence in shown]
+                yield request, functools.partial(asyncio.to_thread, redacted, paths, self.config.downscale)
+
+    # ------------------------------------------------------------------------------------------------- 3. judge
+
+    def judge(self, teacher: Teacher) -> None:
+        """Turn replies into candidate rows, and everything else into named rejections."""
+        offline = OfflineTeacher()
+        rows: list[dict[str, Any]] = []
+        booked: list[dict[str, Any]] = []
+        position = itertools.count()
+        with asyncio.Runner() as runner:
+            for shown, request in self._requests(teacher):
+                by = offline if request.task in FACTUAL_TASKS else teacher
+                answers = self._answers(by, request, runner, booked)
+                for question in request.questions if answers else ():
+                    if row := self._row(question, answers[question.id], shown, by, request):
+                        rows.append({"position": next(position), **row})
+                if len(booked) >= BATCH:
+                    self._flush(booked, rows)
+        self._flush(booked, rows)
+
+    def _flush(self, booked: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+        self.ledger.record(booked)
+        self.drafts.add_rows(rows)
+        booked.clear()
+        rows.clear()
+
+    def _answers(
+        self, teacher: Teacher, request: Request, runner: asyncio.Runner, booked: list[dict[str, Any]]
+    ) -> Answers:
+        """The answers of the teacher, empty where it has none; a teacher of this machine is asked here and now."""
+        key, files = request_key(teacher, request), list(request.images)
+        if isinstance(teacher, HostedTeacher):
+            exchange = self.ledger.exchange(key)
+            if exchange is None or exchange.verdict in OPEN_VERDICTS:
+                self.report.unanswered += 1
+                return {}
+            if exchange.verdict != ACCEPTED:
+                self._reject(exchange.verdict, images=files, task=request.task, raw=exchange.reply)
+                return {}
+            return dict(json.loads(exchange.reply))
+        try:
+            reply = (
+                teacher.compose(request)
+                if isinstance(teacher, OfflineTeacher)
+                else runner.run(teacher.answer(request, ()))
+            )
+        except Rejection as rejection:
+            self._reject(rejection.code, images=files, task=request.task, raw=rejection.raw)
+            return {}
+        booked.append(
+            {
+                "key": key,
+                "images": " ".join(files),
+                "prompt": request.prompt,
+                "teacher": teacher.name,
+                "model": reply.model,
+                "reply": told(reply),
+            }
+        )
+        return reply.answers
+
+    def _row(
+        self,
+        question: Question,
+        wordings: Sequence[str],
+        shown: tuple[Evidence, ...],
+        teacher: Teacher,
+        request: Request,
+    ) -> dict[str, Any] | None:
+        """A candidate row, or None where the answer may not be taught."""
+        offline = isinstance(teacher, OfflineTeacher)
+        verdict = None if offline else judged(question, wordings, known=request.known)
+        files = [evidence.path for evidence in shown]
+        if verdict is not None:
+            self._reject(verdict, files=files, item=question.id, question=question.text, raw=list(wordings))
+            return None
+        first = shown[0]
+        provenance = {
+            "item": question.id,
+            "files": files,
+            "sha256": list(request.images),
+            "origin": first.source,
+            "states": dict(question.states),
+            "teacher": {"name": teacher.name, **teacher.params},
+        }
+        measured = [evidence.facts for evidence in shown]
+        record = {
+            "id": "-".join([*(image[:12] for image in request.images), question.id]),
+            "messages": conversation(question.text, wordings[0], images=len(shown)),
+            "task": question.task,
+            "facet": question.facet,
+            "label": first.label if len({evidence.label for evidence in shown}) == 1 else None,
+            "source": first.path,
+            "group": first.group,
+            "teacher": teacher.name,
+            "aux": number_lines([auxiliary_text(e.metadata_line, e.facts_line) for e in shown]),
+            "references": list(wordings),
+            "provenance": json.dumps(provenance, ensure_ascii=False, sort_keys=True),
+            "measured": json.dumps(measured[0] if len(shown) == 1 else measured, sort_keys=True),
+        }
+        answer = question.canonical_answer if offline else wordings[0].lower()
+        return {
+            "split": first.split,
+            "question": question.canonical,
+            "answer": answer,
+            "record": json.dumps({"files": files, "sha256": list(request.images), "row": record}, ensure_ascii=False),
+        }
+
+    # ------------------------------------------------------------------------------------------------- 4. write
+
+    def write(self, teacher: Teacher) -> None:
+        """Write the rows that need their picture, with it; the card comes last."""
+        predictable = blind_answers(self.drafts.answer_counts("train"))
+        writers = {split: SplitWriter(self.out / "data", split) for split in SPLITS}
+        checksums = {}
+        for split, writer in writers.items():
+            tasks: Counter[str] = Counter()
+            for rows, shown in self.examiner.map(pictures, self._drawn(split, predictable)):
+                found = dict(shown or ())
+                for record in rows:
+                    missing = [file for file in record["sha256"] if file not in found]
+                    if missing:
+                        raise DatasetError(
+                            "changed",
+                            f"{record['files']} changed while it was being taught. Run the same command again.",
+                        )
+                    writer.add(record["row"], [found[digest] for digest in record["sha256"]])
+                    tasks[record["row"]["task"]] += 1
+                self.progress(writer.rows, writer.rows, f"writing {split}")
+            checksums[split] = writer.finish()
+            if writer.rows:
+                self.report.rows[split] = dict(sorted(tasks.items()))
+            elif split == "test":
+                self.report.warnings.append("There is no test split: no label has two groups or more.")
+        self.report.images = len(self.taught)
+        self.report.rejected = dict(sorted(self.rejected.items()))
+        for writer in writers.values():
+            writer.publish()
+        self.rejections.publish()
+        report = self.report
+        text = card(
+            report.rows,
+            images=report.images,
+            teacher=teacher.name,
+            rejected=report.rejected,
+            checksums=checksums,
+            warnings=report.warnings,
+        )
+        write_card(self.out, text)
+
+    def _drawn(
+        self, split: str, predictable: Mapping[str, tuple[str, float]]
+    ) -> Iterator[tuple[list[dict[str, Any]], tuple[str, ...] | None]]:
+        """Rows about the same first picture, and the files they show."""
+        kept = (json.loads(row.record) for row in self.drafts.rows(split) if not self._blind(row, predictable))
+        for _, group in itertools.groupby(kept, key=lambda record: record["files"][0]):
+            rows = list(group)
+            files = dict.fromkeys(file for record in rows for file in record["files"])
+            yield rows, tuple(str(self.catalogue.root / file) for file in files)
+
+    def _blind(self, row: Row, predictable: Mapping[str, tuple[str, float]]) -> bool:
+        """True for a row that is one too many of those that need no picture; which ones stay is drawn by row."""
+        answer, share = predictable.get(row.question, ("", 1.0))
+        record = json.loads(row.record)["row"]
+        if row.answer != answer or chance(self.config.seed, record["id"], "blind").random() < share:
+            return False
+        self._reject("blind_answerable", id=record["id"], question=row.question, raw=record["references"])
+        return True
+
+
+def judged(question: Question, wordings: Sequence[str], *, known: str) -> str | None:
+    """Why the wordings of an answer may not be taught, or None."""
+    if not wordings:
+        return "empty"
+    for wording in wordings:
+        if verdict := text_verdict(wording, known=f"{known} {question.text} {' '.join(question.answers)}"):
+            return verdict
+    if not wordings_agree(wordings):
+        return "wordings_disagree"
+    said = {yes_or_no(text) for text in (wordings[0], *question.answers)} - {None}
+    return "facts_disagree" if len(said) > 1 else None
+
+
+def pair_up(taught: Sequence[tuple[int, str, str | None]], *, seed: int) -> dict[int, int]:
+    """A partner for every picture (position, split, label): of its split, and as often of its class as not."""
+    pairs: dict[int, int] = {}
+    for split in SPLITS:
+        order = [(position, label) for position, where, label in taught if where == split]
+        chance(seed, split, "pairs").shuffle(order)
+        by_label: dict[str | None, list[int]] = {}
+        for position, label in order:
+            by_label.setdefault(label, []).append(position)
+        place = {position: i for row in by_label.values() for i, position in enumerate(row)}
+        for i, (position, label) in enumerate(order):
+            mates = by_label[label]
+            alike = mates[(place[position] + 1) % len(mates)]
+            others = (
+                other
+                for other, name in itertools.islice(itertools.cycle(order), i + 1, i + len(order))
+                if name != label
+            )
+            want_alike = chance(seed, position, "pair").random() < 0.5
+            partner = alike if want_alike or len(by_label) == 1 else next(others, alike)
+            if partner != position:
+                pairs[position] = partner
+    return pairs
+
+
+def _item(evidence: Evidence, sent: Mapping[str, Any], destination: str) -> Item:
+    words = known_text(evidence)
+    return Item(evidence.path, evidence.sha256, sent["sha256"], sent["bytes"], words, destination)

@@ -1,0 +1,438 @@
+"""Who answers: the offline teacher (facts in words), the hosted one (an OpenAI-compatible endpoint), recorded replies.
+
+One call is one attempt; what goes wrong in it becomes a `Rejection` with a name. Knows nothing about retries, money,
+ledgers or the files of a data set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import email.utils
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from assistant.errors import DatasetError, TeacherError
+from data_gen.egress import Permit, open_client
+from data_gen.evidence import PROMPTS
+from data_gen.filters import clean, refuses
+from data_gen.ledger import exchange_key
+from data_gen.tasks import Question, prompts_version
+
+if TYPE_CHECKING:
+    from assistant.config import TeachConfig
+
+UNKNOWN_IMAGE_TOKENS = 50_000
+"""Set aside for a picture until the endpoint has told what pictures cost; formulas differ from model to model."""
+PROBES = 3
+RAW_CHARS = 4_000
+"""Kept of a rejected reply."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Questions about one picture or pair, and what is known of it in words."""
+
+    images: tuple[str, ...]
+    """sha256 of each micrograph."""
+    task: str
+    questions: tuple[Question, ...]
+    known: str
+    paraphrases: int = 5
+    template: str = "teacher"
+    """The prompt file that the rest fills."""
+
+    @property
+    def asked(self) -> str:
+        """The questions, one a line."""
+        return "\n".join(f"- {question.id}: {question.text}" for question in self.questions)
+
+    @property
+    def prompt(self) -> str:
+        """The words that go with the pictures."""
+        pair = "s (image 1 and image 2)" if len(self.images) > 1 else ""
+        filled = _template(self.template).replace("{pair}", pair).replace("{paraphrases}", str(self.paraphrases))
+        return filled.replace("{questions}", self.asked).replace("{known}", self.known or "nothing")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Answers by question id, several wordings each, and what they cost."""
+
+    answers: Mapping[str, tuple[str, ...]]
+    model: str = ""
+    usage: tuple[int, int] | None = (0, 0)
+    """Tokens in and out; None where the endpoint does not say."""
+
+
+class Rejection(TeacherError):
+    """A reply that cannot be used; `code` is the verdict that goes into the ledger."""
+
+    def __init__(
+        self,
+        verdict: str,
+        raw: str = "",
+        *,
+        again: bool = False,
+        wait_s: float | None = None,
+        billed: bool | None = True,
+    ) -> None:
+        super().__init__(verdict, f"The teacher's reply cannot be used ({verdict}).")
+        self.raw = raw[:RAW_CHARS]
+        self.again = again
+        """Worth another attempt."""
+        self.wait_s = wait_s
+        """How long the endpoint asked to be left alone [s]."""
+        self.billed = billed
+        """None where nobody can tell."""
+        self.usage: tuple[int, int] | None = None
+
+
+class Teacher(Protocol):
+    """Answers requests, one attempt at a time."""
+
+    name: str
+    params: Mapping[str, Any]
+    """Everything beside images and prompt that a reply depends on."""
+    looks: bool
+    """It can answer what no fact tells."""
+
+    async def answer(self, request: Request, pictures: Sequence[bytes]) -> Reply:
+        """Raises Rejection where this attempt gave nothing usable, TeacherError where no attempt can."""
+        ...
+
+
+def request_key(teacher: Teacher, request: Request) -> str:
+    """The ledger key of a request to a teacher."""
+    return exchange_key(request.images, request.prompt, teacher.name, teacher.params)
+
+
+class OfflineTeacher:
+    """Says in words what was measured, what the instrument wrote and what is known to be true; needs no picture."""
+
+    name = "offline"
+    looks = False
+
+    def __init__(self) -> None:
+        self.params: Mapping[str, Any] = {"prompts": prompts_version()}
+
+    async def answer(self, request: Request, pictures: Sequence[bytes]) -> Reply:
+        """The wordings that the facts fill."""
+        return self.compose(request)
+
+    def compose(self, request: Request) -> Reply:
+        """The same, without an event loop."""
+        return Reply({question.id: question.answers for question in request.questions}, model="offline")
+
+
+class ReplayTeacher:
+    """Answers from recorded replies: JSON lines {"images": [sha256], "prompt": ..., "answers": {id: [wording]}}.
+
+    Raises DatasetError `bad_recording` for a file that is not that.
+    """
+
+    name = "replay"
+
+    def __init__(self, recording: Path, *, looks: bool = True) -> None:
+        self.looks = looks
+        self.params: Mapping[str, Any] = {}
+        self._replies: dict[tuple[tuple[str, ...], str], dict[str, tuple[str, ...]]] = {}
+        for number, line in enumerate(recording.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                answers = {name: tuple(texts) for name, texts in row["answers"].items()}
+                self._replies[tuple(row["images"]), row["prompt"]] = answers
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise DatasetError(
+                    "bad_recording", f"{recording}, line {number} is not a recorded reply. Export it again."
+                ) from None
+
+    async def answer(self, request: Request, pictures: Sequence[bytes]) -> Reply:
+        """The recorded answers; Rejection `no_recording` where there are none."""
+        answers = self._replies.get((request.images, request.prompt))
+        if answers is None:
+            raise Rejection("no_recording", billed=False)
+        return Reply(answers, model="replay")
+
+
+class HostedTeacher:
+    """A multimodal model behind an OpenAI-compatible endpoint; exists only where a permit does."""
+
+    looks = True
+
+    def __init__(self, permit: Permit, config: TeachConfig, *, answers_as: str | None = None) -> None:
+        """`answers_as` is the model string of earlier replies in this data set, from the ledger."""
+        self.name = f"openai:{config.model}"
+        self.params: Mapping[str, Any] = {
+            "temperature": 0,
+            "seed": config.seed,
+            "max_output_tokens": config.max_output_tokens,
+            "downscale": config.downscale,
+            "prompts": prompts_version(),
+        }
+        self._permit = permit
+        self._config = config
+        self._client = open_client(permit, api_key_env=config.api_key_env)
+        self._answers_as = answers_as
+        self._image_tokens: list[float] = []
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def worst_case_usd(self, request: Request) -> float:
+        """What one attempt can cost at most: every byte a token, pictures as dear as the dearest seen so far."""
+        seen = self._image_tokens
+        per_image = 1.25 * max(seen) if len(seen) >= PROBES else UNKNOWN_IMAGE_TOKENS
+        words = len(request.prompt.encode()) + len(json.dumps(_response_format())) + 64
+        return self._price(words + per_image * len(request.images), self._max_tokens(request))
+
+    def cost_usd(self, usage: tuple[int, int]) -> float:
+        """Price of (input, output) tokens [USD]."""
+        return self._price(*usage)
+
+    async def answer(self, request: Request, pictures: Sequence[bytes]) -> Reply:
+        """One attempt, over within the deadline whatever the other side does."""
+        for picture in pictures:
+            self._permit.check(picture)
+        body = await self._post(request, pictures)
+        try:
+            reply = read_reply(body, request)
+        except Rejection as rejection:
+            rejection.raw = self._scrub(rejection.raw)
+            raise
+        if reply.usage is not None and request.images:
+            self._image_tokens.append(reply.usage[0] / len(request.images))
+        self._check_model(reply.model)
+        return reply
+
+    async def _post(self, request: Request, pictures: Sequence[bytes]) -> str:
+        """Send, and give the body back as text: the SDK's own parsing trusts it too much."""
+        import openai
+
+        content: list[Any] = [{"type": "text", "text": request.prompt}]
+        content += [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
+        try:
+            async with asyncio.timeout(self._config.deadline_s):
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    model=self._config.model,
+                    messages=[{"role": "user", "content": content}],
+                    response_format=_response_format(),
+                    temperature=0,
+                    seed=self._config.seed,
+                    max_completion_tokens=self._max_tokens(request),
+                    timeout=self._config.deadline_s,
+                    extra_headers={"Idempotency-Key": request_key(self, request)},
+                )
+                return raw.http_response.text
+        except (TimeoutError, openai.APITimeoutError):
+            raise Rejection("deadline", again=True, billed=None) from None
+        except openai.APIStatusError as error:
+            raise self._status(error.status_code, error.response.headers, error.response.text) from None
+        except openai.APIConnectionError as error:
+            raise _connection(error) from None
+
+    def _status(self, status: int, headers: Mapping[str, str], body: str) -> TeacherError:
+        """An HTTP error as a rejection of this attempt, or as the end of the job."""
+        raw, host = self._scrub(body), self._permit.destination
+        wait = retry_after(headers, now=time.time())
+        match status:
+            case 401 | 403:
+                return TeacherError(
+                    "unauthorised", f"{host} refused the key in {self._config.api_key_env} ({status}). Check the key."
+                )
+            case 404:
+                return TeacherError("no_model", f"{host} has no model {self._config.model!r}. Set teach.model.")
+            case 429 if "insufficient_quota" in body:
+                return TeacherError("quota", f"The quota at {host} is used up. Raise it, then run the same command.")
+            case 429:
+                return Rejection("rate_limited", raw, again=True, wait_s=wait, billed=False)
+            case _ if 300 <= status < 400:
+                return TeacherError(
+                    "redirect", f"{host} answered with a redirect, which is never followed. Set teach.base_url."
+                )
+            case 400 | 422 if "content_filter" in body or "content_policy" in body:
+                return Rejection("filtered", raw, billed=False)
+            case 408 | 409 | 425:
+                return Rejection("server_error", raw, again=True, wait_s=wait, billed=False)
+            case _ if status >= 500:
+                return Rejection("server_error", raw, again=True, wait_s=wait, billed=False)
+            case _:
+                return Rejection("bad_request", raw, billed=False)
+
+    def _check_model(self, model: str) -> None:
+        self._answers_as = self._answers_as or model
+        if model != self._answers_as:
+            raise TeacherError(
+                "model_changed",
+                f"The endpoint now answers as {clean(model)!r}, and this data set was begun with "
+                f"{self._answers_as!r}. Set teach.model to that one, or name a new --out.",
+            )
+
+    def _max_tokens(self, request: Request) -> int:
+        return self._config.max_output_tokens * len(request.questions)
+
+    def _price(self, input_tokens: float, output_tokens: float) -> float:
+        price = self._config.price_per_million
+        return (price.input * input_tokens + price.output * output_tokens) / 1e6
+
+    def _scrub(self, text: str) -> str:
+        """An endpoint may echo the key; it is never written down."""
+        return text.replace(self._client.api_key, "[key]")[:RAW_CHARS]
+
+
+# -------------------------------------------------------------------------------------------------- what comes back
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Answered(_Closed):
+    """The wordings of one answer."""
+
+    id: str
+    answers: list[str] = Field(min_length=1, max_length=8)
+
+
+class Body(_Closed):
+    """What a hosted teacher must reply."""
+
+    answers: list[Answered]
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _Message(_Open):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(_Open):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(_Open):
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
+
+
+class _Completion(_Open):
+    model: str
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+def read_reply(body: str, request: Request) -> Reply:
+    """Turn the body of a reply with status 200 into answers.
+
+    Raises Rejection `html`, `bad_reply`, `wrong_type`, `filtered`, `truncated`, `refusal`, `empty` or `wrong_item`.
+    """
+    completion = _completion(body)
+    used = completion.usage
+    usage = None if used is None else (used.prompt_tokens, used.completion_tokens)
+    try:
+        answers = _answers(completion.choices[0], request)
+    except Rejection as rejection:
+        rejection.usage = usage
+        rejection.billed = True if usage else None
+        raise
+    return Reply(answers, completion.model, usage)
+
+
+def _completion(body: str) -> _Completion:
+    try:
+        return _Completion.model_validate(json.loads(body))
+    except ValidationError:
+        raise Rejection("wrong_type", body, again=True, billed=None) from None
+    except (ValueError, RecursionError):
+        verdict = "html" if body.lstrip()[:1] == "<" else "bad_reply"
+        raise Rejection(verdict, body, again=True, billed=None) from None
+
+
+def _answers(choice: _Choice, request: Request) -> dict[str, tuple[str, ...]]:
+    content = choice.message.content
+    if choice.finish_reason == "content_filter":
+        raise Rejection("filtered", content or "")
+    if choice.finish_reason == "length":
+        raise Rejection("truncated", content or "")
+    if choice.message.refusal or content is None:
+        raise Rejection("refusal", choice.message.refusal or "")
+    if not content.strip():
+        raise Rejection("empty", again=True)
+    try:
+        told = Body.model_validate(json.loads(content))
+    except ValidationError:
+        raise Rejection("wrong_type", content, again=True) from None
+    except (ValueError, RecursionError):
+        refused = refuses(content)
+        raise Rejection("refusal" if refused else "bad_reply", content, again=not refused) from None
+    if [answered.id for answered in told.answers] != [question.id for question in request.questions]:
+        raise Rejection("wrong_item", content, again=True)
+    return {answered.id: tuple(map(clean, answered.answers)) for answered in told.answers}
+
+
+def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
+    """Seconds the endpoint asks for, from `retry-after-ms` or `retry-after` (seconds or a date); None for nonsense."""
+    try:
+        if milliseconds := headers.get("retry-after-ms"):
+            wait = float(milliseconds) / 1000
+        else:
+            value = headers.get("retry-after", "")
+            moment = email.utils.parsedate_tz(value)
+            wait = float(value) if moment is None else email.utils.mktime_tz(moment) - now
+    except (ValueError, OverflowError):
+        return None
+    return wait if math.isfinite(wait) and wait > 0 else None
+
+
+def _connection(error: Exception) -> Rejection:
+    import httpx2
+
+    cause = error.__cause__
+    if isinstance(cause, httpx2.DecodingError):
+        return Rejection("bad_reply", str(cause), again=True, billed=None)
+    never_sent = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
+    return Rejection("connection", type(cause).__name__, again=True, billed=False if never_sent else None)
+
+
+@cache
+def _template(name: str) -> str:
+    return (PROMPTS / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def _response_format() -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "answers", "strict": True, "schema": _schema()}}
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    """JSON schema in the subset that strict structured output takes: no length limits."""
+    wordings = {"type": "array", "items": {"type": "string"}}
+    answered = {
+        "type": "object",
+        "properties": {"id": {"type": "string"}, "answers": wordings},
+        "required": ["id", "answers"],
+        "additionalProperties": False,
+    }
+    return {
+        "type": "object",
+        "properties": {"answers": {"type": "array", "items": answered}},
+        "required": ["answers"],
+        "additionalProperties": False,
+    }
+
+
+def _data_url(picture: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")

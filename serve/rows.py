@@ -1,0 +1,132 @@
+"""Caption rows and the three files they are written to: JSONL, CSV, Parquet; whole or not at all.
+
+Knows nothing about where the rows come from.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from assistant.errors import ConfigError
+
+T = TypeVar("T")
+
+ROW_GROUP = 1024
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+class CaptionRow(NamedTuple):
+    """What is said about one image; one of `caption` and `error` is None."""
+
+    path: str
+    sha256: str | None
+    caption: str | None
+    pixel_size_nm: float | None
+    confidence: float | None
+    """Trust in the pixel size, 0..1; None where there is none."""
+    error: str | None
+
+
+def write_rows(out: Path, rows: Iterable[CaptionRow]) -> None:
+    """Write rows to `out` by its suffix; what stood there before stays until the new file is whole.
+
+    Raises ConfigError `bad_suffix`, and OSError as the disk gives it.
+    """
+    write = writer_for(out)
+    with replacing(out) as partial:
+        write(partial, rows)
+
+
+def writer_for(out: Path) -> Callable[[Path, Iterable[CaptionRow]], None]:
+    """The writer of a suffix. Raises ConfigError `bad_suffix`."""
+    writers = {".jsonl": write_jsonl, ".csv": write_csv, ".parquet": write_parquet}
+    if out.suffix.lower() not in writers:
+        raise ConfigError("bad_suffix", f"{out.name!r} is none of {', '.join(writers)}. Choose one of these suffixes.")
+    return writers[out.suffix.lower()]
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A path to write to that becomes `out` when the block ends well, and vanishes when it does not."""
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        yield partial
+        _fsync(partial)
+        partial.replace(out)
+        _fsync(out.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_jsonl(path: Path, rows: Iterable[CaptionRow]) -> None:
+    """One JSON object per line; names that are not valid UTF-8 survive as escapes that Python reads back."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json_line(row._asdict()))
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """One line of JSONL, readable where it can be and escaped where it must be."""
+    line = json.dumps(record, ensure_ascii=False)
+    return (line if _is_utf8(line) else json.dumps(record)) + "\n"
+
+
+def write_csv(path: Path, rows: Iterable[CaptionRow]) -> None:
+    """Comma-separated with a header; cells that a spreadsheet would run as a formula begin with an apostrophe."""
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(CaptionRow._fields)
+        table.writerows([csv_cell(value) for value in row] for row in rows)
+
+
+def csv_cell(value: float | str | None) -> float | str | None:
+    """A value that no spreadsheet takes for a formula (CWE-1236)."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
+
+
+def write_parquet(path: Path, rows: Iterable[CaptionRow]) -> None:
+    """Zstandard-compressed row groups of 1024; bytes of a name that are not UTF-8 are written as `\\xNN`."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    text, number = pa.string(), pa.float64()
+    kinds = {"pixel_size_nm": number, "confidence": number}
+    schema = pa.schema([(name, kinds.get(name, text)) for name in CaptionRow._fields])
+    with ParquetWriter(path, schema, compression="zstd") as writer:
+        for group in in_groups(rows, ROW_GROUP):
+            records = [{name: _clean(value) for name, value in row._asdict().items()} for row in group]
+            writer.write_table(pa.Table.from_pylist(records, schema=schema))
+
+
+def in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Consecutive lists of at most `size` items."""
+    source = iter(items)
+    while group := list(islice(source, size)):
+        yield group
+
+
+def _clean(value: Any) -> Any:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _is_utf8(line: str) -> bool:
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,87 @@
+"""The words and digits in which a reader's findings and measured facts are shown to people, the same everywhere.
+
+Knows nothing about terminals, pages or reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SOURCES = {"tag": "file tag", "sidecar": "side-car file", "banner": "info bar", "user": "you"}
+VENDORS = {
+    "thermo": "Thermo Fisher",
+    "zeiss": "Zeiss",
+    "tescan": "TESCAN",
+    "jeol": "JEOL",
+    "hitachi": "Hitachi",
+    "sec": "SEC",
+    "gatan": "Gatan",
+    "imagej": "ImageJ",
+    "ome": "OME",
+}
+UNCALIBRATED = "not calibrated"
+
+
+def digits(value: float) -> str:
+    """Three significant digits, without an exponent where a person would not write one."""
+    if value != value or value in (float("inf"), float("-inf")):
+        return str(value)
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        return text if "e" not in text else f"{value:.0f}"
+    return f"{value:.2e}"
+
+
+def length(nm: float) -> str:
+    """A length [nm] in the unit that suits its size."""
+    for limit, unit, factor in ((1000.0, "nm", 1.0), (1e6, "µm", 1e-3)):
+        if nm < limit:
+            return f"{digits(nm * factor)} {unit}"
+    return f"{digits(nm * 1e-6)} mm"
+
+
+def pixel_size(info: Mapping[str, Any]) -> str:
+    """The calibration of an `info` record in words."""
+    nm = info["pixel_size_nm"]
+    if nm is None:
+        return UNCALIBRATED
+    source = SOURCES.get(info["pixel_size_source"], info["pixel_size_source"])
+    confidence = info["pixel_size_confidence"]
+    doubt = f", {confidence:.0%} sure" if confidence is not None and confidence < 1 else ""
+    return f"{digits(nm)} nm/px ({source}{doubt})"
+
+
+def reading(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Label and value of everything the reader found; what it did not find is left out, calibration never."""
+    maker = " ".join(filter(None, [VENDORS.get(info["vendor"], info["vendor"]), info["model"]]))
+    banner, window = info["banner"], info["window"]
+    rows = [
+        ("Pixel size", pixel_size(info)),
+        ("Instrument", maker),
+        ("Voltage", "" if info["hv_kv"] is None else f"{digits(info['hv_kv'])} kV"),
+        ("Working distance", "" if info["wd_mm"] is None else f"{digits(info['wd_mm'])} mm"),
+        ("Magnification", "" if info["magnification"] is None else f"{info['magnification']:,.0f} ×"),
+        ("Detector", info["detector"] or ""),
+        ("Frame", f"{info['width']} × {info['height']} px, {info['dtype']}"),
+        ("Pages", str(info["pages"]) if info["pages"] > 1 else ""),
+        ("Info bar", f"rows {banner[0]}–{banner[1] - 1}, left out" if banner else ""),
+        ("Window", f"{digits(window['low'])} – {digits(window['high'])}" if window else ""),
+    ]
+    return [(label, value) for label, value in rows if value]
+
+
+def quantity(value: float, unit: str) -> str:
+    """A measured value with its unit, in three digits."""
+    if unit == "nm":
+        return length(value)
+    return digits(value) + {"": "", "%": " %", "deg": "°", "1/um^2": " /µm²"}.get(unit, f" {unit}")
+
+
+def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and method of every fact that applies, from `Facts.as_dict`."""
+    return [
+        (item["name"].replace("_", " "), quantity(item["value"], item["unit"]), item.get("method", ""))
+        for item in facts["items"]
+        if item["value"] is not None
+    ]

@@ -1,0 +1,109 @@
+"""An assistant without a model: it answers, captions and classifies from what it measures. Built like the real one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from assistant.measure import Facts, measure
+from assistant.micrograph import Micrograph, read_micrograph
+
+
+class MeasuringAssistant:
+    """Says only what measurement says, word by word; `pause_s` slows it down, `fails_on` breaks it on a label."""
+
+    name = "measuring"
+
+    def __init__(self, pause_s: float = 0.0) -> None:
+        self.pause_s = pause_s
+        self.words = 0
+        """Words said so far, by all answers."""
+        self.asked: list[tuple[int, str, tuple[Any, ...], str | None]] = []
+        """Images, question, history and description of every question."""
+
+    def ask(
+        self,
+        images: Sequence[Any],
+        question: str,
+        *,
+        history: Sequence[Any] = (),
+        aux: str | None = None,
+        max_new_tokens: int = 128,
+        sampling: Any = None,
+    ) -> Iterator[str]:
+        self.asked.append((len(images), question, tuple(history), aux))
+        facts = [self.facts_of(image) for image in images]
+        told = f"Turn {len(history) // 2 + 1}, {len(images)} image(s). " + " ".join(f.line() for f in facts)
+        for word in told.split()[:max_new_tokens]:
+            time.sleep(self.pause_s)
+            self.words += 1
+            yield word + " "
+
+    def caption(self, images: Sequence[Any]) -> list[str]:
+        return [f"{micrograph(i).metadata_line()}; {self.facts_of(i).line()}" for i in images]
+
+    def classify(
+        self,
+        images: Sequence[Any],
+        labels: Sequence[str],
+        *,
+        examples: Mapping[str, Sequence[Any]] | None = None,
+        top: int = 5,
+    ) -> list[list[tuple[str, float]]]:
+        """By the name of what the picture looks like, or by the mean grey of the examples."""
+        return [self._scores(image, labels, examples)[:top] for image in images]
+
+    def facts_of(self, image: Any) -> Facts:
+        return measure(micrograph(image))
+
+    def warnings_for(self, answer: str, images: Sequence[Any]) -> list[str]:
+        return [warning for image in images for warning in micrograph(image).warnings]
+
+    def _scores(
+        self, image: Any, labels: Sequence[str], examples: Mapping[str, Sequence[Any]] | None
+    ) -> list[tuple[str, float]]:
+        if examples:
+            centres = {label: np.mean([grey(i) for i in examples[label]]) for label in labels}
+            closeness = {label: -abs(grey(image) - centre) * 20 for label, centre in centres.items()}
+        else:
+            kind = self.facts_of(image).kind
+            closeness = {label: 3.0 if label == kind else 0.0 for label in labels}
+        total = sum(map(math.exp, closeness.values()))
+        return sorted(((label, math.exp(c) / total) for label, c in closeness.items()), key=lambda pair: -pair[1])
+
+
+def micrograph(image: Any) -> Micrograph:
+    return image if isinstance(image, Micrograph) else read_micrograph(image)
+
+
+def grey(image: Any) -> float:
+    pixels = micrograph(image).content.astype(float)
+    return float(pixels.mean() / np.iinfo(micrograph(image).pixels.dtype).max)
+
+
+def discs(seed: int = 0, size: tuple[int, int] = (96, 128), *, level: int = 20000) -> np.ndarray:
+    """A 16-bit frame with nine bright discs on a grey ground."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    frame = np.full(size, level, np.float64)
+    for k in range(9):
+        y, x = size[0] * (1 + k // 3) / 4, size[1] * (1 + k % 3) / 4
+        frame[(rows - y) ** 2 + (columns - x) ** 2 < 64] = 52000
+    frame += np.random.default_rng(seed).normal(0, 900, size)
+    return frame.clip(0, 65535).astype(np.uint16)
+
+
+def write_tiff(path: Path, seed: int = 0, *, nm: float | None = 4.2, level: int = 20000) -> Path:
+    """A 16-bit TIFF of discs, calibrated the way ImageJ does it, or not at all."""
+    if nm is None:
+        tifffile.imwrite(path, discs(seed, level=level), photometric="minisblack")
+    else:
+        tifffile.imwrite(
+            path, discs(seed, level=level), imagej=True, resolution=(1 / nm, 1 / nm), metadata={"unit": "nm"}
+        )
+    return path

@@ -1,0 +1,188 @@
+"""The ledger: nothing booked is lost, nothing is paid for twice, and one writer at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from assistant.errors import DatasetError, TeacherError
+from data_gen.ledger import ACCEPTED, SENT, Budget, Drafts, Exchange, Ledger, Settlement, exchange_key
+
+ROOT = Path(__file__).parents[1]
+WRITER = """
+import sys
+from pathlib import Path
+from data_gen.ledger import ACCEPTED, Exchange, Ledger, Settlement
+
+with Ledger(Path(sys.argv[1])) as ledger:
+    print("open", flush=True)
+    for number in range(10**6):
+        key = f"key{number:07d}"
+        ledger.begin_attempt(Exchange(key=key, images="a", prompt="p", teacher="t"), reserved_usd=1.0)
+        ledger.settle(key, Settlement(ACCEPTED, "reply", "m", 0.25))
+        print(number, flush=True)
+"""
+
+
+def exchange(key: str = "k") -> Exchange:
+    return Exchange(key=key, images="sha", prompt="prompt", teacher="openai:m")
+
+
+def test_key_depends_on_every_part_of_the_content() -> None:
+    """A key that left a part out would hand one question's paid answer to another."""
+    base = (["a", "b"], "prompt", "model", {"temperature": 0})
+    others = [
+        (["b", "a"], "prompt", "model", {"temperature": 0}),
+        (["ab"], "prompt", "model", {"temperature": 0}),
+        (["a", "b"], "prompt2", "model", {"temperature": 0}),
+        (["a", "b"], "prompt", "model2", {"temperature": 0}),
+        (["a", "b"], "prompt", "model", {"temperature": 1}),
+    ]
+    keys = {exchange_key(*parts) for parts in (base, *others)}
+    assert len(keys) == 6
+    assert exchange_key(["a"], "p", "m", {"x": 1, "y": 2}) == exchange_key(["a"], "p", "m", {"y": 2, "x": 1})
+
+
+def test_an_attempt_that_never_came_back_stays_booked_at_its_worst_case(tmp_path: Path) -> None:
+    """After kill -9 between sending and storing, the money may be gone: the budget must count it."""
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.begin_attempt(exchange(), reserved_usd=0.5)
+        assert ledger.spent_usd() == 0.5
+        ledger.begin_attempt(exchange(), reserved_usd=0.5)
+        ledger.settle("k", Settlement(ACCEPTED, "{}", "m-1", 0.1, 1000, 20))
+        row = ledger.exchange("k")
+        assert row is not None
+        assert (row.attempts, row.verdict, row.input_tokens) == (2, ACCEPTED, 1000)
+        assert ledger.spent_usd() == pytest.approx(0.6)
+        assert ledger.model_of("openai:m") == "m-1"
+
+
+def test_free_exchanges_do_not_overwrite_what_is_booked(tmp_path: Path) -> None:
+    """A rerun books the offline exchanges again; their first time stays."""
+    row = {"key": "k", "images": "a", "prompt": "p", "teacher": "offline", "model": "offline", "reply": "first"}
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.record([row])
+        ledger.record([{**row, "reply": "second"}])
+        known = ledger.exchange("k")
+        assert known is not None
+        assert known.reply == "first"
+
+
+def test_budget_is_hard_and_gives_back_what_was_not_used() -> None:
+    """The sum of spent and reserved money never passes the limit, and exactly the limit is allowed."""
+    budget = Budget(1.0, spent_usd=0.25)
+    budget.reserve(0.5)
+    with pytest.raises(TeacherError, match="budget: The next"):
+        budget.reserve(0.2501)
+    budget.reserve(0.25)
+    budget.settle(0.5, 0.1)
+    assert budget.fits(0.4)
+    assert not budget.fits(0.41)
+    assert Budget(None).fits(1e9)
+
+
+def test_second_writer_is_told_who_writes(tmp_path: Path) -> None:
+    """Two runs into one folder would mix their rows; the lock goes with its owner."""
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path):
+        command = "import sys; from pathlib import Path; from data_gen.ledger import Ledger; Ledger(Path(sys.argv[1]))"
+        second = subprocess.run(
+            [sys.executable, "-c", command, str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert "locked" in second.stderr
+        assert f"process {os.getpid()} on" in second.stderr
+        with pytest.raises(DatasetError, match="locked: "):
+            Ledger(path)
+    Ledger(path).close()
+
+
+def test_kill_at_any_moment_loses_no_booked_row(tmp_path: Path) -> None:
+    """Every row whose commit returned is there after SIGKILL, whole, and the ledger opens without repair."""
+    path = tmp_path / "ledger.sqlite"
+    settled = 0
+    for wait_s in (0.0, 0.05, 0.11):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER.replace("range(10**6)", f"range({settled}, 10**6)"), str(path)],
+            cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        with process.stdout as told:
+            assert told.readline() == "open\n"
+            time.sleep(wait_s)
+            os.kill(process.pid, signal.SIGKILL)
+            booked = [int(line) for line in told.read().split("\n") if line.isdigit()]
+        process.wait()
+        settled = (booked[-1] + 1) if booked else settled
+        with Ledger(path) as ledger:
+            rows = [ledger.exchange(f"key{number:07d}") for number in range(settled)]
+            assert all(row is not None and row.verdict == ACCEPTED and row.reply == "reply" for row in rows)
+            # At most one attempt was under way at each kill: its worst case is booked, nothing more.
+            assert 0.25 * settled <= ledger.spent_usd() <= 0.25 * (settled + 3) + 3.0
+    assert settled > 3
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
+    connection.close()
+
+
+def test_full_disk_is_an_error_with_a_remedy_and_loses_nothing(tmp_path: Path) -> None:
+    """With the file-size limit as a full disk, what was booked stays readable and the message says what to do."""
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from assistant.errors import DatasetError
+from data_gen.ledger import Ledger
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+ledger = Ledger(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
+done = 0
+try:
+    while done < 1000:
+        ledger.add_measurement(f"k{done}", {"text": "x" * 5000})
+        done += 1
+except DatasetError as error:
+    print(done, error)
+"""
+    path = tmp_path / "ledger.sqlite"
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    done, _, message = run.stdout.partition(" ")
+    assert message.startswith("disk: "), run.stderr
+    assert 5 < int(done) < 1000
+    with Ledger(path) as ledger:
+        assert all(ledger.measurement(f"k{number}") for number in range(int(done)))
+
+
+def test_drafts_count_answers_and_leave_nothing_behind(tmp_path: Path) -> None:
+    """The counts are those of the training split alone, and a leftover of a killed run is not read."""
+    (tmp_path / ".drafts.sqlite-wal").write_bytes(b"torn")
+    with Drafts(tmp_path / ".drafts.sqlite") as drafts:
+        answers = ["yes"] * 9 + ["no"]
+        rows = [
+            {"position": i, "split": "train" if i < 10 else "test", "question": "q", "answer": a, "record": "{}"}
+            for i, a in enumerate([*answers, "no", "no"])
+        ]
+        drafts.add_rows(rows)
+        assert drafts.answer_counts("train") == [("q", 10, 9, "yes")]
+        assert [row.position for row in drafts.rows("test")] == [10, 11]
+        drafts.add_specimens([(3, {"path": "a.tif"})])
+        assert drafts.specimen(3) == {"path": "a.tif"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verdict_of_a_request_under_way_is_sent(tmp_path: Path) -> None:
+    """The write-ahead row stands before the request leaves."""
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.begin_attempt(exchange())
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        row = ledger.exchange("k")
+        assert row is not None
+        assert (row.verdict, row.attempts) == (SENT, 1)
+        assert row.sent_at.endswith("+00:00")
