@@ -36,7 +36,7 @@ class ViTConfig(Section):
     """Local weights of the open_clip tower."""
     patch_size: Positive = 16
     dim: Positive = 192
-    depth: Positive = 6
+    depth: Positive = 4
     heads: Positive = 6
     trainable: bool = True
 

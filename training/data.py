@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from assistant.micrograph import Calibration, Instrument, Micrograph, to_model_input
 from torch import Tensor
 
 from assistant.chat import Conversation, Message
 from assistant.config import TrainingConfig
 from assistant.errors import DatasetError
+from assistant.micrograph import Calibration, Instrument, Micrograph, to_model_input
 from assistant.model import MaemiProcessor
 
 SPLITS = ("train", "validation", "test")
 CACHE_BYTES = 2 * 1024**3
+PAIR_EVERY = 6
 SHIFT_PX = 6
 """Largest random shift of the augmentation [px of the model input]."""
 
@@ -76,7 +77,8 @@ def load_split(directory: Path, split: str) -> list[Example]:
     try:
         table = load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
         table = table.cast_column("images", Sequence(Image(decode=False)))
-        examples = [_example(row) for row in table]
+        known: dict[bytes, bytes] = {}
+        examples = [_example(row, known) for row in table]
     except (DatasetGenerationError, KeyError, TypeError, ValueError, IndexError) as error:
         reason = str(error.__cause__ or error).split("\n")[0]
         raise DatasetError(
@@ -108,14 +110,18 @@ def decode_image(png: bytes) -> Micrograph:
 
 
 class Conversations(torch.utils.data.Dataset[Item]):
-    """Conversations over the images of a split; `set_epoch` changes turns and augmentation."""
+    """Conversations over the images of a split; `set_epoch` changes turns, pairs and augmentation.
+
+    An epoch sees every single image once, and every `PAIR_EVERY`-th comparison of several images, each in its turn.
+    """
 
     def __init__(self, examples: Sequence[Example], *, image_size: int, settings: TrainingConfig, seed: int) -> None:
         rows: dict[str, list[Example]] = {}
         for example in examples:
             rows.setdefault(example.images_key, []).append(example)
-        self.rows = [rows[key] for key in sorted(rows)]
-        self.keys = sorted(rows)
+        self.rows = rows
+        self.singles = sorted(key for key, row in rows.items() if len(row[0].images) == 1)
+        self.pairs = sorted(set(rows) - set(self.singles))
         self.image_size = image_size
         self.settings = settings
         self.seed = seed
@@ -123,15 +129,16 @@ class Conversations(torch.utils.data.Dataset[Item]):
         self._cache: dict[bytes, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.singles) + -(-len(self.pairs) // (PAIR_EVERY if self.singles else 1))
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew: called by the data loader at the start of every epoch."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> Item:
-        rows, settings = self.rows[index], self.settings
-        random = counter_generator(self.seed, self.epoch, self.keys[index])
+        key = self._key(index)
+        rows, settings = self.rows[key], self.settings
+        random = counter_generator(self.seed, self.epoch, key)
         turns = [rows[i] for i in random.permutation(len(rows))[: settings.turns]]
         aux = "" if random.random() < settings.aux_dropout else turns[0].aux
         messages: list[Message] = []
@@ -144,6 +151,12 @@ class Conversations(torch.utils.data.Dataset[Item]):
             pixels = tuple(augment(image, random) for image in pixels)
         matched = f"{turns[0].question} {turns[0].answer}"
         return Item(Conversation(tuple(messages)), pixels, matched, rows[0].label)
+
+    def _key(self, index: int) -> str:
+        if index < len(self.singles):
+            return self.singles[index]
+        stride = PAIR_EVERY if self.singles else 1
+        return self.pairs[((index - len(self.singles)) * stride + self.epoch) % len(self.pairs)]
 
     def _pixels(self, png: bytes) -> np.ndarray:
         """Model input [S, S] of an image, kept as 8 bit while the cache has room."""
@@ -218,13 +231,14 @@ def _normalised(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _example(row: dict[str, Any]) -> Example:
+def _example(row: dict[str, Any], known: dict[bytes, bytes]) -> Example:
+    """A row as an Example; `known` makes rows about the same image share its bytes."""
     user, assistant = row["messages"]
     question = " ".join(part["text"] for part in user["content"] if part.get("text"))
     answer = " ".join(part["text"] for part in assistant["content"] if part.get("text"))
     return Example(
         id=row["id"],
-        images=tuple(image["bytes"] for image in row["images"]),
+        images=tuple(known.setdefault(image["bytes"], image["bytes"]) for image in row["images"]),
         question=question,
         answer=answer,
         references=tuple(row["references"] or [answer]),

@@ -158,9 +158,7 @@ def parse_quantities(text: str) -> list[Quantity]:
     for match in reversed(matches):
         quantity, link = _point(_number(match), _unit(match)), text[match.end() : next_start]
         joined = None
-        if found and (
-            _TO.fullmatch(link) or (_AND.fullmatch(link) and _BETWEEN.search(text[: match.start()]))
-        ):
+        if found and (_TO.fullmatch(link) or (_AND.fullmatch(link) and _BETWEEN.search(text[: match.start()]))):
             joined = _range(quantity, found[-1])
         elif found and _PLUS_MINUS.fullmatch(link):
             joined = _point(quantity.value, quantity.unit or found[-1].unit)

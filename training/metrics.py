@@ -212,20 +212,14 @@ def text_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) 
     if len(hypotheses) != len(references):
         raise ValueError(f"{len(hypotheses)} texts but {len(references)} lists of references")
     if not hypotheses:
-        raise DatasetError(
-            "nothing_to_score", "There is no text to score. Check that the split is not empty."
-        )
+        raise DatasetError("nothing_to_score", "There is no text to score. Check that the split is not empty.")
     for i, wordings in enumerate(references):
         if isinstance(wordings, str) or not wordings:
-            raise DatasetError(
-                "no_reference", f"Text {i} has no list of references. Give at least one wording."
-            )
+            raise DatasetError("no_reference", f"Text {i} has no list of references. Give at least one wording.")
     score = text_scorer()
     rows = [score(h, list(r)) for h, r in zip(hypotheses, references, strict=True)]
     every, alone = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])  # [N, metrics]
-    return TextScores(
-        dict(zip(TEXT_METRICS, every.T, strict=True)), dict(zip(TEXT_METRICS, alone.T, strict=True))
-    )
+    return TextScores(dict(zip(TEXT_METRICS, every.T, strict=True)), dict(zip(TEXT_METRICS, alone.T, strict=True)))
 
 
 # ---------------------------------------------------------------------------------- classes
@@ -255,9 +249,7 @@ class ClassificationScores:
         }
 
 
-def expected_calibration_error(
-    confidence: Floats, correct: NDArray[np.bool_], *, bins: int = ECE_BINS
-) -> float:
+def expected_calibration_error(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = ECE_BINS) -> float:
     """Return sum over equal-width bins (a, b] of share * |accuracy - mean confidence| (Guo et al. 2017)."""
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gap = np.bincount(index, weights=correct - confidence, minlength=bins)
@@ -267,15 +259,11 @@ def expected_calibration_error(
 def checked_probabilities(probabilities: Any, labels: Any) -> tuple[Floats, NDArray[np.int64]]:
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if p.ndim != 2 or y.shape != p.shape[:1] or not p.size:
-        raise DatasetError(
-            "bad_scores", f"Probabilities {p.shape} do not fit labels {y.shape}. Give [N, C] and [N]."
-        )
+        raise DatasetError("bad_scores", f"Probabilities {p.shape} do not fit labels {y.shape}. Give [N, C] and [N].")
     if not (np.isfinite(p).all() and (p >= 0).all() and (p <= 1 + 1e-6).all()):
         raise DatasetError("bad_scores", "Probabilities leave 0..1. Apply softmax before scoring.")
     if y.min() < 0 or y.max() >= p.shape[1]:
-        raise DatasetError(
-            "bad_scores", f"A label is outside 0..{p.shape[1] - 1}. Check the list of classes."
-        )
+        raise DatasetError("bad_scores", f"A label is outside 0..{p.shape[1] - 1}. Check the list of classes.")
     return p, y
 
 
@@ -298,9 +286,7 @@ def classification_scores(
     order = np.argsort(-p, axis=1, kind="stable")  # [N, C]
     hit, predicted = order == y[:, None], order[:, 0]
     occurring = np.union1d(y, predicted)
-    precision, recall, f_score, _ = precision_recall_fscore_support(
-        y, predicted, labels=occurring, zero_division=0
-    )
+    precision, recall, f_score, _ = precision_recall_fscore_support(y, predicted, labels=occurring, zero_division=0)
     ours = dict(zip(occurring.tolist(), precision.tolist(), strict=True))
     return ClassificationScores(
         n=len(y),
@@ -327,9 +313,7 @@ def bootstrap_interval(
     if len(data) != len(groups):
         raise ValueError(f"{len(data)} values but {len(groups)} groups")
     if not len(data):
-        raise DatasetError(
-            "nothing_to_score", "There is no value to bootstrap. Check that the split is not empty."
-        )
+        raise DatasetError("nothing_to_score", "There is no value to bootstrap. Check that the split is not empty.")
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) == 1:
         return float(data.min()), float(data.max())

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from assistant.grounding import contrastive_loss, hard_negatives, matching_loss
 from torch import Tensor, nn
 
 from assistant.adapters import DyAMoPEModel, router_losses
 from assistant.config import LossConfig
+from assistant.grounding import contrastive_loss, hard_negatives, matching_loss
 from assistant.model import ImageStates, MaemiForConditionalGeneration
 
 
