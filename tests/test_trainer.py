@@ -16,7 +16,7 @@ from assistant.checkpoint import attach_adapter
 from assistant.config import Config
 from assistant.errors import DatasetError, RunError
 from training.data import Collator, Conversations, augment, counter_generator, load_split
-from training.stages import InstructionStage, VisionStage
+from training.stages import InstructionStage, PretrainStage, VisionStage
 from training.trainer import checkpoints, newest_checkpoint, parameter_groups, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use_cpu.*", "ignore:.*lr_scheduler.step.*")
@@ -98,7 +98,7 @@ def test_the_log_has_every_loss(data: Path, base: Path, tmp_path: Path) -> None:
     assert {"step", "loss", "lm", "itm", "learning_rate"} <= entry.keys()
 
 
-@pytest.mark.parametrize("kind", ["instruction", "vision"])
+@pytest.mark.parametrize("kind", ["instruction", "vision", "pretrain"])
 def test_the_loss_falls_on_one_batch(data: Path, tmp_path: Path, kind: str) -> None:
     run = tiny_run(tmp_path)
     run.student.requires_grad_(True)
@@ -106,7 +106,11 @@ def test_the_loss_falls_on_one_batch(data: Path, tmp_path: Path, kind: str) -> N
     dataset = Conversations(examples, image_size=32, settings=run.config.training, seed=0)
     collator = Collator(run.processor, max_tokens=200, labels=["nanowires", "powder"])
     batch = collator([dataset[i] for i in range(4)])
-    stage = InstructionStage(run.student, run.config.loss) if kind == "instruction" else VisionStage(run.student, 2)
+    stage = {
+        "instruction": lambda: InstructionStage(run.student, run.config.loss),
+        "vision": lambda: VisionStage(run.student, 2),
+        "pretrain": lambda: PretrainStage(run.student, run.config.loss, 2),
+    }[kind]()
     optimizer = torch.optim.AdamW(stage.parameters(), lr=3e-3)
     losses = []
     for _ in range(20):

@@ -23,7 +23,7 @@ from assistant.chat import IMAGE_MARKER
 from assistant.checkpoint import Run, new_run, save_model
 from assistant.config import Config, DecoderConfig, load_config
 from training.data import Collator, Conversations, Example, load_split
-from training.stages import InstructionStage, VisionStage
+from training.stages import PretrainStage, VisionStage
 from training.trainer import Progress, fit
 
 VOCABULARY = 1024
@@ -52,7 +52,7 @@ def pretrain(
     run = _with_steps(run, vision_steps)
     _fit(run, VisionStage(run.student, len(labels)), labelled, labels, out / "vision", progress)
     run = _with_steps(run, steps)
-    _fit(run, InstructionStage(run.student, config.loss), examples, [], out / "joint", progress)
+    _fit(run, PretrainStage(run.student, config.loss, len(labels)), examples, labels, out / "joint", progress)
 
     run.student.decoder.lm.save_pretrained(str(base))
     quantised = config.decoder.model_copy(update={"base": None, "quantization": "nf4"})
@@ -137,8 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--config", type=Path, default=None)
-    parser.add_argument("--vision-steps", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--vision-steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c")
     parsed = parser.parse_args(arguments)
     torch.set_float32_matmul_precision("high")

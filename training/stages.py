@@ -16,6 +16,8 @@ from assistant.config import LossConfig
 from assistant.grounding import contrastive_loss, hard_negatives, matching_loss
 from assistant.model import ImageStates, MaemiForConditionalGeneration
 
+PROBE_WEIGHT = 0.3
+
 
 class InstructionStage(nn.Module):
     """Language-model loss on the answers, image-text matching with hard negatives, optional image-text contrast.
@@ -29,10 +31,14 @@ class InstructionStage(nn.Module):
         self.loss = loss
         self.routed = any(isinstance(module, DyAMoPEModel) for module in student.decoder.lm.modules())
 
-    def forward(
+    def forward(self, *, pixel_values: Tensor, image_mask: Tensor, **batch: Any) -> dict[str, Tensor]:
+        """A batch from `Collator` -> `loss` and its parts."""
+        return self.losses(self.student.encode_images(pixel_values[image_mask]), image_mask=image_mask, **batch)
+
+    def losses(
         self,
+        states: ImageStates,
         *,
-        pixel_values: Tensor,
         image_mask: Tensor,
         match_ids: Tensor,
         match_mask: Tensor,
@@ -43,8 +49,7 @@ class InstructionStage(nn.Module):
         turn_images: Tensor,
         **text: Any,
     ) -> dict[str, Tensor]:
-        """A batch from `Collator` -> `loss` and its parts."""
-        states = self.student.encode_images(pixel_values[image_mask])
+        """The losses of a batch whose images are already encoded."""
         context = self.student.visual_context(
             None, image_mask, question_ids, question_mask, turn_images, image_memory=states.memory
         )
@@ -94,22 +99,64 @@ class InstructionStage(nn.Module):
         return matching_loss(student.matching(grounded), labels.float(), counted), itc
 
 
+class ClassProbes(nn.Module):
+    """Linear probes of the class labels on both image encoders, with their summed cross-entropy."""
+
+    def __init__(self, student: MaemiForConditionalGeneration, classes: int) -> None:
+        super().__init__()
+        self.vit = nn.Linear(student.vit.dim, classes)
+        self.hnf = nn.Linear(student.hnf.dim, classes)
+
+    def forward(self, states: ImageStates, class_index: Tensor) -> Tensor:
+        """States of I images and their class indices [I], -100 where there is none."""
+        if not (class_index >= 0).any():
+            return states.summary.sum() * 0.0
+        cls, fused = states.summary.split([self.vit.in_features, self.hnf.in_features], dim=-1)
+        return sum(
+            F.cross_entropy(probe(vector).float(), class_index, label_smoothing=0.05)
+            for probe, vector in ((self.vit, cls), (self.hnf, fused))
+        )  # type: ignore[return-value]
+
+
 class VisionStage(nn.Module):
-    """Class labels of single images through a linear probe on both encoders: a start for encoders without weights."""
+    """Class labels of single images, turned and mirrored: a start for encoders without pretrained weights."""
 
     def __init__(self, student: MaemiForConditionalGeneration, classes: int) -> None:
         super().__init__()
         self.student = student
-        vit, hnf = student.vit.dim, student.hnf.dim
-        self.vit_probe = nn.Linear(vit, classes)
-        self.hnf_probe = nn.Linear(hnf, classes)
+        self.probes = ClassProbes(student, classes)
 
     def forward(self, *, pixel_values: Tensor, image_mask: Tensor, class_index: Tensor, **_: Any) -> dict[str, Tensor]:
+        """A batch from `Collator` -> `loss`."""
+        pixels = pixel_values[image_mask]  # [I, 1, S, S]
+        if self.training:
+            pixels = turned(pixels)
+        owner = image_mask.nonzero()[:, 0]  # [I]
+        return {"loss": self.probes(self.student.encode_images(pixels), class_index[owner])}
+
+
+class PretrainStage(InstructionStage):
+    """Instructions with the class probes kept beside them, so the encoders do not forget while the text is learned."""
+
+    def __init__(self, student: MaemiForConditionalGeneration, loss: LossConfig, classes: int) -> None:
+        super().__init__(student, loss)
+        self.probes = ClassProbes(student, classes)
+
+    def forward(self, *, pixel_values: Tensor, image_mask: Tensor, **batch: Any) -> dict[str, Tensor]:
         """A batch from `Collator` -> `loss` and its parts."""
-        owner = image_mask.nonzero()[:, 0]
         states = self.student.encode_images(pixel_values[image_mask])
-        cls, fused = states.summary.split([self.vit_probe.in_features, self.hnf_probe.in_features], dim=-1)
-        target = class_index[owner]
-        vit = F.cross_entropy(self.vit_probe(cls).float(), target, label_smoothing=0.05)
-        hnf = F.cross_entropy(self.hnf_probe(fused).float(), target, label_smoothing=0.05)
-        return {"loss": vit + hnf, "vit": vit, "hnf": hnf}
+        losses = self.losses(states, image_mask=image_mask, **batch)
+        owner = image_mask.nonzero()[:, 0]  # [I]
+        probes = self.probes(states, batch["class_index"][owner])
+        return losses | {"loss": losses["loss"] + PROBE_WEIGHT * probes, "probes": probes}
+
+
+def turned(pixels: Tensor) -> Tensor:
+    """Each image [I, 1, S, S] in one of its eight orientations, drawn from torch's generator."""
+    turns, mirrored = torch.randint(4, (len(pixels),)).tolist(), torch.randint(2, (len(pixels),)).tolist()
+    return torch.stack(
+        [
+            torch.rot90(image.flip(-1) if mirror else image, turn, dims=(-2, -1))
+            for image, turn, mirror in zip(pixels, turns, mirrored, strict=True)
+        ]
+    )

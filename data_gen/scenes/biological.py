@@ -75,10 +75,10 @@ def diatom(rng: Rng, radius: float) -> Stamp:
     """Centric diatom: a shallow disc with a raised rim and rows of pores in rings and spokes."""
     y, x = grid(radius * 1.02)
     q, theta = np.hypot(x, y) / radius, np.arctan2(y, x)
-    spokes, rings = 12 * int(rng.integers(3, 6)), int(rng.integers(10, 18))
-    per_ring = np.maximum(6, np.round(spokes * np.ceil(q * rings) / rings))
+    rings = max(5, int(radius / rng.uniform(5.5, 9.5)))
+    per_ring = np.maximum(6, np.round(5.6 * np.ceil(q * rings)))
     holes = np.maximum(np.cos(per_ring * theta), 0) * np.maximum(-np.cos(2 * np.pi * rings * q), 0)
-    pores = (holes > 0.28) & (q < 0.88) & (q > 0.12)
+    pores = (holes > 0.22) & (q < 0.88) & (q > 0.1)
     z = radius * (0.16 + 0.1 * np.exp(-(((q - 0.94) / 0.05) ** 2)) + 0.06 * q**2)
     z = np.where(pores, z - 0.09 * radius, z)
     return Stamp(np.maximum(z, 0.2).astype(np.float32), q < 1)

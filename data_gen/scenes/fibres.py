@@ -131,8 +131,7 @@ def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
         swollen |= bead
         base = rank * LAYER * mean + 0.5 * mean * smooth_line(view, len(half), correlation=len(half) * 0.2)
         label = sheet.objects.add(0, 0, area=width * len(half))
-        tone = material * (1 - depth * (1 - rank))
-        sheet.ribbon(course.centre, half, base=base, material=tone, label=label, across=course.steep)
+        sheet.ribbon(course.centre, half, base=base, material=material, label=label, across=course.steep)
         if surface == "striated":
             _grooves(sheet, course, half, label=label)
         mat.widths.append(width)
@@ -143,6 +142,7 @@ def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
         defects.append("debris")
     fused = arrangement == "network"
     height = _finish(view, sheet, mean, fused=fused, rough=surface == "rough")
+    shadow = (1 - depth * (1 - np.clip(height / (LAYER * mean), 0, 1))).astype(np.float32)
     orientation, anisotropy = mat.axis()
     seen = np.bincount(sheet.labels.ravel(), minlength=count + 1)[1:]
     numbers = {
@@ -169,4 +169,5 @@ def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
         labels=sheet.labels,
         objects=sheet.objects,
         count_objects=False,
+        shadow=shadow,
     )

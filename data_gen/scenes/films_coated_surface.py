@@ -220,7 +220,7 @@ def _section(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     words = _words("columnar", "striated", "layered", broad=False, touching="touching", defects=[])
     return Scene(
         height.astype(np.float32), material.astype(np.float32), film, nm_per_pixel, words, numbers=numbers,
-        count_objects=False,
+        count_objects=False, shadow=np.where(y < roof, 0.08, 1.0).astype(np.float32),
     )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ I32 = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
 EDGE_LIMIT = 3.2
+INVERTED_GLOW = 0.4
+"""a weaker edge effect where compositional contrast is inverted, or it would cancel it on thin structures"""
 EVEN_CONTRAST = 0.05
 VISIBLE_SHARE = 0.25
 
@@ -70,6 +72,8 @@ class Scene:
     tilt_deg: float = 0.0
     projected: bool = False
     """True where the drawing already is the tilted view"""
+    shadow: F32 | None = None
+    """[H, W] share of electrons that escape from depth; unlike the yield it never inverts"""
     glow: float = 1.0
     """how strongly slopes brighten here; under 1 for shallow relief"""
 
@@ -154,7 +158,8 @@ def emission(scene: Scene, optics: Optics) -> F32:
     gy, gx = np.gradient(height)
     norm = np.sqrt(1.0 + gx * gx + gy * gy)
     edge = np.minimum(norm**optics.edge, EDGE_LIMIT) - 1.0
-    edge = 1.0 + scene.glow * blur(edge.astype(np.float32), optics.escape_px)
+    glow = scene.glow * (INVERTED_GLOW if optics.inverted else 1.0)
+    edge = 1.0 + glow * blur(edge.astype(np.float32), optics.escape_px)
     angle = np.deg2rad(optics.shade_deg)
     lit = 1.0 + optics.shade * (gx * np.cos(angle) + gy * np.sin(angle)) / norm
     depth = (height - box_blur(height, 4)) / 6.0 + (height - box_blur(height, 14)) / 20.0
@@ -162,7 +167,8 @@ def emission(scene: Scene, optics: Optics) -> F32:
     material = scene.material
     if optics.backscattered:
         material = 0.5 + (material - 0.5) * (-0.95 if optics.inverted else 1.25)
-    return np.asarray(np.maximum(material, 0.03) * edge * lit * cavity, dtype=np.float32)
+    escape = cavity if scene.shadow is None else cavity * scene.shadow
+    return np.asarray(np.maximum(material, 0.03) * edge * lit * escape, dtype=np.float32)
 
 
 def canvas_size(size: tuple[int, int], tilt_deg: float, *, relief: float = 0.0) -> tuple[int, int]:

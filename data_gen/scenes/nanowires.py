@@ -75,7 +75,7 @@ def _specimen(sample: Rng, size: tuple[int, int], arrangement: str) -> Specimen:
         broad=sample.random() < 0.4,
         rough=sample.random() < 0.3,
         droplet=sample.random() < 0.45,
-        radius=max(log_uniform(sample, 1.8, 3.6) * scale, 1.5),
+        radius=max(log_uniform(sample, 2.1, 3.8) * scale, 1.5),
         length=log_uniform(sample, 100, 200 if apart else 300) * scale,
         lead=sample.uniform(0, 180),
         number=sample.uniform(*dense),
@@ -103,7 +103,7 @@ def _lay(view: Rng, sheet: Sheet, it: Specimen, wires: Wires, *, rank: float) ->
         return
     mat = it.arrangement == "network"
     base = rank * 4 * it.radius if mat else 0.3 * len(wires.width)
-    tone = it.material * (0.35 + 0.65 * rank if mat else view.uniform(0.92, 1.05))
+    tone = it.material * view.uniform(0.92, 1.05)
     label = sheet.place(capsule(span, radius, angle=angle, taper=taper), x, y, material=tone, base=base)
     if it.droplet:
         dx, dy = _tip(angle, span / 2)
@@ -142,6 +142,7 @@ def _scattered(sample: Rng, view: Rng, size: tuple[int, int], arrangement: str) 
     feature = sheet.labels > 0
     skin = np.where(feature, (0.28 if it.rough else 0.05) * it.radius, 0.15).astype(np.float32)
     sheet.height += skin * fractal(view, size, beta=0.7, longest=8)
+    depth = np.clip(sheet.height / (4 * it.radius), 0, 1) if arrangement == "network" else np.ones(size)
     words: Words = {
         "shape": it.shape,
         "surface": "rough" if it.rough else "smooth",
@@ -161,6 +162,7 @@ def _scattered(sample: Rng, view: Rng, size: tuple[int, int], arrangement: str) 
         objects=sheet.objects,
         count_objects=arrangement != "network",
         size_objects=False,
+        shadow=(0.35 + 0.65 * depth).astype(np.float32),
     )
 
 

@@ -122,15 +122,15 @@ def _finish(
         defects.append("crack")
     if rough:
         height = height + 0.09 * mean * fractal(view, size, beta=0.7, longest=mean * 0.5)
-    material = tone * np.exp(np.clip(height, -4 * fade, 0) / fade)
+    shadow = np.exp(np.clip(height, -4 * fade, 0) / fade)
     words: Words = {
         "shape": shape, "surface": "rough" if rough else "smooth", "arrangement": arrangement,
         "distribution": "broad" if broad else "uniform", "touching": touching, "defects": defects,
     }  # fmt: skip
     return Scene(
-        blur(height.astype(np.float32), 0.6), np.maximum(material, 0.03).astype(np.float32), feature, nm_per_pixel,
+        blur(height.astype(np.float32), 0.6), np.full(size, tone, np.float32), feature, nm_per_pixel,
         words, numbers=numbers or {}, labels=None if labels is None else labels.astype(np.int32), objects=objects,
-        area_fact="porosity",
+        area_fact="porosity", shadow=np.maximum(shadow, 0.05).astype(np.float32),
     )  # fmt: skip
 
 

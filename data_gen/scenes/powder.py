@@ -78,7 +78,6 @@ def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     if rough:
         height = height + np.float32(0.045 * mean) * fractal(view, size, beta=0.8, longest=mean * 0.7)
     depth = np.clip(height / np.percentile(height[::4, ::4], 90), 0.0, 1.1)
-    sheet.material *= (0.3 + 0.7 * depth).astype(np.float32)
     gaps = height < np.percentile(height[::4, ::4], GAP_PERCENTILE)
     words: dict[str, str | list[str]] = {
         "shape": shape,
@@ -88,7 +87,13 @@ def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
         "touching": "fused" if fused else "overlapping",
         "defects": ["satellite"] if satellites else [],
     }
-    feature = (sheet.labels > 0) & ~gaps
     return Scene(
-        height, sheet.material, feature, nm_per_pixel, words, labels=sheet.labels, objects=sheet.objects
-    )  # fmt: skip
+        height,
+        sheet.material,
+        (sheet.labels > 0) & ~gaps,
+        nm_per_pixel,
+        words,
+        labels=sheet.labels,
+        objects=sheet.objects,
+        shadow=(0.3 + 0.7 * depth).astype(np.float32),
+    )

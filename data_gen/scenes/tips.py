@@ -42,8 +42,9 @@ def _needle(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     heading = float(pick(sample, "90", "90", "0", "180", "270")) + sample.normal(0, 6)
     surface = _surface(sample)
     tone, back = sample.uniform(0.5, 0.75), sample.uniform(0.03, 0.14)
+    cloud = 0.35
     if sample.random() < 0.25:
-        tone, back = 0.5 * tone, 1.3 * tone
+        tone, back, cloud = 0.5 * tone, 1.2 * tone, 0.05
     defect = _apex_defect(view)
     radius = apex * (4.0 if defect == "blunt apex" else 1.0)
     way = np.deg2rad(heading)
@@ -61,7 +62,7 @@ def _needle(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     height = np.where(feature, np.sqrt(np.maximum(inner, 0)), 0.0)
     height = height + np.where(feature, 10.0, 0.0)
     height += _texture(view, size, surface, offset, behind, width) * feature
-    material = np.where(feature, tone, back * (1 + 0.35 * fractal(view, size, beta=2.0, longest=300)))
+    material = np.where(feature, tone, back * (1 + cloud * fractal(view, size, beta=2.0, longest=300)))
     sheet = Sheet(size, material=material.astype(np.float32))
     sheet.height = height.astype(np.float32)
     defects = [defect] if defect else []
