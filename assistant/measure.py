@@ -1,8 +1,9 @@
 """Micrograph -> measured facts with units, methods and confidences. Knows nothing about files, models or class labels.
 
-It first decides from the picture itself what kind it is (lines, separate particles or pores, fibres, texture, uniform), then
-reports what that kind has; a quantity that the picture does not have is there too, as "not applicable". Only pixels outside
-the info bar are seen. The image processing is numpy, SciPy and scikit-image, imported when the first picture is measured.
+It first decides from the picture itself what kind it is (lines, separate particles or pores, fibres, texture,
+uniform), then reports what that kind has; a quantity that the picture does not have is there too, as "not applicable".
+Only pixels outside the info bar are seen. numpy, SciPy and scikit-image do the image processing; the first measurement
+imports them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from assistant.measurements.claims import disagreements
 from assistant.measurements.facts import FACT_NAMES, Fact, Facts, not_applicable
 
 if TYPE_CHECKING:
+    from assistant.measurements.fibres import Fibres
     from assistant.measurements.findings import Findings
     from assistant.measurements.picture import F64, Mask, Pixels
     from assistant.measurements.segmentation import Objects
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FACT_NAMES", "Fact", "Facts", "disagreements", "measure", "measure_pixels"]
 
-DIRECTED = 0.25
+DIRECTED = 0.3
 """Least anisotropy at which a picture has an orientation."""
+TWO_PHASES = 0.74
+"""Least separability of fibres and ground at which a fibre's outline can be trusted."""
 FEWEST_NEIGHBOURS = 3
 FEWEST_FOR_PERCENTILES = 5
 FINE = 10.0
@@ -61,9 +65,7 @@ class _Sheet:
     def add(self, name: str, value: float, *, unit: str = "", confidence: float, note: str = "") -> None:
         """Add a quantity without a length in it; a value that is not finite is left out."""
         if abs(value) < float("inf") and confidence > 0:
-            self._found[name] = Fact(
-                name, float(value), unit, METHODS[name], round(min(confidence, 1.0), 3), note
-            )
+            self._found[name] = Fact(name, float(value), unit, METHODS[name], round(min(confidence, 1.0), 3), note)
 
     def add_length(self, name: str, pixels: float, *, confidence: float, note: str = "") -> None:
         """Add a length given in px of the full picture."""
@@ -90,17 +92,11 @@ def _add_direction(sheet: _Sheet, found: Findings) -> None:
     if found.direction is not None:
         clear = found.direction.anisotropy
         sheet.add("anisotropy", clear, confidence=0.8)
-        along = (
-            found.period.orientation
-            if found.kind == "lines" and found.period
-            else found.direction.orientation
-        )
+        along = found.period.orientation if found.kind == "lines" and found.period else found.direction.orientation
         if clear >= DIRECTED:
             sheet.add("orientation", along % 180, unit="deg", confidence=min(0.95, 0.4 + 0.6 * clear))
     if found.period is not None:
-        sheet.add_length(
-            "period", found.period.length, confidence=min(0.97, 0.7 + found.period.strength / 1000)
-        )
+        sheet.add_length("period", found.period.length, confidence=min(0.97, 0.7 + found.period.strength / 1000))
 
 
 def _add_lines(sheet: _Sheet, found: Findings) -> None:
@@ -114,7 +110,7 @@ def _add_sizes(sheet: _Sheet, objects: Objects, chosen: Mask, *, certainty: floa
     import numpy as np
 
     shape = objects.geometry
-    diameter: F64 = shape.diameter[chosen]
+    diameter: F64 = shape.diameter[chosen] - 2 * objects.outset
     sure = certainty * (0.95 if len(diameter) >= FEWEST_FOR_PERCENTILES else 0.8)
     note = f"{len(diameter)} whole objects"
     sheet.add_length("mean_diameter", factor * float(diameter.mean()), confidence=sure, note=note)
@@ -125,8 +121,9 @@ def _add_sizes(sheet: _Sheet, objects: Objects, chosen: Mask, *, certainty: floa
         sheet.add_length("d90_diameter", factor * float(high), confidence=0.9 * sure)
     sheet.add("aspect_ratio", float((shape.major / shape.minor)[chosen].mean()), confidence=0.9 * sure)
     if float(np.median(diameter)) >= FINE:
-        roundness = np.minimum(4 * np.pi * shape.area / np.maximum(objects.perimeter, 1) ** 2, 1.0)
-        sheet.add("circularity", float(roundness[chosen].mean()), confidence=0.8 * sure)
+        area, perimeter = shape.area[chosen], objects.perimeter[chosen]
+        roundness = float(np.minimum(4 * np.pi * area / perimeter**2, 1.0).mean())
+        sheet.add("circularity", roundness, confidence=0.8 * sure)
 
 
 def _add_neighbours(sheet: _Sheet, objects: Objects, counted: Mask, *, certainty: float, factor: int) -> None:
@@ -136,13 +133,11 @@ def _add_neighbours(sheet: _Sheet, objects: Objects, counted: Mask, *, certainty
     points = np.stack([objects.geometry.x[counted], objects.geometry.y[counted]], axis=1)
     if len(points) >= FEWEST_NEIGHBOURS:
         distance, _ = cKDTree(points).query(points, k=2)
-        sheet.add_length(
-            "nearest_neighbour", factor * float(distance[:, 1].mean()), confidence=0.9 * certainty
-        )
+        sheet.add_length("nearest_neighbour", factor * float(distance[:, 1].mean()), confidence=0.9 * certainty)
 
 
 def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
-    counted = objects.good & objects.inside
+    counted = objects.sized & objects.inside
     certainty = found.share_confidence
     note = "bright objects" if objects.candidate.bright else "dark objects"
     sheet.add("count", int(counted.sum()), confidence=certainty, note=note)
@@ -150,6 +145,11 @@ def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
     if whole.any():
         _add_sizes(sheet, objects, whole, certainty=certainty, factor=found.picture.factor)
     _add_neighbours(sheet, objects, counted, certainty=certainty, factor=found.picture.factor)
+
+
+def _add_fibres(sheet: _Sheet, fibres: Fibres, *, factor: int) -> None:
+    if fibres.separability > TWO_PHASES:  # else several fibres merge, or only their bright edges are seen
+        sheet.add_length("fibre_width", factor * fibres.width, confidence=0.5 + fibres.separability / 4)
 
 
 def _add_share(sheet: _Sheet, found: Findings) -> None:
@@ -174,8 +174,7 @@ def _facts_of(pixels: Pixels, low: float, high: float, *, nm_per_pixel: float | 
         _add_objects(sheet, found, found.objects)
     _add_share(sheet, found)
     if found.fibres is not None:
-        sure = 0.75 if found.fibres.separability > 0.74 else 0.5
-        sheet.add_length("fibre_width", found.picture.factor * found.fibres.width, confidence=sure)
+        _add_fibres(sheet, found.fibres, factor=found.picture.factor)
     return sheet.facts(found.kind, f"not a quantity of a picture of kind {found.kind}, or not clear enough")
 
 

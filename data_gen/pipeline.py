@@ -177,7 +177,8 @@ class _Lesson:
                 record = self._record(job, fresh)
                 if record is None:
                     continue
-                twin = duplicates.add(job.entry.position, record["dhash"])
+                # An even picture has no hash to compare.
+                twin = duplicates.add(job.entry.position, record["dhash"]) if record["dhash"] else None
                 if twin is None:
                     evidence = self._evidence_of(job, record)
                     pending.append((job.entry.position, asdict(evidence)))

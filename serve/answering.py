@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from assistant.errors import ConfigError, MicrographError
 
 if TYPE_CHECKING:
-    from assistant.measure import Facts
-    from assistant.micrograph import Micrograph
-
     from assistant.chat import Message
     from assistant.inference import Sampling
+    from assistant.measure import Facts
+    from assistant.micrograph import Micrograph
 
 TO_NM = {"pm": 1e-3, "a": 0.1, "å": 0.1, "nm": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3, "mm": 1e6}
 

@@ -22,7 +22,7 @@ from assistant.errors import ConfigError, MaemiError, MicrographError
 from serve.answering import Evidence, Question, classify_files, parse_labels, parse_pixel_size, read_images
 from serve.api import Desk, build_api
 from serve.guard import App, Credentials, Guard
-from serve.panel import EMPTY, caption_table, class_table, panel
+from serve.panel import EMPTY, caption_table, class_table, panel, thumbnail
 from serve.rows import CaptionRow, write_rows
 from serve.uploads import PICTURES, SIDECARS, Workspace
 
@@ -152,7 +152,7 @@ class Page:
         paths = self._stage(files or [])
         if not paths:
             raise ConfigError("no_picture", "Add micrographs first.")
-        rows: list[tuple[CaptionRow, Micrograph | None]] = []
+        rows: list[tuple[CaptionRow, str]] = []
         waiting = gr.DownloadButton(interactive=False)
         for path in paths:
             yield caption_table(rows, of=len(paths)), waiting, waiting
@@ -218,17 +218,17 @@ class Page:
         facts = map(self._desk.answerer.facts_of, micrographs)
         return list(zip((path.name for path in paths), micrographs, facts, strict=True))
 
-    def _caption(self, path: Path, size: str, user: str) -> tuple[CaptionRow, Micrograph | None]:
+    def _caption(self, path: Path, size: str, user: str) -> tuple[CaptionRow, str]:
         try:
             (micrograph,) = self._read([path], size)
         except MicrographError as error:
-            return CaptionRow(path.name, None, None, None, None, str(error)), None
+            return CaptionRow(path.name, None, None, None, None, str(error)), ""
         with self._desk.gate.turn():
             (caption,) = self._desk.answerer.caption([micrograph])
         self._desk.record(Question([micrograph], CAPTION_PROMPT), caption, user=user, outcome="answered")
         calibration = micrograph.calibration
         nm, confidence = (calibration.nm_per_pixel, calibration.confidence) if calibration else (None, None)
-        return CaptionRow(path.name, micrograph.sha256, caption, nm, confidence, None), micrograph
+        return CaptionRow(path.name, micrograph.sha256, caption, nm, confidence, None), thumbnail(micrograph)
 
 
 def build_page(desk: Desk) -> gr.Blocks:
@@ -348,9 +348,7 @@ def _chat_tab(page: Page) -> None:
                 label="Pixel size, for pictures that carry none", placeholder="4.2 nm", max_lines=1, lines=1
             )
             clear = gr.Button("New conversation", size="sm")
-    asked = box.submit(
-        page.take, [box, talk, size], [box, chat, talk], show_progress="hidden", api_name="take"
-    )
+    asked = box.submit(page.take, [box, talk, size], [box, chat, talk], show_progress="hidden", api_name="take")
     answering = asked.success(
         page.respond,
         [talk, size],

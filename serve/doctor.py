@@ -113,7 +113,8 @@ def _features(folder: Path, run: Path | None, load: Callable[[Path | None], Answ
         return said or _fail("the answer is empty")
 
     def caption() -> str:
-        return kept["answerer"].caption([kept["micrograph"]])[0] or _fail("the caption is empty")
+        (said,) = kept["answerer"].caption([kept["micrograph"]])
+        return str(said) or _fail("the caption is empty")
 
     def classify() -> str:
         scores = kept["answerer"].classify([kept["micrograph"]], ["particles", "fibres"], top=2)[0]

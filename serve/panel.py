@@ -37,11 +37,11 @@ def panel(shown: Sequence[tuple[str, Micrograph, Facts]], warnings: Sequence[str
     return f'<div class="maemi-panel">{_cautions(warnings)}{"".join(reversed(cards))}</div>'
 
 
-def caption_table(rows: Sequence[tuple[CaptionRow, Micrograph | None]], *, of: int) -> str:
-    """Captions beside their pictures; `of` is how many there will be."""
+def caption_table(rows: Sequence[tuple[CaptionRow, str]], *, of: int) -> str:
+    """Captions beside their thumbnails (`data:` URIs, empty for none); `of` is how many there will be."""
     if not of:
-        return _empty("No captions yet.", "Add micrographs on the left and press the button. For whole folders there is "
-                      "<code>maemi caption</code>.")  # fmt: skip
+        hint = "Add micrographs and press the button. For whole folders there is <code>maemi caption</code>."
+        return _empty("No captions yet.", hint)
     body = "".join(map(_caption_row, rows))
     return f'{_progress(len(rows), of)}<table class="maemi-table"><tbody>{body}</tbody></table>'
 
@@ -54,35 +54,8 @@ def class_table(results: Sequence[Mapping[str, Any]], *, of: int) -> str:
     return f'{_progress(len(results), of)}<table class="maemi-table"><tbody>{body}</tbody></table>'
 
 
-def _caption_row(entry: tuple[CaptionRow, Micrograph | None]) -> str:
-    row, micrograph = entry
-    picture = f'<img src="{_thumbnail(micrograph)}" alt="">' if micrograph else ""
-    said = escape(row.caption or "") if row.error is None else f'<span class="maemi-problem">{escape(row.error)}</span>'
-    size = ""
-    if row.error is None:
-        size = "not calibrated" if row.pixel_size_nm is None else f"{wording.digits(row.pixel_size_nm)} nm/px"
-    return (
-        f'<tr><td class="maemi-thumb">{picture}</td><td><p class="maemi-file">{escape(row.path)} <span>{size}</span></p>'
-        f"<p>{said}</p></td></tr>"
-    )
-
-
-def _class_row(result: Mapping[str, Any]) -> str:
-    name = escape(result["path"].rpartition("/")[2])
-    if result["error"]:
-        problem = escape(result["error"]["message"])
-        return f'<tr><td class="maemi-file">{name}</td><td colspan="2" class="maemi-problem">{problem}</td></tr>'
-    bars = "".join(
-        f'<div class="maemi-bar"><span>{escape(score["label"])}</span><i style="--share:{score["probability"]:.4f}"></i>'
-        f"<b>{score['probability']:.1%}</b></div>"
-        for score in result["scores"][:4]
-    )
-    kind = "maemi-amber" if result["verdict"] == "unknown" else "maemi-teal"
-    verdict = f'<span class="maemi-badge {kind}">{escape(result["verdict"])}</span>'
-    return f'<tr><td class="maemi-file">{name}</td><td>{verdict}</td><td>{bars}</td></tr>'
-
-
-def _thumbnail(micrograph: Micrograph) -> str:
+def thumbnail(micrograph: Micrograph) -> str:
+    """A small windowed picture as a `data:` URI."""
     from PIL import Image
 
     image = Image.fromarray(micrograph.to_display())
@@ -90,6 +63,33 @@ def _thumbnail(micrograph: Micrograph) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _caption_row(entry: tuple[CaptionRow, str]) -> str:
+    row, uri = entry
+    picture = f'<img src="{uri}" alt="">' if uri else ""
+    said = escape(row.caption or "") if row.error is None else f'<span class="maemi-problem">{escape(row.error)}</span>'
+    size = ""
+    if row.error is None:
+        size = "not calibrated" if row.pixel_size_nm is None else f"{wording.digits(row.pixel_size_nm)} nm/px"
+    name = f'<p class="maemi-file">{escape(row.path)} <span>{size}</span></p>'
+    return f'<tr><td class="maemi-thumb">{picture}</td><td>{name}<p>{said}</p></td></tr>'
+
+
+def _class_row(result: Mapping[str, Any]) -> str:
+    name = escape(result["path"].rpartition("/")[2])
+    if result["error"]:
+        problem = escape(result["error"]["message"])
+        return f'<tr><td class="maemi-file">{name}</td><td colspan="2" class="maemi-problem">{problem}</td></tr>'
+    bars = "".join(_bar(score["label"], score["probability"]) for score in result["scores"][:4])
+    kind = "maemi-amber" if result["verdict"] == "unknown" else "maemi-teal"
+    verdict = f'<span class="maemi-badge {kind}">{escape(result["verdict"])}</span>'
+    return f'<tr><td class="maemi-file">{name}</td><td>{verdict}</td><td>{bars}</td></tr>'
+
+
+def _bar(label: str, share: float) -> str:
+    bar = f'<i style="--share:{share:.4f}"></i>'
+    return f'<div class="maemi-bar"><span>{escape(label)}</span>{bar}<b>{share:.1%}</b></div>'
 
 
 def _progress(done: int, of: int) -> str:

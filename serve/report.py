@@ -142,8 +142,12 @@ def loss_chart(losses: Sequence[tuple[int, float]]) -> str:
         for tick in (high * share / 4 for share in range(5))
     )
     labels = "".join(
-        f'<text x="{x(step):.1f}" y="{height - 10}" text-anchor="{anchor}">{"step " if anchor == "end" else ""}{step}</text>'
-        for step, anchor in ((steps[0], "start"), (steps[len(steps) // 2], "middle"), (steps[-1], "end"))
+        f'<text x="{x(step):.1f}" y="{height - 10}" text-anchor="{anchor}">{word}{step}</text>'
+        for step, anchor, word in (
+            (steps[0], "start", ""),
+            (steps[len(steps) // 2], "middle", ""),
+            (steps[-1], "end", "step "),
+        )
     )
     last = (
         f'<circle class="dot" cx="{x(steps[-1]):.1f}" cy="{y(smooth[-1]):.1f}" r="4"/>'
@@ -174,8 +178,8 @@ def _page(title: str, body: str) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
         f"<title>{escape(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n<footer>Written by MAEMI on this machine. Sizes come from measurement, sentences from "
-        "a language model: check them before you rely on them.</footer>\n</main>\n</body>\n</html>\n"
+        f"<body>\n<main>\n{body}\n<footer>Written by MAEMI on this machine. Sizes come from measurement, "
+        "sentences from a language model: check them before you rely on them.</footer>\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -211,7 +215,7 @@ def _metrics_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         first, then = before.get(section) or {}, after.get(section) or {}
         rows = [_metric_row(section, name, first, then, baselines) for name in METRICS if _is_number(then.get(name))]
         if rows:
-            count = f' <span class="muted">{then["n"]:,} in the test split</span>' if _is_number(then.get("n")) else ""
+            count = f' <span class="muted">{then["n"]:,} in the test split</span>' if "n" in then else ""
             body += [f'<tr class="section"><th colspan="8">{escape(heading)}{count}</th></tr>', *rows]
     head = "".join(f'<th class="number">{escape(text)}</th>' for text in COLUMNS)
     return _table(f"<th></th>{head}", body) if body else ""

@@ -20,7 +20,7 @@ REQUEST_DEADLINE_S = 10.0
 """Longest time from connecting to a complete request header [s]."""
 SPARE_FILES = 128
 """File descriptors kept free for models, uploads and the log."""
-GRACE_S = 10
+GRACE_S = 5
 """Time that running requests have to finish when the server stops [s]."""
 
 
@@ -33,13 +33,13 @@ def admit(host: str, auth: Path | None) -> Credentials | None:
     return read_credentials(auth) if auth else None
 
 
-class PatientProtocol(H11Protocol):
+class PatientProtocol(H11Protocol):  # type: ignore[misc]  # uvicorn is not followed by the type checker
     """HTTP/1.1 that closes connections which never finish a request, the oldest first when files run short."""
 
     unfinished: dict[PatientProtocol, None] = {}  # noqa: RUF012  # one table for all connections, in order of arrival
     limit = 512
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._deadline = self.loop.call_later(REQUEST_DEADLINE_S, self._give_up)
         self.unfinished[self] = None

@@ -14,12 +14,15 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing.process import BaseProcess
 
-from assistant.errors import ConfigError
+from assistant.errors import ConfigError, MaemiError
 from serve.batch import Captioner, Job, Load, Result, caption_jobs
 
 AHEAD = 2
 """Batches handed to each worker before it asks."""
 DIED = "worker_died: The process that captioned this image died twice. Look at the file by itself."
+
+DEATHS_IN_A_ROW = 5
+"""Processes that may die one after another on different images before the machine, not the images, is to blame."""
 
 _captioner: Captioner | None = None
 """The model of this worker process."""
@@ -90,12 +93,16 @@ class RayCaptioner:
 
 
 def _one_by_one(jobs: list[Job], load: Load) -> Iterator[list[Result]]:
-    pool = _pool(1)
+    """Each image alone. Raises MaemiError `workers_die` when it cannot be the images' fault."""
+    pool, deaths = _pool(1), 0
     for job in jobs:
         try:
             yield pool.submit(_work, load, [job]).result()
+            deaths = 0
         except BrokenProcessPool:
-            pool = _pool(1)
+            pool, deaths = _pool(1), deaths + 1
+            if deaths == DEATHS_IN_A_ROW:
+                raise MaemiError("workers_die", "Every worker dies. Run with --workers 1 to see why.") from None
             yield [Result(job.name, job.size, job.mtime_ns, error=DIED)]
     pool.shutdown()
 

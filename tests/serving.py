@@ -28,7 +28,7 @@ def running(app: Any) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.should_exit = True
+        server.should_exit = server.force_exit = True
         thread.join(15)
         assert not thread.is_alive()
 

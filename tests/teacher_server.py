@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 import re
@@ -45,7 +46,8 @@ class Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers["content-length"]))
         self.request_body = json.loads(raw)
         with self.server.lock:
-            self.server.seen.append(self)
+            # A connection serves many requests with one handler: keep this request as it is now.
+            self.server.seen.append(copy.copy(self))
             number = len(self.server.seen)
         self.server.mode(number)(self)
 

@@ -138,7 +138,7 @@ def test_a_failed_question_can_be_asked_again(client: Client, tiff: Path, tmp_pa
     """A question whose answer never came must not stand in the history as if it had been answered."""
     typed = {"text": "First?", "files": [handle_file(tiff)]}
     client.predict(typed, "", api_name="/take")  # and the answer is stopped before it begins
-    chat, _ = talk(client, "Again?")
+    talk(client, "Again?")
     images, question, history, _ = desk.answerer.asked[-1]  # type: ignore[attr-defined]
     assert (images, question, history) == (1, "Again?", ())
 
@@ -232,8 +232,10 @@ def hostile_tags(html: str) -> list[tuple[str, dict[str, str | None]]]:
     return [
         (tag, attrs)
         for tag, attrs in parser.seen
-        if tag in {"script", "iframe", "object"} or any(name.startswith("on") for name in attrs) or attrs.get("src") == "x"
-    ]  # fmt: skip
+        if tag in {"script", "iframe", "object"}
+        or attrs.get("src") == "x"
+        or any(name.startswith("on") for name in attrs)
+    ]
 
 
 def test_names_and_labels_are_text_never_markup(client: Client, tmp_path: Path) -> None:
@@ -272,12 +274,10 @@ def test_the_page_loads_nothing_from_elsewhere(url: str) -> None:
 
 def test_every_route_of_the_page_is_behind_the_login(desk: Desk, tmp_path: Path) -> None:
     (tmp_path / "logins").write_text("ada:correct horse\n")
-    with (
-        running(built(desk, read_credentials(tmp_path / "logins"))) as base,
-        httpx.Client(base_url=base) as http,
-    ):
-        for path in ("/", "/config", "/login", "/theme.css", "/openapi.json", "/gradio_api/info", "/gradio_api/app_id",
-                     "/gradio_api/openapi.json", "/gradio_api/file=/etc/passwd", "/assets/index.js", "/monitoring"):  # fmt: skip
+    app = built(desk, read_credentials(tmp_path / "logins"))
+    with running(app) as base, httpx.Client(base_url=base) as http:
+        pages = "/ /config /login /theme.css /openapi.json /assets/index.js /monitoring /gradio_api/info"
+        for path in f"{pages} /gradio_api/app_id /gradio_api/openapi.json /gradio_api/file=/etc/passwd".split():
             assert http.get(path).status_code == 401, path
         for path in ("/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/call/take"):
             assert http.post(path, json={}).status_code == 401, path

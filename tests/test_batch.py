@@ -187,9 +187,7 @@ class _Deadly(MeasuringAssistant):
         return super().caption(images)
 
 
-def test_workers_do_the_same_and_survive_a_death(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_do_the_same_and_survive_a_death(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes give the rows of one; a picture that kills its process costs that picture only."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr(batch, "BATCH", 2)

@@ -78,6 +78,8 @@ def test_text_has_two_states_in_front() -> None:
     assert states.shape == (3, 7, 8)
     assert (CLS, ENC) == (0, 1)
     assert not torch.allclose(states[:, CLS], states[:, ENC])
+    (gradient,) = torch.autograd.grad(states[:, CLS].square().sum(), encoder.states)
+    assert (gradient[0].abs().sum(-1) > 0).all()  # they see each other
 
 
 def test_padding_changes_nothing() -> None:
@@ -248,6 +250,14 @@ def test_negatives_are_never_pairs_or_equal_captions() -> None:
         assert valid.all()
         assert not (captions[images] == captions).any()
         assert not (captions[texts] == captions).any()
+
+
+def test_a_pair_is_no_negative_of_itself_even_if_not_marked() -> None:
+    similarity = 30 * torch.eye(4)
+    images, texts, valid = hard_negatives(similarity, torch.zeros(4, 4, dtype=torch.bool))
+    assert valid.all()
+    assert (images != torch.arange(4)).all()
+    assert (texts != torch.arange(4)).all()
 
 
 def test_rows_without_a_legal_negative_are_marked() -> None:

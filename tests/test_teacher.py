@@ -58,7 +58,7 @@ def request(number: int = 0, *, images: Sequence[str] = ()) -> Request:
 
 def config(server: TeacherServer, **changes: Any) -> TeachConfig:
     price = PriceConfig(input=1.0, output=10.0)
-    given = {"teacher": "openai", "model": "m", "base_url": server.url, "deadline_s": 5.0, "price_per_million": price}
+    given = {"teacher": "openai", "model": "m", "base_url": server.url, "deadline_s": 60.0, "price_per_million": price}
     return TeachConfig(**{**given, "api_key_env": "MAEMI_TEST_KEY", **changes})
 
 

@@ -27,6 +27,8 @@ from training.stages import PretrainStage, VisionStage
 from training.trainer import Progress, fit
 
 VOCABULARY = 1024
+BASE_NAME = "maemi-tiny-base"
+"""What runs call this language model; it travels inside them."""
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "[INST]", "[/INST]", IMAGE_MARKER)
 
 
@@ -55,7 +57,7 @@ def pretrain(
     _fit(run, PretrainStage(run.student, config.loss, len(labels)), examples, labels, out / "joint", progress)
 
     run.student.decoder.lm.save_pretrained(str(base))
-    quantised = config.decoder.model_copy(update={"base": None, "quantization": "nf4"})
+    quantised = config.decoder.model_copy(update={"base": BASE_NAME, "quantization": "nf4"})
     save_model(replace(run, config=run.config.model_copy(update={"decoder": quantised})), out / "model")
     return out / "model"
 

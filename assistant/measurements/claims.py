@@ -45,9 +45,7 @@ def _stated(text: str) -> Iterator[tuple[str, str, float, str]]:
         for match in _NUMBER.finditer(clause):
             before = clause[: match.start()]
             named = [
-                (m.end(), name)
-                for name, words in NAMES.items()
-                for m in re.finditer(rf"\b(?:{words})\b", before, re.I)
+                (m.end(), name) for name, words in NAMES.items() for m in re.finditer(rf"\b(?:{words})\b", before, re.I)
             ]
             if named:
                 unit = (match[2] or "").lower()

@@ -1,7 +1,8 @@
 """Picture -> what kind of picture it is and what was found in it. Knows nothing about units or wording.
 
-The order of the questions matters: a sharp period with one direction is a line pattern; else clear separate bodies are objects;
-else bodies that persist along their direction are fibres; else two clear grey phases have an area share; else it is texture.
+The order of the questions matters: a sharp period with one direction is a line pattern; else clear separate bodies are
+objects; else bodies that persist along their direction are fibres; else two clear grey phases have an area share; else
+it is texture.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ ELONGATED = 8.0
 """Median aspect ratio from which separate objects are fibres."""
 TWO_PHASES = 0.74
 """Least separability at which an area share of a picture without separate objects means something."""
+FEWEST_PORES = 20
+LARGE_PORE = 0.03
+"""Area-weighted mean pore area above which a dark phase is a ground [share of the frame]."""
 PORE_SHARE = 0.7
 """Share of the dark phase in round bodies from which it counts as pores."""
 
@@ -67,7 +71,7 @@ def _best_objects(picture: Picture) -> Objects | None:
     tried = list(candidates(picture))
     best: Objects | None = None
     for bright in (True, False):
-        candidate = best_of(tried, bright=bright)
+        candidate = best_of(picture, tried, bright=bright)
         if candidate is None or candidate.evidence < OBJECT_EVIDENCE:
             continue
         found = objects_of(picture, candidate)
@@ -90,11 +94,11 @@ def _elongated(found: Objects) -> bool:
 
 def _fibres(picture: Picture) -> Fibres | None:
     """Bright fibres, else dark ones on a bright ground that is clearly another phase."""
-    found = find_fibres(picture, bright=True)
-    if found is not None:
-        return found
-    dark = find_fibres(picture, bright=False)
-    return dark if dark is not None and dark.separability > TWO_PHASES and dark.coverage < 0.4 else None
+    phases = two_phases(picture)
+    found = find_fibres(picture, phases, bright=True)
+    if found is None and phases.separability > TWO_PHASES and phases.share > 0.6:
+        return find_fibres(picture, phases, bright=False)
+    return found
 
 
 def _is_line_pattern(found: Findings) -> bool:
@@ -118,7 +122,8 @@ def _as_lines(found: Findings) -> Findings:
 def _as_objects(found: Findings, objects: Objects) -> Findings:
     found.kind = "particles" if objects.candidate.bright else "pores"
     found.objects = objects
-    found.share = float(objects.foreground.mean())
+    outline = float(objects.perimeter.sum())
+    found.share = float(objects.foreground.mean()) - objects.outset * outline / objects.foreground.size
     found.share_confidence = _certainty(objects)
     return found
 
@@ -143,12 +148,19 @@ def _as_phases(found: Findings) -> Findings:
         return found
     found.share, found.share_confidence = bright.share, 0.5
     dark = objects_of(found.picture, _inverse(bright))
-    if dark is not None and dark.share_good > PORE_SHARE:
+    if dark is not None and _are_pores(dark):
         light = objects_of(found.picture, bright)
         if light is None or light.share_good < dark.share_good:
             found.kind = "pores"
             found.share = float(dark.foreground.mean())
     return found
+
+
+def _are_pores(dark: Objects) -> bool:
+    """Whether a dark phase is made of many small round parts rather than being the ground between bright bodies."""
+    area = dark.geometry.area[dark.good]
+    small = len(area) >= FEWEST_PORES and float((area**2).sum()) < LARGE_PORE * dark.foreground.size * float(area.sum())
+    return small and dark.share_good > PORE_SHARE
 
 
 def _inverse(bright: Candidate) -> Candidate:

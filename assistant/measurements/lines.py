@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from assistant.measurements.picture import F32, F64, Picture
+from assistant.measurements.picture import F32, F64, Picture, edge_level
 from assistant.measurements.texture import Period
 
 STRETCH = 4
@@ -61,6 +61,20 @@ def _crossings(profile: F64, level: float) -> tuple[F64, F64]:
     return between(rise), between(fall)
 
 
+def _levels(profile: F64) -> tuple[float, float] | None:
+    """Grey levels that tell line from space, and at which an edge is taken.
+
+    The first lies midway between space and line; the second nearer to the crest where the edges shine.
+    """
+    middle = float(profile.min() + profile.max()) / 2
+    line, space = profile[profile > middle], profile[profile <= middle]
+    if not len(line) or not len(space):
+        return None
+    low, crest = float(np.median(space)), float(np.percentile(line, 95))
+    body = min(float(np.median(profile[profile > (low + middle) / 2])), crest)
+    return (low + body) / 2, edge_level(low, body, crest)
+
+
 def _pairs(profile: F64, level: float, pitch: float) -> list[tuple[float, float]]:
     """Rising and falling edge of every line that is between a tenth and nine tenths of the pitch wide."""
     rising, falling = _crossings(profile, level)
@@ -106,15 +120,14 @@ def measure_lines(picture: Picture, period: Period) -> Lines | None:
     rows = sample[: stretches * STRETCH].reshape(stretches, STRETCH, -1).mean(axis=1)
     rows = np.asarray(ndimage.gaussian_filter1d(rows, min(1.0, period.length / 12), axis=1), dtype=np.float32)
     profile = rows.mean(axis=0, dtype=np.float64)
-    low, high = np.percentile(profile, [10, 90])
-    level = float(low + high) / 2
-    if high - low < 2 * picture.noise / STRETCH**0.5:
+    levels = _levels(profile)
+    if levels is None or np.ptp(profile) < 2 * picture.noise / STRETCH**0.5:
         return None
     widths, variances = [], []
-    for start, stop in _pairs(profile, level, period.length):
+    for start, stop in _pairs(profile, levels[0], period.length):
         reach = min(0.45 * (stop - start), 0.45 * (period.length - stop + start), 0.3 * period.length) + 1
         edges = [
-            _edge_track(rows, level, at, reach=reach, rising=rising)
+            _edge_track(rows, levels[1], at, reach=reach, rising=rising)
             for at, rising in ((start, True), (stop, False))
         ]
         if min(float(np.isfinite(edge).mean()) for edge in edges) < FOUND_SHARE:

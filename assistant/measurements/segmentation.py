@@ -6,13 +6,14 @@ Knows nothing about units or what the objects are.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
-from assistant.measurements.picture import F32, F64, I32, Mask, Picture
+from assistant.measurements.picture import F32, F64, I32, Mask, Picture, edge_level, eroded, opened
 
 COARSE = 2
 """The thresholds are compared on every second pixel of the small copy."""
@@ -26,8 +27,19 @@ NECK = 0.8
 LARGEST = 0.45
 """Share of the frame above which a body is background or a support."""
 SMALLEST_AREA = 16
+GAP = 0.25
+"""A hole whose level is nearer than this to the background's, on the way to the foreground's, is a gap and stays."""
+SHELLS = 4
+FEWEST_IN_SHELL = 50
+SHELL_WIDTH = 0.85
+"""Mean thickness of a layer that an erosion by four neighbours takes off, over all directions [px]."""
+MOST_OUTSET = 1.5
 DEBRIS = 0.2
 """Objects thinner than this share of the area-weighted diameter are debris."""
+SMALL_BODY = 60.0
+"""Area-weighted mean area below which bodies are too small for the coarse look [coarse px2]."""
+CLEAR = 1.2
+"""Evidence from which the coarse look is enough."""
 GAUSSIAN_SEPARABILITY = 2 / np.pi
 """Otsu's criterion of a single Gaussian, which has nothing to separate."""
 
@@ -47,6 +59,8 @@ class Candidate:
     """mean gradient along the outlines over the mean gradient of the picture"""
     compact: float
     """share of the foreground in compact bodies before any split"""
+    typical: float
+    """area-weighted mean area of the bodies [coarse px2]"""
 
     @property
     def evidence(self) -> float:
@@ -92,8 +106,12 @@ class Objects:
     labels: I32
     geometry: Geometry
     perimeter: F64
+    outset: float
+    """how far the drawn outlines lie outside the true ones [px]"""
     good: Mask
     """[N] compact bodies with an outline of their own"""
+    sized: Mask
+    """[N] neither specks and debris nor a support"""
     whole: Mask
     """[N] objects that no border cuts"""
     inside: Mask
@@ -173,8 +191,22 @@ def _label(mask: Mask) -> tuple[I32, int]:
     return np.asarray(labels, dtype=np.int32), int(count)
 
 
-def _fill(mask: Mask) -> Mask:
-    return np.asarray(ndimage.binary_fill_holes(mask), dtype=np.bool_)
+def _fill(mask: Mask, image: F32) -> Mask:
+    """The mask without its dim interiors: holes that are less like the open background than a gap would be."""
+    background, count = ndimage.label(~mask)
+    area = np.maximum(np.bincount(background.ravel(), minlength=count + 1), 1)
+    level = np.bincount(background.ravel(), image.ravel(), count + 1) / area
+    outer = np.zeros(count + 1, np.bool_)
+    for edge in (background[0], background[-1], background[:, 0], background[:, -1]):
+        outer[edge] = True
+    outer[0] = False
+    if not outer.any():
+        return mask
+    ground = float(np.average(level[outer], weights=area[outer]))
+    gap = abs(level - ground) < GAP * abs(level[0] - ground)
+    kept = outer | (gap & (area > SMALLEST_AREA))
+    kept[0] = False
+    return np.asarray(~kept[background], dtype=np.bool_)
 
 
 def _thresholds(calm: F32) -> list[float]:
@@ -183,13 +215,11 @@ def _thresholds(calm: F32) -> list[float]:
 
     sample = calm[::2, ::2]
     levels = [otsu(sample)]
-    try:
+    with contextlib.suppress(ValueError):  # fewer than three grey levels
         levels += [
             float(threshold_li(sample, tolerance=0.01)),
             *map(float, threshold_multiotsu(sample, 3, 64)),
         ]
-    except ValueError:
-        pass  # fewer than three grey levels
     kept: list[float] = []
     for level in levels:
         if all(abs(level - other) > 0.02 for other in kept):
@@ -197,8 +227,8 @@ def _thresholds(calm: F32) -> list[float]:
     return kept
 
 
-def _assess(mask: Mask, gradient: F32) -> tuple[float, float, float] | None:
-    """Share, edge and compactness of a coarse foreground; None where it is next to nothing or nearly all."""
+def _assess(mask: Mask, gradient: F32) -> tuple[float, float, float, float] | None:
+    """Share, edge, compactness and body size of a foreground; None where it is next to nothing or nearly all."""
     share = float(mask.mean())
     if not 0.001 < share < 0.93:
         return None
@@ -206,35 +236,41 @@ def _assess(mask: Mask, gradient: F32) -> tuple[float, float, float] | None:
     shape = geometry_of(labels, count)
     large = shape.area > LARGEST * mask.size
     compact = shape.area[(shape.compactness > COMPACT) & ~large].sum() / shape.area.sum()
-    outline = mask ^ ndimage.binary_erosion(mask, border_value=1)
-    return share, float(gradient[outline].mean() / max(float(gradient.mean()), 1e-9)), float(compact)
+    outline = mask & ~eroded(mask)
+    typical = float((shape.area**2).sum() / shape.area.sum())
+    return share, float(gradient[outline].mean() / max(float(gradient.mean()), 1e-9)), float(compact), typical
+
+
+def gradient_of(picture: Picture) -> F32:
+    """Gradient magnitude of the denoised small copy. [h, w]"""
+    gy, gx = np.gradient(picture.calm)
+    return np.asarray(np.hypot(gx, gy), dtype=np.float32)
 
 
 def candidates(picture: Picture) -> Iterator[Candidate]:
     """Every threshold, polarity and filling of holes that leaves something to look at."""
     calm = picture.calm[::COARSE, ::COARSE]
-    gy, gx = np.gradient(picture.calm)
-    gradient = np.hypot(gx, gy)[::COARSE, ::COARSE]
+    gradient = gradient_of(picture)[::COARSE, ::COARSE]
     for level in _thresholds(calm):
         apart = separability(calm, level)
         for bright in (True, False):
             mask = (calm > level) if bright else (calm < level)
-            whole = _fill(mask)
+            whole = _fill(mask, calm)
             for filled in (False, True):
                 if filled and whole.sum() < 1.02 * mask.sum():
                     continue
                 found = _assess(whole if filled else mask, gradient)
                 if found is not None:
-                    share, edge, compact = found
-                    yield Candidate(level, bright, filled, share, apart, edge, compact)
+                    share, edge, compact, typical = found
+                    yield Candidate(level, bright, filled, share, apart, edge, compact, typical)
 
 
 def foreground(picture: Picture, candidate: Candidate) -> Mask:
     """The foreground of a candidate in the small copy, without specks."""
     calm = picture.calm
     mask = (calm > candidate.threshold) if candidate.bright else (calm < candidate.threshold)
-    mask = np.asarray(ndimage.binary_opening(mask), dtype=np.bool_)
-    return _fill(mask) if candidate.filled else mask
+    mask = opened(mask)
+    return _fill(mask, calm) if candidate.filled else mask
 
 
 def _distance(mask: Mask) -> F32:
@@ -258,9 +294,7 @@ def _touching(labels: I32, distance: F32) -> tuple[I32, I32, F64]:
         first.append(np.minimum(labels[one][differ], labels[other][differ]))
         second.append(np.maximum(labels[one][differ], labels[other][differ]))
         width.append(np.minimum(distance[one][differ], distance[other][differ]))
-    pairs, index = np.unique(
-        np.stack([np.concatenate(first), np.concatenate(second)]), axis=1, return_inverse=True
-    )
+    pairs, index = np.unique(np.stack([np.concatenate(first), np.concatenate(second)]), axis=1, return_inverse=True)
     neck = np.zeros(pairs.shape[1])
     np.maximum.at(neck, index.ravel(), np.concatenate(width))
     return pairs[0], pairs[1], neck
@@ -299,7 +333,8 @@ def _separate(mask: Mask) -> tuple[I32, int]:
     """Label the bodies; those that are not compact are cut at their necks."""
     labels, count = _label(mask)
     shape = geometry_of(labels, count)
-    clumped = np.concatenate([[False], (shape.compactness < 0.93) & (shape.area > 4 * SMALLEST_AREA)])
+    doubtful = (shape.compactness < 0.93) | (shape.major > 1.25 * shape.minor)
+    clumped = np.concatenate([[False], doubtful & (shape.area > 4 * SMALLEST_AREA)])
     part: Mask = clumped[labels]
     if not part.any():
         return labels, count
@@ -319,18 +354,61 @@ def _at_border(labels: I32, count: int) -> Mask:
     return touched[1:]
 
 
-def _centre_inside(labels: I32, count: int, border: Mask) -> Mask:
-    """Whether each object's centre lies in the frame: a cut object is widest inside it, not at the border."""
+def _centre_inside(labels: I32, shape: Geometry, border: Mask) -> Mask:
+    """Whether each object's centre lies in the frame. [N]
+
+    A disc that a border cuts has its centre inside if it is at least half as deep as it is long at the border; an
+    elongated object, if at least half the usual area is in sight.
+    """
     inside = ~border
-    if not border.any():
-        return inside
-    cut = np.concatenate([[False], border])[labels]
-    distance = np.where(cut, _distance(labels > 0), 0)
-    peak = np.asarray(ndimage.maximum(distance, labels, np.arange(1, count + 1)))
-    inner = labels.copy()
-    inner[2:-2, 2:-2], rim = 0, inner
-    edge = np.asarray(ndimage.maximum(distance, rim, np.arange(1, count + 1)))
-    return np.asarray(inside | (border & (edge < 0.97 * peak)), dtype=np.bool_)
+    whole = inside & (shape.area >= SMALLEST_AREA)
+    aspect = shape.major / shape.minor
+    elongated = bool(whole.any()) and float(np.median(aspect[whole])) > 1.5
+    usual = float(np.median(shape.area[whole])) if whole.any() else 0.0
+    boxes = ndimage.find_objects(labels)
+    for index in np.flatnonzero(border):
+        box = boxes[index]
+        if box is None:
+            continue
+        if elongated:
+            inside[index] = shape.area[index] >= 0.5 * usual
+            continue
+        (top, bottom), (left, right) = ((side.start, side.stop) for side in box)
+        height, width = bottom - top, right - left
+        upright = top == 0 or bottom == labels.shape[0]
+        lying = left == 0 or right == labels.shape[1]
+        inside[index] = (not upright or height >= 0.5 * width) and (not lying or width >= 0.5 * height)
+    return inside
+
+
+def _shells(mask: Mask, count: int) -> list[Mask]:
+    """The outermost layers of a mask, one pixel thick, from the outside in; what is left comes last."""
+    layers = []
+    for _ in range(count):
+        inner = eroded(mask)
+        layers.append(mask & ~inner)
+        mask = inner
+    return [*layers, mask]
+
+
+def _outset(picture: Picture, mask: Mask) -> float:
+    """How far the drawn outlines lie outside the edge level of the mean grey profile across them [px].
+
+    The profile runs from the ground through shells around the outlines to the core of the objects; the crest of a glow
+    lies on its bright side, which for pores is the outer one.
+    """
+    layers = [*_shells(~mask, SHELLS)[::-1], *_shells(mask, SHELLS)]
+    if min(int(layer.sum()) for layer in layers[:-1]) < FEWEST_IN_SHELL:
+        return 0.0
+    profile = np.array([float(picture.calm[layer].mean()) for layer in layers if layer.any()])
+    low, body = sorted((profile[0], profile[-1]))
+    level = edge_level(low, body, float(max(profile.max(), body)))
+    at = np.arange(len(profile)) - SHELLS - 0.5
+    crossed = np.flatnonzero((profile[:-1] > level) != (profile[1:] > level))
+    if not len(crossed):
+        return 0.0
+    where = at[crossed] + (level - profile[crossed]) / (profile[crossed + 1] - profile[crossed])
+    return float(np.clip(SHELL_WIDTH * where[np.abs(where).argmin()], -MOST_OUTSET, MOST_OUTSET))
 
 
 def objects_of(picture: Picture, candidate: Candidate) -> Objects | None:
@@ -347,15 +425,22 @@ def objects_of(picture: Picture, candidate: Candidate) -> Objects | None:
     if good.any():
         diameter = shape.diameter
         typical = float(np.average(diameter[good], weights=shape.area[good]))
-        good &= diameter > DEBRIS * typical
+        sized &= diameter > DEBRIS * typical
+        good &= sized
     border = _at_border(labels, count)
-    inside = _centre_inside(labels, count, border)
-    return Objects(candidate, mask, labels, shape, perimeters(labels, count), good, ~border, inside)
+    inside = _centre_inside(labels, shape, border)
+    outset = _outset(picture, mask)
+    return Objects(candidate, mask, labels, shape, perimeters(labels, count), outset, good, sized, ~border, inside)
 
 
-def best_of(found: list[Candidate], *, bright: bool) -> Candidate | None:
-    """The best candidate of one polarity."""
-    return max((c for c in found if c.bright == bright), key=lambda c: c.rank, default=None)
+def best_of(picture: Picture, found: list[Candidate], *, bright: bool) -> Candidate | None:
+    """The best candidate of one polarity; small bodies are looked at again on all pixels."""
+    best = max((c for c in found if c.bright == bright), key=lambda c: c.rank, default=None)
+    if best is None or best.typical > SMALL_BODY or best.evidence > CLEAR:
+        return best
+    mask = foreground(picture, best)
+    again = _assess(mask, gradient_of(picture))
+    return best if again is None else replace(best, share=again[0], edge=again[1], compact=again[2])
 
 
 def two_phases(picture: Picture) -> Candidate:
@@ -363,9 +448,4 @@ def two_phases(picture: Picture) -> Candidate:
     calm = picture.calm
     level = otsu(calm[::2, ::2])
     mask = calm > level
-    gy, gx = np.gradient(calm)
-    found = _assess(mask[::COARSE, ::COARSE], np.hypot(gx, gy)[::COARSE, ::COARSE])
-    share, edge, compact = found or (float(mask.mean()), 0.0, 0.0)
-    return replace(
-        Candidate(level, True, False, share, 0.0, edge, compact), separability=separability(calm, level)
-    )
+    return Candidate(level, True, False, float(mask.mean()), separability(calm, level), 0.0, 0.0, 0.0)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import scipy.fft
+from numpy.typing import NDArray
 from scipy import ndimage
 
-from assistant.measurements.picture import F32, F64, Picture, blurred, centre, running_mean
+from assistant.measurements.picture import F32, F64, Picture, block_mean, blurred, centre, running_mean
 
-TENSOR_SIGMA = 1.5
-TENSOR_WINDOW = 9
+TENSOR_BLOCK = 8
 """Scale over which the local direction is averaged [px]."""
 SHARPNESS_CROP = 448
 REBLUR = 11
 """Width of the re-blur of the sharpness measure [px]."""
 
 HIGHEST_FREQUENCY = 0.42
-FEWEST_PERIODS = 4
+FEWEST_PERIODS = 5
 PEAK_OVER_RING = 300.0
 """Power of a true spatial period over the median at the same frequency in other directions."""
 PEAK_OVER_SECTOR = 40.0
@@ -27,6 +28,9 @@ FUNDAMENTAL_SHARE = 0.02
 """A lower peak with this share of the strongest peak's power is the fundamental."""
 FUNDAMENTAL_OVER_RING = 60.0
 FUNDAMENTAL_OVER_SECTOR = 8.0
+LATTICE_STRICTER = 3.0
+PEAK_APART = 3
+"""Bins between two peaks that count as two."""
 SHARPEST = 6
 """How many of the strongest peaks are tested."""
 
@@ -56,15 +60,15 @@ class Period:
 def contrast(picture: Picture) -> float:
     """Standard deviation of the grey levels without the share of the noise."""
     variance = float(np.var(picture.grey, dtype=np.float64))
-    return max(variance - picture.noise**2, 0.0) ** 0.5
+    return float(max(variance - picture.noise**2, 0.0) ** 0.5)
 
 
 def structure(picture: Picture) -> float:
-    """How many times more the smoothed picture varies than smoothed white noise would; about 1 where there is nothing."""
-    smoothed = blurred(picture.small, 2.0)
-    side = (min(smoothed.shape) // 4) | 1
-    varied = float(np.std(smoothed - running_mean(smoothed, side), dtype=np.float64))
-    expected = picture.small_noise / (2 * 2.0 * np.sqrt(np.pi))
+    """How many times more the smoothed picture varies than white noise would; about 1 where there is nothing."""
+    halved = blurred(block_mean(picture.small, 2), 1.0)
+    side = (min(halved.shape) // 4) | 1
+    varied = float(np.std(halved - running_mean(halved, side), dtype=np.float64))
+    expected = picture.small_noise / (4.0 * float(np.sqrt(np.pi)))
     return varied / max(expected, 2e-4)
 
 
@@ -83,11 +87,10 @@ def sharpness(picture: Picture) -> float:
     return 1.0 - max(blurs)
 
 
-def tensor(image: F32, *, sigma: float = TENSOR_SIGMA, window: int = TENSOR_WINDOW) -> tuple[F32, F32, F32]:
-    """Structure tensor Jxx, Jxy, Jyy averaged over a square window. [h, w] each"""
-    gx = ndimage.gaussian_filter(image, sigma, order=(0, 1), truncate=3.0)
-    gy = ndimage.gaussian_filter(image, sigma, order=(1, 0), truncate=3.0)
-    return tuple(ndimage.uniform_filter(part, window) for part in (gx * gx, gx * gy, gy * gy))  # type: ignore[return-value]
+def gradients(picture: Picture) -> tuple[F32, F32]:
+    """Horizontal and vertical gradient of the denoised small copy. [h, w] each"""
+    gy, gx = np.gradient(picture.calm)
+    return np.asarray(gx, dtype=np.float32), np.asarray(gy, dtype=np.float32)
 
 
 def direction(picture: Picture) -> Direction:
@@ -95,11 +98,37 @@ def direction(picture: Picture) -> Direction:
 
     The local eigenvalue difference leaves out isotropic noise, so that noise does not hide an alignment.
     """
-    xx, xy, yy = tensor(picture.small, sigma=max(TENSOR_SIGMA, picture.sigma))
+    gx, gy = gradients(picture)
+    xx, xy, yy = (block_mean(part, TENSOR_BLOCK) for part in (gx * gx, gx * gy, gy * gy))
     clear = float(np.hypot(xx - yy, 2 * xy).sum(dtype=np.float64))
     c, s = float((xx - yy).sum(dtype=np.float64)), 2 * float(xy.sum(dtype=np.float64))
     along = (90.0 - np.rad2deg(np.arctan2(s, c)) / 2) % 180
     return Direction(float(np.hypot(c, s)) / max(clear, 1e-12), float(along))
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """Frequencies of a spectrum of one shape, and its bins in the order of their distance from zero."""
+
+    fy: F64
+    fx: F64
+    radius: F64
+    used: NDArray[np.intp]
+    """flat indices of the bins between the lowest and the highest frequency of interest, by radius"""
+    radii: F64
+    y: F64
+    x: F64
+
+
+@lru_cache(maxsize=4)
+def _grid(shape: tuple[int, int], lowest: float) -> _Grid:
+    fy: F64 = scipy.fft.fftfreq(shape[0])[:, None]
+    fx: F64 = scipy.fft.rfftfreq(shape[1])[None, :]
+    radius = np.hypot(fy, fx)
+    used = np.flatnonzero((radius > 0.4 * lowest) & (radius < 0.5))
+    used = used[np.argsort(radius.ravel()[used])]
+    rows, columns = np.divmod(used, radius.shape[1])
+    return _Grid(fy, fx, radius, used, radius.ravel()[used], fy[rows, 0], fx[0, columns])
 
 
 class Spectrum:
@@ -113,40 +142,46 @@ class Spectrum:
         shape = (scipy.fft.next_fast_len(height, real=True), scipy.fft.next_fast_len(width, real=True))
         transform = scipy.fft.rfft2(flat * taper, s=shape)
         self.power: F32 = transform.real**2 + transform.imag**2
-        self.fy: F64 = scipy.fft.fftfreq(shape[0])[:, None]
-        self.fx: F64 = scipy.fft.rfftfreq(shape[1])[None, :]
-        self.radius: F64 = np.hypot(self.fy, self.fx)
         self.step = 1.0 / side
         self.lowest = FEWEST_PERIODS * self.step
-        used = np.flatnonzero((self.radius > 0.4 * self.lowest) & (self.radius < 0.5))
-        used = used[np.argsort(self.radius.ravel()[used])]
-        rows, columns = np.divmod(used, self.power.shape[1])
-        self._radii, self._power = self.radius.ravel()[used], self.power.ravel()[used]
-        self._y, self._x = self.fy[rows, 0], self.fx[0, columns]
+        self.grid = _grid((shape[0], shape[1]), self.lowest)
+        self._sorted = self.power.ravel()[self.grid.used]
 
     def peaks(self, count: int = 24) -> list[tuple[int, int]]:
         """The strongest local maxima, strongest first."""
-        searched = (self.radius > self.lowest) & (self.radius < HIGHEST_FREQUENCY)
-        power = np.where(searched, self.power, 0)
-        padded = np.pad(power, ((3, 3), (0, 0)), mode="wrap")
-        highest = ndimage.maximum_filter(padded, 7, mode="nearest")[3:-3]
-        rows, columns = np.nonzero((power == highest) & (power > FUNDAMENTAL_SHARE * 0.5 * power.max()))
-        order = np.argsort(-power[rows, columns])[:count]
-        return [(int(rows[i]), int(columns[i])) for i in order]
+        radius = self.grid.radius
+        power = np.where((radius > self.lowest) & (radius < HIGHEST_FREQUENCY), self.power, 0)
+        rows, columns = np.nonzero(power > 0.5 * FUNDAMENTAL_SHARE * power.max())
+        order = np.argsort(-power[rows, columns])
+        found: list[tuple[int, int]] = []
+        for i in order[: 12 * count]:
+            row, column = int(rows[i]), int(columns[i])
+            if all(self._apart((row, column), other) > PEAK_APART for other in found):
+                found.append((row, column))
+            if len(found) == count:
+                break
+        return found
+
+    def _apart(self, a: tuple[int, int], b: tuple[int, int]) -> int:
+        rows = abs(a[0] - b[0])
+        return int(max(min(rows, self.power.shape[0] - rows), abs(a[1] - b[1])))
+
+    def vector(self, peak: tuple[int, int]) -> tuple[float, float, float]:
+        """Vertical and horizontal frequency of a bin, and its distance from zero."""
+        fy, fx = float(self.grid.fy[peak[0], 0]), float(self.grid.fx[0, peak[1]])
+        return fy, fx, float(np.hypot(fy, fx))
 
     def prominence(self, peak: tuple[int, int]) -> tuple[float, float]:
         """Power of a peak over the median of its ring, and over the 95th percentile of its sector."""
-        fy, fx = float(self.fy[peak[0], 0]), float(self.fx[0, peak[1]])
-        f = float(np.hypot(fy, fx))
-        low, high = np.searchsorted(self._radii, (0.5 * f, 1.8 * f))
-        y, x, power = self._y[low:high], self._x[low:high], self._power[low:high]
+        fy, fx, f = self.vector(peak)
+        grid = self.grid
+        low, high = np.searchsorted(grid.radii, (0.55 * f, 1.7 * f))
+        y, x, radii, power = grid.y[low:high], grid.x[low:high], grid.radii[low:high], self._sorted[low:high]
         along = np.abs(y * (fy / f) + x * (fx / f))
         across = np.abs(y * (fx / f) - x * (fy / f))
         away = np.hypot(along - f, across) > 3 * self.step
-        ring = (np.abs(self._radii[low:high] - f) < max(0.15 * f, 2 * self.step)) & away
-        sector = (
-            (along > 0.55 * f) & (along < 1.7 * f) & (across < np.maximum(0.2 * along, 2 * self.step)) & away
-        )
+        ring = (np.abs(radii - f) < max(0.15 * f, 2 * self.step)) & away
+        sector = (along > 0.55 * f) & (along < 1.7 * f) & (across < np.maximum(0.2 * along, 2 * self.step)) & away
         if not ring.any() or not sector.any():
             return 0.0, 0.0
         height = float(self.power[peak])
@@ -159,16 +194,11 @@ class Spectrum:
     def frequency(self, peak: tuple[int, int]) -> tuple[float, float]:
         """Vertical and horizontal frequency of a peak [1/px], between bins by a parabola through the log power."""
         row, column = peak
+        fy, fx, _ = self.vector(peak)
         rows, columns = self.power.shape
         dy = _vertex(*(float(self.power[(row + d) % rows, column]) for d in (-1, 0, 1)))
-        dx = (
-            _vertex(*(float(self.power[row, abs(column + d)]) for d in (-1, 0, 1)))
-            if column + 1 < columns
-            else 0.0
-        )
-        return float(self.fy[row, 0]) + dy * float(self.fy[1, 0]), float(self.fx[0, column]) + dx * float(
-            self.fx[0, 1]
-        )
+        dx = _vertex(*(float(self.power[row, abs(column + d)]) for d in (-1, 0, 1))) if column + 1 < columns else 0.0
+        return fy + dy * float(self.grid.fy[1, 0]), fx + dx * float(self.grid.fx[0, 1])
 
 
 def _vertex(left: float, middle: float, right: float) -> float:
@@ -178,8 +208,16 @@ def _vertex(left: float, middle: float, right: float) -> float:
     return 0.0 if bend >= 0 else float(np.clip(0.5 * (a - c) / bend, -0.5, 0.5))
 
 
+def _is_subharmonic(whole: tuple[float, float, float], part: tuple[float, float, float]) -> bool:
+    """Whether a frequency vector is a half, a third, ... of another."""
+    ratio = whole[2] / part[2]
+    order = round(ratio)
+    sine = abs(whole[0] * part[1] - whole[1] * part[0]) / (whole[2] * part[2])
+    return 2 <= order <= 6 and abs(ratio - order) < 0.04 * order and sine < 0.06
+
+
 def _fundamental(spectrum: Spectrum) -> tuple[tuple[int, int], float] | None:
-    """The peak of lowest frequency among those that are harmonics of one another, if any of the strongest is sharp."""
+    """The strongest sharp peak or, where that is one of its harmonics, the peak of the fundamental."""
     peaks = spectrum.peaks()
     for peak in peaks[:SHARPEST]:
         ring, sector = spectrum.prominence(peak)
@@ -187,10 +225,14 @@ def _fundamental(spectrum: Spectrum) -> tuple[tuple[int, int], float] | None:
             break
     else:
         return None
-    lower = [p for p in peaks if spectrum.radius[p] < 0.8 * spectrum.radius[peak]]
-    for candidate in sorted(lower, key=lambda p: float(spectrum.radius[p])):
+    whole = spectrum.vector(peak)
+    lower = [p for p in peaks if spectrum.vector(p)[2] < 0.9 * whole[2]]
+    for candidate in sorted(lower, key=lambda p: spectrum.vector(p)[2]):
         over = spectrum.prominence(candidate)
-        if over[0] > FUNDAMENTAL_OVER_RING and over[1] > FUNDAMENTAL_OVER_SECTOR:
+        # A lattice has its shortest vector in another direction than the strongest peak; that one must be sharp itself.
+        harmonic = _is_subharmonic(whole, spectrum.vector(candidate))
+        strict = 1.0 if harmonic else LATTICE_STRICTER
+        if over[0] > strict * FUNDAMENTAL_OVER_RING and over[1] > strict * FUNDAMENTAL_OVER_SECTOR:
             return candidate, sector
     return peak, sector
 

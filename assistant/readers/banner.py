@@ -12,6 +12,7 @@ import numpy as np
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
 SEARCHED = 0.3  # the bar lies within this part of the height
+COLUMNS = 2048  # a wider picture is thinned out: rows are what is looked for
 SMALLEST_ROWS = 48  # a picture this small has no room for readable text
 FLAT_ROW = 0.25  # share of a row that has the fill's level, text included
 EDGE_ROW = 0.9  # ... in the first two rows of the bar, above its text
@@ -26,9 +27,10 @@ BAR_ROWS = 3
 
 def find_banner(pixels: Pixels) -> tuple[int, int] | None:
     """Rows [first, stop) of the info bar at the bottom or top of [H, W] pixels, or None."""
-    height = len(pixels)
-    if height < SMALLEST_ROWS or pixels.shape[1] < SMALLEST_ROWS:
+    height, width = pixels.shape
+    if height < SMALLEST_ROWS or width < SMALLEST_ROWS:
         return None
+    pixels = pixels[:, :: max(1, width // COLUMNS)]
     first = _edge(_levels(pixels[-int(SEARCHED * height) :]))
     if first is not None:
         return height - int(SEARCHED * height) + first, height

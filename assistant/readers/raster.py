@@ -1,14 +1,12 @@
 """PNG, JPEG and BMP pixels through Pillow, one named format at a time. Knows nothing about vendors."""
 
 import io
-import threading
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from assistant.errors import MicrographError
-from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size, upright
+from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size, heard, upright
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,8 +19,6 @@ _PNG_DEPTH = 24  # where the header chunk holds the bits per channel
 _START_OF_SCAN = b"\xff\xda"
 _MAX_SCANNED = 2**31  # pixels times progressive scans: every scan of a JPEG goes over the whole picture again
 
-_warnings_lock = threading.Lock()  # warnings.catch_warnings changes the whole process
-
 
 def decode(data: bytes, kind: str, page: int | None, limits: ReadLimits) -> Frame:
     """The picture as upright grey values; `kind` is "PNG", "JPEG" or "BMP". Raises MicrographError."""
@@ -30,28 +26,22 @@ def decode(data: bytes, kind: str, page: int | None, limits: ReadLimits) -> Fram
         raise MicrographError("no_such_page", f"Page {page} was asked for; a {kind} has only page 0.")
     from PIL import Image
 
-    with _warnings_lock, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            with Image.open(io.BytesIO(data), formats=[kind]) as image:
-                _refuse(image, data, kind, limits)
-                orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-                pixels = _grey(image)
-                depth = data[_PNG_DEPTH] if kind == "PNG" else 8
-        except Image.DecompressionBombError as error:
-            raise MicrographError("too_large", f"The {kind} header names too many pixels. Bin it first.") from error
-        except DECODER_ERRORS as error:
-            raise MicrographError("unreadable", f"The {kind} cannot be decoded ({type(error).__name__}).") from error
-    notes = [f"The {kind} is irregular ({len(caught)} remark(s) while decoding)."] if _foreign(caught) else []
+    remarks: list[str] = []
+    try:
+        with heard(remarks), Image.open(io.BytesIO(data), formats=[kind]) as image:
+            _refuse(image, data, kind, limits)
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+            pixels = _grey(image)
+            depth = data[_PNG_DEPTH] if kind == "PNG" else 8
+    except Image.DecompressionBombError as error:
+        raise MicrographError("too_large", f"The {kind} header names too many pixels. Bin it first.") from error
+    except DECODER_ERRORS as error:
+        raise MicrographError("unreadable", f"The {kind} cannot be decoded ({type(error).__name__}).") from error
+    notes = [f"The {kind} is irregular ({len(remarks)} remark(s) while decoding)."] if remarks else []
     if depth > 8 and pixels.dtype == np.uint8:
         notes.append("16-bit colour was reduced to 8-bit grey.")
     turned = isinstance(orientation, int) and orientation in range(2, 9)
     return Frame(upright(pixels, orientation if turned else 1), turned=turned, warnings=tuple(notes))
-
-
-def _foreign(caught: list[warnings.WarningMessage]) -> bool:
-    """A size warning is no news: the size was judged before."""
-    return any(warning.category.__name__ != "DecompressionBombWarning" for warning in caught)
 
 
 def _refuse(image: "Image.Image", data: bytes, kind: str, limits: ReadLimits) -> None:

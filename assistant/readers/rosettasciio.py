@@ -3,7 +3,9 @@
 Knows nothing about TIFF or side-cars. RosettaSciIO is GPL-3 and therefore never a dependency.
 """
 
+import importlib
 import importlib.util
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from assistant.errors import MicrographError
-from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size
+from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size, heard
 from assistant.readers.record import Instrument, Record, length_nm, name, square_pixel
 
 SUFFIXES = {
@@ -42,9 +44,15 @@ def decode(source: Path | None, kind: str, page: int | None, limits: ReadLimits)
         raise MicrographError("needs_extra", message)
     if source is None:
         raise MicrographError("unsupported_format", f"{kind} data can only be read from a file. Save it to disk first.")
+    logging.getLogger("rsciio").addHandler(logging.NullHandler())  # else its remarks go to the screen
+    remarks: list[str] = []
     try:
-        reader = importlib.import_module(f"rsciio.{kind.lower()}")
-        return _frame(reader.file_reader(str(source), lazy=True), page, limits)
+        with heard(remarks):
+            reader = importlib.import_module(f"rsciio.{kind.lower()}")
+            return _frame(reader.file_reader(str(source), lazy=True), page, limits)
+    except ImportError as error:
+        message = f'{kind} files need {error.name}. Install it with: pip install "maemi[vendor]".'
+        raise MicrographError("needs_extra", message) from error
     except DECODER_ERRORS as error:
         raise MicrographError("unreadable", f"The {kind} file cannot be decoded ({type(error).__name__}).") from error
 
