@@ -61,7 +61,7 @@ class TextEncoderConfig(Section):
     depth: Positive = 2
     grounded_depth: Positive = 2
     heads: Positive = 4
-    max_tokens: Positive = 192
+    max_tokens: Positive = 64
 
 
 class DecoderConfig(Section):

@@ -35,6 +35,13 @@ class VisualMemory:
     image_index: Tensor  # [B, M]
     turn_index: Tensor  # [B, M]
 
+    def compacted(self) -> VisualMemory:
+        """The same memory without padding that no row needs: tokens keep their order, padding moves to the end."""
+        present = self.image_index != PADDING
+        order = (~present).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(present.sum(1).max())]  # [B, M']
+        tokens = self.tokens.gather(1, order[..., None].expand(-1, -1, self.tokens.shape[-1]))
+        return VisualMemory(tokens, self.image_index.gather(1, order), self.turn_index.gather(1, order))
+
 
 @dataclass(frozen=True)
 class VisualContext:
@@ -97,10 +104,12 @@ class GatedCrossAttention(nn.Module):
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
         merged = attended.transpose(1, 2).flatten(2)  # [B, T, W]
         x = x + self.gate.tanh() * self.out(merged)
-        return x + self.feed_forward_gate.tanh() * self.feed_forward(x)
+        z: Tensor = x + self.feed_forward_gate.tanh() * self.feed_forward(x)
+        return z
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, h, T, W / h]
+        split: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, h, T, W / h]
+        return split
 
 
 class Decoder(nn.Module):
@@ -156,7 +165,7 @@ class Decoder(nn.Module):
             if block is None or visual is None:
                 return args, kwargs
             context, index, visible = visual
-            hidden = self.blocks[block](args[0], context.keys[block], context.values[block], index, visible)
+            hidden: Tensor = self.blocks[block](args[0], context.keys[block], context.values[block], index, visible)
             return (hidden.to(args[0].dtype), *args[1:]), kwargs
 
         return hook

@@ -293,7 +293,8 @@ class Assistant:
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "image_index", "turn_index")}
             logits = self.student(**inputs, context=context).logits[:, :-1]
         chosen = logits.float().log_softmax(-1).gather(-1, labelled.clamp(min=0)[..., None])[..., 0]  # [C, T - 1]
-        return (chosen * (labelled >= 0)).sum(-1).cpu()
+        total: Tensor = (chosen * (labelled >= 0)).sum(-1).cpu()
+        return total
 
     def _prototypes(self, labels: Sequence[str], examples: Mapping[str, Sequence[Image]]) -> Tensor:
         missing = [label for label in labels if not examples.get(label)]

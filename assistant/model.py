@@ -118,10 +118,12 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Every part initialises itself when it is built; nothing is drawn again here."""
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.decoder.lm.get_input_embeddings()
+        embeddings: nn.Module = self.decoder.lm.get_input_embeddings()
+        return embeddings
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.decoder.lm.get_output_embeddings()
+        head: nn.Module = self.decoder.lm.get_output_embeddings()
+        return head
 
     def student_state(self) -> dict[str, Tensor]:
         """State of everything but the language model: what a run saves beside its adapter."""
@@ -138,7 +140,8 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def ground(self, question_ids: Tensor, question_mask: Tensor, visual: Tensor, visible: Tensor) -> Tensor:
         """Questions [R, Q] over visual tokens [R, M, D] -> grounded states [R, Q + 2, Dt], [CLS] and [ENC] first."""
         text = self.text_encoder(question_ids, question_mask)
-        return self.grounded(text, F.pad(question_mask, (2, 0), value=True), visual, visible)
+        states: Tensor = self.grounded(text, F.pad(question_mask, (2, 0), value=True), visual, visible)
+        return states
 
     def visual_context(
         self,
@@ -164,14 +167,13 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return self.decoder.context(images)
         questions = self._question_memory(images, question_ids, question_mask, turn_images)
         if self.memory_kind == "fused":
-            return self.decoder.context(questions)
-        return self.decoder.context(
-            VisualMemory(
-                torch.cat([images.tokens, questions.tokens], dim=1),
-                torch.cat([images.image_index, questions.image_index], dim=1),
-                torch.cat([images.turn_index, questions.turn_index], dim=1),
-            )
+            return self.decoder.context(questions.compacted())
+        both = VisualMemory(
+            torch.cat([images.tokens, questions.tokens], dim=1),
+            torch.cat([images.image_index, questions.image_index], dim=1),
+            torch.cat([images.turn_index, questions.turn_index], dim=1),
         )
+        return self.decoder.context(both.compacted())
 
     def _image_memory(self, memory: Tensor, image_mask: Tensor) -> VisualMemory:
         (b, k), (_, n, d) = image_mask.shape, memory.shape
@@ -272,7 +274,7 @@ def build_vit(settings: Config) -> ViT | OpenClipTower:
     """The image encoder the settings name."""
     vit = settings.vit
     if vit.tower:
-        return OpenClipTower(vit.tower, vit.pretrained)
+        return OpenClipTower(vit.tower, vit.pretrained, image_size=settings.image_size)
     return ViT(settings.image_size, vit.patch_size, dim=vit.dim, depth=vit.depth, heads=vit.heads)
 
 

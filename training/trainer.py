@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from assistant.checkpoint import (
     Run,
@@ -131,7 +131,7 @@ def fit(
         optimizers=(optimizer, cosine_schedule(optimizer, settings.steps, settings.warmup)),
         callbacks=callbacks,
     )
-    trainer.pop_callback(_printer())
+    trainer.pop_callback(PrinterCallback)
     newest = newest_checkpoint(out / "checkpoints")
     stage.train()
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
@@ -304,9 +304,3 @@ def _arguments(config: Config, out: Path, *, on_cpu: bool) -> TrainingArguments:
         dataloader_pin_memory=not on_cpu,
         label_names=[],
     )
-
-
-def _printer() -> type[TrainerCallback]:
-    from transformers import PrinterCallback
-
-    return PrinterCallback
