@@ -119,7 +119,7 @@ class TrainingConfig(Section):
     """One fine-tuning run."""
 
     steps: Positive = 300
-    batch_size: Positive = 16
+    batch_size: Positive = 8
     """Images per optimizer step; each brings a conversation of several turns."""
     learning_rate: NonNegative = 1e-3
     """Peak rate of the adapters and the cross-attention."""
@@ -128,9 +128,9 @@ class TrainingConfig(Section):
     """Share of the steps over which the rate rises."""
     weight_decay: NonNegative = 0.01
     max_grad_norm: NonNegative = 1.0
-    max_tokens: Positive = 384
+    max_tokens: Positive = 320
     """Tokens of one conversation."""
-    turns: Positive = 6
+    turns: Positive = 4
     """Questions asked of one image in one step."""
     aux_dropout: Fraction = 0.3
     """Share of conversations that are trained without the auxiliary text."""

@@ -1,0 +1,25 @@
+"""`maemi demo`, small: the whole loop on real parts ends in a report that needs nothing else."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from assistant.checkpoint import BUNDLED, MANIFEST
+from serve.demo import run_demo
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")
+def test_the_loop_closes(tmp_path: Path) -> None:
+    assert (BUNDLED / MANIFEST).exists()
+    told: list[str] = []
+    summary = run_demo(tmp_path, per_class=8, steps=4, tell=lambda part, done, of, text: told.append(part))
+    assert summary["before"]["caption"].keys() == summary["after"]["caption"].keys()
+    assert summary["captions"] > 0
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    page = (tmp_path / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]+"', page), "the report must need nothing else"
+    assert {"Drawing micrographs", "Teaching offline", "Fine-tuning adapters", "Captioning a folder"} <= set(told)

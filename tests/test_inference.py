@@ -1,0 +1,116 @@
+"""Assistant: streaming equals batching, history and facts reach the prompt, classes get probabilities."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from students import tiny_run
+
+from assistant.chat import Message
+from assistant.errors import ConfigError, MicrographError
+from assistant.inference import Assistant, Sampling, next_token, rank_labels
+
+
+def discs(seed: int, *, size: int = 96) -> np.ndarray:
+    """Bright discs on a dark ground, 8 bit."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    image = random.normal(40, 4, (size, size))
+    for cy, cx in ((20, 20), (20, 70), (70, 30), (65, 75)):
+        image[(y - cy) ** 2 + (x - cx) ** 2 < (8 + seed % 3) ** 2] += 150
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("images")
+    paths = [folder / f"{i}.tif" for i in range(3)]
+    for i, path in enumerate(paths):
+        tifffile.imwrite(path, discs(i))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def assistant(tmp_path_factory: pytest.TempPathFactory) -> Assistant:
+    run = tiny_run(tmp_path_factory.mktemp("base"))
+    for name, parameter in run.student.named_parameters():
+        if name.endswith("gate"):
+            parameter.data.fill_(0.5)
+    run.student.requires_grad_(False)
+    return Assistant(run)
+
+
+def test_a_stream_is_the_batched_answer(assistant: Assistant, files: list[Path]) -> None:
+    question = "What is it?"
+    batched = assistant.answer_all([(look, question) for look in assistant.look_all(files)], max_new_tokens=12)
+    for path, expected in zip(files, batched, strict=True):
+        assert "".join(assistant.ask([path], question, max_new_tokens=12)).strip() == expected
+
+
+def test_captions_keep_the_order_and_repeat_themselves(assistant: Assistant, files: list[Path]) -> None:
+    first = assistant.caption(files, max_new_tokens=8)
+    assert assistant.caption(files[::-1], max_new_tokens=8) == first[::-1]
+
+
+def test_an_image_is_read_and_encoded_once(assistant: Assistant, files: list[Path]) -> None:
+    look = assistant.look(files[0])
+    assert assistant.look(files[0].read_bytes()) is look
+    assert assistant.look(look.micrograph) is look
+
+
+def test_aux_and_history_change_the_prompt(assistant: Assistant, files: list[Path]) -> None:
+    def tokens(**options: object) -> str:
+        return "".join(assistant.ask(files[:1], "Size?", max_new_tokens=6, **options))  # type: ignore[arg-type]
+
+    history = (Message("user", "What is it?", images=1), Message("assistant", "It shows powder."))
+    answers = {tokens(), tokens(aux="etched wafer, lot 7"), tokens(history=history)}
+    assert len(answers) >= 2
+
+
+def test_a_long_conversation_forgets_turns_but_not_images(assistant: Assistant, files: list[Path]) -> None:
+    turns = [m for _ in range(40) for m in (Message("user", "And the surface?"), Message("assistant", "Rough."))]
+    history = (Message("user", "What is it?", images=1), Message("assistant", "Wires."), *turns)
+    assert isinstance("".join(assistant.ask(files[:1], "Size?", history=history, max_new_tokens=4)), str)
+
+
+def test_sampling_is_seeded_and_greedy_at_zero() -> None:
+    logits = torch.log(torch.tensor([[0.6, 0.3, 0.1]]))
+    generator = torch.Generator().manual_seed(0)
+    assert next_token(logits, Sampling(), generator).item() == 0
+    draws = [next_token(logits, Sampling(temperature=1.0, top_p=0.8), generator).item() for _ in range(400)]
+    assert set(draws) == {0, 1}
+    assert np.mean([d == 0 for d in draws]) == pytest.approx(2 / 3, abs=0.08)
+
+
+def test_zero_shot_probabilities_and_unknown(assistant: Assistant, files: list[Path]) -> None:
+    (scores,) = assistant.classify(files[:1], ["nanowires", "powder"])
+    assert scores[0][0] == "unknown", "an untrained student would rather say something else"
+    assert sum(p for _, p in scores) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_few_shot_prefers_the_nearest_prototype(assistant: Assistant, files: list[Path]) -> None:
+    (scores,) = assistant.classify(files[:1], ["a", "b"], examples={"a": [files[0]], "b": [files[2]]})
+    assert scores[0][0] == "a"
+    assert sum(p for _, p in scores) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_ranking_in_closed_form() -> None:
+    known = rank_labels(["a", "b"], torch.log(torch.tensor([0.2, 0.6])))
+    assert known == [("b", pytest.approx(0.75)), ("a", pytest.approx(0.25))]
+    unknown = rank_labels(["a", "b"], torch.log(torch.tensor([0.01, 0.02])))
+    assert unknown == [("unknown", pytest.approx(0.97)), ("b", pytest.approx(0.02)), ("a", pytest.approx(0.01))]
+
+
+def test_mistakes_are_named(assistant: Assistant, files: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="empty_question"):
+        list(assistant.ask(files[:1], "  "))
+    with pytest.raises(MicrographError, match="not_found"):
+        list(assistant.ask([tmp_path / "none.tif"], "Size?"))
+    with pytest.raises(ConfigError, match="too_few_labels"):
+        assistant.classify(files[:1], ["a"])
+    with pytest.raises(ConfigError, match="no_examples"):
+        assistant.classify(files[:1], ["a", "b"], examples={"a": files})
+    with pytest.raises(ConfigError, match="too_long"):
+        list(assistant.ask(files[:1], "Size? " * 400))
