@@ -24,7 +24,7 @@ __all__ = ["FACT_NAMES", "Fact", "Facts", "disagreements", "measure", "measure_p
 
 DIRECTED = 0.3
 """Least anisotropy at which a picture has an orientation."""
-TWO_PHASES = 0.74
+OUTLINED = 0.74
 """Least separability of fibres and ground at which a fibre's outline can be trusted."""
 FEWEST_NEIGHBOURS = 3
 FEWEST_FOR_PERCENTILES = 5
@@ -126,36 +126,39 @@ def _add_sizes(sheet: _Sheet, objects: Objects, chosen: Mask, *, certainty: floa
         sheet.add("circularity", roundness, confidence=0.8 * sure)
 
 
-def _add_neighbours(sheet: _Sheet, objects: Objects, counted: Mask, *, certainty: float, factor: int) -> None:
+def _add_neighbours(sheet: _Sheet, objects: Objects, *, certainty: float, factor: int) -> None:
     import numpy as np
     from scipy.spatial import cKDTree
 
-    points = np.stack([objects.geometry.x[counted], objects.geometry.y[counted]], axis=1)
+    centres = objects.geometry
+    points = np.stack([centres.x, centres.y], axis=1)[objects.counted]
     if len(points) >= FEWEST_NEIGHBOURS:
         distance, _ = cKDTree(points).query(points, k=2)
-        sheet.add_length("nearest_neighbour", factor * float(distance[:, 1].mean()), confidence=0.9 * certainty)
+        nearest = float(np.asarray(distance)[:, 1].mean())
+        sheet.add_length("nearest_neighbour", factor * nearest, confidence=0.9 * certainty)
 
 
 def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
-    counted = objects.sized & objects.inside
     certainty = found.share_confidence
     note = "bright objects" if objects.candidate.bright else "dark objects"
-    sheet.add("count", int(counted.sum()), confidence=certainty, note=note)
+    # One object may as well be a part of something larger than the frame.
+    sheet.add("count", objects.count, confidence=certainty * (1.0 if objects.count > 1 else 0.7), note=note)
     whole = objects.good & objects.whole
     if whole.any():
         _add_sizes(sheet, objects, whole, certainty=certainty, factor=found.picture.factor)
-    _add_neighbours(sheet, objects, counted, certainty=certainty, factor=found.picture.factor)
+    _add_neighbours(sheet, objects, certainty=certainty, factor=found.picture.factor)
 
 
 def _add_fibres(sheet: _Sheet, fibres: Fibres, *, factor: int) -> None:
-    if fibres.separability > TWO_PHASES:  # else several fibres merge, or only their bright edges are seen
+    if fibres.separability > OUTLINED:  # else several fibres merge, or only their bright edges are seen
         sheet.add_length("fibre_width", factor * fibres.width, confidence=0.5 + fibres.separability / 4)
 
 
 def _add_share(sheet: _Sheet, found: Findings) -> None:
     if found.share is not None:
         name = "porosity" if found.kind == "pores" else "coverage"
-        sheet.add(name, 100 * found.share, unit="%", confidence=found.share_confidence)
+        note = "bright phase" if found.share_of_bright else "dark phase"
+        sheet.add(name, 100 * found.share, unit="%", confidence=found.share_confidence, note=note)
 
 
 def _facts_of(pixels: Pixels, low: float, high: float, *, nm_per_pixel: float | None) -> Facts:

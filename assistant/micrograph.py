@@ -319,7 +319,7 @@ def _calibration(
 
 
 def _instrument(records: list[tuple[Record, str]]) -> Instrument:
-    """The first record's account; a later record of the same vendor, or of any if the first is a mere editor, adds."""
+    """The first account by a microscope; one by an editor (ImageJ, OME) only where there is no other."""
     if not records:
         return Instrument()
     ranked = sorted((record.instrument for record, _ in records), key=lambda i: i.vendor in ("imagej", "ome", None))

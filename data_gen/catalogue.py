@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from assistant.errors import DatasetError
+from data_gen.evidence import chance
 
 SPLITS = ("train", "validation", "test")
 TRUTH, INDEX = "truth.jsonl", "index.csv"
@@ -111,6 +113,31 @@ def assign_splits(labels: Mapping[str, str], *, shares: Mapping[str, float], see
             held_out = "test" if place < tested else "validation" if place < tested + validated else "train"
             splits[group] = held_out
     return splits
+
+
+def pair_up(taught: Sequence[tuple[int, str, str | None]], *, seed: int) -> dict[int, int]:
+    """A partner for every picture (position, split, label): of its split, and as often of its class as not."""
+    pairs: dict[int, int] = {}
+    for split in SPLITS:
+        order = [(position, label) for position, where, label in taught if where == split]
+        chance(seed, split, "pairs").shuffle(order)
+        by_label: dict[str | None, list[int]] = {}
+        for position, label in order:
+            by_label.setdefault(label, []).append(position)
+        place = {position: i for row in by_label.values() for i, position in enumerate(row)}
+        for i, (position, label) in enumerate(order):
+            mates = by_label[label]
+            alike = mates[(place[position] + 1) % len(mates)]
+            others = (
+                other
+                for other, name in itertools.islice(itertools.cycle(order), i + 1, i + len(order))
+                if name != label
+            )
+            want_alike = chance(seed, position, "pair").random() < 0.5
+            partner = alike if want_alike or len(by_label) == 1 else next(others, alike)
+            if partner != position:
+                pairs[position] = partner
+    return pairs
 
 
 def _quota(count: int, share: float, *, least: int) -> int:

@@ -21,6 +21,8 @@ TRUTH_TOLERANCE = 0.25
 """A measured quantity that misses a known truth by more than this share is not taught."""
 CLEAR_DIFFERENCE = 1.2
 """Ratio from which one of two quantities is called the larger."""
+UNDIRECTED = 0.25
+"""Anisotropy below which there is no preferred direction."""
 SINGLE_FORMS = frozenset({"comb", "cantilever", "serpentine", "bridge", "gear", "grid"})
 PLURAL_FORMS = frozenset({"lines", "pillars", "holes"})
 REGULARITY = {"periodic": 3, "aligned": 2, "layered": 2, "random": 1, "network": 1, "clustered": 1}
@@ -135,7 +137,10 @@ def _metadata_slots(evidence: Evidence) -> dict[str, str]:
 
 
 def _measured_slots(evidence: Evidence) -> dict[str, str]:
-    slots = {"looks": str(evidence.facts["kind"])}
+    looks = str(evidence.facts["kind"])
+    # Dark particles look like pores to a measurement; where the class is known it decides the word.
+    pores = looks == "pores" and evidence.label in {None, "porous_sponge"}
+    slots = {"looks": looks, "objects": "pores" if pores else "structures"}
     values: dict[str, float] = {}
     for fact in evidence.facts["items"]:
         if fact["value"] is None or not fact["confidence"] or not _agrees(evidence, fact):
@@ -147,8 +152,10 @@ def _measured_slots(evidence: Evidence) -> dict[str, str]:
             slots[fact["name"]] = text
     if "aspect_ratio" in values:
         slots["elongation"] = "round" if values["aspect_ratio"] < 1.3 else "long"
-    if "anisotropy" in values:
-        slots["directed"] = "yes" if values["anisotropy"] >= 0.3 else "no"
+    if "orientation" in values:
+        slots["directed"] = "yes"
+    elif values.get("anisotropy", 1.0) < UNDIRECTED:
+        slots["directed"] = "no"
     if "noise" in values:
         slots["noisy"] = "yes" if values["noise"] >= 5 else "no"
     return slots

@@ -14,14 +14,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from assistant.errors import DatasetError, MicrographError
 
-MEASUREMENT_VERSION = 1
-"""Raise it when a measurement changes its meaning: what older runs measured is then measured again."""
 SIDE_CAR_BYTES = 2**20
 INSTRUMENT_FIELDS = ("vendor", "model", "hv_kv", "wd_mm", "magnification", "detector")
 """What is asked and told of the instrument; never the date."""
@@ -32,12 +31,22 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+@cache
+def measurement_version() -> str:
+    """Digest of the code that reads and measures: what other code measured is measured again."""
+    import assistant
+
+    root = Path(assistant.__file__).parent
+    sources = [root / "measure.py", root / "micrograph.py", *root.glob("measurements/*.py"), *root.glob("readers/*.py")]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sorted(sources))).hexdigest()
+
+
 def content_digest(path: Path) -> str:
-    """sha256 of a file and of the side-cars that may say more about it.
+    """sha256 of a file, of the side-cars that may say more about it, and of the code that measures it.
 
     Raises MicrographError `unreadable`.
     """
-    digest = hashlib.sha256(str(MEASUREMENT_VERSION).encode())
+    digest = hashlib.sha256(measurement_version().encode())
     try:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -57,7 +66,6 @@ def examine(job: tuple[str, bool, int | None]) -> dict[str, Any]:
     `job` is (path, list it for egress?, longest side sent [px]).
     """
     from assistant.measure import measure
-
     from assistant.micrograph import read_micrograph
     from data_gen.egress import display_content, redact
     from data_gen.filters import difference_hash

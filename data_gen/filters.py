@@ -112,6 +112,22 @@ def wordings_agree(answers: Sequence[str]) -> bool:
     return len(verdicts) < 2 and len(counts) < 2
 
 
+def answer_verdict(wordings: Sequence[str], *, facts: Sequence[str], known: str) -> str | None:
+    """Why the wordings of an answer may not be taught, or None; `facts` are the answers that the facts give, if any.
+
+    Beside the verdicts of `text_verdict`: `wordings_disagree` and `facts_disagree`.
+    """
+    if not wordings:
+        return "empty"
+    for wording in wordings:
+        if verdict := text_verdict(wording, known=f"{known} {' '.join(facts)}"):
+            return verdict
+    if not wordings_agree(wordings):
+        return "wordings_disagree"
+    said = {yes_or_no(text) for text in (wordings[0], *facts)} - {None}
+    return "facts_disagree" if len(said) > 1 else None
+
+
 def blind_answers(counts: Iterable[tuple[str, int, int, str]]) -> dict[str, tuple[str, float]]:
     """Questions that the training split answers without the picture -> their answer, and the share of it to keep.
 

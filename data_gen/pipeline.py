@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from assistant.chat import auxiliary_text, number_lines
 from assistant.errors import DatasetError, MicrographError, TeacherError
-from data_gen.catalogue import SPLITS, Catalogue, Entry
+from data_gen.catalogue import SPLITS, Catalogue, Entry, pair_up
 from data_gen.desk import OPEN_VERDICTS, Desk, ask_all, told
 from data_gen.egress import Item, destination_of, grant
 from data_gen.evidence import Evidence, chance, known_text
 from data_gen.examine import Examiner, content_digest, examine, pictures, redacted
-from data_gen.filters import NearDuplicates, blind_answers, text_verdict, wordings_agree, yes_or_no
+from data_gen.filters import NearDuplicates, answer_verdict, blind_answers
 from data_gen.ledger import ACCEPTED, Budget, Drafts, Ledger, Row
 from data_gen.tasks import METADATA_PER_IMAGE, Question, questions_about, questions_comparing
 from data_gen.teacher import HostedTeacher, OfflineTeacher, Rejection, Request, Teacher, request_key
@@ -305,9 +305,10 @@ class _Lesson:
         with asyncio.Runner() as runner:
             for shown, request in self._requests(teacher):
                 by = offline if request.task in FACTUAL_TASKS else teacher
-                answers = self._answers(by, request, runner, booked)
+                answers, model = self._answers(by, request, runner, booked)
+                told_by = {"name": by.name, "model": model, **by.params}
                 for question in request.questions if answers else ():
-                    if row := self._row(question, answers[question.id], shown, by, request):
+                    if row := self._row(question, answers[question.id], shown, request, told_by):
                         rows.append({"position": next(position), **row})
                 if len(booked) >= BATCH:
                     self._flush(booked, rows)
@@ -321,18 +322,21 @@ class _Lesson:
 
     def _answers(
         self, teacher: Teacher, request: Request, runner: asyncio.Runner, booked: list[dict[str, Any]]
-    ) -> Answers:
-        """The answers of the teacher, empty where it has none; a teacher of this machine is asked here and now."""
+    ) -> tuple[Answers, str]:
+        """The answers of the teacher, empty where it has none, and the model that gave them.
+
+        A teacher of this machine is asked here and now.
+        """
         key, files = request_key(teacher, request), list(request.images)
         if isinstance(teacher, HostedTeacher):
             exchange = self.ledger.exchange(key)
             if exchange is None or exchange.verdict in OPEN_VERDICTS:
                 self.report.unanswered += 1
-                return {}
+                return {}, ""
             if exchange.verdict != ACCEPTED:
                 self._reject(exchange.verdict, images=files, task=request.task, raw=exchange.reply)
-                return {}
-            return dict(json.loads(exchange.reply))
+                return {}, ""
+            return json.loads(exchange.reply), exchange.model
         try:
             reply = (
                 teacher.compose(request)
@@ -341,7 +345,7 @@ class _Lesson:
             )
         except Rejection as rejection:
             self._reject(rejection.code, images=files, task=request.task, raw=rejection.raw)
-            return {}
+            return {}, ""
         booked.append(
             {
                 "key": key,
@@ -352,19 +356,20 @@ class _Lesson:
                 "reply": told(reply),
             }
         )
-        return reply.answers
+        return reply.answers, reply.model
 
     def _row(
         self,
         question: Question,
         wordings: Sequence[str],
         shown: tuple[Evidence, ...],
-        teacher: Teacher,
         request: Request,
+        teacher: Mapping[str, Any],
     ) -> dict[str, Any] | None:
         """A candidate row, or None where the answer may not be taught."""
-        offline = isinstance(teacher, OfflineTeacher)
-        verdict = None if offline else judged(question, wordings, known=request.known)
+        offline = teacher["name"] == OfflineTeacher.name
+        known = f"{request.known} {question.text}"
+        verdict = None if offline else answer_verdict(wordings, facts=question.answers, known=known)
         files = [evidence.path for evidence in shown]
         if verdict is not None:
             self._reject(verdict, files=files, item=question.id, question=question.text, raw=list(wordings))
@@ -376,7 +381,7 @@ class _Lesson:
             "sha256": list(request.images),
             "origin": first.source,
             "states": dict(question.states),
-            "teacher": {"name": teacher.name, **teacher.params},
+            "teacher": teacher,
         }
         measured = [evidence.facts for evidence in shown]
         record = {
@@ -387,7 +392,7 @@ class _Lesson:
             "label": first.label if len({evidence.label for evidence in shown}) == 1 else None,
             "source": first.path,
             "group": first.group,
-            "teacher": teacher.name,
+            "teacher": teacher["name"],
             "aux": number_lines([auxiliary_text(e.metadata_line, e.facts_line) for e in shown]),
             "references": list(wordings),
             "provenance": json.dumps(provenance, ensure_ascii=False, sort_keys=True),
@@ -461,44 +466,6 @@ class _Lesson:
             return False
         self._reject("blind_answerable", id=record["id"], question=row.question, raw=record["references"])
         return True
-
-
-def judged(question: Question, wordings: Sequence[str], *, known: str) -> str | None:
-    """Why the wordings of an answer may not be taught, or None."""
-    if not wordings:
-        return "empty"
-    for wording in wordings:
-        if verdict := text_verdict(wording, known=f"{known} {question.text} {' '.join(question.answers)}"):
-            return verdict
-    if not wordings_agree(wordings):
-        return "wordings_disagree"
-    said = {yes_or_no(text) for text in (wordings[0], *question.answers)} - {None}
-    return "facts_disagree" if len(said) > 1 else None
-
-
-def pair_up(taught: Sequence[tuple[int, str, str | None]], *, seed: int) -> dict[int, int]:
-    """A partner for every picture (position, split, label): of its split, and as often of its class as not."""
-    pairs: dict[int, int] = {}
-    for split in SPLITS:
-        order = [(position, label) for position, where, label in taught if where == split]
-        chance(seed, split, "pairs").shuffle(order)
-        by_label: dict[str | None, list[int]] = {}
-        for position, label in order:
-            by_label.setdefault(label, []).append(position)
-        place = {position: i for row in by_label.values() for i, position in enumerate(row)}
-        for i, (position, label) in enumerate(order):
-            mates = by_label[label]
-            alike = mates[(place[position] + 1) % len(mates)]
-            others = (
-                other
-                for other, name in itertools.islice(itertools.cycle(order), i + 1, i + len(order))
-                if name != label
-            )
-            want_alike = chance(seed, position, "pair").random() < 0.5
-            partner = alike if want_alike or len(by_label) == 1 else next(others, alike)
-            if partner != position:
-                pairs[position] = partner
-    return pairs
 
 
 def _item(evidence: Evidence, sent: Mapping[str, Any], destination: str) -> Item:

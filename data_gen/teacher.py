@@ -203,12 +203,7 @@ class HostedTeacher:
         """One attempt, over within the deadline whatever the other side does."""
         for picture in pictures:
             self._permit.check(picture)
-        body = await self._post(request, pictures)
-        try:
-            reply = read_reply(body, request)
-        except Rejection as rejection:
-            rejection.raw = self._scrub(rejection.raw)
-            raise
+        reply = read_reply(await self._post(request, pictures), request)
         if reply.usage is not None and request.images:
             self._image_tokens.append(reply.usage[0] / len(request.images))
         self._check_model(reply.model)
@@ -232,7 +227,7 @@ class HostedTeacher:
                     timeout=self._config.deadline_s,
                     extra_headers={"Idempotency-Key": request_key(self, request)},
                 )
-                return raw.http_response.text
+                return self._scrub(raw.http_response.text)
         except (TimeoutError, openai.APITimeoutError):
             raise Rejection("deadline", again=True, billed=None) from None
         except openai.APIStatusError as error:
@@ -286,7 +281,7 @@ class HostedTeacher:
 
     def _scrub(self, text: str) -> str:
         """An endpoint may echo the key; it is never written down."""
-        return text.replace(self._client.api_key, "[key]")[:RAW_CHARS]
+        return text.replace(self._client.api_key, "[key]")
 
 
 # -------------------------------------------------------------------------------------------------- what comes back

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -54,6 +55,16 @@ PEERS = {
     "top1_cnn": "Small convolutional network",
     "top1_majority": "Always the largest class",
 }
+CHIPS = {
+    "Pixel size": "",
+    "Instrument": "",
+    "Voltage": "",
+    "Working distance": "WD ",
+    "Magnification": "",
+    "Detector": "",
+    "Frame": "",
+}
+"""What of the reader's findings stands under a picture, and the word before it."""
 CHART = (920, 260)
 MARGIN = (52, 20, 16, 34)
 """Left, right, top, bottom of the chart [px]."""
@@ -121,7 +132,8 @@ def loss_chart(losses: Sequence[tuple[int, float]]) -> str:
     if len(losses) < 2:
         return '<p class="note">No training steps were logged.</p>'
     steps, values = [step for step, _ in losses], [loss for _, loss in losses]
-    low, high = 0.0, max(values) * 1.05 or 1.0
+    step_up = _tick(max(values))
+    low, high = 0.0, math.ceil(max(values) / step_up) * step_up
     left, right, top, bottom = MARGIN
     width, height = CHART
 
@@ -139,7 +151,7 @@ def loss_chart(losses: Sequence[tuple[int, float]]) -> str:
     grid = "".join(
         f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
         f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{wording.digits(tick)}</text>'
-        for tick in (high * share / 4 for share in range(5))
+        for tick in (number * step_up for number in range(round(high / step_up) + 1))
     )
     labels = "".join(
         f'<text x="{x(step):.1f}" y="{height - 10}" text-anchor="{anchor}">{word}{step}</text>'
@@ -156,6 +168,13 @@ def loss_chart(losses: Sequence[tuple[int, float]]) -> str:
     label = f"Training loss from {values[0]:.3f} to {values[-1]:.3f} over {steps[-1]} steps"
     body = grid + line(losses, "raw") + line(zip(steps, smooth, strict=True), "smooth") + last + labels
     return f'<div class="chart"><svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{body}</svg></div>'
+
+
+def _tick(highest: float) -> float:
+    """A round step that divides an axis from 0 to `highest` into three to six parts."""
+    rough = max(highest, 1e-9) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
 
 
 def picture_uri(picture: NDArray[np.uint8], width: int = PICTURE_WIDTH) -> str:
@@ -269,9 +288,9 @@ def _facets_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 def _article(image: ReportImage) -> str:
     calibrated = image.info["pixel_size_nm"] is not None
     chips = [
-        f"<li{'' if calibrated or label != 'Pixel size' else ' class=warning'}>{escape(value)}</li>"
+        f"<li{'' if calibrated or label != 'Pixel size' else ' class=warning'}>{CHIPS[label]}{escape(value)}</li>"
         for label, value in wording.reading(image.info)
-        if label not in ("Window", "Info bar", "Pages")
+        if label in CHIPS
     ]
     chips += [f'<li class="warning">{escape(text)}</li>' for text in image.info["warnings"]]
     facts = "".join(

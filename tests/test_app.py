@@ -56,11 +56,19 @@ def built(desk: Desk, credentials: Credentials | None = None) -> App:
     return asyncio.run(build())
 
 
-@pytest.fixture
-def client(url: str, tmp_path: Path) -> Iterator[Client]:
-    page = Client(url, verbose=False, analytics_enabled=False, download_files=tmp_path / "downloads")
+@pytest.fixture(scope="module")
+def visitor(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    downloads = tmp_path_factory.mktemp("downloads")
+    page = Client(url, verbose=False, analytics_enabled=False, download_files=downloads)
     yield page
     page.close()
+
+
+@pytest.fixture
+def client(visitor: Client) -> Client:
+    """A visitor in a session of its own."""
+    visitor.reset_session()
+    return visitor
 
 
 @pytest.fixture

@@ -160,6 +160,7 @@ def test_image_alone_is_passed_through() -> None:
     mixed, weights = model.mix(fused, [torch.randn(B, D, dtype=F64)], torch.zeros(B, 1, dtype=torch.bool))
     assert torch.equal(mixed, fused)
     assert torch.equal(weights, torch.tensor([[1.0, 0.0]] * B, dtype=F64))
+    assert torch.equal(head().mix(fused, [], None)[0], fused)
 
 
 def test_wrong_number_of_modalities_is_refused() -> None:

@@ -630,6 +630,13 @@ def test_memory_stays_under_a_gibibyte(tmp_path: Path) -> None:
     assert int(done.stdout) < 2**20  # [KiB]
 
 
+def test_four_bit_negative() -> None:
+    """A 4-bit MinIsWhite sample is mirrored over 0..15, not over the byte it is unpacked into."""
+    data = raw_tiff(plain_entries(4, 2, t258=4, t262=0, t273=200, t279=4))
+    m = read_micrograph(data + bytes(200 - len(data)) + b"\x01\x23\x45\xf0")
+    np.testing.assert_array_equal(m.pixels, [[15, 14, 13, 12], [11, 10, 0, 15]])
+
+
 def test_library_chatter_becomes_a_warning(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     """tifffile logs about a wrong tag; that belongs to the picture's warnings, not on the screen."""
     entries = {**plain_entries(16, 16, t273=200, t279=256), 306: (2, 200, 2**30)}

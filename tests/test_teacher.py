@@ -156,7 +156,7 @@ MODES: list[tuple[str, Mode, str, bool]] = [
     ("wrong types", raw(b'{"model": 1, "choices": "x"}'), "wrong_type", True),
     ("content is a list", says([{"type": "text"}]), "wrong_type", True),  # type: ignore[arg-type]
     ("50 MB", raw(b" " * 2_000_000 + GOOD), "bad_reply", True),
-    ("packed", raw(gzip.compress(b" " * 50_000_000), content_encoding="gzip"), "bad_reply", True),
+    ("packed", raw(gzip.compress(b" " * 5_000_000 + GOOD), content_encoding="gzip"), "bad_reply", True),
     ("half a body", half, "connection", True),
     ("reset", reset, "connection", True),
     ("refusal field", says(None, message={"refusal": "no"}), "refusal", False),
@@ -194,12 +194,18 @@ def test_a_bad_reply_is_a_named_rejection(mode: Mode, verdict: str, again: bool)
 def test_the_deadline_is_total(mode: Mode) -> None:
     """The SDK's timeout is per read: a server that drips a byte now and then would hold an attempt for ever."""
     with teacher_server(mode) as server:
-        started = time.perf_counter()
-        with pytest.raises(Rejection) as caught:
-            attempt(server, deadline_s=0.4)
-        assert caught.value.code == "deadline"
-        assert caught.value.billed is None
-        assert time.perf_counter() - started < 1.4
+
+        async def run() -> float:
+            teacher = HostedTeacher(permit_for(server.url), config(server, deadline_s=0.4))
+            started = time.perf_counter()
+            with pytest.raises(Rejection) as caught:
+                await teacher.answer(request(), [PICTURE])
+            assert (caught.value.code, caught.value.billed) == ("deadline", None)
+            taken = time.perf_counter() - started
+            await teacher.close()
+            return taken
+
+        assert asyncio.run(run()) < 1.4
 
 
 ENDS = [
@@ -231,6 +237,9 @@ def test_a_key_that_the_endpoint_echoes_is_not_written_down(caplog: pytest.LogCa
             attempt(server)
         assert KEY not in f"{caught.value} {caught.value!r} {getattr(caught.value, 'raw', '')}"
         assert caught.value.__cause__ is None
+    echo = says(answers_to("- shape: x\n- surface: y", text=f"The key is {KEY}."))
+    with teacher_server(echo) as server:
+        assert KEY not in str(attempt(server))
     assert caplog.text
     assert KEY not in caplog.text
 

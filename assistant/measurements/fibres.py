@@ -27,7 +27,7 @@ DENSE = 0.4
 """Share of the frame from which fibres are a mat."""
 STEP = 1.12
 """Mean length of a skeleton pixel over all directions [px]."""
-WIDEST_SHARE = 0.12
+WIDEST_SHARE = 0.08
 """Of the shorter side; a wider body is no fibre."""
 
 

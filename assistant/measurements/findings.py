@@ -14,7 +14,7 @@ import numpy as np
 from assistant.measurements.facts import Kind
 from assistant.measurements.fibres import Fibres, find_fibres
 from assistant.measurements.lines import Lines, measure_lines
-from assistant.measurements.picture import Picture
+from assistant.measurements.picture import Picture, halved
 from assistant.measurements.segmentation import (
     Candidate,
     Objects,
@@ -30,6 +30,8 @@ STRUCTURELESS = 1.6
 LINE_ANISOTROPY = 0.45
 LINE_ANGLE = 12.0
 """Largest angle between the lines by their period and by the gradients [deg]."""
+FILLED_FRAME = 0.1
+"""Largest difference between line over pitch and the bright share of a frame that is filled with lines."""
 OBJECT_EVIDENCE = 0.6
 OBJECT_SHARE = 0.85
 """Least share of the foreground in good objects."""
@@ -39,6 +41,14 @@ ELONGATED = 8.0
 """Median aspect ratio from which separate objects are fibres."""
 TWO_PHASES = 0.74
 """Least separability at which an area share of a picture without separate objects means something."""
+FAINTEST = 0.55
+"""Least separability of what is taken for fibres: less are a few bright edges on an even ground."""
+PLAINLY_LONG = 0.6
+"""Persistence from which the bodies between compact gaps are fibres."""
+FEWEST_IN_LATTICE = 6
+"""A periodic picture with fewer objects is not made of these objects."""
+CLEARLY_IN_FRONT, CLEARLY_GROUND = 0.6, 0.88
+"""Share of the bright phase up to which it is the one in front, and from which the dark one is."""
 FEWEST_PORES = 20
 LARGE_PORE = 0.03
 """Area-weighted mean pore area above which a dark phase is a ground [share of the frame]."""
@@ -60,6 +70,8 @@ class Findings:
     share: float | None = None
     """of the frame that the phase in front takes up"""
     share_confidence: float = 0.0
+    share_of_bright: bool = True
+    """whether the bright phase is the one in front"""
 
 
 def _angle_between(a: float, b: float) -> float:
@@ -95,6 +107,8 @@ def _elongated(found: Objects) -> bool:
 def _fibres(picture: Picture) -> Fibres | None:
     """Bright fibres, else dark ones on a bright ground that is clearly another phase."""
     phases = two_phases(picture)
+    if phases.separability < FAINTEST:
+        return None
     found = find_fibres(picture, phases, bright=True)
     if found is None and phases.separability > TWO_PHASES and phases.share > 0.6:
         return find_fibres(picture, phases, bright=False)
@@ -111,17 +125,15 @@ def _as_lines(found: Findings) -> Findings:
     assert found.period is not None
     found.kind = "lines"
     found.lines = measure_lines(found.picture, found.period)
-    phases = two_phases(found.picture)
-    if phases.separability > TWO_PHASES or found.lines is not None:
-        fills = found.lines is not None and abs(found.lines.share - phases.share) < 0.15
-        found.share = found.lines.share if fills and found.lines is not None else phases.share
-        found.share_confidence = 0.7 if fills else 0.5
+    if found.lines is not None and abs(found.lines.share - two_phases(found.picture).share) < FILLED_FRAME:
+        found.share, found.share_confidence = found.lines.share, 0.7
     return found
 
 
 def _as_objects(found: Findings, objects: Objects) -> Findings:
     found.kind = "particles" if objects.candidate.bright else "pores"
     found.objects = objects
+    found.share_of_bright = objects.candidate.bright
     outline = float(objects.perimeter.sum())
     found.share = float(objects.foreground.mean()) - objects.outset * outline / objects.foreground.size
     found.share_confidence = _certainty(objects)
@@ -129,7 +141,7 @@ def _as_objects(found: Findings, objects: Objects) -> Findings:
 
 
 def _as_fibres(found: Findings, fibres: Fibres) -> Findings:
-    found.kind, found.fibres = "fibres", fibres
+    found.kind, found.fibres, found.share_of_bright = "fibres", fibres, fibres.bright
     if fibres.separability > 0.68:
         found.share = fibres.coverage
         found.share_confidence = 0.7 if fibres.separability > TWO_PHASES else 0.45
@@ -146,13 +158,17 @@ def _as_phases(found: Findings) -> Findings:
     bright = two_phases(found.picture)
     if bright.separability < TWO_PHASES:
         return found
-    found.share, found.share_confidence = bright.share, 0.5
-    dark = objects_of(found.picture, _inverse(bright))
+    # Between these two limits either phase may be the ground, and no share is reported.
+    if bright.share <= CLEARLY_IN_FRONT or bright.share >= CLEARLY_GROUND:
+        found.share, found.share_confidence = min(bright.share, 1 - bright.share), 0.5
+        found.share_of_bright = bright.share <= CLEARLY_IN_FRONT
+    rough = halved(found.picture)
+    dark = objects_of(rough, _inverse(bright))
     if dark is not None and _are_pores(dark):
-        light = objects_of(found.picture, bright)
+        light = objects_of(rough, bright)
         if light is None or light.share_good < dark.share_good:
-            found.kind = "pores"
-            found.share = float(dark.foreground.mean())
+            found.kind, found.share, found.share_of_bright = "pores", 1 - bright.share, False
+            found.share_confidence = 0.5
     return found
 
 
@@ -177,9 +193,15 @@ def find(picture: Picture) -> Findings:
     if _is_line_pattern(found):
         return _as_lines(found)
     objects = _best_objects(picture)
-    if objects is not None and objects.candidate.compact > PLAIN and not _elongated(objects):
+    if objects is not None and found.period is not None and objects.count < FEWEST_IN_LATTICE:
+        objects = None
+    sure = objects is not None and objects.candidate.compact > PLAIN and not _elongated(objects)
+    # The gaps of a mesh are compact too; only in a periodic mesh are they what a person would name.
+    if objects is not None and sure and (objects.candidate.bright or found.period is not None):
         return _as_objects(found, objects)
     fibres = _fibres(picture)
+    if objects is not None and sure and (fibres is None or fibres.persistence < PLAINLY_LONG):
+        return _as_objects(found, objects)
     if fibres is not None:
         found.objects = objects if objects is not None and _elongated(objects) else None
         return _as_fibres(found, fibres)

@@ -61,18 +61,11 @@ def _crossings(profile: F64, level: float) -> tuple[F64, F64]:
     return between(rise), between(fall)
 
 
-def _levels(profile: F64) -> tuple[float, float] | None:
-    """Grey levels that tell line from space, and at which an edge is taken.
-
-    The first lies midway between space and line; the second nearer to the crest where the edges shine.
-    """
+def _middle(profile: F64) -> tuple[float, float]:
+    """Level of the spaces, and the level midway between spaces and lines."""
     middle = float(profile.min() + profile.max()) / 2
-    line, space = profile[profile > middle], profile[profile <= middle]
-    if not len(line) or not len(space):
-        return None
-    low, crest = float(np.median(space)), float(np.percentile(line, 95))
-    body = min(float(np.median(profile[profile > (low + middle) / 2])), crest)
-    return (low + body) / 2, edge_level(low, body, crest)
+    low = float(np.median(profile[profile <= middle]))
+    return low, (low + float(np.median(profile[profile > (low + middle) / 2]))) / 2
 
 
 def _pairs(profile: F64, level: float, pitch: float) -> list[tuple[float, float]]:
@@ -84,6 +77,13 @@ def _pairs(profile: F64, level: float, pitch: float) -> list[tuple[float, float]
         if len(later) and 0.1 * pitch < later[0] - start < 0.9 * pitch:
             pairs.append((float(start), float(later[0])))
     return pairs
+
+
+def _outline(profile: F64, pairs: list[tuple[float, float]], low: float) -> float:
+    """Level at which an edge is taken: a line that is brighter at its edges than in its middle glows there."""
+    bodies = [profile[round((start + stop) / 2)] for start, stop in pairs]
+    crests = [profile[int(start) : int(stop) + 2].max() for start, stop in pairs]
+    return edge_level(low, float(np.median(bodies)), float(np.median(crests)))
 
 
 def _edge_track(stretches: F32, level: float, position: float, *, reach: float, rising: bool) -> F64:
@@ -120,20 +120,25 @@ def measure_lines(picture: Picture, period: Period) -> Lines | None:
     rows = sample[: stretches * STRETCH].reshape(stretches, STRETCH, -1).mean(axis=1)
     rows = np.asarray(ndimage.gaussian_filter1d(rows, min(1.0, period.length / 12), axis=1), dtype=np.float32)
     profile = rows.mean(axis=0, dtype=np.float64)
-    levels = _levels(profile)
-    if levels is None or np.ptp(profile) < 2 * picture.noise / STRETCH**0.5:
+    if np.ptp(profile) < 2 * picture.noise / STRETCH**0.5:
         return None
+    low, middle = _middle(profile)
+    pairs = _pairs(profile, middle, period.length)
+    if len(pairs) < FEWEST_LINES:
+        return None
+    level = _outline(profile, pairs, low)
     widths, variances = [], []
-    for start, stop in _pairs(profile, levels[0], period.length):
+    for start, stop in pairs:
         reach = min(0.45 * (stop - start), 0.45 * (period.length - stop + start), 0.3 * period.length) + 1
         edges = [
-            _edge_track(rows, levels[1], at, reach=reach, rising=rising)
-            for at, rising in ((start, True), (stop, False))
+            _edge_track(rows, level, at, reach=reach, rising=rising) for at, rising in ((start, True), (stop, False))
         ]
         if min(float(np.isfinite(edge).mean()) for edge in edges) < FOUND_SHARE:
             continue
         widths.append(float(np.nanmean(edges[1] - edges[0])))
         variances += [_roughness(edge) for edge in edges]
+    if len(widths) > 1.3 * sample.shape[1] / period.length:  # the two bright edges of a line pass for two lines
+        return None
     if len(widths) < FEWEST_LINES or np.std(widths) > WIDTH_SCATTER * np.mean(widths):
         return None
     width = float(np.median(widths))

@@ -93,6 +93,11 @@ def noise_sigma(image: F32) -> float:
     return float(np.median(np.abs(curl))) * MAD_TO_SIGMA / 6.0
 
 
+def halved(picture: Picture) -> Picture:
+    """The same picture with a small copy of half the size, for a rough look."""
+    return Picture(picture.grey, block_mean(picture.small, 2), 2 * picture.factor)
+
+
 def block_mean(image: F32, factor: int) -> F32:
     """Means of `factor` x `factor` blocks; the last incomplete row and column of blocks are left out."""
     if factor == 1:

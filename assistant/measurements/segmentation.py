@@ -13,6 +13,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
+from assistant.measurements.bodies import (
+    SMALLEST_AREA,
+    Geometry,
+    at_border,
+    centre_inside,
+    geometry_of,
+    label,
+    own_outline,
+    perimeters,
+    separate,
+)
 from assistant.measurements.picture import F32, F64, I32, Mask, Picture, edge_level, eroded, opened
 
 COARSE = 2
@@ -22,13 +33,12 @@ COMPACT = 0.87
 CUT_COMPACT = 0.9
 OWN_OUTLINE = 0.45
 """Least share of an object's outline that is edge of the foreground, not a cut between neighbours."""
-NECK = 0.8
-"""Bodies joined by a neck wider than this share of the smaller one are one object."""
 LARGEST = 0.45
 """Share of the frame above which a body is background or a support."""
-SMALLEST_AREA = 16
 GAP = 0.25
 """A hole whose level is nearer than this to the background's, on the way to the foreground's, is a gap and stays."""
+RING = 0.95
+"""Compactness of a filled body from which its holes belong to it whatever their level."""
 SHELLS = 4
 FEWEST_IN_SHELL = 50
 SHELL_WIDTH = 0.85
@@ -75,29 +85,6 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """Geometry of labelled bodies in px of the labelled image, one entry per label. [N] each"""
-
-    area: F64
-    x: F64
-    y: F64
-    major: F64
-    minor: F64
-    angle: F64
-    """of the long axis [deg, counter-clockwise from x]"""
-
-    @property
-    def compactness(self) -> F64:
-        """Area over that of the ellipse with the same second moments: 1 for ellipses, 0.95 for squares."""
-        return self.area / (np.pi / 4 * self.major * self.minor)
-
-    @property
-    def diameter(self) -> F64:
-        """Diameter of the circle of equal area."""
-        return 2 * np.sqrt(self.area / np.pi)
-
-
-@dataclass(frozen=True)
 class Objects:
     """Objects of one polarity as they were found in the small copy."""
 
@@ -116,6 +103,16 @@ class Objects:
     """[N] objects that no border cuts"""
     inside: Mask
     """[N] objects whose centre lies in the frame"""
+
+    @property
+    def counted(self) -> Mask:
+        """[N] objects that count: neither debris nor a support, with their centre in the frame."""
+        return self.sized & self.inside
+
+    @property
+    def count(self) -> int:
+        """How many objects count."""
+        return int(self.counted.sum())
 
     @property
     def share_good(self) -> float:
@@ -141,58 +138,12 @@ def separability(image: F32, threshold: float) -> float:
     return share * (1 - share) * gap**2 / max(float(image.var()), 1e-12)
 
 
-def geometry_of(labels: I32, count: int) -> Geometry:
-    """Area, centre and the ellipse of equal second moments of each label 1..count."""
-    used = np.flatnonzero(labels)
-    index = labels.ravel()[used] - 1
-    rows, columns = np.divmod(used, labels.shape[1])
-    x, y = columns.astype(np.float64), rows.astype(np.float64)
-    area = np.bincount(index, minlength=count).astype(np.float64)
-    some = np.maximum(area, 1)
-    cx, cy = (np.bincount(index, v, count) / some for v in (x, y))
-    x -= cx[index]
-    y -= cy[index]
-    # 1/12 is the second moment of a pixel itself.
-    xx, yy = (np.bincount(index, v * v, count) / some + 1 / 12 for v in (x, y))
-    xy = np.bincount(index, x * y, count) / some
-    spread, middle = np.hypot((xx - yy) / 2, xy), (xx + yy) / 2
-    angle = np.rad2deg(-0.5 * np.arctan2(2 * xy, xx - yy)) % 180
-    major, minor = 4 * np.sqrt(middle + spread), 4 * np.sqrt(np.maximum(middle - spread, 1 / 12))
-    return Geometry(area, cx, cy, major, minor, angle)
+def _fill(mask: Mask, image: F32, *, rings: bool) -> Mask:
+    """The mask without its dim interiors.
 
-
-def perimeters(labels: I32, count: int) -> F64:
-    """Crofton perimeter of each label from crossings in four directions [px]. [count]"""
-    padded = np.pad(labels, 1)
-
-    def crossings(a: I32, b: I32) -> F64:
-        differ = a != b
-        both = np.concatenate([a[differ], b[differ]])
-        return np.bincount(both, minlength=count + 1)[1:].astype(np.float64)
-
-    straight = crossings(padded[:, 1:], padded[:, :-1]) + crossings(padded[1:], padded[:-1])
-    slanted = crossings(padded[1:, 1:], padded[:-1, :-1]) + crossings(padded[1:, :-1], padded[:-1, 1:])
-    return np.asarray(np.pi / 8 * (straight + slanted / np.sqrt(2)))
-
-
-def _own_outline(labels: I32, count: int) -> F64:
-    """Share of each label's outline that borders on background; the frame's border does not count. [count]"""
-    total, own = np.zeros(count + 1), np.zeros(count + 1)
-    for a, b in ((labels[:, 1:], labels[:, :-1]), (labels[1:], labels[:-1])):
-        differ = a != b
-        for inner, outer in ((a[differ], b[differ]), (b[differ], a[differ])):
-            total += np.bincount(inner, minlength=count + 1)
-            own += np.bincount(inner[outer == 0], minlength=count + 1)
-    return np.asarray(own[1:] / np.maximum(total[1:], 1))
-
-
-def _label(mask: Mask) -> tuple[I32, int]:
-    labels, count = ndimage.label(mask)
-    return np.asarray(labels, dtype=np.int32), int(count)
-
-
-def _fill(mask: Mask, image: F32) -> Mask:
-    """The mask without its dim interiors: holes that are less like the open background than a gap would be."""
+    A hole as dark as the open background is a gap between bodies and stays; with `rings` it goes where what surrounds
+    it is one round ring.
+    """
     background, count = ndimage.label(~mask)
     area = np.maximum(np.bincount(background.ravel(), minlength=count + 1), 1)
     level = np.bincount(background.ravel(), image.ravel(), count + 1) / area
@@ -203,10 +154,16 @@ def _fill(mask: Mask, image: F32) -> Mask:
     if not outer.any():
         return mask
     ground = float(np.average(level[outer], weights=area[outer]))
-    gap = abs(level - ground) < GAP * abs(level[0] - ground)
-    kept = outer | (gap & (area > SMALLEST_AREA))
-    kept[0] = False
-    return np.asarray(~kept[background], dtype=np.bool_)
+    gap = (abs(level - ground) < GAP * abs(level[0] - ground)) & (area > SMALLEST_AREA) & ~outer
+    gap[0] = False
+    filled = ~outer[background]
+    if gap.any() and not rings:
+        filled &= ~gap[background]
+    elif gap.any():
+        labels, count = label(filled)
+        round_ones = np.concatenate([[False], geometry_of(labels, count).compactness > RING])
+        filled &= round_ones[labels] | ~gap[background]
+    return np.asarray(filled, dtype=np.bool_)
 
 
 def _thresholds(calm: F32) -> list[float]:
@@ -232,7 +189,7 @@ def _assess(mask: Mask, gradient: F32) -> tuple[float, float, float, float] | No
     share = float(mask.mean())
     if not 0.001 < share < 0.93:
         return None
-    labels, count = _label(mask)
+    labels, count = label(mask)
     shape = geometry_of(labels, count)
     large = shape.area > LARGEST * mask.size
     compact = shape.area[(shape.compactness > COMPACT) & ~large].sum() / shape.area.sum()
@@ -255,7 +212,7 @@ def candidates(picture: Picture) -> Iterator[Candidate]:
         apart = separability(calm, level)
         for bright in (True, False):
             mask = (calm > level) if bright else (calm < level)
-            whole = _fill(mask, calm)
+            whole = _fill(mask, calm, rings=True)
             for filled in (False, True):
                 if filled and whole.sum() < 1.02 * mask.sum():
                     continue
@@ -265,120 +222,12 @@ def candidates(picture: Picture) -> Iterator[Candidate]:
                     yield Candidate(level, bright, filled, share, apart, edge, compact, typical)
 
 
-def foreground(picture: Picture, candidate: Candidate) -> Mask:
+def foreground(picture: Picture, candidate: Candidate, *, rings: bool = True) -> Mask:
     """The foreground of a candidate in the small copy, without specks."""
     calm = picture.calm
     mask = (calm > candidate.threshold) if candidate.bright else (calm < candidate.threshold)
     mask = opened(mask)
-    return _fill(mask, calm) if candidate.filled else mask
-
-
-def _distance(mask: Mask) -> F32:
-    return np.asarray(ndimage.distance_transform_edt(mask), dtype=np.float32)
-
-
-def _watershed(distance: F32, mask: Mask) -> tuple[I32, int]:
-    from skimage.segmentation import watershed
-
-    peaks = (distance == ndimage.maximum_filter(distance, 5)) & (distance > 1.5)
-    markers, count = ndimage.label(peaks, np.ones((3, 3)))
-    return np.asarray(watershed(-distance, markers, mask=mask), dtype=np.int32), int(count)
-
-
-def _touching(labels: I32, distance: F32) -> tuple[I32, I32, F64]:
-    """Pairs of labels that touch, and the half-width of the widest neck between them. [M] each"""
-    first, second, width = [], [], []
-    here, there = (slice(1, None), slice(None)), (slice(None, -1), slice(None))
-    for one, other in ((here, there), (here[::-1], there[::-1])):
-        differ = (labels[one] != labels[other]) & (labels[one] > 0) & (labels[other] > 0)
-        first.append(np.minimum(labels[one][differ], labels[other][differ]))
-        second.append(np.maximum(labels[one][differ], labels[other][differ]))
-        width.append(np.minimum(distance[one][differ], distance[other][differ]))
-    pairs, index = np.unique(np.stack([np.concatenate(first), np.concatenate(second)]), axis=1, return_inverse=True)
-    neck = np.zeros(pairs.shape[1])
-    np.maximum.at(neck, index.ravel(), np.concatenate(width))
-    return pairs[0], pairs[1], neck
-
-
-def split(mask: Mask) -> tuple[I32, int]:
-    """Cut bodies at their necks: watershed of the distance map, then join across wide necks."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    distance = np.asarray(ndimage.gaussian_filter(_distance(mask), 1.0) * mask, dtype=np.float32)
-    labels, count = _watershed(distance, mask)
-    if count < 2:
-        return labels, count
-    a, b, neck = _touching(labels, distance)
-    peak = np.asarray(ndimage.maximum(distance, labels, np.arange(1, count + 1)))
-    wide = neck > NECK * np.minimum(peak[a - 1], peak[b - 1])
-    graph = coo_matrix((np.ones(int(wide.sum())), (a[wide] - 1, b[wide] - 1)), shape=(count, count))
-    joined, number = connected_components(graph, directed=False)
-    return np.concatenate([[0], number + 1]).astype(np.int32)[labels], int(joined)
-
-
-def _split_coarse(mask: Mask) -> tuple[I32, int]:
-    """`split` on every second pixel, spread back over the mask; for large masks with large bodies."""
-    coarse, count = split(mask[::2, ::2])
-    labels = np.repeat(np.repeat(coarse, 2, axis=0), 2, axis=1)[: mask.shape[0], : mask.shape[1]]
-    labels = np.where(mask, labels, 0)
-    missing = mask & (labels == 0)
-    for _ in range(2):
-        spread = ndimage.maximum_filter(labels, 3)
-        labels = np.where(missing & (labels == 0), spread, labels)
-    return labels.astype(np.int32), count
-
-
-def _separate(mask: Mask) -> tuple[I32, int]:
-    """Label the bodies; those that are not compact are cut at their necks."""
-    labels, count = _label(mask)
-    shape = geometry_of(labels, count)
-    doubtful = (shape.compactness < 0.93) | (shape.major > 1.25 * shape.minor)
-    clumped = np.concatenate([[False], doubtful & (shape.area > 4 * SMALLEST_AREA)])
-    part: Mask = clumped[labels]
-    if not part.any():
-        return labels, count
-    thick = float(np.percentile(_distance(part[::2, ::2])[part[::2, ::2]], 90)) > 4
-    cut, pieces = _split_coarse(part) if thick else split(part)
-    renumber = np.concatenate([[0], np.cumsum(~clumped[1:])]) * ~clumped
-    simple = renumber[labels].astype(np.int32)
-    return np.where(part, np.where(cut > 0, cut + int(renumber.max()), 0), simple).astype(np.int32), int(
-        renumber.max()
-    ) + pieces
-
-
-def _at_border(labels: I32, count: int) -> Mask:
-    touched = np.zeros(count + 1, np.bool_)
-    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        touched[edge] = True
-    return touched[1:]
-
-
-def _centre_inside(labels: I32, shape: Geometry, border: Mask) -> Mask:
-    """Whether each object's centre lies in the frame. [N]
-
-    A disc that a border cuts has its centre inside if it is at least half as deep as it is long at the border; an
-    elongated object, if at least half the usual area is in sight.
-    """
-    inside = ~border
-    whole = inside & (shape.area >= SMALLEST_AREA)
-    aspect = shape.major / shape.minor
-    elongated = bool(whole.any()) and float(np.median(aspect[whole])) > 1.5
-    usual = float(np.median(shape.area[whole])) if whole.any() else 0.0
-    boxes = ndimage.find_objects(labels)
-    for index in np.flatnonzero(border):
-        box = boxes[index]
-        if box is None:
-            continue
-        if elongated:
-            inside[index] = shape.area[index] >= 0.5 * usual
-            continue
-        (top, bottom), (left, right) = ((side.start, side.stop) for side in box)
-        height, width = bottom - top, right - left
-        upright = top == 0 or bottom == labels.shape[0]
-        lying = left == 0 or right == labels.shape[1]
-        inside[index] = (not upright or height >= 0.5 * width) and (not lying or width >= 0.5 * height)
-    return inside
+    return _fill(mask, calm, rings=rings) if candidate.filled else mask
 
 
 def _shells(mask: Mask, count: int) -> list[Mask]:
@@ -416,9 +265,9 @@ def objects_of(picture: Picture, candidate: Candidate) -> Objects | None:
     mask = foreground(picture, candidate)
     if not mask.any():
         return None
-    labels, count = _separate(mask)
+    labels, count = separate(mask)
     shape = geometry_of(labels, count)
-    own = _own_outline(labels, count)
+    own = own_outline(labels, count)
     compact = shape.compactness > np.where(own > 0.9, COMPACT, CUT_COMPACT)
     sized = (shape.area >= SMALLEST_AREA) & (shape.area < LARGEST * mask.size)
     good = compact & sized & (own > OWN_OUTLINE)
@@ -427,10 +276,11 @@ def objects_of(picture: Picture, candidate: Candidate) -> Objects | None:
         typical = float(np.average(diameter[good], weights=shape.area[good]))
         sized &= diameter > DEBRIS * typical
         good &= sized
-    border = _at_border(labels, count)
-    inside = _centre_inside(labels, shape, border)
+    border = at_border(labels, count)
+    inside = centre_inside(labels, shape, border)
     outset = _outset(picture, mask)
-    return Objects(candidate, mask, labels, shape, perimeters(labels, count), outset, good, sized, ~border, inside)
+    covered = foreground(picture, candidate, rings=False) if candidate.filled else mask
+    return Objects(candidate, covered, labels, shape, perimeters(labels, count), outset, good, sized, ~border, inside)
 
 
 def best_of(picture: Picture, found: list[Candidate], *, bright: bool) -> Candidate | None:

@@ -20,6 +20,9 @@ REBLUR = 11
 
 HIGHEST_FREQUENCY = 0.42
 FEWEST_PERIODS = 5
+PERIOD_CROP = 448
+FINE_PERIOD = 6.0
+"""Periods shorter than this many px of the small copy are taken from the full resolution."""
 PEAK_OVER_RING = 300.0
 """Power of a true spatial period over the median at the same frequency in other directions."""
 PEAK_OVER_SECTOR = 40.0
@@ -28,7 +31,7 @@ FUNDAMENTAL_SHARE = 0.02
 """A lower peak with this share of the strongest peak's power is the fundamental."""
 FUNDAMENTAL_OVER_RING = 60.0
 FUNDAMENTAL_OVER_SECTOR = 8.0
-LATTICE_STRICTER = 3.0
+LATTICE_STRICTER = 2.0
 PEAK_APART = 3
 """Bins between two peaks that count as two."""
 SHARPEST = 6
@@ -251,10 +254,14 @@ def _period(image: F32, factor: int) -> Period | None:
 
 
 def period(picture: Picture) -> Period | None:
-    """The dominant spatial period where the picture repeats sharply; fine ones are looked for at full resolution."""
-    if min(picture.small.shape) < 2 * FEWEST_PERIODS:
+    """The dominant spatial period where the picture repeats sharply.
+
+    Fine ones are looked for at full resolution: block means drown them, or fold them into coarse ones.
+    """
+    if min(picture.small.shape) < 4 * FEWEST_PERIODS:
         return None
-    found = _period(picture.small, picture.factor)
-    if found is None and picture.factor > 1:
-        found = _period(picture.crop, 1)
-    return found
+    if picture.factor > 1:
+        fine = _period(centre(picture.grey, PERIOD_CROP), 1)
+        if fine is not None and fine.length < FINE_PERIOD * picture.factor:
+            return fine
+    return _period(picture.small, picture.factor)

@@ -274,7 +274,7 @@ def _pixels(
             pixels = np.moveaxis(pixels, 0, -1) if page.axes.startswith("S") else pixels
     except DECODER_ERRORS as error:
         raise MicrographError("unreadable", f"The TIFF cannot be decoded ({type(error).__name__}).") from error
-    if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif":
+    if pixels.dtype.kind not in "buif" or pixels.ndim not in ((2,) if pixels.dtype.kind == "b" else (2, 3)):
         raise MicrographError("unsupported_format", f"TIFF pixels of type {pixels.dtype} are not supported.")
     return _grey(pixels, directory, notes)
 
@@ -286,6 +286,7 @@ def _refuse_contradiction(page: Any, directory: Directory, limits: ReadLimits) -
         (page.imagewidth, page.imagelength) != directory.size
         or tile != (directory.segment_size if directory.tiled else None)
         or page.compression != directory.integer(COMPRESSION, UNCOMPRESSED)
+        or page.bitspersample != directory.bits
         or page.nbytes > limits.max_decoded_bytes
     ):
         raise MicrographError("unreadable", "The TIFF page contradicts itself. The file is damaged.")
