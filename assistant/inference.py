@@ -30,7 +30,7 @@ from assistant.chat import (
 from assistant.checkpoint import Run, load_run
 from assistant.decoder import VisualContext
 from assistant.errors import ConfigError
-from assistant.measure import Facts, disagreements, measure
+from assistant.measure import Facts, Known, corrected_stream, disagreements, measure
 from assistant.micrograph import Micrograph, read_micrograph, to_model_input
 
 Image = Path | str | bytes | Micrograph
@@ -49,6 +49,18 @@ class Look:
     aux: str
     memory: Tensor  # [N, D]
     summary: Tensor  # [D']
+
+    @property
+    def known(self) -> Known:
+        """What an answer about this image may quote."""
+        instrument, calibration = self.micrograph.instrument, self.micrograph.calibration
+        return Known(
+            self.facts,
+            hv_kv=instrument.hv_kv,
+            wd_mm=instrument.wd_mm,
+            magnification=instrument.magnification,
+            nm_per_pixel=calibration.nm_per_pixel if calibration else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,7 @@ class Assistant:
     ) -> Iterator[str]:
         """Stream the answer to a question in pieces of text.
 
+        About a single image, numbers that contradict metadata or measurement are replaced by what is known.
         `images` are all images of the conversation in order; those that `history` does not count stand before the
         new question. `aux` is the user's own description, added to metadata and measured facts.
         Raises MicrographError, and ConfigError `empty_question` or `too_long`, before the first piece.
@@ -126,7 +139,8 @@ class Assistant:
         looks = self.look_all(images)
         conversation = self._fit(_compose(looks, question, history, aux or ""), max_new_tokens)
         tokens = self._generate([conversation], [looks], max_new_tokens, sampling)
-        yield from self._text(row[0] for row in tokens)
+        pieces = self._text(row[0] for row in tokens)
+        yield from corrected_stream(pieces, looks[0].known) if len(looks) == 1 else pieces
 
     def caption(self, images: Sequence[Image], *, max_new_tokens: int = 128) -> list[str]:
         """One caption per image, in order. Raises MicrographError for the first image that cannot be read."""
@@ -139,11 +153,15 @@ class Assistant:
     def answer_all(
         self, asked: Sequence[tuple[Look, str]], *, max_new_tokens: int = 128, with_aux: bool = True
     ) -> list[str]:
-        """Greedy answers to one question per look, in one padded batch; `with_aux=False` withholds the facts."""
+        """Greedy answers to one question per look, in one padded batch, their numbers put right.
+
+        `with_aux=False` withholds the facts from the student.
+        """
         conversations = [
             _compose([look if with_aux else replace(look, aux="")], question, (), "") for look, question in asked
         ]
-        return self.complete(conversations, [[look] for look, _ in asked], max_new_tokens=max_new_tokens)
+        texts = self.complete(conversations, [[look] for look, _ in asked], max_new_tokens=max_new_tokens)
+        return ["".join(corrected_stream([text], look.known)) for text, (look, _) in zip(texts, asked, strict=True)]
 
     def complete(
         self,
@@ -152,7 +170,7 @@ class Assistant:
         *,
         max_new_tokens: int = 128,
     ) -> list[str]:
-        """Greedy continuations of several conversations, in one padded batch."""
+        """Greedy continuations of several conversations, in one padded batch, as the student words them."""
         columns = list(self._generate(conversations, looks, max_new_tokens, Sampling()))
         rows = zip(*columns, strict=True)
         return ["".join(self._text(iter(row))).strip() for row in rows]

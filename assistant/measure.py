@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from assistant.measurements.claims import disagreements
+from assistant.measurements.corrections import Known, corrected, corrected_stream
 from assistant.measurements.facts import FACT_NAMES, Fact, Facts, not_applicable
 
 if TYPE_CHECKING:
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
     from assistant.measurements.segmentation import Objects
     from assistant.micrograph import Micrograph
 
-__all__ = ["FACT_NAMES", "Fact", "Facts", "disagreements", "measure", "measure_pixels"]
+__all__ = [
+    "FACT_NAMES",
+    "Fact",
+    "Facts",
+    "Known",
+    "corrected",
+    "corrected_stream",
+    "disagreements",
+    "measure",
+    "measure_pixels",
+]
 
 DIRECTED = 0.3
 """Least anisotropy at which a picture has an orientation."""

@@ -131,7 +131,7 @@ def evaluate(
     if json:
         terminal.print_json(report)
     else:
-        _print_scores(report)
+        print_scores(report)
 
 
 @app.command(short_help="Predict the memory of fine-tuning.")
@@ -200,11 +200,13 @@ def demo(
         terminal.print_json(summary)
         return
     for name in ("before", "after"):
-        _print_scores(summary[name], title=name.capitalize())
+        print_scores(summary[name], title=name.capitalize())
     terminal.say(f"report: {out / 'report.html'}  ({summary['total_s']:.0f} s)")
 
 
-def _print_scores(report: Mapping[str, Any], title: str = "") -> None:
+def print_scores(report: Mapping[str, Any], title: str = "") -> None:
+    """Draw the scores that tell most, each beside its blind score."""
+
     def cell(scores: Mapping[str, Any], name: str) -> str:
         return f"{scores[name]:.3f}" if isinstance(scores.get(name), float) else "-"
 

@@ -38,19 +38,26 @@ def find_banner(pixels: Pixels) -> tuple[int, int] | None:
     return None if first is None else (0, int(SEARCHED * height) - first)
 
 
-def _levels(pixels: Pixels) -> tuple[Pixels, int]:
-    """The pixels as int32 and the tolerance that counts as one level: JPEG ringing, or 1 % of the grey range."""
+def _levels(pixels: Pixels) -> tuple[Pixels, int, float]:
+    """The pixels, how far off a level still counts as that level, and from where on a difference is ink.
+
+    Eight bits may have been through JPEG, which rings; deeper pictures are lossless, so their fill is exact. That
+    matters where 12-bit data share a 16-bit file with a 16-bit bar: on the bar's scale all of the specimen is black.
+    """
     if pixels.dtype == np.uint8:
-        return pixels.astype(np.int32), 4
-    finite = np.where(np.isfinite(pixels), pixels, 0).astype(np.float64)
-    low, high = np.percentile(finite[::2, ::2], [1, 99])
-    scale = 1000 / (high - low) if high > low else 1.0
-    return np.clip((finite - low) * scale, -(2**30), 2**30).astype(np.int32), 10
+        return pixels.astype(np.int32), 4, 64.0
+    exact = pixels.astype(np.int32) if pixels.dtype.itemsize < 4 and pixels.dtype.kind in "iu" else _finite(pixels)
+    low, high = np.percentile(exact[::2, ::2], [1, 99])
+    return exact, 0, 0.16 * float(high - low)
 
 
-def _edge(levels: tuple[Pixels, int]) -> int | None:
+def _finite(pixels: Pixels) -> Pixels:
+    return np.where(np.isfinite(pixels), np.clip(pixels, -1e30, 1e30), 0).astype(np.float64)
+
+
+def _edge(levels: tuple[Pixels, int, float]) -> int | None:
     """The row where a bar at the bottom of the pixels begins, or None."""
-    rows, tolerance = levels
+    rows, tolerance, ink = levels
     strip = rows[-max(8, len(rows) // 12) : -3]
     values, counts = np.unique(strip, return_counts=True)
     contrast = np.abs(rows - values[counts.argmax()])  # [R, W]
@@ -60,10 +67,10 @@ def _edge(levels: tuple[Pixels, int]) -> int | None:
     for row in range(max(top, ABOVE + RULES + 1), len(rows) - max(6, len(rows) // 20)):
         if fill[row] < EDGE_ROW or fill[row + 1] < EDGE_ROW or fill[row - 1] >= EDGE_ROW:
             continue
-        first = _above_rule(rows, row, tolerance)
+        first = _above_rule(rows, row, tolerance, ink)
         others = (~near[first - ABOVE : first]).any(axis=0).mean()
         text = contrast[first:][fill[first:] >= FLAT_ROW]  # drawn lines alone are stripes, not text
-        if others >= OTHER_ABOVE and INK[0] <= (text > 16 * tolerance).mean() <= INK[1]:
+        if others >= OTHER_ABOVE and INK[0] <= (text > ink).mean() <= INK[1]:
             return first if first < row else _above_ringing(contrast, row, tolerance)
     return None
 
@@ -101,22 +108,22 @@ def _is_rule(row: Pixels, tolerance: int) -> bool:
     return bool(ordered[len(row) - spare - 1] - ordered[spare] <= 2 * tolerance)
 
 
-def _above_rule(rows: Pixels, row: int, tolerance: int) -> int:
+def _above_rule(rows: Pixels, row: int, tolerance: int, ink: float) -> int:
     """The first row of a line drawn along the bar's edge, or `row`: a line stands out from the row above it."""
     for thick in range(1, RULES):
         if not _is_rule(rows[row - thick], tolerance):
-            return row - thick + 1 if thick > 1 and _stands_out(rows, row - thick, tolerance) else row
+            return row - thick + 1 if thick > 1 and _stands_out(rows, row - thick, ink) else row
     return row
 
 
-def _stands_out(rows: Pixels, above: int, tolerance: int) -> bool:
-    contrast = np.abs(rows[above + 1] - rows[above]) > 8 * tolerance
+def _stands_out(rows: Pixels, above: int, ink: float) -> bool:
+    contrast = np.abs(rows[above + 1] - rows[above]) > ink / 2
     return bool(contrast.mean() >= OTHER_ABOVE)
 
 
 def solid_bar(band: Pixels) -> int | None:
     """Length [px] of the solid scale bar in an info bar [R, W]: the longest run that several rows share, or None."""
-    rows, _ = _levels(band)
+    rows, _, _ = _levels(band)
     low, high = int(rows.min()), int(rows.max())
     values, counts = np.unique(rows, return_counts=True)
     inked = np.abs(rows - values[counts.argmax()]) > (high - low) / 2

@@ -1,0 +1,84 @@
+"""Makes the numbers of an answer those of the reader and the measurement. Knows nothing about pixels or models.
+
+A language model words an answer; what it says of voltage, magnification, pixel size, working distance or a measured
+quantity is replaced by what is known, where something is known and the answer strays from it. A number that nothing is
+known about is left for `disagreements` and the reader's warnings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from assistant.measurements.claims import _compared, _stated
+from assistant.measurements.facts import Facts, number
+
+SAME = 0.01
+"""Metadata are quoted, not estimated: a stated value may differ by its rounding only."""
+_KILOVOLT = re.compile(r"(\d[\d,]*(?:\.\d+)?)\s?kV\b")
+_MAGNIFICATION = re.compile(r"(?<![\w.])(\d[\d,]*(?:\.\d+)?)\s?x\b")
+_LENGTH = re.compile(r"(?<![\w.])(\d[\d,]*(?:\.\d+)?)\s?(nm|um|mm)\b")
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s")
+_IN_NM = {"nm": 1.0, "um": 1e3, "mm": 1e6}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one picture, beside its measured facts; None where it is not."""
+
+    facts: Facts
+    hv_kv: float | None = None
+    wd_mm: float | None = None
+    magnification: float | None = None
+    nm_per_pixel: float | None = None
+
+
+def corrected(sentence: str, known: Known) -> str:
+    """One sentence with its numbers put right; words and unknown numbers stay."""
+    sentence = _KILOVOLT.sub(_quoting(known.hv_kv, "{} kV"), sentence)
+    sentence = _MAGNIFICATION.sub(_quoting(known.magnification, "{}x"), sentence)
+    sentence = _LENGTH.sub(lambda match: _length(match, known), sentence)
+    for name, wording, value, unit in list(_stated(sentence)):
+        fact = known.facts.get(name)
+        if fact is not None and fact.value is not None and fact.confidence > 0 and not _compared(fact, value, unit):
+            sentence = sentence.replace(wording, f"{number(fact.value)} {fact.unit}".strip(), 1)
+    return sentence
+
+
+def corrected_stream(pieces: Iterable[str], known: Known) -> Iterator[str]:
+    """Pieces of an answer, as they come; from a sentence's first digit on it is held back until it is complete."""
+    held, told = "", 0
+    for piece in pieces:
+        held += piece
+        while end := _SENTENCE_END.search(held):
+            sentence, held = held[: end.end()], held[end.end() :]
+            yield corrected(sentence, known)[told:]
+            told = 0
+        if not any(letter.isdigit() for letter in held) and len(held) > told:
+            yield held[told:]
+            told = len(held)
+    yield corrected(held, known)[told:]
+
+
+def _quoting(value: float | None, form: str) -> Callable[[re.Match[str]], str]:
+    def replacement(match: re.Match[str]) -> str:
+        said = float(match[1].replace(",", ""))
+        stays = value is None or abs(said - value) <= SAME * abs(value)
+        return match[0] if stays else form.format(f"{value:.4g}" if value < 1e4 else f"{value:.0f}")
+
+    return replacement
+
+
+def _length(match: re.Match[str], known: Known) -> str:
+    """A length that its clause calls a pixel size or a working distance."""
+    clause = re.split(r"[;]|,\s|\sand\s", match.string[: match.start()])[-1].lower()
+    after = match.string[match.end() :].lower().lstrip()
+    said = float(match[1].replace(",", "")) * _IN_NM[match[2]]
+    if "pixel" in clause or after.startswith(("per pixel", "/px", "/pixel")):
+        right, shown = known.nm_per_pixel, f"{known.nm_per_pixel or 0:.4g} nm"
+    elif "working distance" in clause:
+        right, shown = None if known.wd_mm is None else known.wd_mm * 1e6, f"{known.wd_mm or 0:.3g} mm"
+    else:
+        return match[0]
+    return match[0] if right is None or abs(said - right) <= SAME * right else shown

@@ -1,0 +1,45 @@
+"""Numbers in an answer: what is known is quoted, what is not known is left alone, and a stream is held no longer than needed."""
+
+import pytest
+
+from assistant.measure import Fact, Facts, Known, corrected, corrected_stream
+
+FACTS = Facts(
+    "particles",
+    (Fact("count", 24.0, "", "watershed", 0.9), Fact("mean_diameter", 312.0, "nm", "equal area", 0.9)),
+)
+KNOWN = Known(FACTS, hv_kv=20.0, wd_mm=5.0, magnification=500.0, nm_per_pixel=385.2)
+NOTHING = Known(Facts("texture", ()))
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("The acceleration voltage is 10 kV.", "The acceleration voltage is 20 kV."),
+        ("The acceleration voltage is 20 kV.", "The acceleration voltage is 20 kV."),
+        ("One pixel is 1.622 nm.", "One pixel is 385.2 nm."),
+        ("It was taken at 15 kV with 10.62 nm per pixel.", "It was taken at 20 kV with 385.2 nm per pixel."),
+        ("The pixel size is 0.5 um and the voltage is 2 kV.", "The pixel size is 385.2 nm and the voltage is 20 kV."),
+        ("The working distance is 4 mm.", "The working distance is 5 mm."),
+        ("The magnification is 4000x.", "The magnification is 500x."),
+        ("The count is 30 and the mean diameter is 900 nm.", "The count is 24 and the mean diameter is 312 nm."),
+        ("The count is 25.", "The count is 25."),
+        ("The tip radius is 40 nm.", "The tip radius is 40 nm."),
+        ("It shows nanowires.", "It shows nanowires."),
+    ],
+)
+def test_known_numbers_are_quoted(said: str, right: str) -> None:
+    assert corrected(said, KNOWN) == right
+    assert "".join(corrected_stream(list(said), KNOWN)) == right
+
+
+def test_what_is_not_known_is_left_for_the_warnings() -> None:
+    said = "It was taken at 15 kV with 10.62 nm per pixel; the count is 3."
+    assert corrected(said, NOTHING) == said
+
+
+def test_words_stream_at_once_and_numbers_wait_for_their_sentence() -> None:
+    pieces = list(corrected_stream(["It shows ", "wires. ", "The voltage ", "is 1", "0 kV", ". Fine", "."], KNOWN))
+    assert "".join(pieces) == "It shows wires. The voltage is 20 kV. Fine."
+    assert pieces[0] == "It shows "
+    assert "The voltage " in pieces
