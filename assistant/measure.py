@@ -37,6 +37,8 @@ DIRECTED = 0.3
 """Least anisotropy at which a picture has an orientation."""
 OUTLINED = 0.74
 """Least separability of fibres and ground at which a fibre's outline can be trusted."""
+CROWDED, PARALLEL = 0.5, 0.7
+"""Coverage and anisotropy from which fibres lie side by side."""
 FEWEST_NEIGHBOURS = 3
 FEWEST_FOR_PERCENTILES = 5
 FINE = 10.0
@@ -160,8 +162,9 @@ def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
     _add_neighbours(sheet, objects, certainty=certainty, factor=found.picture.factor)
 
 
-def _add_fibres(sheet: _Sheet, fibres: Fibres, *, factor: int) -> None:
-    if fibres.separability > OUTLINED:  # else several fibres merge, or only their bright edges are seen
+def _add_fibres(sheet: _Sheet, fibres: Fibres, *, anisotropy: float, factor: int) -> None:
+    merged = fibres.coverage > CROWDED and anisotropy > PARALLEL  # neighbours side by side pass for one
+    if fibres.separability > OUTLINED and fibres.resolved and not merged:
         sheet.add_length("fibre_width", factor * fibres.width, confidence=0.5 + fibres.separability / 4)
 
 
@@ -188,7 +191,8 @@ def _facts_of(pixels: Pixels, low: float, high: float, *, nm_per_pixel: float | 
         _add_objects(sheet, found, found.objects)
     _add_share(sheet, found)
     if found.fibres is not None:
-        _add_fibres(sheet, found.fibres, factor=found.picture.factor)
+        anisotropy = found.direction.anisotropy if found.direction else 0.0
+        _add_fibres(sheet, found.fibres, anisotropy=anisotropy, factor=found.picture.factor)
     return sheet.facts(found.kind, f"not a quantity of a picture of kind {found.kind}, or not clear enough")
 
 

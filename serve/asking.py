@@ -120,7 +120,7 @@ def caption(
         code, _, message = error.partition(": ")
         terminal.print_error(code, f"{path}: {message}")
     done = {"out": str(out), "total": summary.total, "captioned": summary.captioned, "reused": summary.reused}
-    told = f"{summary.captioned + summary.reused} of {summary.total} captioned ({summary.reused} before), {out}"
+    told = f"{summary.captioned} of {summary.total} captioned ({summary.reused} before), {out}"
     print_result(done | {"failed": len(summary.failures)}, json, told)
     finish(len(summary.failures))
 

@@ -93,7 +93,7 @@ class Summary:
     total: int
     captioned: int
     reused: int
-    """Rows of an earlier run whose files have not changed since."""
+    """Of the captioned ones, those of an earlier run whose files have not changed since."""
     failures: list[tuple[str, str]]
     """(path, error) of each image without a caption."""
 
@@ -133,7 +133,7 @@ def caption_folder(
             failures = [(row.path, row.error) for row in journal.rows(jobs) if row.error]
         finally:
             journal.close()
-    return Summary(len(jobs), len(todo) - len(failures), len(jobs) - len(todo), failures)
+    return Summary(len(jobs), len(jobs) - len(failures), len(jobs) - len(todo), failures)
 
 
 def load_run(run: Path | None) -> Captioner:

@@ -1,4 +1,5 @@
-"""Numbers in an answer: what is known is quoted, what is not known is left alone, and a stream is held no longer than needed."""
+"""Numbers in an answer: what is known is quoted, what is not known is not stated, and a stream waits no longer than
+it must."""
 
 import pytest
 
@@ -33,9 +34,22 @@ def test_known_numbers_are_quoted(said: str, right: str) -> None:
     assert "".join(corrected_stream(list(said), KNOWN)) == right
 
 
-def test_what_is_not_known_is_left_for_the_warnings() -> None:
-    said = "It was taken at 15 kV with 10.62 nm per pixel; the count is 3."
-    assert corrected(said, NOTHING) == said
+@pytest.mark.parametrize(
+    ("said", "honest"),
+    [
+        (
+            "It was taken at 15 kV with 10.62 nm per pixel.",
+            "The file does not give the voltage. The image is not calibrated.",
+        ),
+        ("The working distance is 4 mm.", "The file does not give the working distance."),
+        ("The magnification is 4000x.", "The file does not give the magnification."),
+        ("The fibre width is 13.2 nm.", "The image is not calibrated."),
+        ("The fibre width is 13.2 px; the count is 3.", "The fibre width is 13.2 px; the count is 3."),
+    ],
+)
+def test_what_is_not_known_is_never_stated(said: str, honest: str) -> None:
+    """The tiny student invents a voltage for a file that has none: a reader must never see it."""
+    assert corrected(said, NOTHING) == honest
 
 
 def test_words_stream_at_once_and_numbers_wait_for_their_sentence() -> None:

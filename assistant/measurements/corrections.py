@@ -1,8 +1,8 @@
 """Makes the numbers of an answer those of the reader and the measurement. Knows nothing about pixels or models.
 
 A language model words an answer; what it says of voltage, magnification, pixel size, working distance or a measured
-quantity is replaced by what is known, where something is known and the answer strays from it. A number that nothing is
-known about is left for `disagreements` and the reader's warnings.
+quantity is replaced by what is known, where something is known and the answer strays from it. A sentence that quotes
+metadata the file does not have, or a length of an image without scale, gives way to one that says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Known:
 
 
 def corrected(sentence: str, known: Known) -> str:
-    """One sentence with its numbers put right; words and unknown numbers stay."""
+    """One sentence with its numbers put right, or what is not known in its place; words stay."""
+    if invented := list(_invented(sentence, known)):
+        return " ".join(invented) + sentence[len(sentence.rstrip()) :]
     sentence = _KILOVOLT.sub(_quoting(known.hv_kv, "{} kV"), sentence)
     sentence = _MAGNIFICATION.sub(_quoting(known.magnification, "{}x"), sentence)
     sentence = _LENGTH.sub(lambda match: _length(match, known), sentence)
@@ -59,6 +61,20 @@ def corrected_stream(pieces: Iterable[str], known: Known) -> Iterator[str]:
             yield held[told:]
             told = len(held)
     yield corrected(held, known)[told:]
+
+
+def _invented(sentence: str, known: Known) -> Iterator[str]:
+    """What has to be said instead of a sentence that states what nobody can know from this file."""
+    if known.hv_kv is None and _KILOVOLT.search(sentence):
+        yield "The file does not give the voltage."
+    if known.magnification is None and _MAGNIFICATION.search(sentence):
+        yield "The file does not give the magnification."
+    lengths = list(_LENGTH.finditer(sentence))
+    distances = [match for match in lengths if "working distance" in sentence[: match.start()].lower()]
+    if known.wd_mm is None and distances:
+        yield "The file does not give the working distance."
+    if known.nm_per_pixel is None and len(lengths) > len(distances):
+        yield "The image is not calibrated."
 
 
 def _quoting(value: float | None, form: str) -> Callable[[re.Match[str]], str]:

@@ -23,6 +23,10 @@ SMALLEST_PIECE = 60
 MOST_PLACES = 4000
 THIN = 8.0
 """Width under which the threshold's outline is too coarse [px of the small copy]."""
+NOISY_SIGMA = 2.0
+"""Denoising blur from which thin wires swell [px]."""
+BLURRED = 5.5
+"""Width, in blurs, from which they do not."""
 DENSE = 0.4
 """Share of the frame from which fibres are a mat."""
 STEP = 1.12
@@ -40,6 +44,8 @@ class Fibres:
     coverage: float
     """share of the frame"""
     separability: float
+    resolved: bool
+    """whether the width is more than what denoising leaves of a thin line"""
     bright: bool
 
 
@@ -97,8 +103,11 @@ def find_fibres(picture: Picture, phases: Candidate, *, bright: bool) -> Fibres 
     if persistence < PERSISTENT:
         return None
     drawn, width = _widths(mask, distance, relief, picture)
+    if width > WIDEST_SHARE * min(mask.shape):
+        return None
     share = _coverage(picture, mask, width / drawn, bright=bright)
-    return Fibres(width, persistence, share, phases.separability, bright)
+    resolved = drawn > BLURRED * picture.sigma or picture.sigma < NOISY_SIGMA
+    return Fibres(width, persistence, share, phases.separability, resolved, bright)
 
 
 def _coverage(picture: Picture, mask: Mask, thinner: float, *, bright: bool) -> float:

@@ -37,12 +37,16 @@ OBJECT_SHARE = 0.85
 """Least share of the foreground in good objects."""
 PLAIN = 0.9
 """Share of compact bodies from which objects need no comparison with fibres."""
-ELONGATED = 8.0
+ELONGATED = 5.0
 """Median aspect ratio from which separate objects are fibres."""
 TWO_PHASES = 0.74
 """Least separability at which an area share of a picture without separate objects means something."""
+APART = 0.8
+"""Share of compact bodies before any cut from which long objects lie apart."""
 FAINTEST = 0.55
 """Least separability of what is taken for fibres: less are a few bright edges on an even ground."""
+GROUND_SHARE = 0.75
+"""A phase that takes up more of the frame is the ground and not the fibres."""
 PLAINLY_LONG = 0.6
 """Persistence from which the bodies between compact gaps are fibres."""
 FEWEST_IN_LATTICE = 6
@@ -109,7 +113,7 @@ def _fibres(picture: Picture) -> Fibres | None:
     phases = two_phases(picture)
     if phases.separability < FAINTEST:
         return None
-    found = find_fibres(picture, phases, bright=True)
+    found = find_fibres(picture, phases, bright=True) if phases.share < GROUND_SHARE else None
     if found is None and phases.separability > TWO_PHASES and phases.share > 0.6:
         return find_fibres(picture, phases, bright=False)
     return found
@@ -142,7 +146,7 @@ def _as_objects(found: Findings, objects: Objects) -> Findings:
 
 def _as_fibres(found: Findings, fibres: Fibres) -> Findings:
     found.kind, found.fibres, found.share_of_bright = "fibres", fibres, fibres.bright
-    if fibres.separability > 0.68:
+    if fibres.separability > 0.68 and fibres.resolved:
         found.share = fibres.coverage
         found.share_confidence = 0.7 if fibres.separability > TWO_PHASES else 0.45
     return found
@@ -203,6 +207,8 @@ def find(picture: Picture) -> Findings:
     if objects is not None and sure and (fibres is None or fibres.persistence < PLAINLY_LONG):
         return _as_objects(found, objects)
     if fibres is not None:
-        found.objects = objects if objects is not None and _elongated(objects) else None
+        # Wires that lie apart can be counted as well; cut pieces of a network cannot.
+        apart = objects is not None and _elongated(objects) and objects.candidate.compact > APART
+        found.objects = objects if apart else None
         return _as_fibres(found, fibres)
     return _as_phases(found) if objects is None else _as_objects(found, objects)

@@ -37,7 +37,7 @@ LARGEST = 0.45
 """Share of the frame above which a body is background or a support."""
 GAP = 0.25
 """A hole whose level is nearer than this to the background's, on the way to the foreground's, is a gap and stays."""
-RING = 0.95
+RING = 0.92
 """Compactness of a filled body from which its holes belong to it whatever their level."""
 SHELLS = 4
 FEWEST_IN_SHELL = 50

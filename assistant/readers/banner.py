@@ -52,7 +52,8 @@ def _levels(pixels: Pixels) -> tuple[Pixels, int, float]:
 
 
 def _finite(pixels: Pixels) -> Pixels:
-    return np.where(np.isfinite(pixels), np.clip(pixels, -1e30, 1e30), 0).astype(np.float64)
+    wide = pixels.astype(np.float64)
+    return np.where(np.isfinite(wide), np.clip(wide, -1e30, 1e30), 0)
 
 
 def _edge(levels: tuple[Pixels, int, float]) -> int | None:
