@@ -21,8 +21,8 @@ from assistant.config import Config, load_config
 Tell = Callable[[str, int, int, str], None]
 """Called with the name of a part, how much of it is done, how much there is, and a short text."""
 
-PER_CLASS = 28
-STEPS = 160
+PER_CLASS = 20
+STEPS = 120
 CAPTIONED = 20
 SHOWN = 10
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "scikit-image", "gradio")
