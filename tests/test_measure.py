@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from assistant.measure import FACT_NAMES, Fact, Facts, disagreements, measure, measure_pixels
-from assistant.measurements import bodies, lines, picture, texture
+from assistant.measurements import bodies, lines, picture, segmentation, texture
 from assistant.micrograph import Calibration, Micrograph, Window
 
 GREY = ("mean_grey", "contrast", "sharpness", "noise")
@@ -239,8 +239,10 @@ def test_edge_roughness_is_that_of_the_edges_and_not_of_the_noise(rough: float) 
     ideal = grating((256, 256), pitch=28, width=13, angle=90, rough=rough)
     facts = measure_pixels(noisy(ideal, sigma=0.08), nm_per_pixel=None)
     assert value(facts, "line_edge_roughness") == pytest.approx(3 * rough, rel=0.25)
-    smooth = measure_pixels(noisy(grating((256, 256), pitch=28, width=13, angle=90), sigma=0.08), nm_per_pixel=None)
-    assert value(smooth, "line_edge_roughness") < 0.45
+    smooth = grating((256, 256), pitch=28, width=13, angle=90)
+    for seed in range(3):
+        facts = measure_pixels(noisy(smooth, sigma=0.25, seed=seed), nm_per_pixel=None)
+        assert value(facts, "line_edge_roughness") < 0.55
 
 
 def test_two_bright_edges_are_one_line() -> None:
@@ -317,13 +319,28 @@ def test_white_noise_is_uniform_and_has_nothing_but_grey_levels(seed: int) -> No
     assert all(fact.value is None and fact.note for fact in facts.items if fact.confidence == 0)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_grainy_texture_has_no_objects_and_no_period(seed: int) -> None:
+@pytest.mark.parametrize("grain", [2.0, 3.0, 5.0, 8.0])
+def test_a_grainy_texture_has_no_objects_and_no_period(grain: float) -> None:
     """Any threshold cuts blobs out of a random field; they are not particles."""
-    field = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((220, 256)), 3.0)
-    facts = measure_pixels(noisy(0.5 + field / field.std() / 6), nm_per_pixel=1.0)
-    assert facts.kind == "texture"
-    assert applicable(facts) <= {*GREY, "anisotropy"}
+    for seed in range(3):
+        field = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((220, 256)), grain)
+        facts = measure_pixels(noisy(0.5 + field / field.std() / 6), nm_per_pixel=1.0)
+        assert facts.kind == "texture"
+        assert applicable(facts) <= {*GREY, "anisotropy"}
+
+
+def test_a_random_field_is_no_evidence_for_objects_and_separate_discs_are() -> None:
+    """The height of a threshold is free; what tells objects from grain is that outlines lie on edges between two levels."""
+    field = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((220, 256)), 4.0)
+    evidence = []
+    for ideal in (0.5 + field / field.std() / 6, discs((220, 256), scattered((220, 256), 30))):
+        made = picture.picture_of(noisy(ideal), 0, 255)
+        assert made is not None
+        found = list(segmentation.candidates(made))
+        best = segmentation.best_of(made, found, bright=True)
+        assert best is not None
+        evidence.append(best.evidence)
+    assert evidence[0] < 0.3 < 1.5 < evidence[1]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (8, 8), (31, 400), (64, 64)])
@@ -393,11 +410,11 @@ def test_blur_lowers_sharpness_and_noise_does_not_raise_contrast() -> None:
     sharp, soft = (measure_pixels(noisy(ideal, blur=b), nm_per_pixel=None) for b in (0.6, 3.0))
     assert value(sharp, "sharpness") > value(soft, "sharpness") + 0.1
     image = noisy(ideal, sigma=0.0).astype(float)
-    dirty = image + np.random.default_rng(0).normal(0, 30, image.shape)
-    for picture_, low, high in ((image, 0, 255), (dirty, 0, 255)):
-        made = picture.picture_of(picture_.astype(np.float32), low, high)
+    dirty = image + np.random.default_rng(0).normal(0, 60, image.shape)
+    for grey in (image, dirty):
+        made = picture.picture_of(grey.astype(np.float32), -300, 600)
         assert made is not None
-        assert texture.contrast(made) == pytest.approx(image.std() / 255, rel=0.06)
+        assert texture.contrast(made) == pytest.approx(image.std() / 900, rel=0.06)
 
 
 def test_block_means_and_windows_are_exact() -> None:
@@ -420,7 +437,8 @@ def test_the_info_bar_is_not_measured() -> None:
     """Letters and a scale bar are bright, sharp and separate: the best particles of the picture."""
     content = noisy(discs((200, 240), lattice((200, 240), 40, 10)))
     bar = np.zeros((40, 240), np.uint8)
-    bar[10:30:2, 10:200:3] = 255
+    for left in range(10, 220, 20):
+        bar[14:24, left : left + 10] = 255
     frame = np.vstack([content, bar])
     m = Micrograph(frame, "0" * 64, calibration=Calibration(5.0, "user", 1.0), banner=(200, 240))
     facts = measure(m)
@@ -458,16 +476,18 @@ def test_synthetic_particles_agree_with_their_truth() -> None:
     """Ours against the generator's own book-keeping on pictures with rims, shadows and shot noise."""
     from data_gen.synth import render
 
-    drawn = [render("particles", seed=seed, size=(240, 320)) for seed in range(0, 64, 4)]
-    drawn = [image for image in drawn if image.truth["touching"] == "separate"]
-    measured = [measure_pixels(image.pixels, nm_per_pixel=image.nm_per_pixel) for image in drawn]
-    checked = 0
-    for image, facts in zip(drawn, measured, strict=True):
-        for name, tolerance in (("count", 0.25), ("mean_diameter", 0.15), ("nearest_neighbour", 0.25)):
-            if facts[name].applies and name in image.truth:
-                assert value(facts, name) == pytest.approx(image.truth[name], rel=tolerance), (image.seed, name)
-                checked += 1
-    assert checked >= 0.6 * 3 * len(drawn) > 0
+    ratios: dict[str, list[float]] = {"count": [], "mean_diameter": [], "nearest_neighbour": []}
+    for seed in range(0, 48, 4):
+        image = render("particles", seed=seed, size=(240, 320))
+        if image.truth["touching"] == "separate":
+            facts = measure_pixels(image.pixels, nm_per_pixel=image.nm_per_pixel)
+            for name, found in ratios.items():
+                if facts[name].applies and name in image.truth:
+                    found.append(value(facts, name) / image.truth[name])
+    for name, found in ratios.items():
+        assert len(found) >= 3, name
+        assert np.median(found) == pytest.approx(1, abs=0.08), name
+        assert np.mean(np.abs(np.array(found) - 1) < 0.3) >= 0.75, name
 
 
 # ---------------------------------------------------------------------------------- facts as text

@@ -41,7 +41,7 @@ ELONGATED = 5.0
 """Median aspect ratio from which separate objects are fibres."""
 TWO_PHASES = 0.74
 """Least separability at which an area share of a picture without separate objects means something."""
-APART = 0.8
+APART = 0.95
 """Share of compact bodies before any cut from which long objects lie apart."""
 FAINTEST = 0.55
 """Least separability of what is taken for fibres: less are a few bright edges on an even ground."""
@@ -211,4 +211,6 @@ def find(picture: Picture) -> Findings:
         apart = objects is not None and _elongated(objects) and objects.candidate.compact > APART
         found.objects = objects if apart else None
         return _as_fibres(found, fibres)
-    return _as_phases(found) if objects is None else _as_objects(found, objects)
+    # Long dark bodies that are no fibres are the gaps between bright ones.
+    gaps = objects is not None and not objects.candidate.bright and _elongated(objects)
+    return _as_phases(found) if objects is None or gaps else _as_objects(found, objects)
