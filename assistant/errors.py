@@ -1,4 +1,4 @@
-"""The one exception tree: what the user can be told, with a code, a sentence and a remedy. Knows nothing about who raises it.
+"""The one exception tree: what the user can be told, with a code, a sentence and a remedy. Knows not who raises it.
 
 MaemiError
 ├── ConfigError       a setting or command-line value is wrong

@@ -49,7 +49,6 @@ def run_demo(
     Every part resumes: the same call after an interruption goes on where it stopped. Raises MaemiError.
     """
     from data_gen.pipeline import teach
-
     from data_gen.synth import write_synthetic
     from training.evaluate import evaluate
     from training.trainer import train

@@ -330,7 +330,7 @@ def test_a_grainy_texture_has_no_objects_and_no_period(grain: float) -> None:
 
 
 def test_a_random_field_is_no_evidence_for_objects_and_separate_discs_are() -> None:
-    """The height of a threshold is free; what tells objects from grain is that outlines lie on edges between two levels."""
+    """A threshold's height is free; what tells objects from grain is that outlines lie on edges between two levels."""
     field = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((220, 256)), 4.0)
     evidence = []
     for ideal in (0.5 + field / field.std() / 6, discs((220, 256), scattered((220, 256), 30))):

@@ -15,6 +15,14 @@ from typing import Any
 
 from assistant.checkpoint import load_run, write_directory, write_model
 
+ABOUT = """\
+A vision-language student of about 10 million parameters that runs on any CPU. It shows that every part of MAEMI works
+end to end; it is no substitute for a student on a 7B language model."""
+LIMITS = """\
+It has seen procedural pictures and nothing else. On a real micrograph its words on class, shape, surface and arrangement
+are guesses; the numbers it gives are those of the reader and the measurement, which are shown beside the answer with
+their source. It knows English sentences of the kinds it was taught, and ten classes. Do not use it for decisions about
+products or people."""
 TEXT_ROWS = (
     ("bleu2", "BLEU-2"),
     ("bleu4", "BLEU-4"),
@@ -56,8 +64,7 @@ def card(scores: Mapping[str, Any], recipe: str) -> str:
             "",
             "# MAEMI tiny: the bundled student",
             "",
-            "A vision-language student of about 10 million parameters that runs on any CPU. It shows that every part of",
-            "MAEMI works end to end; it is no substitute for a student on a 7B language model.",
+            ABOUT,
             "",
             "## Scores on held-out procedural micrographs",
             "",
@@ -67,10 +74,7 @@ def card(scores: Mapping[str, Any], recipe: str) -> str:
             "",
             "## Limits",
             "",
-            "It has seen procedural pictures and nothing else. On a real micrograph its words on class, shape, surface and",
-            "arrangement are guesses; the numbers it gives are those of the reader and the measurement, which are shown",
-            "beside the answer with their source. It knows English sentences of the kinds it was taught, and ten classes.",
-            "Do not use it for decisions about products or people.",
+            LIMITS,
             "",
         ]
     )
@@ -80,7 +84,8 @@ def score_tables(scores: Mapping[str, Any]) -> list[str]:
     """Markdown tables of an evaluation report."""
     n, base, classes, facts = (scores[key] for key in ("n", "baselines", "classification", "factual"))
     lines = [
-        f"{n['rows']} questions about {n['images']} images (pairs included) of {n['groups']} samples, none seen in training.",
+        f"{n['rows']} questions about {n['images']} images (pairs included) of {n['groups']} samples, "
+        "none seen in training.",
         "*Blind*: a grey image and no facts. *No facts*: the image without auxiliary text.",
         "",
         "| text | as used | no facts | blind | one wording | majority | nearest text |",
@@ -95,7 +100,8 @@ def score_tables(scores: Mapping[str, Any]) -> list[str]:
     lines += [
         "",
         f"Facts right (class, yes/no, numbers within 20 %): **{facts['accuracy']:.3f}** as used, "
-        f"{facts['without_aux']:.3f} without facts, {facts['blind']:.3f} blind; majority {base['factual_majority']:.3f}.",
+        f"{facts['without_aux']:.3f} without facts, {facts['blind']:.3f} blind; "
+        f"majority {base['factual_majority']:.3f}.",
         "",
         "| class, ten ways | top-1 | top-3 | macro F1 | ECE |",
         "|---|---|---|---|---|",
