@@ -19,10 +19,10 @@ ABOUT = """\
 A vision-language student of about 10 million parameters that runs on any CPU. It shows that every part of MAEMI works
 end to end; it is no substitute for a student on a 7B language model."""
 LIMITS = """\
-It has seen procedural pictures and nothing else. On a real micrograph its words on class, shape, surface and arrangement
-are guesses; the numbers it gives are those of the reader and the measurement, which are shown beside the answer with
-their source. It knows English sentences of the kinds it was taught, and ten classes. Do not use it for decisions about
-products or people."""
+It has seen procedural pictures and nothing else. On a real micrograph its words on class, shape, surface and
+arrangement are guesses; the numbers it gives are those of the reader and the measurement, which are shown beside the
+answer with their source. It knows English sentences of the kinds it was taught, and ten classes. Do not use it for
+decisions about products or people."""
 TEXT_ROWS = (
     ("bleu2", "BLEU-2"),
     ("bleu4", "BLEU-4"),
