@@ -120,7 +120,10 @@ class Decoder(nn.Module):
     never as state, so gradient checkpointing recomputes with the same memory.
     """
 
-    def __init__(self, lm: nn.Module, *, memory_dim: int, width: int, heads: int, every: int, max_images: int) -> None:
+    lm: Any
+    """The language model, or a PEFT model around it."""
+
+    def __init__(self, lm: Any, *, memory_dim: int, width: int, heads: int, every: int, max_images: int) -> None:
         super().__init__()
         self.lm = lm
         layers = decoder_layers(lm)
@@ -139,7 +142,8 @@ class Decoder(nn.Module):
     def context(self, memory: VisualMemory) -> VisualContext:
         """Keys and values of every block for a visual memory."""
         index = self.index(memory.image_index.clamp(0, self.max_images))  # [B, M, W]
-        pairs = [block.keys_values(memory.tokens, index) for block in self.blocks]
+        blocks: list[Any] = list(self.blocks)
+        pairs = [block.keys_values(memory.tokens, index) for block in blocks]
         keys, values = zip(*pairs, strict=True)
         return VisualContext(keys, values, memory.image_index, memory.turn_index)
 

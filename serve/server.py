@@ -33,7 +33,7 @@ def admit(host: str, auth: Path | None) -> Credentials | None:
     return read_credentials(auth) if auth else None
 
 
-class PatientProtocol(H11Protocol):  # type: ignore[misc]  # uvicorn is not followed by the type checker
+class PatientProtocol(H11Protocol):
     """HTTP/1.1 that closes connections which never finish a request, the oldest first when files run short."""
 
     unfinished: dict[PatientProtocol, None] = {}  # noqa: RUF012  # one table for all connections, in order of arrival

@@ -27,7 +27,7 @@ class AdapterKind(str, enum.Enum):  # noqa: UP042 - PEFT reads `.value` and comp
 
 
 @dataclass
-class DynamicRankConfig(PeftConfig):  # type: ignore[misc] # PEFT is untyped
+class DynamicRankConfig(PeftConfig):
     """What both adapters share: y = base(x) + (alpha / b) B[:, :b] A[:b] x with b in r_min..r_max, A frozen."""
 
     r_min: int = 4

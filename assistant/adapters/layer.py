@@ -65,7 +65,7 @@ def _folded_experts(experts: Tensor) -> Tensor:
 mix_experts: Callable[[Tensor, Tensor, Tensor, float], Tensor] = MixExperts.apply
 
 
-class DynamicRankLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc] # PEFT is untyped
+class DynamicRankLayer(nn.Module, BaseTunerLayer):
     """A linear layer with adapters by name; subclasses say what an adapter holds and computes."""
 
     adapter_layer_names: tuple[str, ...] = ("lora_B",)

@@ -26,7 +26,7 @@ from assistant.adapters.layer import DyAMoPELinear, DynamicRankLayer, DyQLoRAFAL
 from assistant.adapters.nf4 import prepare_nf4
 
 
-class DynamicRankModel(BaseTuner):  # type: ignore[misc] # PEFT is untyped
+class DynamicRankModel(BaseTuner):
     """Puts adapter layers around the linear layers of a model; subclasses name the layer class."""
 
     prefix = "lora_"

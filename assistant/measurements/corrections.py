@@ -80,8 +80,9 @@ def _invented(sentence: str, known: Known) -> Iterator[str]:
 def _quoting(value: float | None, form: str) -> Callable[[re.Match[str]], str]:
     def replacement(match: re.Match[str]) -> str:
         said = float(match[1].replace(",", ""))
-        stays = value is None or abs(said - value) <= SAME * abs(value)
-        return match[0] if stays else form.format(f"{value:.4g}" if value < 1e4 else f"{value:.0f}")
+        if value is None or abs(said - value) <= SAME * abs(value):
+            return match[0]
+        return form.format(f"{value:.4g}" if value < 1e4 else f"{value:.0f}")
 
     return replacement
 
