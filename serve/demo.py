@@ -21,8 +21,9 @@ from assistant.config import Config, load_config
 Tell = Callable[[str, int, int, str], None]
 """Called with the name of a part, how much of it is done, how much there is, and a short text."""
 
-PER_CLASS = 20
-STEPS = 120
+PER_CLASS = 16
+STEPS = 100
+ROWS_PER_TASK = 60
 CAPTIONED = 20
 SHOWN = 10
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "scikit-image", "gradio")
@@ -65,11 +66,17 @@ def run_demo(
     clock.lap("draw")
     teach(images, data, config=config.teach, progress=lambda n, of, text: say("Teaching offline", n, of, text))
     clock.lap("teach")
-    before = evaluate(None, data, progress=lambda n, of, text: say("Evaluating before", n, of, text))
+    before = evaluate(
+        None,
+        data,
+        limit=ROWS_PER_TASK,
+        baselines=False,
+        progress=lambda n, of, text: say("Evaluating before", n, of, text),
+    )
     clock.lap("evaluate before")
     train(config, data, run, progress=lambda n, of, text: say("Fine-tuning adapters", n, of, text))
     clock.lap("fine-tune")
-    after = evaluate(run, data, progress=lambda n, of, text: say("Evaluating after", n, of, text))
+    after = evaluate(run, data, limit=ROWS_PER_TASK, progress=lambda n, of, text: say("Evaluating after", n, of, text))
     clock.lap("evaluate after")
     captions = _caption_held_out(run, data, images, out / "captions.jsonl", say)
     clock.lap("caption")
