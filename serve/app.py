@@ -50,9 +50,9 @@ GREY = (
 """From light to dark."""
 SUGGESTIONS = (
     CAPTION_PROMPT,
-    "What is shown, and how is it arranged?",
-    "How many, and how large?",
-    "Which instrument and settings?",
+    "How many structures are there?",
+    "How large are the structures?",
+    "What does the surface look like?",
 )
 PLACEHOLDER = (
     "**Ask about a micrograph**\n\nDrop a TIFF, PNG, JPEG or BMP here, 8 to 32 bit, with its side-car file if it has "

@@ -109,7 +109,7 @@ def _features(folder: Path, run: Path | None, load: Callable[[Path | None], Answ
         return keep("answerer", answerer, answerer.name)
 
     def ask() -> str:
-        said = "".join(kept["answerer"].ask([kept["micrograph"]], "How many particles are there?", max_new_tokens=32))
+        said = "".join(kept["answerer"].ask([kept["micrograph"]], "How many structures are there?", max_new_tokens=32))
         return said or _fail("the answer is empty")
 
     def caption() -> str:

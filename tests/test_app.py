@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import httpx
@@ -30,7 +31,7 @@ from serve.report import ReportImage, loss_chart, write_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no_silent_downcasting")
 """Gradio sets a pandas option that pandas wants to drop."""
-LEAKS = re.compile(r"0x[0-9a-f]{6,}|/tmp/|Traceback|File \"|site-packages")
+LEAKS = re.compile(rf"0x[0-9a-f]{{6,}}|{re.escape(gettempdir())}|Traceback|File \"|site-packages")
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
