@@ -196,6 +196,7 @@ def _assemble(config: Config, *, base: str, tokenizer: Path | str, device: str, 
     import torch
     from transformers import AutoTokenizer
 
+    from assistant.activations import keep_less
     from assistant.adapters import prepare_nf4
     from assistant.decoder import load_language_model
 
@@ -204,6 +205,7 @@ def _assemble(config: Config, *, base: str, tokenizer: Path | str, device: str, 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     lm = load_language_model(base, quantization=config.decoder.quantization, device=device, dtype=dtype)
     prepare_nf4(lm)
+    keep_less(lm)
     try:
         words = AutoTokenizer.from_pretrained(str(tokenizer))
     except (OSError, ValueError) as error:

@@ -154,14 +154,19 @@ class Decoder(nn.Module):
         context: VisualContext | None,
         image_index: Tensor,
         turn_index: Tensor,
+        with_logits: bool = True,
         **lm_arguments: Any,
     ) -> Any:
-        """Token ids, image and turn indices [B, T] -> the language model's output; no context, no cross-attention."""
+        """Token ids, image and turn indices [B, T] -> the language model's output; no context, no cross-attention.
+
+        `with_logits=False` stops before the output head, at the last hidden states [B, T, D].
+        """
         visual = None
         if context is not None:
             index = self.index(image_index.clamp(0, self.max_images))  # [B, T, W]
             visual = (context, index, context.visible(image_index, turn_index))
-        return self.lm(input_ids=input_ids, visual=visual, **lm_arguments)
+        lm = self.lm if with_logits else self.lm.get_decoder()
+        return lm(input_ids=input_ids, visual=visual, **lm_arguments)
 
     def _attend_before(self, block: int | None) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -33,9 +33,8 @@ from assistant.decoder import ANY_TURN, PADDING, Decoder, VisualContext, VisualM
 from assistant.errors import ConfigError
 from assistant.grounding import GroundedEncoder, MatchingHead, TextEncoder
 from assistant.hnf import HNF
+from assistant.loss import IGNORED_LABEL, next_token_loss
 from assistant.vit import OpenClipTower, ViT
-
-IGNORED_LABEL = -100
 
 
 class MaemiConfig(PreTrainedConfig):
@@ -215,13 +214,15 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         turn_images: Tensor | None = None,
         context: VisualContext | None = None,
         labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         past_key_values: Any = None,
         **lm_arguments: Any,
     ) -> CausalLMOutputWithPast:
         """A batch from `MaemiProcessor` -> logits [B, T, V]; with labels, the mean loss over answer tokens.
 
         The visual memory is computed from pixels and questions, or taken from `context`; with neither, the student
-        is its language model.
+        is its language model. In training with labels there are no logits: the loss goes without them.
+        `num_items_in_batch`, answer tokens of all micro-batches of a step, takes the place of the batch's own number.
         """
         if context is None and image_mask is not None and image_mask.any():
             assert question_ids is not None
@@ -231,17 +232,26 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         length = input_ids.shape[1]
         nothing = torch.zeros_like(input_ids)
+        in_training = self.training and labels is not None
         output = self.decoder(
             input_ids,
             context=context,
+            with_logits=not in_training,
             image_index=nothing if image_index is None else align_index(image_index, past=past, length=length),
             turn_index=nothing if turn_index is None else align_index(turn_index, past=past, length=length),
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             **lm_arguments,
         )
-        loss = None if labels is None else language_model_loss(output.logits, labels)
-        return CausalLMOutputWithPast(loss=loss, logits=output.logits, past_key_values=output.past_key_values)
+        past_key_values = output.past_key_values
+        if labels is None:
+            return CausalLMOutputWithPast(logits=output.logits, past_key_values=past_key_values)
+        if in_training:
+            head = self.get_output_embeddings()
+            loss = next_token_loss(output.last_hidden_state, labels, head, count=num_items_in_batch)
+            return CausalLMOutputWithPast(loss=loss, past_key_values=past_key_values)
+        loss = next_token_loss(output.logits, labels, nn.Identity(), count=num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss, logits=output.logits, past_key_values=past_key_values)
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, **kwargs: Any) -> Any:
@@ -276,12 +286,6 @@ def build_vit(settings: Config) -> ViT | OpenClipTower:
     if vit.tower:
         return OpenClipTower(vit.tower, vit.pretrained, image_size=settings.image_size)
     return ViT(settings.image_size, vit.patch_size, dim=vit.dim, depth=vit.depth, heads=vit.heads)
-
-
-def language_model_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the next token over answer tokens; labels [B, T] hold -100 elsewhere."""
-    predicted, following = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
-    return F.cross_entropy(predicted, following, ignore_index=IGNORED_LABEL)
 
 
 class MaemiProcessor(ProcessorMixin):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from counting import kept_for_backward, storages
 from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -88,27 +88,6 @@ def with_adapter(lm: nn.Module, adapter: AdapterConfig) -> nn.Module:
         DyQLoRAFAConfig(**common) if adapter.kind == "dyqlora_fa" else DyAMoPEConfig(**common, experts=adapter.experts)
     )
     return get_peft_model(lm, peft, autocast_adapter_dtype=False)
-
-
-def storages(tensors: list[Tensor]) -> int:
-    """Bytes of distinct storages."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
-
-
-def kept_for_backward(model: nn.Module, run: Callable[[], object]) -> int:
-    """Bytes autograd keeps while `run` goes forward, the model's own tensors left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = run()
-    del output
-    return storages(kept)
 
 
 def quantization_tensors(model: nn.Module) -> list[Tensor]:

@@ -1,0 +1,80 @@
+"""RMSNorm and SwiGLU against a stock Llama: the same numbers, exact gradients, less kept for backward."""
+
+import copy
+
+import pytest
+import torch
+from counting import kept_for_backward
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+from assistant.activations import LeanMLP, LeanRMSNorm, keep_less
+
+CONFIG = LlamaConfig(hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, vocab_size=50)
+
+
+def norm(dim: int = 64) -> LlamaRMSNorm:
+    stock = LlamaRMSNorm(dim, eps=1e-5)
+    nn.init.normal_(stock.weight, mean=1.0)
+    return stock
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward_passes_are_bitwise_those_of_a_stock_llama(dtype: torch.dtype) -> None:
+    """Seen failing with the weight multiplied in before the cast."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 64).to(dtype)
+    stock, mlp = norm().to(dtype), LlamaMLP(CONFIG).to(dtype)
+    assert torch.equal(LeanRMSNorm(stock)(x), stock(x))
+    assert torch.equal(LeanMLP(mlp)(x), mlp(x))
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    """Seen failing without the mean term of the norm's gradient, and with silu in place of its derivative."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    lean = LeanRMSNorm(norm(8).double())
+    assert torch.autograd.gradcheck(lambda x, w: torch.func.functional_call(lean, {"weight": w}, x), (x, lean.weight))
+    mlp = LeanMLP(LlamaMLP(LlamaConfig(hidden_size=8, intermediate_size=16, num_attention_heads=1)).double())
+    assert torch.autograd.gradcheck(mlp, (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_whole_llama_has_the_same_logits_and_gradients(dtype: torch.dtype) -> None:
+    """All weights thawed, as in pretraining. Seen failing with the weight's gradient summed over one axis too few."""
+    torch.manual_seed(0)
+    stock = LlamaForCausalLM(CONFIG).to(dtype)
+    lean = copy.deepcopy(stock)
+    keep_less(lean)
+    assert sum(isinstance(m, LeanRMSNorm) for m in lean.modules()) == 5
+    assert sum(isinstance(m, LeanMLP) for m in lean.modules()) == 2
+    assert list(lean.state_dict()) == list(stock.state_dict())
+    ids = torch.arange(12).view(2, 6)
+    outputs = [model(ids, labels=ids) for model in (stock, lean)]
+    assert torch.equal(outputs[0].logits, outputs[1].logits)
+    for output in outputs:
+        output.loss.backward()
+    tolerance = {"atol": 1e-6, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 2e-3, "rtol": 2e-2}
+    for one, other in zip(stock.parameters(), lean.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, **tolerance)
+
+
+def test_a_frozen_layer_keeps_less() -> None:
+    """Of 3 F and an fp32 copy of each norm's input, 2 F and the inputs as they came remain. Fails if silu is kept."""
+    kept = []
+    for change in (lambda lm: None, keep_less):
+        model = LlamaForCausalLM(CONFIG).to(torch.bfloat16).requires_grad_(False)
+        change(model)
+        layers = nn.ModuleList([model.model.layers[0]])
+        x = torch.randn(1, 32, 64, dtype=torch.bfloat16, requires_grad=True)
+        rope = model.model.rotary_emb(x, torch.arange(32)[None])
+        kept.append(kept_for_backward(layers, lambda m=layers[0], x=x, r=rope: m(x, position_embeddings=r)) / 32)
+    assert kept[0] - kept[1] == 2 * 192 + 2 * (4 - 2) * 64
+
+
+def test_other_layers_are_left_alone() -> None:
+    other = nn.ModuleDict({"norm": nn.LayerNorm(8), "mlp": nn.Sequential(nn.Linear(8, 8), nn.SiLU())})
+    keep_less(other)
+    assert type(other["norm"]) is nn.LayerNorm
+    assert type(other["mlp"]) is nn.Sequential
