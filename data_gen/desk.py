@@ -15,7 +15,8 @@ from typing import Protocol
 
 from assistant.errors import TeacherError
 from data_gen.ledger import ACCEPTED, SENT, Budget, Exchange, Ledger, Settlement
-from data_gen.teacher import Rejection, Reply, Request, Teacher, request_key
+from data_gen.replies import Rejection, Reply
+from data_gen.teacher import Request, Teacher, request_key
 
 LONGEST_WAIT_S = 60.0
 """A request that is asked to wait longer is parked: the job goes on, and the next run asks it again."""
@@ -23,17 +24,36 @@ MAX_WAITS = 20
 BACKOFF_S = (0.5, 8.0)
 PARKED = "parked"
 RATE_LIMITED = "rate_limited"
-OPEN_VERDICTS = frozenset({SENT, PARKED, RATE_LIMITED, "deadline", "connection", "server_error", "bad_request"})
+PATIENCE = 5
+"""As many rejections in a row that name an end, no matter of which requests, end the job."""
+OPEN_VERDICTS = frozenset(
+    {
+        SENT,
+        PARKED,
+        RATE_LIMITED,
+        "deadline",
+        "connection",
+        "server_error",
+        "bad_request",
+        "redirect",
+        "wrong_model",
+        "expired",
+    }
+)
 """Verdicts about the way, not about the answer: such a request is asked again by the next run."""
-UNBILLED_ENDS = frozenset({"unauthorised", "no_model", "quota", "redirect"})
+UNBILLED_ENDS = frozenset({"unauthorised", "no_model", "quota"})
 
 
 class PricedTeacher(Teacher, Protocol):
     """A teacher whose attempts cost money."""
 
-    def worst_case_usd(self, request: Request) -> float: ...
+    def worst_case_usd(self, request: Request, complaint: Rejection | None = None) -> float: ...
 
     def cost_usd(self, usage: tuple[int, int]) -> float: ...
+
+    async def answer(
+        self, request: Request, pictures: Sequence[bytes], complaint: Rejection | None = None
+    ) -> Reply: ...
 
 
 @dataclass
@@ -89,6 +109,7 @@ class Desk:
         self._breaker = breaker or CircuitBreaker()
         self._longest_wait_s = longest_wait_s
         self._not_before = 0.0
+        self._ends = 0
         self._settled = asyncio.Event()
         self.stopped: TeacherError | None = None
         """Why nothing more is asked."""
@@ -112,17 +133,20 @@ class Desk:
 
     async def _until_settled(self, request: Request, exchange: Exchange, pictures: Sequence[bytes]) -> None:
         failures = waits = 0
+        complaint: Rejection | None = None
         while True:
             await self._pause()
             if self.stopped:
                 return
-            rejection = await self._attempt(request, exchange, pictures)
+            rejection = await self._attempt(request, exchange, pictures, complaint)
             if rejection is None:
                 self._breaker.succeeded()
+                self._ends = 0
                 return
             rest = self._rest_after(rejection)
-            if not rejection.again:
+            if not rejection.again or (rejection.problem and complaint):
                 return
+            complaint = rejection if rejection.problem else complaint
             if (rejection.wait_s or 0.0) > self._longest_wait_s:
                 self._ledger.settle(exchange.key, Settlement(PARKED, rejection.raw))
                 return
@@ -134,15 +158,17 @@ class Desk:
                 return
             await self._wait(rejection, failures, rest)
 
-    async def _attempt(self, request: Request, exchange: Exchange, pictures: Sequence[bytes]) -> Rejection | None:
+    async def _attempt(
+        self, request: Request, exchange: Exchange, pictures: Sequence[bytes], complaint: Rejection | None
+    ) -> Rejection | None:
         """Send once and book the outcome; gives the rejection, None for an answer.
 
         A cancelled attempt keeps its "sent" row and its reservation: it may have been billed.
         """
-        worst = await self._reserve(request)
+        worst = await self._reserve(request, complaint)
         self._ledger.begin_attempt(exchange, reserved_usd=worst)
         try:
-            reply = await self._teacher.answer(request, pictures)
+            reply = await self._teacher.answer(request, pictures, complaint)
         except Rejection as rejection:
             cost = 0.0 if rejection.billed is False else self._cost(rejection.usage, worst)
             usage = rejection.usage or (0, 0)
@@ -165,14 +191,20 @@ class Desk:
         self._ledger.settle(key, settlement)
 
     def _rest_after(self, rejection: Rejection) -> float:
-        """The rest that the breaker orders [s]; an answer that is merely unusable says nothing about the endpoint."""
-        unwell = rejection.again or rejection.code == "bad_request"
+        """The rest that the breaker orders [s]; an answer that is merely unusable says nothing about the endpoint.
+
+        Raises the end that the rejection names, where PATIENCE is at an end.
+        """
+        self._ends = self._ends + 1 if rejection.end else 0
+        if rejection.end and self._ends >= PATIENCE:
+            raise rejection.end
+        unwell = (rejection.again and not rejection.problem) or rejection.code == "bad_request"
         return self._breaker.failed() if unwell and rejection.code != RATE_LIMITED else 0.0
 
-    async def _reserve(self, request: Request) -> float:
+    async def _reserve(self, request: Request, complaint: Rejection | None) -> float:
         """Set the worst case aside; where others still hold money they may give back, wait for them first."""
         while True:
-            worst = self._teacher.worst_case_usd(request)
+            worst = self._teacher.worst_case_usd(request, complaint)
             if self._budget.fits(worst) or self._budget.reserved_usd <= 1e-12:
                 self._budget.reserve(worst)
                 return worst

@@ -12,8 +12,9 @@ from pathlib import Path
 from assistant.errors import DatasetError
 from data_gen.evidence import PROMPTS
 from data_gen.filters import text_verdict
+from data_gen.replies import Rejection
 from data_gen.tasks import Question
-from data_gen.teacher import Rejection, Request, Teacher
+from data_gen.teacher import Request, Teacher
 
 SHEETS = PROMPTS / "knowledge"
 FACETS = {

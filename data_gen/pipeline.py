@@ -29,8 +29,9 @@ from data_gen.evidence import Evidence, chance, known_text
 from data_gen.examine import Examiner, content_digest, examine, pictures, redacted
 from data_gen.filters import NearDuplicates, answer_verdict, blind_answers
 from data_gen.ledger import ACCEPTED, Budget, Drafts, Ledger, Row
+from data_gen.replies import Rejection
 from data_gen.tasks import METADATA_PER_IMAGE, Question, questions_about, questions_comparing
-from data_gen.teacher import HostedTeacher, OfflineTeacher, Rejection, Request, Teacher, request_key
+from data_gen.teacher import HostedTeacher, OfflineTeacher, Request, Teacher, request_key
 from data_gen.writer import LineWriter, SplitWriter, card, conversation, write_card
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from assistant.errors import DatasetError
 from data_gen.evidence import PROMPTS, Evidence, chance, pair_slots, prompt_lines, slots_of
 
 METADATA_PER_IMAGE = 2
-_SPECIAL = frozenset({"README", "classes", "sheet", "teacher"})
+_SPECIAL = frozenset({"README", "again", "classes", "sheet", "teacher"})
 _SLOT = re.compile(r"\{(\w+)\}")
 
 

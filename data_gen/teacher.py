@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import email.utils
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from assistant.errors import DatasetError, TeacherError
 from data_gen.egress import Permit, open_client
 from data_gen.evidence import PROMPTS
-from data_gen.filters import clean, refuses
+from data_gen.filters import clean
 from data_gen.ledger import exchange_key
+from data_gen.replies import Rejection, Reply, read_reply, response_format, retry_after
 from data_gen.tasks import Question, prompts_version
 
 if TYPE_CHECKING:
@@ -33,8 +30,6 @@ if TYPE_CHECKING:
 UNKNOWN_IMAGE_TOKENS = 50_000
 """Set aside for a picture until the endpoint has told what pictures cost; formulas differ from model to model."""
 PROBES = 3
-RAW_CHARS = 4_000
-"""Kept of a rejected reply."""
 
 
 @dataclass(frozen=True)
@@ -61,39 +56,6 @@ class Request:
         pair = "s (image 1 and image 2)" if len(self.images) > 1 else ""
         filled = _template(self.template).replace("{pair}", pair).replace("{paraphrases}", str(self.paraphrases))
         return filled.replace("{questions}", self.asked).replace("{known}", self.known or "nothing")
-
-
-@dataclass(frozen=True)
-class Reply:
-    """Answers by question id, several wordings each, and what they cost."""
-
-    answers: Mapping[str, tuple[str, ...]]
-    model: str = ""
-    usage: tuple[int, int] | None = (0, 0)
-    """Tokens in and out; None where the endpoint does not say."""
-
-
-class Rejection(TeacherError):
-    """A reply that cannot be used; `code` is the verdict that goes into the ledger."""
-
-    def __init__(
-        self,
-        verdict: str,
-        raw: str = "",
-        *,
-        again: bool = False,
-        wait_s: float | None = None,
-        billed: bool | None = True,
-    ) -> None:
-        super().__init__(verdict, f"The teacher's reply cannot be used ({verdict}).")
-        self.raw = raw[:RAW_CHARS]
-        self.again = again
-        """Worth another attempt."""
-        self.wait_s = wait_s
-        """How long the endpoint asked to be left alone [s]."""
-        self.billed = billed
-        """None where nobody can tell."""
-        self.usage: tuple[int, int] | None = None
 
 
 class Teacher(Protocol):
@@ -188,54 +150,71 @@ class HostedTeacher:
         """Close the connections."""
         await self._client.close()
 
-    def worst_case_usd(self, request: Request) -> float:
+    def worst_case_usd(self, request: Request, complaint: Rejection | None = None) -> float:
         """What one attempt can cost at most: every byte a token, pictures as dear as the dearest seen so far."""
         seen = self._image_tokens
         per_image = 1.25 * max(seen) if len(seen) >= PROBES else UNKNOWN_IMAGE_TOKENS
-        words = len(request.prompt.encode()) + len(json.dumps(_response_format())) + 64
+        words = len(json.dumps(self.body(request, (), complaint), ensure_ascii=False).encode()) + 64
         return self._price(words + per_image * len(request.images), self._max_tokens(request))
 
     def cost_usd(self, usage: tuple[int, int]) -> float:
         """Price of (input, output) tokens [USD]."""
         return self._price(*usage)
 
-    async def answer(self, request: Request, pictures: Sequence[bytes]) -> Reply:
-        """One attempt, over within the deadline whatever the other side does."""
+    async def answer(self, request: Request, pictures: Sequence[bytes], complaint: Rejection | None = None) -> Reply:
+        """One attempt, over within the deadline whatever the other side does; `complaint` is the reply to mend."""
+        return self.read(await self._post(request, self.body(request, pictures, complaint)), request)
+
+    def body(self, request: Request, pictures: Sequence[bytes], complaint: Rejection | None = None) -> dict[str, Any]:
+        """What is sent, as the body of a chat completion.
+
+        Raises EgressError `not_in_manifest` for a picture that nobody allowed to leave.
+        """
         for picture in pictures:
             self._permit.check(picture)
-        reply = read_reply(await self._post(request, pictures), request)
+        content: list[Any] = [{"type": "text", "text": request.prompt}]
+        content += [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
+        messages: list[Any] = [{"role": "user", "content": content}]
+        if complaint is not None:
+            mend = _template("again").replace("{problem}", complaint.problem)
+            messages += [{"role": "assistant", "content": complaint.raw}, {"role": "user", "content": mend}]
+        return {
+            "model": self._config.model,
+            "messages": messages,
+            "response_format": response_format(),
+            "temperature": 0,
+            "seed": self._config.seed,
+            "max_completion_tokens": self._max_tokens(request),
+        }
+
+    def read(self, body: str, request: Request) -> Reply:
+        """The answers in the body of a reply. Raises Rejection."""
+        reply = read_reply(self._scrub(body), [question.id for question in request.questions])
+        self._check_model(reply)
         if reply.usage is not None and request.images:
             self._image_tokens.append(reply.usage[0] / len(request.images))
-        self._check_model(reply.model)
         return reply
 
-    async def _post(self, request: Request, pictures: Sequence[bytes]) -> str:
+    async def _post(self, request: Request, body: Mapping[str, Any]) -> str:
         """Send, and give the body back as text: the SDK's own parsing trusts it too much."""
         import openai
 
-        content: list[Any] = [{"type": "text", "text": request.prompt}]
-        content += [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
         try:
             async with asyncio.timeout(self._config.deadline_s):
                 raw = await self._client.chat.completions.with_raw_response.create(
-                    model=self._config.model,
-                    messages=[{"role": "user", "content": content}],
-                    response_format=_response_format(),
-                    temperature=0,
-                    seed=self._config.seed,
-                    max_completion_tokens=self._max_tokens(request),
+                    **body,
                     timeout=self._config.deadline_s,
                     extra_headers={"Idempotency-Key": request_key(self, request)},
                 )
-                return self._scrub(raw.http_response.text)
+                return str(raw.http_response.text)
         except (TimeoutError, openai.APITimeoutError):
             raise Rejection("deadline", again=True, billed=None) from None
         except openai.APIStatusError as error:
-            raise self._status(error.status_code, error.response.headers, error.response.text) from None
+            raise self.refused(error.status_code, error.response.headers, error.response.text) from None
         except openai.APIConnectionError as error:
             raise _connection(error) from None
 
-    def _status(self, status: int, headers: Mapping[str, str], body: str) -> TeacherError:
+    def refused(self, status: int, headers: Mapping[str, str], body: str) -> TeacherError:
         """An HTTP error as a rejection of this attempt, or as the end of the job."""
         raw, host = self._scrub(body), self._permit.destination
         wait = retry_after(headers, now=time.time())
@@ -251,9 +230,9 @@ class HostedTeacher:
             case 429:
                 return Rejection("rate_limited", raw, again=True, wait_s=wait, billed=False)
             case _ if 300 <= status < 400:
-                return TeacherError(
-                    "redirect", f"{host} answered with a redirect, which is never followed. Set teach.base_url."
-                )
+                told = f"{host} answers with redirects, which are never followed. Set teach.base_url."
+                end = TeacherError("redirect", told)
+                return Rejection("redirect", raw, again=True, billed=False, end=end)
             case 400 | 422 if "content_filter" in body or "content_policy" in body:
                 return Rejection("filtered", raw, billed=False)
             case 408 | 409 | 425:
@@ -263,14 +242,17 @@ class HostedTeacher:
             case _:
                 return Rejection("bad_request", raw, billed=False)
 
-    def _check_model(self, model: str) -> None:
-        self._answers_as = self._answers_as or model
-        if model != self._answers_as:
-            raise TeacherError(
+    def _check_model(self, reply: Reply) -> None:
+        self._answers_as = self._answers_as or reply.model
+        if reply.model != self._answers_as:
+            end = TeacherError(
                 "model_changed",
-                f"The endpoint now answers as {clean(model)!r}, and this data set was begun with "
+                f"The endpoint now answers as {clean(reply.model)!r}, and this data set was begun with "
                 f"{self._answers_as!r}. Set teach.model to that one, or name a new --out.",
             )
+            rejection = Rejection("wrong_model", clean(reply.model), again=True, end=end)
+            rejection.usage = reply.usage
+            raise rejection
 
     def _max_tokens(self, request: Request) -> int:
         return self._config.max_output_tokens * len(request.questions)
@@ -282,114 +264,6 @@ class HostedTeacher:
     def _scrub(self, text: str) -> str:
         """An endpoint may echo the key; it is never written down."""
         return text.replace(self._client.api_key, "[key]")
-
-
-# -------------------------------------------------------------------------------------------------- what comes back
-
-
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Answered(_Closed):
-    """The wordings of one answer."""
-
-    id: str
-    answers: list[str] = Field(min_length=1, max_length=8)
-
-
-class Body(_Closed):
-    """What a hosted teacher must reply."""
-
-    answers: list[Answered]
-
-
-class _Open(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-
-class _Message(_Open):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(_Open):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Usage(_Open):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(ge=0)
-
-
-class _Completion(_Open):
-    model: str
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-
-def read_reply(body: str, request: Request) -> Reply:
-    """Turn the body of a reply with status 200 into answers.
-
-    Raises Rejection `html`, `bad_reply`, `wrong_type`, `filtered`, `truncated`, `refusal`, `empty` or `wrong_item`.
-    """
-    completion = _completion(body)
-    used = completion.usage
-    usage = None if used is None else (used.prompt_tokens, used.completion_tokens)
-    try:
-        answers = _answers(completion.choices[0], request)
-    except Rejection as rejection:
-        rejection.usage = usage
-        rejection.billed = True if usage else None
-        raise
-    return Reply(answers, completion.model, usage)
-
-
-def _completion(body: str) -> _Completion:
-    try:
-        return _Completion.model_validate(json.loads(body))
-    except ValidationError:
-        raise Rejection("wrong_type", body, again=True, billed=None) from None
-    except (ValueError, RecursionError):
-        verdict = "html" if body.lstrip()[:1] == "<" else "bad_reply"
-        raise Rejection(verdict, body, again=True, billed=None) from None
-
-
-def _answers(choice: _Choice, request: Request) -> dict[str, tuple[str, ...]]:
-    content = choice.message.content
-    if choice.finish_reason == "content_filter":
-        raise Rejection("filtered", content or "")
-    if choice.finish_reason == "length":
-        raise Rejection("truncated", content or "")
-    if choice.message.refusal or content is None:
-        raise Rejection("refusal", choice.message.refusal or "")
-    if not content.strip():
-        raise Rejection("empty", again=True)
-    try:
-        told = Body.model_validate(json.loads(content))
-    except ValidationError:
-        raise Rejection("wrong_type", content, again=True) from None
-    except (ValueError, RecursionError):
-        refused = refuses(content)
-        raise Rejection("refusal" if refused else "bad_reply", content, again=not refused) from None
-    if [answered.id for answered in told.answers] != [question.id for question in request.questions]:
-        raise Rejection("wrong_item", content, again=True)
-    return {answered.id: tuple(map(clean, answered.answers)) for answered in told.answers}
-
-
-def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
-    """Seconds the endpoint asks for, from `retry-after-ms` or `retry-after` (seconds or a date); None for nonsense."""
-    try:
-        if milliseconds := headers.get("retry-after-ms"):
-            wait = float(milliseconds) / 1000
-        else:
-            value = headers.get("retry-after", "")
-            moment = email.utils.parsedate_tz(value)
-            wait = float(value) if moment is None else email.utils.mktime_tz(moment) - now
-    except (ValueError, OverflowError):
-        return None
-    return wait if math.isfinite(wait) and wait > 0 else None
 
 
 def _connection(error: Exception) -> Rejection:
@@ -405,28 +279,6 @@ def _connection(error: Exception) -> Rejection:
 @cache
 def _template(name: str) -> str:
     return (PROMPTS / f"{name}.txt").read_text(encoding="utf-8")
-
-
-def _response_format() -> Any:
-    return {"type": "json_schema", "json_schema": {"name": "answers", "strict": True, "schema": _schema()}}
-
-
-@cache
-def _schema() -> dict[str, Any]:
-    """JSON schema in the subset that strict structured output takes: no length limits."""
-    wordings = {"type": "array", "items": {"type": "string"}}
-    answered = {
-        "type": "object",
-        "properties": {"id": {"type": "string"}, "answers": wordings},
-        "required": ["id", "answers"],
-        "additionalProperties": False,
-    }
-    return {
-        "type": "object",
-        "properties": {"answers": {"type": "array", "items": answered}},
-        "required": ["answers"],
-        "additionalProperties": False,
-    }
 
 
 def _data_url(picture: bytes) -> str:

@@ -41,8 +41,9 @@ from data_gen.desk import PARKED, CircuitBreaker, Desk, ask_all
 from data_gen.egress import Permit, destination_of, grant, redact
 from data_gen.knowledge import FACETS, knowledge_sheets, write_sheet
 from data_gen.ledger import ACCEPTED, Budget, Exchange, Ledger
+from data_gen.replies import Rejection, retry_after
 from data_gen.tasks import Question
-from data_gen.teacher import HostedTeacher, OfflineTeacher, Rejection, ReplayTeacher, Request, request_key, retry_after
+from data_gen.teacher import HostedTeacher, OfflineTeacher, ReplayTeacher, Request, request_key
 
 KEY = "sk-sentinel-0123456789abcdef"
 PICTURE = b"\x89PNG not really"
@@ -176,6 +177,8 @@ MODES: list[tuple[str, Mode, str, bool]] = [
     ("529", status(529), "server_error", True),
     ("400", status(400), "bad_request", False),
     ("429", status(429, retry_after="2"), "rate_limited", True),
+    ("redirect", status(302, location="http://127.0.0.1:1/elsewhere"), "redirect", True),
+    ("redirect within", status(307, location="/v1/elsewhere"), "redirect", True),
 ]
 
 
@@ -187,7 +190,7 @@ def test_a_bad_reply_is_a_named_rejection(mode: Mode, verdict: str, again: bool)
             attempt(server)
         assert (caught.value.code, caught.value.again) == (verdict, again)
         assert len(caught.value.raw) <= 4000
-        assert len(server.seen) == 1
+        assert (len(server.seen), server.strays) == (1, [])
 
 
 @pytest.mark.parametrize("mode", [hang, drip], ids=["hang", "drip"])
@@ -213,14 +216,12 @@ ENDS = [
     (status(403), "unauthorised"),
     (status(404), "no_model"),
     (status(429, b'{"error": {"code": "insufficient_quota"}}'), "quota"),
-    (status(302, location="http://127.0.0.1:1/elsewhere"), "redirect"),
-    (status(307, location="/v1/elsewhere"), "redirect"),
 ]
 
 
 @pytest.mark.parametrize(("mode", "code"), ENDS)
 def test_what_no_attempt_can_mend_ends_the_job(mode: Mode, code: str) -> None:
-    """A wrong key or a redirect is not worth a second picture; a redirect is never followed."""
+    """A wrong key is not worth a second picture."""
     with teacher_server(mode) as server:
         with pytest.raises(TeacherError) as caught:
             attempt(server)
@@ -417,15 +418,55 @@ def test_a_budget_too_small_for_one_request_sends_nothing(tmp_path: Path) -> Non
         assert server.seen == []
 
 
-def test_another_model_string_ends_the_job(tmp_path: Path) -> None:
-    """A data set half of which another model wrote would not be what its card says."""
-    with teacher_server(good, says(answers_to("- shape: x\n- surface: y"), model="m-2027")) as server:
+def test_another_model_string_is_not_an_answer_and_ends_the_job_where_it_stays(tmp_path: Path) -> None:
+    """Half a data set by another model is not what its card says; one stray reply costs one more attempt."""
+    other = says(answers_to("- shape: x\n- surface: y"), model="m-2027")
+    with teacher_server(good, other, good, other) as server:
         office = Office(server, tmp_path)
         assert office.ask(request(0)).stopped is None
-        desk = office.ask(request(1))
+        assert office.ask(request(1)).stopped is None
+        assert [row.model for row in office.exchanges(request(0), request(1))] == ["m-2026-01-01"] * 2
+        desk = office.ask(*map(request, range(2, 12)), concurrency=1)
         assert desk.stopped is not None
         assert desk.stopped.code == "model_changed"
         assert "m-2027" in desk.stopped.message
+        assert len(server.seen) == 3 + desk_module.PATIENCE
+        assert office.exchange(request(2)).verdict == "wrong_model"
+
+
+def test_an_endpoint_that_only_redirects_ends_the_job(tmp_path: Path) -> None:
+    """A captive portal: nothing follows the redirect, and after a few the job stops and says where it was sent."""
+    with teacher_server(status(302, location="http://127.0.0.1:1/login")) as server:
+        desk = Office(server, tmp_path).ask(*map(request, range(10)), concurrency=1)
+        assert desk.stopped is not None
+        assert desk.stopped.code == "redirect"
+        assert (len(server.seen), server.strays) == (desk_module.PATIENCE, [])
+
+
+WRONG_FORMS = {
+    "wrong types": ('{"answers": [{"id": "shape", "answers": "round"}]}', "wrong_type", "answers.0.answers"),
+    "prose": ("The structures are round.", "bad_reply", "not JSON"),
+    "another question": (answers_to("- colour: x"), "wrong_item", "shape, surface"),
+    "blank": (" ", "empty", "empty"),
+}
+
+
+@pytest.mark.parametrize("form", WRONG_FORMS)
+def test_a_reply_in_the_wrong_form_is_asked_again_once_with_what_was_wrong(tmp_path: Path, form: str) -> None:
+    """The second request shows the model its reply and the fault; a second fault is final. Fails if nothing is told."""
+    said, verdict, fault = WRONG_FORMS[form]
+    with teacher_server(says(said), good, says(said)) as server:
+        office = Office(server, tmp_path, max_retries=5)
+        office.ask(request(0))
+        office.ask(request(1))
+        first, second = office.exchanges(request(0), request(1))
+        assert (first.verdict, first.attempts) == (ACCEPTED, 2)
+        assert (second.verdict, second.attempts, second.reply) == (verdict, 2, said)
+        asked, told, mend = server.seen[1].request_body["messages"]
+        assert asked == server.seen[0].request_body["messages"][0]
+        assert told == {"role": "assistant", "content": said}
+        assert fault in mend["content"]
+        assert len(server.seen) == 4
 
 
 # ------------------------------------------------------------------------------------------------------- egress
