@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -80,8 +80,12 @@ def _digitise(signal: np.ndarray, *, bits: int) -> np.ndarray:
     return np.asarray(np.round(signal * 255), dtype=np.uint8)
 
 
-def render(label: str, *, seed: int, size: tuple[int, int] = (480, 640), style: str = "house") -> Synthetic:
+def render(
+    label: str, *, seed: int, size: tuple[int, int] = (480, 640), style: str = "house", dose: float | None = None
+) -> Synthetic:
     """Draw and image one field of view; `size` is rows, columns.
+
+    `dose` [electrons per pixel at white] replaces the instrument's own and nothing else: one scene, another noise.
 
     Raises:
         DatasetError: unknown class or style, or a size too small to draw.
@@ -93,6 +97,8 @@ def render(label: str, *, seed: int, size: tuple[int, int] = (480, 640), style: 
     sample, view, machine, noise = _streams(label, seed, style)
     scene = generator_of(label)(sample, view, size)
     optics = imaging.draw_optics(machine, style=style)
+    if dose is not None:
+        optics = replace(optics, dose=dose)
     group = seed // VIEWS_PER_GROUP
     kind = format_of(group + 3 * CLASSES.index(label), style)
     signal = imaging.emission(scene, optics)
