@@ -26,7 +26,7 @@ class LeanRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., D] -> [.., D]."""
-        normalised: Tensor = _RMSNorm.apply(x, self.weight, self.variance_epsilon)
+        normalised: Tensor = _RMSNorm.apply(x, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
         return normalised
 
 
@@ -39,7 +39,8 @@ class LeanMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., D] -> [.., D]."""
-        z: Tensor = self.down_proj(_SwiGLU.apply(self.gate_proj(x), self.up_proj(x)))
+        inner: Tensor = _SwiGLU.apply(self.gate_proj(x), self.up_proj(x))  # type: ignore[no-untyped-call]
+        z: Tensor = self.down_proj(inner)
         return z
 
 
@@ -67,7 +68,7 @@ class _RMSNorm(torch.autograd.Function):
         return weight * (wide * scale).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         normal = x.to(scale.dtype) * scale
         slope = (grad * weight).to(scale.dtype)
@@ -83,7 +84,7 @@ class _SwiGLU(torch.autograd.Function):
         return F.silu(gate) * up
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
 
