@@ -21,8 +21,23 @@ TRUTH_TOLERANCE = 0.25
 """A measured quantity that misses a known truth by more than this share is not taught."""
 CLEAR_DIFFERENCE = 1.2
 """Ratio from which one of two quantities is called the larger."""
-UNDIRECTED = 0.25
-"""Anisotropy below which there is no preferred direction."""
+UNDIRECTED, DIRECTED = 0.25, 0.6
+"""Anisotropy below which no direction is preferred, and from which one is where no truth says so."""
+SURE = 0.6
+"""A measurement less sure than this is taught only where a known truth confirms it."""
+FEWEST_COUNTED = 5
+"""Fewer objects may be the few that stood out of many, so they are taught only where a known truth confirms them."""
+OF_OBJECTS = frozenset({"count", "mean_diameter", "d10_diameter", "d90_diameter", "aspect_ratio", "nearest_neighbour"})
+ROUND, LONG = 1.3, 1.6
+"""Aspect ratio below which structures are nearly round, and from which they are long."""
+NARROW, BROAD = 1.5, 2.0
+"""Ratio of the 90th to the 10th percentile of the diameters below which sizes are alike, and from which they vary."""
+NOISY = 5.0
+"""[%]"""
+COMPARED = {"mean_diameter": "larger", "count": "more", "coverage": "more_covered", "noise": "noisier"}
+"""Quantities of two pictures that are compared, and the slot that says which is the larger."""
+CANDIDATES = 4
+"""Classes that a question with candidates names."""
 SINGLE_FORMS = frozenset({"comb", "cantilever", "serpentine", "bridge", "gear", "grid"})
 PLURAL_FORMS = frozenset({"lines", "pillars", "holes"})
 REGULARITY = {"periodic": 3, "aligned": 2, "layered": 2, "random": 1, "network": 1, "clustered": 1}
@@ -104,16 +119,35 @@ def chance(*parts: object) -> random.Random:
     return random.Random(hashlib.sha256("\0".join(map(str, parts)).encode()).digest())
 
 
-def slots_of(evidence: Evidence, *, seed: int) -> dict[str, str]:
-    """The words that fill templates about one picture; a slot that is missing is not known."""
+def slots_of(evidence: Evidence, *, seed: int, labels: Mapping[str, int] | None = None) -> dict[str, str]:
+    """The words that fill templates about one picture; a slot that is missing is not known.
+
+    `labels` are all classes of the data set with their numbers of pictures, from which candidates are drawn.
+    """
     slots = _metadata_slots(evidence) | _measured_slots(evidence) | _truth_slots(evidence)
     if evidence.label is not None:
         words = evidence.label.replace("_", " ")
-        slots |= {"class_answer": class_answer(evidence.label), "class_words": words, "class": words, "named": "yes"}
-        slots |= class_words().get(evidence.label, {})
+        slots |= {"class_answer": class_answer(evidence.label), "class_words": words, "named": "yes"}
+        slots |= class_words().get(evidence.label, {"class": f"a sample of the class {words}"})
+        slots |= _candidate_slots(evidence.label, labels or {}, chance(seed, evidence.sha256, "candidates"))
     if {"class", "shape", "surface", "arrangement"} <= slots.keys():
         slots["seen"] = "yes"
     return slots | _offered_slots(evidence, slots, chance(seed, evidence.sha256, "offer"))
+
+
+def _candidate_slots(label: str, labels: Mapping[str, int], rng: random.Random) -> dict[str, str]:
+    """The class among others in random order, each offered about as often where it is wrong as where it is right."""
+    others = {other: count for other, count in labels.items() if other != label}
+    if len(others) < 2:
+        return {}
+    candidates = [label]
+    while others and len(candidates) < CANDIDATES:
+        (drawn,) = rng.choices(list(others), list(others.values()))
+        candidates.append(drawn)
+        del others[drawn]
+    rng.shuffle(candidates)
+    words = [candidate.replace("_", " ") for candidate in candidates]
+    return {"candidates": f"{', '.join(words[:-1])} or {words[-1]}"}
 
 
 def _metadata_slots(evidence: Evidence) -> dict[str, str]:
@@ -137,35 +171,70 @@ def _metadata_slots(evidence: Evidence) -> dict[str, str]:
 
 
 def _measured_slots(evidence: Evidence) -> dict[str, str]:
-    looks = str(evidence.facts["kind"])
-    # Dark particles look like pores to a measurement; where the class is known it decides the word.
-    pores = looks == "pores" and evidence.label in {None, "porous_sponge"}
-    slots = {"looks": looks, "objects": "pores" if pores else "structures"}
+    pores = _has_pores(evidence)
+    slots = {"looks": str(evidence.facts["kind"])}
     values: dict[str, float] = {}
     for fact in evidence.facts["items"]:
-        if fact["value"] is None or not fact["confidence"] or not _agrees(evidence, fact):
+        name = fact["name"]
+        if fact["value"] is None or not fact["confidence"]:
+            # Where the truth has a number the measurement has failed, and there is something to be told.
+            slots |= {} if name in evidence.truth else {f"has_{name}": "no"}
             continue
         text = quantity(fact["value"], fact["unit"])
         # What the auxiliary line leaves out is not taught: nobody reads 317 nm off a picture by eye.
-        if f"{fact['name'].replace('_', ' ')} {text}" in evidence.facts_line:
-            values[fact["name"]] = fact["value"]
-            slots[fact["name"]] = text
+        if f"{name.replace('_', ' ')} {text}" in evidence.facts_line and _may_be_taught(evidence, fact):
+            values[name] = fact["value"]
+            # Without a word for it, the share of dark bodies is no porosity: it may be particles, or the ground.
+            shown = "dark_share" if name == "porosity" and not pores else name
+            slots |= {shown: text, f"has_{shown}": "yes", f"{shown}_method": fact["method"]}
+    return slots | _verdict_slots(values, "pore" if pores else "structure")
+
+
+def _has_pores(evidence: Evidence) -> bool:
+    """Dark bodies are called pores only where the class or the truth says so."""
+    return "porosity" in evidence.truth or "poro" in (evidence.label or "")
+
+
+def _verdict_slots(values: Mapping[str, float], body: str) -> dict[str, str]:
+    """What the measured values amount to, in words."""
+    single = values.get("count") == 1
+    slots = {"objects": body if single else f"{body}s", "were": "was" if single else "were"}
     if "aspect_ratio" in values:
-        slots["elongation"] = "round" if values["aspect_ratio"] < 1.3 else "long"
+        ratio = values["aspect_ratio"]
+        slots["elongation"] = "round" if ratio < ROUND else "long" if ratio >= LONG else "slight"
     if "orientation" in values:
         slots["directed"] = "yes"
     elif values.get("anisotropy", 1.0) < UNDIRECTED:
         slots["directed"] = "no"
+    if {"d10_diameter", "d90_diameter"} <= values.keys():
+        spread = values["d90_diameter"] / max(values["d10_diameter"], 1e-9)
+        slots |= {"spread": "narrow"} if spread < NARROW else {"spread": "broad"} if spread >= BROAD else {}
+    if "coverage" in values:
+        slots["half_covered"] = "yes" if values["coverage"] > 50 else "no"
     if "noise" in values:
-        slots["noisy"] = "yes" if values["noise"] >= 5 else "no"
+        slots["noisy"] = "yes" if values["noise"] >= NOISY else "no"
     return slots
 
 
+def _may_be_taught(evidence: Evidence, fact: Mapping[str, Any]) -> bool:
+    """True for a number that a known truth confirms; without one, for what the measurement is sure of."""
+    name = fact["name"]
+    if isinstance(evidence.truth.get(name), int | float):
+        return _agrees(evidence, fact)
+    measured = {item["name"]: item["value"] for item in evidence.facts["items"]}
+    if name in OF_OBJECTS and (measured.get("count") or 0) < FEWEST_COUNTED and "count" not in evidence.truth:
+        return False
+    if name == "orientation" and (measured.get("anisotropy") or 0) < DIRECTED:
+        return False
+    # A peak in the spectrum of a picture without bodies or lines is as often a trace of the scan or of JPEG.
+    if name == "period" and evidence.facts["kind"] not in {"lines", "particles", "pores"}:
+        return False
+    return float(fact["confidence"]) >= SURE
+
+
 def _agrees(evidence: Evidence, fact: Mapping[str, Any]) -> bool:
-    """False where the truth is known and the measurement misses it: such a number is not taught."""
-    truth = evidence.truth.get(fact["name"])
-    if not isinstance(truth, int | float):
-        return True
+    """False where the measurement misses the truth: such a number is not taught."""
+    truth = float(evidence.truth[fact["name"]])
     scale = (evidence.true_nm_per_pixel or 1.0) if fact["unit"] == "px" else 1.0
     value = float(fact["value"]) * scale
     if fact["name"] == "orientation":
@@ -183,7 +252,10 @@ def _truth_slots(evidence: Evidence) -> dict[str, str]:
     if shape := truth.get("shape"):
         form = "form a" if shape in SINGLE_FORMS else "are"
         slots["are_shape"] = f"{form} {shape}"
-        slots["shape_phrase"] = shape if shape in PLURAL_FORMS else f"{shape} shape"
+        slots["shape_phrase"] = shape if shape in PLURAL_FORMS else f"{_article(shape)} {shape} shape"
+    for name in ("surface", "arrangement"):
+        if name in slots:
+            slots[f"{name}_phrase"] = f"{_article(slots[name])} {slots[name]} {name}"
     if polarity := truth.get("polarity"):
         slots["polarity"] = polarity.split()[0]
     if (defects := truth.get("defects")) is not None:
@@ -195,6 +267,10 @@ def _truth_slots(evidence: Evidence) -> dict[str, str]:
     if (tilt := truth.get("tilt_deg")) is not None:
         slots["tilted"] = "yes" if tilt >= 5 else "no"
     return slots
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -220,6 +296,15 @@ def _offered_slots(evidence: Evidence, slots: Mapping[str, str], rng: random.Ran
             value = max(value, 1.0) if name == "count" else value
             offered[limit] = quantity(value, measured[name]["unit"])
             offered[verdict] = "yes" if measured[name]["value"] > value else "no"
+    if evidence.nm_per_pixel is not None:
+        limit_nm = float(f"{evidence.nm_per_pixel * rng.choice((0.4, 0.5, 0.7, 1.4, 2.0, 2.5)):.1g}")
+        offered["pixel_limit"] = quantity(limit_nm, "nm")
+        offered["pixel_below"] = "yes" if evidence.nm_per_pixel < limit_nm else "no"
+    right, factor = rng.random() < 0.5, rng.choice((0.5, 0.7, 1.5, 2.0))
+    if "period" in slots:
+        period = measured["period"]
+        offered["offered_period"] = quantity(period["value"] * (1.0 if right else factor), period["unit"])
+        offered["offered_period_right"] = "yes" if right else "no"
     return offered
 
 
@@ -247,9 +332,14 @@ def pair_slots(first: Evidence, second: Evidence, *, seed: int) -> dict[str, str
     for name, verdict in (("class", "same_class"), ("surface", "same_surface")):
         if name in one and name in two:
             slots[verdict] = "yes" if one[name] == two[name] else "no"
-    for name, verdict in (("mean_diameter", "larger"), ("count", "more")):
+    for name, verdict in COMPARED.items():
         if winner := _larger(_value(first, name), _value(second, name)):
             slots |= {verdict: winner} if name in one and name in two else {}
+    scales = [None if e.nm_per_pixel is None else (e.nm_per_pixel, "nm") for e in (first, second)]
+    # The finer scale is the one with the smaller pixel.
+    slots |= {"finer": winner} if (winner := _larger(scales[1], scales[0])) else {}
+    calibrated = [str(i + 1) for i in range(2) if scales[i]]
+    slots["calibrated_in"] = {0: "none", 1: "".join(calibrated), 2: "both"}[len(calibrated)]
     ranks = [REGULARITY.get(words.get("arrangement", ""), 0) for words in (one, two)]
     if all(ranks) and ranks[0] != ranks[1]:
         slots["more_regular"] = "1" if ranks[0] > ranks[1] else "2"

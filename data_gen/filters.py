@@ -84,6 +84,15 @@ def refuses(text: str) -> bool:
     return _REFUSAL.search(text) is not None
 
 
+def untrusted_text(texts: Iterable[str]) -> str | None:
+    """`markup` where a file name, tag or label brought markup, a link, a formula or unseen characters into a text."""
+    for text in texts:
+        controls = any(unicodedata.category(letter) == "Cc" for letter in text)
+        if controls or _INVISIBLE.search(text) or _MARKUP.search(text) or _FORMULA.match(text):
+            return "markup"
+    return None
+
+
 def text_verdict(answer: str, *, known: str) -> str | None:
     """Why an answer may not be taught (`empty`, `markup`, `refusal`, `hedge`, `numbers_disagree`, ...), or None."""
     if not answer:
@@ -132,12 +141,12 @@ def blind_answers(counts: Iterable[tuple[str, int, int, str]]) -> dict[str, tupl
     """Questions that the training split answers without the picture -> their answer, and the share of it to keep.
 
     `counts`: (question, rows, rows with the commonest answer, that answer). Thinned to that share, the answer is as
-    frequent as all others together; where there are no others nothing is kept.
+    frequent as all others together; where there are no others nothing is kept. An empty question is not judged.
     """
     return {
         question: (answer, (rows - common) / common)
         for question, rows, common, answer in counts
-        if rows >= BLIND_ROWS and common > BLIND_SHARE * rows
+        if question and rows >= BLIND_ROWS and common > BLIND_SHARE * rows
     }
 
 

@@ -27,10 +27,10 @@ from data_gen.desk import OPEN_VERDICTS, Desk, ask_all, told
 from data_gen.egress import Item, destination_of, grant
 from data_gen.evidence import Evidence, chance, known_text
 from data_gen.examine import Examiner, content_digest, examine, pictures, redacted
-from data_gen.filters import NearDuplicates, answer_verdict, blind_answers
+from data_gen.filters import NearDuplicates, answer_verdict, blind_answers, untrusted_text
 from data_gen.ledger import ACCEPTED, Budget, Drafts, Ledger, Row
 from data_gen.replies import Rejection
-from data_gen.tasks import METADATA_PER_IMAGE, Question, questions_about, questions_comparing
+from data_gen.tasks import PER_IMAGE, Question, conversation_about, questions_about, questions_comparing
 from data_gen.teacher import HostedTeacher, OfflineTeacher, Request, Teacher, request_key
 from data_gen.writer import LineWriter, SplitWriter, card, conversation, write_card
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 Answers = Mapping[str, Sequence[str]]
-FACTUAL_TASKS = frozenset({"classification", "metadata"})
+FACTUAL_TASKS = frozenset({"classification", "metadata", "conversation"})
 """Answered from facts whoever the teacher is: there is nothing to see."""
 MANIFEST = "egress.jsonl"
 BATCH = 64
@@ -243,21 +243,30 @@ class _Lesson:
     def _requests(self, teacher: Teacher) -> Iterator[tuple[tuple[Evidence, ...], Request]]:
         """Every request of the data set in a fixed order, picture by picture, with what is known of its pictures."""
         pairs = pair_up(self.taught, seed=self.config.seed) if "comparison" in self.config.tasks else {}
+        labels = Counter(label for _, _, label in self.taught if label)
         for done, (position, _, _) in enumerate(self.taught, start=1):
             evidence = self._evidence(position)
             for task in self.config.tasks:
                 if task != "comparison":
-                    yield from self._request((evidence,), task, teacher)
+                    yield from self._request((evidence,), task, teacher, labels)
                 elif position in pairs:
-                    yield from self._request((evidence, self._evidence(pairs[position])), task, teacher)
+                    yield from self._request((evidence, self._evidence(pairs[position])), task, teacher, labels)
+            if "vqa" in self.config.tasks:
+                yield from self._conversation(evidence)
             self.progress(done, len(self.taught), "asking")
 
+    def _conversation(self, evidence: Evidence) -> Iterator[tuple[tuple[Evidence, ...], Request]]:
+        config = self.config
+        if turn := conversation_about(evidence, seed=config.seed, paraphrases=config.paraphrases):
+            yield (evidence,), Request((evidence.sha256,), "conversation", (turn,), known_text(evidence))
+
     def _request(
-        self, shown: tuple[Evidence, ...], task: str, teacher: Teacher
+        self, shown: tuple[Evidence, ...], task: str, teacher: Teacher, labels: Mapping[str, int]
     ) -> Iterator[tuple[tuple[Evidence, ...], Request]]:
         config = self.config
-        count = {"vqa": config.questions_per_image, "metadata": METADATA_PER_IMAGE}.get(task, 1)
-        ask = questions_comparing if len(shown) == 2 else functools.partial(questions_about, task=task)
+        count = config.questions_per_image if task == "vqa" else PER_IMAGE.get(task, 1)
+        about = functools.partial(questions_about, task=task, labels=labels)
+        ask = questions_comparing if len(shown) == 2 else about
         questions = ask(
             *shown,
             seed=config.seed,
@@ -368,14 +377,17 @@ class _Lesson:
         teacher: Mapping[str, Any],
     ) -> dict[str, Any] | None:
         """A candidate row, or None where the answer may not be taught."""
-        offline = teacher["name"] == OfflineTeacher.name
+        first, offline = shown[0], teacher["name"] == OfflineTeacher.name
         known = f"{request.known} {question.text}"
-        verdict = None if offline else answer_verdict(wordings, facts=question.answers, known=known)
+        verdict = (
+            untrusted_text([first.label or "", question.text, known, *wordings])
+            if offline
+            else answer_verdict(wordings, facts=question.answers, known=known)
+        )
         files = [evidence.path for evidence in shown]
         if verdict is not None:
             self._reject(verdict, files=files, item=question.id, question=question.text, raw=list(wordings))
             return None
-        first = shown[0]
         provenance = {
             "item": question.id,
             "files": files,
@@ -387,7 +399,7 @@ class _Lesson:
         measured = [evidence.facts for evidence in shown]
         record = {
             "id": "-".join([*(image[:12] for image in request.images), question.id]),
-            "messages": conversation(question.text, wordings[0], images=len(shown)),
+            "messages": conversation(question.text, wordings[0], images=len(shown), history=question.history),
             "task": question.task,
             "facet": question.facet,
             "label": first.label if len({evidence.label for evidence in shown}) == 1 else None,

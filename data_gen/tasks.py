@@ -10,14 +10,18 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from assistant.errors import DatasetError
 from data_gen.evidence import PROMPTS, Evidence, chance, pair_slots, prompt_lines, slots_of
 
-METADATA_PER_IMAGE = 2
+PER_IMAGE = {"caption": 2, "classification": 2, "metadata": 2}
+"""Questions of one picture by task; of captions and classes the item that serving asks is always among them."""
+SERVED = frozenset({"caption", "classification"})
+TURNS = 4
+"""Most turns of a conversation."""
 _SPECIAL = frozenset({"README", "again", "classes", "sheet", "teacher"})
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -44,6 +48,10 @@ class Item:
     task: str = "vqa"
     look: bool = False
     """A teacher that sees the picture may answer where no fact is known."""
+    fixed: bool = False
+    """Every picture has the same answer on purpose."""
+    after: tuple[str, ...] = ()
+    """Items that this one goes on from in a conversation."""
     questions: list[str] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)
     clauses: dict[str, list[Case]] = field(default_factory=dict)
@@ -68,12 +76,14 @@ class Question:
     facet: str
     text: str
     canonical: str
-    """The question apart from its wording: what the blind test holds fixed."""
+    """The question apart from its wording: what the blind test holds fixed; empty where it is not to judge."""
     answers: tuple[str, ...]
     """Wordings of the same answer, the target first; empty where only a teacher that sees can tell."""
     canonical_answer: str
     states: Mapping[str, str]
     """Slots whose values the answers state."""
+    history: tuple[tuple[str, str], ...] = ()
+    """Earlier turns of the conversation: question, answer."""
 
 
 @cache
@@ -93,15 +103,68 @@ def prompts_version() -> str:
 
 
 def questions_about(
-    evidence: Evidence, task: str, *, seed: int, count: int = 1, paraphrases: int = 5, looking: bool = False
+    evidence: Evidence,
+    task: str,
+    *,
+    seed: int,
+    count: int = 1,
+    paraphrases: int = 5,
+    looking: bool = False,
+    labels: Mapping[str, int] | None = None,
 ) -> list[Question]:
     """The questions of one task about one picture, at most `count` of them, spread over the facets.
 
-    With `looking` the teacher sees the picture, so visible qualities are asked though no fact tells them.
+    With `looking` the teacher sees the picture, so visible qualities are asked though no fact tells them. `labels` are
+    the classes of the data set with their numbers of pictures; without them no candidates can be named.
     """
     about = (seed, evidence.sha256, task)
-    asked = _askable(task, slots_of(evidence, seed=seed), about, paraphrases, looking)
-    return _spread(asked, count, chance(*about, "choice"))
+    asked = _askable(task, slots_of(evidence, seed=seed, labels=labels), about, paraphrases, looking)
+    rng = chance(*about, "choice")
+    if task in SERVED:
+        return [*asked[:1], *rng.sample(asked[1:], min(count, len(asked)) - 1)] if asked else []
+    return _spread(_rationed(asked, rng), count, rng)
+
+
+def conversation_about(evidence: Evidence, *, seed: int, paraphrases: int = 5) -> Question | None:
+    """The last turn of a conversation about one picture, with the turns before it; None where the facts give none.
+
+    It opens with any question that another goes on from, and each turn goes on from one before it, the latest first.
+    """
+    about = (seed, evidence.sha256, "conversation")
+    slots = slots_of(evidence, seed=seed)
+    single = [item for item in items() if item.task in {"caption", "vqa", "metadata", "conversation"}]
+    found = {item.name: ask(item, slots, rng=chance(*about, item.name), paraphrases=paraphrases) for item in single}
+    turns = {name: question for name, question in found.items() if question is not None and question.answers}
+    follows = {item.name: item.after for item in single if item.after and item.name in turns}
+    rng = chance(*about, "choice")
+    openers = sorted({name for after in follows.values() for name in after if name in turns and name not in follows})
+    if not openers:
+        return None
+    path = [rng.choice(openers)]
+    while len(path) < TURNS and (following := _next_turns(path, follows)):
+        path.append(rng.choice(following))
+    return _joined([turns[name] for name in path])
+
+
+def _next_turns(path: Sequence[str], follows: Mapping[str, Sequence[str]]) -> list[str]:
+    """What goes on from the latest turn that anything goes on from."""
+    for turn in reversed(path):
+        if following := [name for name, after in follows.items() if turn in after and name not in path]:
+            return following
+    return []
+
+
+def _joined(turns: Sequence[Question]) -> Question:
+    *earlier, last = turns
+    return replace(
+        last,
+        id="conversation",
+        task="vqa",
+        facet="conversation",
+        canonical="",
+        states={name: text for turn in turns for name, text in turn.states.items()},
+        history=tuple((turn.text, turn.answers[0]) for turn in earlier),
+    )
 
 
 def questions_comparing(
@@ -135,7 +198,7 @@ def ask(item: Item, slots: Mapping[str, str], *, rng: random.Random, paraphrases
         task=item.task,
         facet=item.facet,
         text=_filled(item.questions[chosen], slots),
-        canonical=f"{item.name}: {_filled(item.questions[0], slots)}",
+        canonical="" if item.fixed else f"{item.name}: {_filled(item.questions[0], slots)}",
         answers=tuple(dict.fromkeys([*answers[target:], *answers[:target]]))[:paraphrases],
         canonical_answer=answers[0] if answers else "",
         states={name: slots[name] for name in sorted(stated)},
@@ -151,6 +214,13 @@ def _askable(
         if item.task == task
     )
     return [question for question in asked if question is not None and (question.answers or looking)]
+
+
+def _rationed(questions: list[Question], rng: random.Random) -> list[Question]:
+    """At most one of the questions that have the same answer for every picture."""
+    fixed = {item.name for item in items() if item.fixed}
+    chosen = rng.choice([question.id for question in questions if question.id in fixed] or [""])
+    return [question for question in questions if question.id not in fixed or question.id == chosen]
 
 
 def _spread(questions: Sequence[Question], count: int, rng: random.Random) -> list[Question]:
@@ -233,5 +303,9 @@ def _set(item: Item, line: str, path: Path) -> None:
             item.task = value
         case "look":
             item.look = value == "yes"
+        case "fixed":
+            item.fixed = value == "yes"
+        case "after":
+            item.after = tuple(name.strip() for name in value.split(","))
         case _:
             raise DatasetError("bad_prompt", f"{path.name}: {line!r} is not understood. See prompts/README.txt.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -47,8 +48,9 @@ class Request:
 
     @property
     def asked(self) -> str:
-        """The questions, one a line."""
-        return "\n".join(f"- {question.id}: {question.text}" for question in self.questions)
+        """The questions, one a line, each after the turns before it."""
+        turns = (" / ".join([*itertools.chain(*q.history), q.text]) for q in self.questions)
+        return "\n".join(f"- {q.id}: {asked}" for q, asked in zip(self.questions, turns, strict=True))
 
     @property
     def prompt(self) -> str:

@@ -56,13 +56,17 @@ def features() -> Any:
     )
 
 
-def conversation(question: str, answer: str, *, images: int) -> list[dict[str, Any]]:
-    """One turn in the conversational vision format: the pictures stand before the words."""
+def conversation(
+    question: str, answer: str, *, images: int, history: Sequence[tuple[str, str]] = ()
+) -> list[dict[str, Any]]:
+    """Turns in the conversational vision format: the pictures stand before the first words, `history` comes first."""
     shown = [{"type": "image", "text": None} for _ in range(images)]
-    return [
-        {"role": "user", "content": [*shown, {"type": "text", "text": question}]},
-        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-    ]
+    messages = []
+    for asked, answered in (*history, (question, answer)):
+        messages.append({"role": "user", "content": [*shown, {"type": "text", "text": asked}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answered}]})
+        shown = []
+    return messages
 
 
 class SplitWriter:

@@ -28,6 +28,8 @@ from data_gen.tasks import Item, Question, _parse, ask, items, questions_about, 
 
 UNITS = {"count": "", "coverage": "%", "porosity": "%", "aspect_ratio": "", "anisotropy": "", "orientation": "deg"}
 UNITS |= {"contrast": "%", "noise": "%"}
+LABELS = dict.fromkeys(CLASSES, 20)
+SMALL = {"count": 9.0, "mean_diameter": 99.0, "coverage": 60.0, "noise": 9.0}
 
 
 def evidence(index: int = 0, **changes: Any) -> Evidence:
@@ -96,15 +98,15 @@ def test_every_item_has_wordings_enough() -> None:
 def test_every_slot_of_a_prompt_file_can_be_filled() -> None:
     """A misspelt slot would silence an item for ever, without an error."""
     measured = dict.fromkeys(("period", "line_width", "fibre_width", "porosity", "nearest_neighbour"), 200.0)
-    measured |= {"line_edge_roughness": 5.0, "orientation": 40.0, "anisotropy": 0.5, "noise": 4.0}
+    measured |= {"line_edge_roughness": 5.0, "orientation": 40.0, "anisotropy": 0.7, "noise": 4.0}
     measured |= {"d10_diameter": 100.0, "d90_diameter": 500.0}
     names: set[str] = set()
     for i in range(200):
         instrument = {"model": "Helios G4", "magnification": 5000.0, "hv_kv": 5.0, "wd_mm": 4.1, "detector": "ETD"}
         line = "Thermo Helios G4; 5 kV; WD 4.1 mm; mag 5000x; ETD; 4.2 nm/px"
         known = evidence(i, measured=measured, instrument=instrument, metadata_line=line)
-        names |= slots_of(known, seed=0).keys()
-        names |= pair_slots(known, evidence(i + 3, measured={"count": 9.0, "mean_diameter": 99.0}), seed=0).keys()
+        names |= slots_of(known, seed=0, labels=LABELS).keys()
+        names |= pair_slots(known, evidence(i + 3, measured=SMALL, nm_per_pixel=42.0), seed=0).keys()
     missing = {f"{found.name}: {name}" for found in items() for name in found.reads - names}
     assert not missing
 
@@ -295,7 +297,8 @@ def test_facets_are_spread() -> None:
         assert len({question.id for question in questions}) == 8
         chosen.update({question.facet for question in questions})
     assert set(chosen) == {"basics", "morphology", "size_distribution", "surface", "composition", "boundaries",
-                           "environment", "technique", "function", "context"}  # fmt: skip
+                           "environment", "technique", "function", "context", "hypothesis",
+                           "limits"}  # fmt: skip
     assert min(chosen.values()) > 90
 
 

@@ -46,6 +46,8 @@ class Example:
     label: str | None
     group: str
     source: str
+    history: tuple[tuple[str, str], ...] = ()
+    """Earlier turns of the conversation: question, answer."""
 
     @property
     def images_key(self) -> str:
@@ -142,14 +144,14 @@ class Conversations(torch.utils.data.Dataset[Item]):
         turns = [rows[i] for i in random.permutation(len(rows))[: settings.turns]]
         aux = "" if random.random() < settings.aux_dropout else turns[0].aux
         messages: list[Message] = []
-        for turn, row in enumerate(turns):
-            images = len(row.images) if turn == 0 else 0
-            messages.append(Message("user", row.question, images, aux if turn == 0 else ""))
-            messages.append(Message("assistant", row.answer))
+        for question, answer in (turn for row in turns for turn in (*row.history, (row.question, row.answer))):
+            opening = not messages
+            messages.append(Message("user", question, len(turns[0].images) * opening, aux * opening))
+            messages.append(Message("assistant", answer))
         pixels = tuple(self._pixels(image) for image in turns[0].images)
         if settings.augment:
             pixels = tuple(augment(image, random) for image in pixels)
-        matched = f"{turns[0].question} {turns[0].answer}"
+        matched = f"{messages[0].text} {messages[1].text}"
         return Item(Conversation(tuple(messages)), pixels, matched, rows[0].label)
 
     def _key(self, index: int) -> str:
@@ -233,9 +235,8 @@ def _normalised(text: str) -> str:
 
 def _example(row: dict[str, Any], known: dict[bytes, bytes]) -> Example:
     """A row as an Example; `known` makes rows about the same image share its bytes."""
-    user, assistant = row["messages"]
-    question = " ".join(part["text"] for part in user["content"] if part.get("text"))
-    answer = " ".join(part["text"] for part in assistant["content"] if part.get("text"))
+    said = [" ".join(part["text"] for part in turn["content"] if part.get("text")) for turn in row["messages"]]
+    *history, (question, answer) = zip(said[::2], said[1::2], strict=True)
     return Example(
         id=row["id"],
         images=tuple(known.setdefault(image["bytes"], image["bytes"]) for image in row["images"]),
@@ -248,4 +249,5 @@ def _example(row: dict[str, Any], known: dict[bytes, bytes]) -> Example:
         label=row["label"] or None,
         group=row["group"],
         source=row["source"],
+        history=tuple(history),
     )

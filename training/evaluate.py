@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from assistant.measure import Facts
 
 from assistant.chat import Conversation, Message
 from assistant.inference import Assistant, Look
+from assistant.measure import Facts
 from training.baselines import convolutional_accuracy, linear_probe_accuracy
 from training.data import Example, decode_image, load_split
 from training.facts import parse_quantities, yes_or_no
@@ -128,14 +128,20 @@ def answer_examples(
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]
         shown = [[grey or looks[png] for png in rows[i].images] for i in batch]
-        conversations = [
-            Conversation((Message("user", rows[i].question, len(rows[i].images), rows[i].aux if with_aux else ""),))
-            for i in batch
-        ]
+        conversations = [conversation_of(rows[i], aux=rows[i].aux if with_aux else "") for i in batch]
         texts = assistant.complete(conversations, shown, max_new_tokens=ANSWER_TOKENS)
         for i, text in zip(batch, texts, strict=True):
             answers[i] = text
     return answers
+
+
+def conversation_of(row: Example, *, aux: str) -> Conversation:
+    """A row ready for its answer, after the turns before it."""
+    messages: list[Message] = []
+    for question, answer in row.history:
+        messages += [Message("user", question), Message("assistant", answer)]
+    messages.append(Message("user", row.question))
+    return Conversation((replace(messages[0], images=len(row.images), aux=aux), *messages[1:]))
 
 
 def blind_look(assistant: Assistant) -> Look:
