@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -177,18 +177,10 @@ def attach_adapter(student: MaemiForConditionalGeneration, adapter: AdapterConfi
 
     from assistant.adapters import DyAMoPEConfig, DyQLoRAFAConfig
 
-    common: dict[str, Any] = {
-        "r_min": adapter.r_min,
-        "r_max": adapter.r_max,
-        "alpha": adapter.alpha,
-        "z_dropout": adapter.z_dropout,
-        "target_modules": None if adapter.target_modules is None else list(adapter.target_modules),
-    }
-    config = (
-        DyQLoRAFAConfig(**common)
-        if adapter.kind == "dyqlora_fa"
-        else DyAMoPEConfig(**common, experts=adapter.experts, top_k=adapter.top_k)
-    )
+    kind = DyQLoRAFAConfig if adapter.kind == "dyqlora_fa" else DyAMoPEConfig
+    known = {field.name for field in fields(kind)}
+    settings = {key: value for key, value in adapter.model_dump(mode="json").items() if key in known}
+    config = kind(**settings)
     student.decoder.lm = get_peft_model(student.decoder.lm, config, autocast_adapter_dtype=False)
 
 

@@ -87,22 +87,50 @@ class DecoderConfig(Section):
 
 
 class AdapterConfig(Section):
-    """DyQLoRA-FA or DyA-MoPE on the linear layers of the decoder."""
+    """DyQLoRA-FA or DyA-MoPE on the linear layers of the decoder; the PEFT configs have the same names."""
 
     kind: Literal["dyqlora_fa", "dya_mope", "none"] = "dyqlora_fa"
     r_min: Positive = 4
     r_max: Positive = 16
     alpha: float = 16.0
+    rslora: bool = False
+    """Scale by alpha / sqrt(b) instead of alpha / b."""
+    rank_per_layer: bool = False
+    """Draw a rank for each layer in each step, instead of one for all."""
+    rank_update: Literal["prefix", "last"] = "prefix"
+    """Columns of B a step at rank b trains: the first b, or the b-th alone."""
+    precondition: bool = False
+    """Correct the gradient of B for the geometry of the frozen A (LoRA-FA)."""
     z_dropout: Fraction = 0.0
-    experts: Positive = 4
-    top_k: Positive | None = None
     target_modules: tuple[str, ...] | None = None
     """Names of linear layers; None takes all linear layers of the decoder layers."""
 
+    experts: Positive = 4
+    """This and all that follow: of DyA-MoPE alone."""
+    top_k: Positive | None = None
+    """Experts a token uses; None mixes all."""
+    renormalise: bool = True
+    """Make the gates of the top k sum to 1 again."""
+    expert_dropout: Fraction = 0.0
+    """Share of experts a token goes without in training."""
+    expert_A: bool = False
+    """Give each expert a frozen A of its own."""
+    mov_modules: tuple[str, ...] = ()
+    """Targets whose output is also scaled by a mixture of vectors."""
+    router_input: Literal["z", "x"] = "z"
+    """What the router reads: A x, or x itself, which costs the memory that freezing A saves."""
+    router_std: NonNegative = 0.02
+    balance_loss: NonNegative = 0.0
+    z_loss: NonNegative = 0.0
+
     @model_validator(mode="after")
-    def _ranks_ordered(self) -> AdapterConfig:
+    def _consistent(self) -> AdapterConfig:
         if self.r_min > self.r_max:
             raise ValueError(f"r_min {self.r_min} is larger than r_max {self.r_max}")
+        if self.top_k is not None and self.top_k > self.experts:
+            raise ValueError(f"top_k {self.top_k} is larger than experts {self.experts}")
+        if self.precondition and self.rank_update == "last":
+            raise ValueError("precondition needs rank_update 'prefix'")
         return self
 
 

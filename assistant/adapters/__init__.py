@@ -4,7 +4,7 @@
     model = peft.get_peft_model(base, config)
     hold_inactive(model, optimizer)
     for step in ...:
-        set_rank(model, rank_at(seed, step, config.r_min, config.r_max))
+        draw_ranks(model, seed, step)
         ...  # forward, backward, optimizer.step()
 
 Knows nothing about micrographs: any model with linear layers will do, in full precision or in 4-bit NF4.
@@ -14,7 +14,8 @@ from assistant.adapters.config import AdapterError, DyAMoPEConfig, DyQLoRAFAConf
 from assistant.adapters.export import export_lora
 from assistant.adapters.model import DyAMoPEModel, DyQLoRAFAModel, register
 from assistant.adapters.nf4 import prepare_nf4
-from assistant.adapters.rank import hold_inactive, rank_at, set_rank
+from assistant.adapters.precondition import precondition
+from assistant.adapters.rank import draw_ranks, hold_inactive, rank_at, set_rank
 from assistant.adapters.routing import expert_usage_entropy, router_losses
 
 __all__ = [
@@ -23,9 +24,11 @@ __all__ = [
     "DyAMoPEModel",
     "DyQLoRAFAConfig",
     "DyQLoRAFAModel",
+    "draw_ranks",
     "expert_usage_entropy",
     "export_lora",
     "hold_inactive",
+    "precondition",
     "prepare_nf4",
     "rank_at",
     "router_losses",

@@ -8,6 +8,7 @@ QLoRA (2305.14314: a 4-bit base). DyA-MoPE (sLAVA, 2408.15305) mixes E such adap
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 from peft import PeftConfig
@@ -36,6 +37,13 @@ class DynamicRankConfig(PeftConfig):
     """Rank of the stored matrices, and the rank that is used until `set_rank` names another."""
     alpha: float = 16.0
     """A truncation at rank b is a LoRA of rank b with this alpha."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(b) instead of alpha / b, which keeps the size of the update when b grows (2312.03732)."""
+    rank_per_layer: bool = False
+    """Let `draw_ranks` draw a rank for each layer instead of one for all."""
+    rank_update: str = "prefix"
+    """Which columns of B a step at rank b trains: "prefix" all b of them, "last" column b alone (DyLoRA's frozen mode).
+    """
     z_dropout: float = 0.0
     """Dropout on z = A[:b] x. On x it would have to keep x for the backward pass, which is what freezing A avoids."""
     target_modules: list[str] | str | None = None
@@ -54,9 +62,19 @@ class DynamicRankConfig(PeftConfig):
             )
         if not 0.0 <= self.z_dropout < 1.0:
             raise AdapterError("bad_dropout", f"z_dropout {self.z_dropout} is outside [0, 1). Correct it.")
+        if self.rank_update not in ("prefix", "last"):
+            raise AdapterError("bad_update", f"rank_update {self.rank_update!r}: write 'prefix' or 'last'.")
         # sorted lists, so that the same settings always save as the same bytes
         self.target_modules = _names(self.target_modules)
         self.exclude_modules = _names(self.exclude_modules)
+
+    def scale(self, rank: int) -> float:
+        """The factor of the adapter's product at a rank."""
+        return self.alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def trained_columns(self, rank: int) -> slice:
+        """Columns of B that a step at this rank trains."""
+        return slice(rank - 1 if self.rank_update == "last" else 0, rank)
 
 
 @dataclass
@@ -74,7 +92,14 @@ class DyAMoPEConfig(DynamicRankConfig):
 
     experts: int = 4
     top_k: int | None = None
-    """Experts a token uses, gates renormalised over them; None mixes all (soft merging)."""
+    """Experts a token uses; None mixes all (soft merging)."""
+    renormalise: bool = True
+    """Make the gates of the top k sum to 1 again. 2309.05444 does not, and its tokens then get less than one LoRA."""
+    expert_dropout: float = 0.0
+    """Share of experts a token goes without in training; the gates of the others sum to 1, and one always stays."""
+    router_input: str = "z"
+    """What the router reads: "z", all r_max numbers of A x, or "x", the layer's input, as 2309.05444 does.
+    A router on x keeps x for the backward pass and so gives up the memory that freezing A saves."""
     expert_A: bool = False
     """Give each expert a frozen A of its own; its gate then reads its own projection."""
     mov_modules: tuple[str, ...] = ()
@@ -93,6 +118,10 @@ class DyAMoPEConfig(DynamicRankConfig):
         self.mov_modules = tuple(self.mov_modules)
         if self.experts < 1:
             raise AdapterError("bad_experts", f"experts {self.experts} is below 1. Correct it.")
+        if not 0.0 <= self.expert_dropout < 1.0:
+            raise AdapterError("bad_dropout", f"expert_dropout {self.expert_dropout} is outside [0, 1). Correct it.")
+        if self.router_input not in ("z", "x"):
+            raise AdapterError("bad_router", f"router_input {self.router_input!r}: write 'z' or 'x'.")
         if self.top_k is not None and not 1 <= self.top_k <= self.experts:
             raise AdapterError("bad_top_k", f"top_k {self.top_k} is outside 1..{self.experts} experts. Correct it.")
 

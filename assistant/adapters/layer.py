@@ -98,6 +98,19 @@ class DynamicRankLayer(nn.Module, BaseTunerLayer):
         r_max: int = self.settings[adapter_name].r_max
         return r_max if self.current_rank is None else min(self.current_rank, r_max)
 
+    def trained_columns(self, adapter_name: str) -> slice:
+        """Columns of B that the step in progress trains."""
+        columns: slice = self.settings[adapter_name].trained_columns(self.rank_of(adapter_name))
+        return columns
+
+    def active_matrix(self, adapter_name: str) -> Tensor:
+        """B[..., :b], with a gradient for the columns that are trained now."""
+        matrix: Tensor = self.lora_B[adapter_name][..., : self.rank_of(adapter_name)]
+        first = self.trained_columns(adapter_name).start
+        if first == 0:
+            return matrix
+        return torch.cat([matrix[..., :first].detach(), matrix[..., first:]], dim=-1)
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x [..., d_in] -> [..., d_out]."""
         if self.disable_adapters and self.merged:
@@ -158,7 +171,8 @@ class DynamicRankLayer(nn.Module, BaseTunerLayer):
         """Device of the base layer and the dtype it computes in, which for a 4-bit layer may not be known yet."""
         place: Any = self._get_base_layer_device_and_dtype
         device, dtype = place(self.base_layer)
-        return device, dtype or torch.float32
+        # a quantised weight is stored as integers
+        return device, dtype if dtype is not None and dtype.is_floating_point else torch.float32
 
     def _zeros(self, *shape: int) -> Tensor:
         device, dtype = self._place()
@@ -193,13 +207,13 @@ class DyQLoRAFALinear(DynamicRankLayer):
         b = self.rank_of(adapter_name)
         a = self.lora_A[adapter_name].detach()[:b]
         z = F.linear(x.to(a.dtype), a)  # [..., b]
-        z = F.dropout(z, config.z_dropout, self.training) * (config.alpha / b)
-        return y + F.linear(z, self.lora_B[adapter_name][:, :b]).to(y.dtype)
+        z = F.dropout(z, config.z_dropout, self.training) * config.scale(b)
+        return y + F.linear(z, self.active_matrix(adapter_name)).to(y.dtype)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         config: DyQLoRAFAConfig = self.settings[adapter_name]
         b = self.rank_of(adapter_name)
-        return low_rank_product(self.lora_A[adapter_name], self.lora_B[adapter_name], b) * (config.alpha / b)
+        return low_rank_product(self.lora_A[adapter_name], self.lora_B[adapter_name], b) * config.scale(b)
 
 
 @dataclass
@@ -237,7 +251,8 @@ class DyAMoPELinear(DynamicRankLayer):
         self.settings[adapter_name] = config
         self.lora_A[adapter_name] = nn.Parameter(a, requires_grad=False)
         self.lora_B[adapter_name] = nn.Parameter(self._zeros(e, d_out, r))
-        self.lora_router[adapter_name] = nn.Parameter(nn.init.normal_(self._zeros(e, r), std=config.router_std))
+        router = self._zeros(e, r if config.router_input == "z" else d_in)
+        self.lora_router[adapter_name] = nn.Parameter(nn.init.normal_(router, std=config.router_std))
         if any(name == self.name or self.name.endswith(f".{name}") for name in config.mov_modules):
             self.lora_mov[adapter_name] = nn.Parameter(self._zeros(e, d_out) + 1)
 
@@ -246,10 +261,10 @@ class DyAMoPELinear(DynamicRankLayer):
         b = self.rank_of(adapter_name)
         a = self.lora_A[adapter_name].detach()
         z = torch.unflatten(F.linear(x.to(a.dtype), a.flatten(0, -2)), -1, (-1, config.r_max))  # [..., 1 or E, r]
-        gates = self._route(adapter_name, z).to(z.dtype)  # [..., E]
+        gates = self._route(adapter_name, x, z).to(z.dtype)  # [..., E]
         latent = F.dropout(z[..., :b], config.z_dropout, self.training)
-        experts = self.lora_B[adapter_name][..., :b].to(z.dtype)
-        y = y + mix_experts(latent, gates, experts, config.alpha / b).to(y.dtype)
+        experts = self.active_matrix(adapter_name).to(z.dtype)
+        y = y + mix_experts(latent, gates, experts, config.scale(b)).to(y.dtype)
         if adapter_name in self.lora_mov:
             # gates sum to 1, so this is y * sum_e g_e l_e, and exactly y while all l_e are ones
             y = y + y * (gates @ (self.lora_mov[adapter_name].to(z.dtype) - 1)).to(y.dtype)
@@ -265,13 +280,14 @@ class DyAMoPELinear(DynamicRankLayer):
                 "equals it. Keep it apart from the base, or train DyQLoRA-FA to merge or export.",
             )
         a, matrix = self.lora_A[adapter_name].flatten(0, -2), self.lora_B[adapter_name][0]
-        return low_rank_product(a, matrix, b) * (config.alpha / b)
+        return low_rank_product(a, matrix, b) * config.scale(b)
 
-    def _route(self, adapter_name: str, z: Tensor) -> Tensor:
-        """z [..., 1 or E, r] -> gates [..., E] that sum to 1; leaves the losses and the usage in `routing`."""
+    def _route(self, adapter_name: str, x: Tensor, z: Tensor) -> Tensor:
+        """x [..., d_in], z [..., 1 or E, r] -> gates [..., E]; leaves the losses and the usage in `routing`."""
         config: DyAMoPEConfig = self.settings[adapter_name]
-        logits = (z * self.lora_router[adapter_name].to(z.dtype)).sum(-1)  # [..., E]
-        gates: Tensor = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        logits = self._router_logits(adapter_name, x, z)
+        present = drop_experts(logits, config.expert_dropout) if self.training else logits
+        gates: Tensor = present.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         dispatched = gates if config.top_k is None else _top_k_mask(gates, config.top_k)
         if self.training:
             loss = router_loss(logits, gates, dispatched, config)
@@ -280,8 +296,17 @@ class DyAMoPELinear(DynamicRankLayer):
             self.routing.pop(adapter_name, None)
         if config.top_k is None:
             return gates
-        kept = gates * dispatched
-        return kept / kept.sum(-1, keepdim=True)
+        kept: Tensor = gates * dispatched
+        return kept / kept.sum(-1, keepdim=True) if config.renormalise else kept
+
+    def _router_logits(self, adapter_name: str, x: Tensor, z: Tensor) -> Tensor:
+        config: DyAMoPEConfig = self.settings[adapter_name]
+        router = self.lora_router[adapter_name].to(z.dtype)  # [E, r or d_in]
+        if config.router_input == "x":
+            return F.linear(x.to(z.dtype), router)
+        if config.expert_A:
+            return torch.einsum("...er,er->...e", z, router)
+        return F.linear(z.squeeze(-2), router)
 
 
 def low_rank_product(a: Tensor, matrix: Tensor, b: int) -> Tensor:
@@ -300,6 +325,14 @@ def router_loss(logits: Tensor, gates: Tensor, dispatched: Tensor, config: DyAMo
         z_loss = config.z_loss * logits.to(gates.dtype).logsumexp(-1).square().mean()
         loss = z_loss if loss is None else loss + z_loss
     return loss
+
+
+def drop_experts(logits: Tensor, p: float) -> Tensor:
+    """Router logits [..., E] with a share p of them at -inf, so that softmax leaves those experts out; never all."""
+    if not p:
+        return logits
+    dropped = torch.rand(logits.shape, device=logits.device) < p
+    return logits.masked_fill(dropped & ~dropped.all(-1, keepdim=True), -math.inf)
 
 
 def _mean_over_tokens(gates: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ Knows nothing about training or files; saving, loading, switching and deleting a
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
@@ -58,11 +60,33 @@ class DynamicRankModel(BaseTuner):
                 raise AdapterError("not_linear", f"{current_key} is a {kind}. Name linear layers in target_modules.")
             layer = self.layer_class(target, current_key)
             self._replace_module(parent, target_name, layer, target)
+        elif type(layer) is not self.layer_class:
+            there, wanted = type(layer).__name__, self.layer_class.__name__
+            raise AdapterError(
+                "mixed_kinds",
+                f"{current_key} has a {there}, so it cannot take a {wanted}. Put adapters of two kinds on different "
+                "modules, or delete the first.",
+            )
         layer.update_layer(adapter_name, peft_config)
         BaseTunerLayer.set_adapter(layer, self.active_adapters, inference_mode=peft_config.inference_mode)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Adapters stay in the base's compute dtype: PEFT's lift to float32 doubles what a layer keeps."""
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: adapters with different A have no weighted sum of the same rank. Raises `not_combinable`."""
+        raise AdapterError(
+            "not_combinable", "adapters of dynamic rank cannot be combined. Combine what export_lora writes of them."
+        )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse one adapter per row of a batch, which PEFT would drop without a word."""
+        if kwargs.get("adapter_names") is not None:
+            raise AdapterError(
+                "mixed_batch", "adapter_names is not supported: all rows use the active adapter. Split the batch."
+            )
+        yield
 
 
 class DyQLoRAFAModel(DynamicRankModel):

@@ -18,14 +18,17 @@ def adapter_layers(model: nn.Module) -> list[DynamicRankLayer]:
     return [module for module in model.modules() if isinstance(module, DynamicRankLayer)]
 
 
-def rank_at(seed: int, step: int, r_min: int, r_max: int) -> int:
+def rank_at(seed: int, step: int, r_min: int, r_max: int, *, layer: int | None = None) -> int:
     """The rank of an optimizer step, uniform over r_min..r_max: a pure function of seed and step.
+
+    With `layer`, the rank of that layer where every layer has its own.
 
     No generator holds state, so a resumed run, every micro-batch and every data-parallel process draw the same.
     """
     if not 1 <= r_min <= r_max:
         raise AdapterError("bad_rank_range", f"r_min {r_min}, r_max {r_max}: need 1 <= r_min <= r_max. Correct them.")
-    digest = hashlib.blake2b(f"rank/{operator.index(seed)}/{operator.index(step)}".encode(), digest_size=8).digest()
+    key = f"rank/{operator.index(seed)}/{operator.index(step)}" + ("" if layer is None else f"/{layer}")
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return r_min + int.from_bytes(digest, "big") % (r_max - r_min + 1)
 
 
@@ -35,17 +38,24 @@ def set_rank(model: nn.Module, rank: int | None) -> None:
     Set it before the forward pass and leave it until after the backward pass. Nothing changes if any layer refuses.
     Raises AdapterError (a ValueError) `bad_rank`, `merged` or `no_adapter`.
     """
-    layers = adapter_layers(model)
-    if not layers:
-        raise AdapterError("no_adapter", "the model has no DyQLoRA-FA or DyA-MoPE layer. Add one by get_peft_model.")
-    if rank is not None:
-        rank = operator.index(rank)
-        for layer in layers:
-            _check_rank(layer, rank)
-    if any(layer.merged and layer.current_rank != rank for layer in layers):
-        raise AdapterError("merged", f"rank {rank}: the adapter is merged at another rank. Unmerge it first.")
-    for layer in layers:
-        layer.current_rank = rank
+    rank = None if rank is None else operator.index(rank)
+    layers = _some_adapter_layers(model)
+    _assign(layers, [rank] * len(layers))
+
+
+def draw_ranks(model: nn.Module, seed: int, step: int) -> None:
+    """Set the rank of an optimizer step as the adapter's own settings ask: `rank_at` for all layers, or for each.
+
+    Raises as `set_rank` does, which takes the same care.
+    """
+    layers = _some_adapter_layers(model)
+    ranks: list[int | None] = []
+    for position, layer in enumerate(layers):
+        names = layer.active_names()
+        config = layer.settings[names[0]] if names else None
+        own = position if config is not None and config.rank_per_layer else None
+        ranks.append(None if config is None else rank_at(seed, step, config.r_min, config.r_max, layer=own))
+    _assign(layers, ranks)
 
 
 def hold_inactive(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -54,7 +64,8 @@ def hold_inactive(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     Their gradient is zero, yet momentum and weight decay would still move them. Their values and every optimizer state
     of the parameter's shape (both AdamW moments) are put back after the step. Call it once per process, before or after
     accelerate wraps the optimizer, before or after its state is loaded. Block-quantised 8-bit states are put back as
-    stored; the scale of a block they share with active columns may move.
+    stored; the scale of a block they share with active columns may move. A state of another shape, as Adafactor's
+    means over rows, is left to the optimizer.
     """
     held: list[_Held] = []
 
@@ -66,25 +77,26 @@ def hold_inactive(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             columns.put_back(stepping)
         held.clear()
 
-    inner = _innermost(optimizer)
+    inner = innermost(optimizer)
     inner.register_step_pre_hook(remember)
     inner.register_step_post_hook(restore)
 
 
 class _Held(NamedTuple):
-    """Columns first.. of a parameter and of its optimizer states, as they were before a step."""
+    """Columns of a parameter and of its optimizer states, as they were before a step."""
 
     parameter: nn.Parameter
-    first: int
+    columns: slice
     value: Tensor
     states: dict[str, Tensor]
 
     @torch.no_grad()
     def put_back(self, optimizer: torch.optim.Optimizer) -> None:
-        self.parameter[..., self.first :] = self.value
+        self.parameter[..., self.columns] = self.value
         for key, state in _column_states(optimizer, self.parameter).items():
             # a state that the step created has never seen these columns: it starts at zero
-            state[..., self.first :] = self.states.get(key, 0)
+            old = self.states.get(key)
+            state[..., self.columns] = _zero_of(optimizer.state[self.parameter], key) if old is None else old
 
 
 def _inactive_columns(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[_Held]:
@@ -92,11 +104,14 @@ def _inactive_columns(model: nn.Module, optimizer: torch.optim.Optimizer) -> lis
     held = []
     for layer in adapter_layers(model):
         for name, parameter in layer.lora_B.items():
-            first = layer.rank_of(name)
-            if id(parameter) in stepped and first < parameter.shape[-1]:
-                states = _column_states(optimizer, parameter)
-                copies = {key: state[..., first:].clone() for key, state in states.items()}
-                held.append(_Held(parameter, first, parameter.detach()[..., first:].clone(), copies))
+            if id(parameter) not in stepped:
+                continue
+            trained = layer.trained_columns(name)
+            states = _column_states(optimizer, parameter)
+            for columns in (slice(0, trained.start), slice(trained.stop, parameter.shape[-1])):
+                if columns.start < columns.stop:
+                    copies = {key: state[..., columns].clone() for key, state in states.items()}
+                    held.append(_Held(parameter, columns, parameter.detach()[..., columns].clone(), copies))
     return held
 
 
@@ -105,11 +120,35 @@ def _column_states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) ->
     return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape}
 
 
-def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def _zero_of(state: dict[str, Any], key: str) -> Tensor | int:
+    """What a state holds for zero: for bitsandbytes' 8-bit `state1` the code nearest to it in the book `qmap1`."""
+    book = state.get(key.replace("state", "qmap"))
+    return book.abs().argmin() if state[key].dtype == torch.uint8 and book is not None else 0
+
+
+def innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimizer whose `step` does the work; wrappers such as accelerate's keep it as `optimizer`."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = inner
     return optimizer
+
+
+def _some_adapter_layers(model: nn.Module) -> list[DynamicRankLayer]:
+    layers = adapter_layers(model)
+    if not layers:
+        raise AdapterError("no_adapter", "the model has no DyQLoRA-FA or DyA-MoPE layer. Add one by get_peft_model.")
+    return layers
+
+
+def _assign(layers: list[DynamicRankLayer], ranks: list[int | None]) -> None:
+    """Give each layer its rank, or raise before any has changed."""
+    for layer, rank in zip(layers, ranks, strict=True):
+        if rank is not None:
+            _check_rank(layer, rank)
+        if layer.merged and layer.current_rank != rank:
+            raise AdapterError("merged", f"rank {rank}: the adapter is merged at another rank. Unmerge it first.")
+    for layer, rank in zip(layers, ranks, strict=True):
+        layer.current_rank = rank
 
 
 def _check_rank(layer: DynamicRankLayer, rank: int) -> None:
