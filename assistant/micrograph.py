@@ -27,7 +27,8 @@ from assistant.readers import (
     tiff,
     zeiss,
 )
-from assistant.readers.banner import find_banner, solid_bar
+from assistant.readers.banner import find_banner
+from assistant.readers.calibration import calibrate
 from assistant.readers.files import file_bytes, shown, sidecar_texts
 from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits
 from assistant.readers.record import LARGEST_PIXEL, SMALLEST_PIXEL, Calibration, Instrument, Record
@@ -48,8 +49,6 @@ __all__ = [
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
 SUFFIXES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", *rosettasciio.SUFFIXES})
-MISMATCH, MISMATCH_PX = 0.02, 2.0  # two pixel sizes disagree beyond 2 %, two bar lengths also beyond 2 px
-DOUBTFUL = 0.5  # confidence in a pixel size that another source contradicts
 VENDOR_NAMES = {
     "thermo": "Thermo",
     "zeiss": "Zeiss",
@@ -156,8 +155,12 @@ def read_micrograph(
     page: int | None = None,
     limits: ReadLimits = ReadLimits(),  # noqa: B008  (frozen)
     pixel_size_nm: float | None = None,
+    read_bar: bool | None = None,
 ) -> Micrograph:
     """A micrograph from a file or its bytes; `pixel_size_nm` [nm] overrides what the file says.
+
+    The label of the burnt-in scale bar is read (extra `ocr`) where no metadata calibrate or the bar makes their pixel
+    size doubtful; `read_bar` True reads and compares it always, False never.
 
     Raises MicrographError with a code: not_found, not_a_file, empty_file, too_large, too_many_pages, no_such_page,
     unsupported_format, needs_extra, unreadable, bad_pixel_size.
@@ -171,7 +174,7 @@ def read_micrograph(
         frame, records = _decoded(data, path, page, limits)
     except MicrographError as error:
         raise MicrographError(error.code, f"{shown(path)}: {error.message}") from error
-    return _assembled(frame, records, data, path, pixel_size_nm)
+    return _assembled(frame, records, data, path, pixel_size_nm, read_bar)
 
 
 def to_model_input(m: Micrograph, size: int) -> tuple[np.ndarray[Any, np.dtype[np.float32]], Window]:
@@ -254,11 +257,13 @@ def _assembled(
     data: bytes,
     path: Path | None,
     pixel_size_nm: float | None,
+    read_bar: bool | None,
 ) -> Micrograph:
     notes = [*frame.warnings, *(note for record, _ in records for note in record.warnings)]
     banner = _banner(frame, records)
-    notes += _bar_notes(frame, banner, records)
-    calibration = _calibration(records, pixel_size_nm, notes)
+    band = None if banner is None else frame.pixels[slice(*banner)]
+    calibration, remarks = calibrate(records, band, user_nm=pixel_size_nm, read_bar=read_bar)
+    notes += remarks
     if frame.pixels.dtype.kind == "f" and (bad := int(frame.pixels.size - np.isfinite(frame.pixels).sum())):
         notes.append(f"{bad} pixel(s) are NaN or infinite; they are left out of the window.")
     micrograph = Micrograph(
@@ -283,39 +288,6 @@ def _banner(frame: Frame, records: list[tuple[Record, str]]) -> tuple[int, int] 
     if told is not None and told >= height // 2 and not frame.turned:
         return told, height
     return find_banner(frame.pixels)
-
-
-def _bar_notes(frame: Frame, banner: tuple[int, int] | None, records: list[tuple[Record, str]]) -> list[str]:
-    """A burnt-in scale bar of another length than the side-car says: they do not belong together."""
-    expected = next((r.bar_px for r, _ in records if r.bar_px is not None), None)
-    drawn = solid_bar(frame.pixels[slice(*banner)]) if banner and expected else None
-    if drawn is None or expected is None or abs(drawn - expected) <= max(MISMATCH_PX, MISMATCH * expected):
-        return []
-    return [f"The burnt-in scale bar is {drawn} px long, the side-car says {expected:.1f} px: check the pixel size."]
-
-
-def _calibration(
-    records: list[tuple[Record, str]], pixel_size_nm: float | None, notes: list[str]
-) -> Calibration | None:
-    """The user's word, else the first record's; every other source is compared with it."""
-    sized = [(record, where) for record, where in records if record.nm_per_pixel is not None]
-    stated = [(record.nm_per_pixel, where) for record, where in sized]
-    stated += [(size, f"another entry of {where}") for record, where in records for size in record.second_opinions]
-    if pixel_size_nm is not None:
-        chosen, whose = Calibration(float(pixel_size_nm), "user", 1.0), "the user"
-    elif sized:
-        record, whose = sized[0]
-        chosen = Calibration(float(record.nm_per_pixel or 0), record.source, record.confidence)
-    else:
-        notes.append("No pixel size with a unit was found: lengths are in pixels.")
-        return None
-    against = [(s, w) for s, w in stated if s and abs(s / chosen.nm_per_pixel - 1) > MISMATCH]
-    notes += [
-        f"Pixel size: {whose} says {chosen.nm_per_pixel:.4g} nm, {where} {size:.4g} nm; check it."
-        for size, where in against
-    ]
-    doubtful = bool(against) and chosen.source != "user"
-    return replace(chosen, confidence=DOUBTFUL) if doubtful else chosen
 
 
 def _instrument(records: list[tuple[Record, str]]) -> Instrument:

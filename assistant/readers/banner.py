@@ -1,4 +1,4 @@
-"""Finds the burnt-in info bar and its scale bar from pixels alone. Knows nothing about files or vendors.
+"""Finds the burnt-in info bar from pixels alone. Knows nothing about files or vendors.
 
 A specimen has noise, so no grey level owns a row of it. A drawn bar is a flat fill with text on it: one exact level
 owns most of each row, the fill starts at a straight edge across the whole width, and what lies above the edge is
@@ -21,8 +21,6 @@ ABOVE = 8  # rows looked at above the edge
 RULES = 4  # drawn lines across the bar, rows thick at most
 INK = (0.003, 0.6)  # share of the bar that contrasts with the fill: text and scale bar
 RINGING = 0.01  # share of the fill that is a little off: never so in a lossless picture
-BAR_WIDTH = (0.01, 0.6)  # length of a scale bar as a share of the width
-BAR_ROWS = 3
 
 
 def find_banner(pixels: Pixels) -> tuple[int, int] | None:
@@ -120,20 +118,3 @@ def _above_rule(rows: Pixels, row: int, tolerance: int, ink: float) -> int:
 def _stands_out(rows: Pixels, above: int, ink: float) -> bool:
     contrast = np.abs(rows[above + 1] - rows[above]) > ink / 2
     return bool(contrast.mean() >= OTHER_ABOVE)
-
-
-def solid_bar(band: Pixels) -> int | None:
-    """Length [px] of the solid scale bar in an info bar [R, W]: the longest run that several rows share, or None."""
-    rows, _, _ = _levels(band)
-    low, high = int(rows.min()), int(rows.max())
-    values, counts = np.unique(rows, return_counts=True)
-    inked = np.abs(rows - values[counts.argmax()]) > (high - low) / 2
-    shortest, longest = (share * band.shape[1] for share in BAR_WIDTH)
-    runs: dict[tuple[int, int], int] = {}
-    for row in inked:
-        edges = np.flatnonzero(np.diff(np.concatenate(([0], row.view(np.int8), [0]))))
-        for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-            if shortest <= stop - start <= longest:
-                runs[start, stop] = runs.get((start, stop), 0) + 1
-    lengths = [stop - start for (start, stop), count in runs.items() if count >= BAR_ROWS]
-    return max(lengths, default=None)

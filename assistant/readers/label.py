@@ -1,0 +1,152 @@
+"""Puts a drawn scale bar and the text around it together: which label belongs to it, and whether the rest agrees.
+
+Knows nothing about files or vendors. A wrong calibration is worse than none, so every doubt ends without one: the label
+must be a round length beside the bar, must read the same twice, and the magnification or field width in the same info
+bar, where there is one, must fit it.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from assistant.readers.ocr import Line, read_line, read_lines
+from assistant.readers.record import NM_PER_UNIT, SMALLEST_PIXEL
+from assistant.readers.scale_bar import ScaleBar, find_bars, normalised
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+
+SHORTEST_READ = 50  # [px]: one pixel of a bar this long is 2 %, the most a pixel size may be off
+ROUND = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 9.0)
+FARTHEST = 0.2  # between bar and label, as a share of the width
+NEXT_BEST = 2.0  # another label must be this many times as far
+DISPLAY_MM = (60.0, 700.0)  # field width x magnification: a polaroid is 89 to 127 wide, a screen or print up to 500
+SAME_FIELD = 0.03  # a field width is written with three digits
+CONFIRMED, UNCONFIRMED = 0.9, 0.7
+
+_LABEL = re.compile(r"(\d{1,4}(?:\.\d{1,2})?) ?(nm|[uµ]m|mm)(?![\w./])")
+_LENGTH = re.compile(r"(?<![\w.])(\d{1,4}(?:\.\d{1,4})?) ?(nm|[uµ]m|mm)(?![\w./])")
+_TIMES = re.compile(
+    r"(?:^|[ :=(])[x×] ?([\d.,]+) ?(k?)\b(?! ?[x×])|(?:^|[ :=(])([\d.,]+) ?(k?) ?[x×](?=$|[ )])", re.IGNORECASE
+)
+_NUMBER = re.compile(r"\d+(?:\.\d+)?|\d{1,3}(?:,\d{3})+")
+
+
+@dataclass(frozen=True)
+class BarReading:
+    """What an info bar says about the scale: the bar's length, its label, and how sure that is."""
+
+    pixels: float
+    nm: float
+    confidence: float
+    """0 where the rest of the info bar contradicts the label."""
+
+    @property
+    def nm_per_pixel(self) -> float:
+        return self.nm / self.pixels
+
+
+def is_round(nm: float, *, within: float) -> bool:
+    """True where a label could say this length to a relative `within`."""
+    mantissas = [*ROUND, 10.0]
+    scaled = nm / 10.0 ** np.floor(np.log10(nm))
+    return any(abs(scaled / mantissa - 1) <= within for mantissa in mantissas)
+
+
+def read_scale(band: Pixels, *, magnification: float | None = None) -> BarReading | None:
+    """The scale bar of an info bar [R, W] with its label, or None where either cannot be had beyond doubt.
+
+    `magnification` is what the metadata say; that of the info bar itself is read too.
+    """
+    bars = find_bars(band)
+    if not bars:
+        return None
+    grey = np.asarray(np.rint(normalised(band) * 255), np.uint8)  # light ink on a dark ground
+    lines = [_tidy(line) for line in read_lines(grey)]
+    found = _matched(bars, lines, band.shape[1])
+    if found is None or _length(_tidy_text(read_line(_cut(grey, found[1])))) != found[2]:
+        return None
+    bar, _, nm = found
+    return BarReading(bar.length, nm, _confidence(nm / bar.length * band.shape[1], lines, magnification))
+
+
+def _matched(bars: Sequence[ScaleBar], lines: Sequence[Line], width: int) -> tuple[ScaleBar, Line, float] | None:
+    """The bar and label that lie closest together, unless another pair is about as close."""
+    pairs = sorted(
+        (
+            (_distance(bar, line), -bar.length, bar, line, nm)
+            for bar in bars
+            for line in lines
+            if (nm := _length(line.text)) is not None and not _inside(bar, line)
+        ),
+        key=lambda pair: pair[:2],
+    )
+    if not pairs or pairs[0][0] > FARTHEST * width:
+        return None
+    distance, _, bar, line, nm = pairs[0]
+    rivals = [p for p in pairs[1:] if p[0] <= max(NEXT_BEST * distance, 4) and p[4] / p[2].length != nm / bar.length]
+    return None if rivals else (bar, line, nm)
+
+
+def _distance(bar: ScaleBar, line: Line) -> float:
+    across = max(0, line.left - bar.right, bar.left - line.right)
+    down = max(0, line.top - bar.bottom, bar.top - line.bottom)
+    return float(across + down)
+
+
+def _inside(bar: ScaleBar, line: Line) -> bool:
+    """True where the strokes are part of the text itself."""
+    across = min(bar.right, line.right) - max(bar.left, line.left)
+    down = min(bar.bottom, line.bottom) - max(bar.top, line.top)
+    return across > 0.6 * (bar.right - bar.left) and down > 0.6 * (bar.bottom - bar.top)
+
+
+def _length(text: str) -> float | None:
+    """The round length [nm] that a line of text begins with, or None."""
+    found = _LABEL.match(text)
+    if found is None or float(found[1]) <= 0:
+        return None
+    nm = float(f"{float(found[1]) * NM_PER_UNIT[found[2]]:.9g}")
+    return nm if is_round(nm, within=1e-6) else None
+
+
+def _tidy(line: Line) -> Line:
+    return Line(_tidy_text(line.text), line.left, line.top, line.right, line.bottom)
+
+
+def _tidy_text(text: str) -> str:
+    """One micro sign for all, and no space inside a number."""
+    return re.sub(r"(?<=\d) ?\. ?(?=\d)", ".", text.replace("μ", "µ"))
+
+
+def _cut(grey: Pixels, line: Line) -> Pixels:
+    return grey[max(0, line.top) : line.bottom + 1, max(0, line.left) : line.right + 1]
+
+
+def _confidence(field_nm: float, lines: Sequence[Line], magnification: float | None) -> float:
+    """Whether the field width or magnification that stands elsewhere fits; a slip of ten in either is far outside."""
+    widths = [length for line in lines for length in _lengths(line.text)]
+    if any(abs(length / field_nm - 1) <= SAME_FIELD for length in widths):
+        return CONFIRMED
+    stated = [magnification] if magnification else list(_magnifications(lines))
+    if not stated:
+        return UNCONFIRMED
+    fits = [DISPLAY_MM[0] <= field_nm * times / 1e6 <= DISPLAY_MM[1] for times in stated]
+    return CONFIRMED if any(fits) else 0.0
+
+
+def _lengths(text: str) -> Iterator[float]:
+    for number, unit in _LENGTH.findall(text):
+        if (nm := float(number) * NM_PER_UNIT[unit]) > SMALLEST_PIXEL:
+            yield nm
+
+
+def _magnifications(lines: Sequence[Line]) -> Iterator[float]:
+    """ "x4.00k", "X 1,800", "Mag = 105 X": a number beside a times sign, and not one side of "1280 x 960"."""
+    for line in lines:
+        for before, kilo, after, kilo_after in _TIMES.findall(line.text):
+            number = (before or after).strip(",.")
+            if _NUMBER.fullmatch(number) and float(number.replace(",", "")) > 0:
+                yield float(number.replace(",", "")) * (1000 if kilo or kilo_after else 1)
