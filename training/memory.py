@@ -26,6 +26,7 @@ USABLE = 0.93  # share of a card that one process can fill before fragmentation 
 CUDA_CONTEXT = int(0.45 * GIB)  # driver context, libraries and their workspaces
 FP32, BF16 = 4, 2
 NF4_BLOCK, SCALE_BLOCK = 64, 256
+SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # layers that read one tensor
 NF4_CODES = 16 * FP32 + 256 * FP32  # code books of weights and of scales, once per tensor
 
 # ---------------------------------------------------------------------------------- weights
@@ -45,21 +46,25 @@ def linear_bytes(shape: LlamaShape, quantization: str, *, p: int) -> int:
     return shape.layers * sum(nf4_bytes(d_in * d_out) for d_in, d_out in shape.linears.values())
 
 
-def _adapted(shape: LlamaShape, adapter: AdapterConfig) -> list[tuple[int, int]]:
+def _adapted(shape: LlamaShape, adapter: AdapterConfig) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of the adapted linear layers of one decoder layer."""
     if adapter.kind == "none":
-        return []
+        return {}
     wanted = adapter.target_modules or tuple(shape.linears)
-    return [sizes for name, sizes in shape.linears.items() if name in wanted]
+    return {name: sizes for name, sizes in shape.linears.items() if name in wanted}
 
 
 def adapter_parameters(shape: LlamaShape, adapter: AdapterConfig) -> tuple[int, int]:
-    """Trained and frozen parameters of an adapter: B (and routers), and A."""
-    r, experts = adapter.r_max, adapter.experts
+    """Trained and frozen parameters of an adapter: B (with experts also routers and MoV's vectors), and A."""
+    r, routed = adapter.r_max, adapter.kind == "dya_mope"
+    experts = adapter.experts if routed else 1
     trained = frozen = 0
-    for d_in, d_out in _adapted(shape, adapter):
-        frozen += r * d_in
-        trained += r * d_out if adapter.kind == "dyqlora_fa" else experts * (r * d_out + r)
+    for name, (d_in, d_out) in _adapted(shape, adapter).items():
+        frozen += r * d_in * (experts if adapter.expert_A else 1)
+        trained += experts * r * d_out
+        if routed:
+            trained += experts * (r if adapter.router_input == "z" else d_in)
+            trained += experts * d_out if name in adapter.mov_modules else 0
     return shape.layers * trained, shape.layers * frozen
 
 
@@ -120,9 +125,19 @@ def layer_activations(shape: LlamaShape, adapter: AdapterConfig, *, p: int, mask
 
 
 def adapter_activations(shape: LlamaShape, adapter: AdapterConfig, *, p: int) -> int:
-    """Bytes the adapters of one decoder layer keep per token: z, and with experts their gates, also in fp32."""
-    gates = adapter.experts * (FP32 + (p if p != FP32 else 0)) if adapter.kind == "dya_mope" else 0
-    return len(_adapted(shape, adapter)) * (adapter.r_max * p + gates)
+    """Bytes the adapters of one decoder layer keep per token: z, and with experts their gates, also in fp32.
+
+    MoV keeps its layer's output and the mixture that scales it, a router on x each distinct input but that of o_proj,
+    which attention keeps anyway.
+    """
+    adapted = _adapted(shape, adapter)
+    if adapter.kind != "dya_mope":
+        return len(adapted) * adapter.r_max * p
+    gates = adapter.experts * (FP32 + (p if p != FP32 else 0))
+    latents = adapter.r_max * p * (adapter.experts if adapter.expert_A else 1)
+    scaled = sum(2 * p * d_out for name, (_, d_out) in adapted.items() if name in adapter.mov_modules)
+    read = {SAME_INPUT.get(name, name): p * d_in for name, (d_in, _) in adapted.items() if name != "o_proj"}
+    return len(adapted) * (latents + gates) + scaled + (sum(read.values()) if adapter.router_input == "x" else 0)
 
 
 def cross_attention_activations(hidden: int, width: int, heads: int, *, p: int) -> int:
