@@ -28,7 +28,7 @@ from assistant.checkpoint import (
     write_directory,
     write_model,
 )
-from assistant.config import AdapterConfig, Config, dump_config
+from assistant.config import Config, dump_config
 from assistant.errors import RunError
 from training.data import Collator, Conversations, fingerprint, load_split
 from training.stages import InstructionStage
@@ -79,6 +79,7 @@ def parameter_groups(run: Run) -> list[dict[str, Any]]:
     student = run.student
     vision = [p for part in VISION_PARTS for p in getattr(student, part).parameters()]
     if run.config.vit.trainable is False:
+        student.vit.requires_grad_(False)  # else it keeps activations and gradients nobody uses
         frozen = {id(p) for p in student.vit.parameters()}
         vision = [p for p in vision if id(p) not in frozen]
     language = {id(p) for p in student.decoder.lm.parameters()}
@@ -116,10 +117,12 @@ def fit(
     optimizer = torch.optim.AdamW(list(groups), weight_decay=settings.weight_decay, betas=(0.9, 0.98))
     callbacks: list[TrainerCallback] = [Log(out / "metrics.jsonl", progress)]
     if hasattr(run.student.decoder.lm, "peft_config"):
-        from assistant.adapters import hold_inactive
+        from assistant.adapters import hold_inactive, precondition
 
+        if run.config.adapter.precondition:
+            precondition(run.student.decoder.lm, optimizer)
         hold_inactive(run.student.decoder.lm, optimizer)
-        callbacks.append(DynamicRank(run.student.decoder.lm, run.config.adapter, run.config.seed))
+        callbacks.append(DynamicRank(run.student.decoder.lm, run.config.seed))
     if settings.gradient_checkpointing:
         run.student.decoder.lm.activation_checkpointing_enable()
     trainer = StudentTrainer(
@@ -158,7 +161,17 @@ class StudentTrainer(Trainer):
         if "loss" in logs:
             logs |= {name: round(sum(values) / len(values), 5) for name, values in self._parts.items()}
             self._parts.clear()
+            logs |= self._expert_usage()
         super().log(logs, *args, **kwargs)
+
+    def _expert_usage(self) -> dict[str, float]:
+        """How evenly the last step used the experts, where the adapter has several."""
+        if not hasattr(self.run.student.decoder.lm, "peft_config"):
+            return {}
+        from assistant.adapters import expert_usage_entropy
+
+        entropy = expert_usage_entropy(self.run.student.decoder.lm)
+        return {} if entropy is None else {"expert_entropy": round(entropy, 5)}
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -184,17 +197,16 @@ class StudentTrainer(Trainer):
 
 
 class DynamicRank(TrainerCallback):
-    """One rank per optimizer step, f(seed, step): the same for all layers, micro-batches and processes (DyLoRA)."""
+    """The rank of every optimizer step, f(seed, step): the same for all micro-batches and processes (DyLoRA)."""
 
-    def __init__(self, lm: nn.Module, adapter: AdapterConfig, seed: int) -> None:
+    def __init__(self, lm: nn.Module, seed: int) -> None:
         self.lm = lm
-        self.adapter = adapter
         self.seed = seed
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from assistant.adapters import rank_at, set_rank
+        from assistant.adapters import draw_ranks
 
-        set_rank(self.lm, rank_at(self.seed, state.global_step, self.adapter.r_min, self.adapter.r_max))
+        draw_ranks(self.lm, self.seed, state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         from assistant.adapters import set_rank
@@ -229,8 +241,12 @@ def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float)
 
 
 def stage_state(stage: nn.Module) -> dict[str, torch.Tensor]:
-    """Every tensor a stage can change: all its parameters but the frozen weights of the language model."""
-    frozen = {name for name, p in stage.named_parameters() if ".decoder.lm." in name and not p.requires_grad}
+    """Every tensor a stage can change, and the adapter's frozen A, which another device would draw differently."""
+    frozen = {
+        name
+        for name, p in stage.named_parameters()
+        if ".decoder.lm." in name and ".lora_A." not in name and not p.requires_grad
+    }
     kept = {name: p for name, p in stage.named_parameters() if name not in frozen}
     return {name: p.detach().cpu().contiguous() for name, p in kept.items()}
 
