@@ -103,7 +103,7 @@ def test_truth_is_finite_and_agrees_with_the_maps(label: str, images: dict[str, 
     """Coverage is the share of the feature mask; no more objects count than carry a label; sizes fit the frame."""
     for image in images[label]:
         truth = image.truth
-        area = truth["porosity"] if "porosity" in truth else truth["coverage"]
+        area = truth["coverage"] if "coverage" in truth else truth["porosity"]
         assert area == pytest.approx(100 * image.feature.mean(), abs=1e-3)
         numbers = {name: value for name, value in truth.items() if isinstance(value, float)}
         assert all(math.isfinite(value) and value >= 0 for value in numbers.values())

@@ -216,7 +216,9 @@ def _section(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     height = np.where(lid, 13 + 0.5 * rough, height)
     material = np.where(film, tones[1], np.where(base, tones[0], np.where(lid, tones[2], 0.05)))
     material = np.where(film, material * (1 + 0.5 * tilt), material)
-    numbers = {"thickness": float((floor - top).mean()) * nm_per_pixel, "orientation": 90.0}
+    # Columns stand across the layers; along the layers the picture as a whole changes least.
+    lie = float(-np.rad2deg(np.arctan(lean)) % 180)
+    numbers = {"thickness": float((floor - top).mean()) * nm_per_pixel, "orientation": lie}
     words = _words("columnar", "striated", "layered", broad=False, touching="touching", defects=[])
     return Scene(
         height.astype(np.float32), material.astype(np.float32), film, nm_per_pixel, words, numbers=numbers,

@@ -175,6 +175,8 @@ def _gear(rng: Rng, view: Rng, plan: Plan, size: tuple[int, int]) -> None:
         plan.level[(np.abs(off) < 0.08 * radius) & ahead & (q < radius - 0.5 * band_)] = METAL
     plan.ring(0.26 * radius, 0.0)
     plan.ring(0.1 * radius, 0.0, level=0.0)
+    wheel = plan.level > 0
+    plan.labels[wheel] = plan.objects.add(0.0, 0.0, area=float(wheel.sum()))
     plan.numbers |= {"mean_diameter": 2 * radius, "teeth": float(teeth)}
 
 
@@ -246,6 +248,6 @@ def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     }  # fmt: skip
     return Scene(
         blur(sheet.height, 0.5) if not tilt else sheet.height, sheet.material, feature, nm_per_pixel, words,
-        numbers=lengths, labels=labels, objects=plan.objects, count_objects=shape != "gear", size_objects=False,
+        numbers=lengths, labels=labels, objects=plan.objects, size_objects=False,
         tilt_deg=tilt,
     )  # fmt: skip

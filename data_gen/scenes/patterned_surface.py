@@ -197,6 +197,9 @@ def _draw_grid(sample: Rng, view: Rng, size: tuple[int, int], *, scale: float) -
         "touching": "fused", "defects": [],
     }  # fmt: skip
     numbers = {"period": pitch * nm_per_pixel, "line_width": width * nm_per_pixel}
+    if tones[0] > tones[1]:
+        numbers["porosity"] = 100.0 * float((~feature).mean())
+    labels, objects = _openings(along, across, feature, pitch=pitch, width=width)
     material = np.where(feature, tones[0], tones[1]).astype(np.float32)
     return Scene(
         height.astype(np.float32),
@@ -205,8 +208,28 @@ def _draw_grid(sample: Rng, view: Rng, size: tuple[int, int], *, scale: float) -
         nm_per_pixel,
         words,
         numbers=numbers,
-        count_objects=False,
+        labels=labels,
+        objects=objects,
     )
+
+
+def _openings(along: F32, across: F32, feature: Mask, *, pitch: float, width: float) -> tuple[np.ndarray, Objects]:
+    """The openings of a mesh: their label map and table."""
+    row, column = (np.floor(v / pitch).astype(np.int64) for v in (across, along))
+    cell = (row - row.min()) * (int(np.ptp(column)) + 1) + column - column.min()
+    used, labels = np.unique(np.where(feature, -1, cell), return_inverse=True)
+    labels = labels.reshape(feature.shape) + (1 if used[0] >= 0 else 0)
+    objects = Objects()
+    # The frame turns rigidly, so a centre follows from the coordinates along and across at three corners.
+    axes = np.array([[along[0, 1] - along[0, 0], along[1, 0] - along[0, 0]],
+                     [across[0, 1] - across[0, 0], across[1, 0] - across[0, 0]]])  # fmt: skip
+    for number in used[used >= 0].tolist():
+        i, j = divmod(number, int(np.ptp(column)) + 1)
+        middle = np.array([(j + int(column.min()) + 0.5) * pitch - along[0, 0],
+                           (i + int(row.min()) + 0.5) * pitch - across[0, 0]])  # fmt: skip
+        x, y = np.linalg.solve(axes, middle).tolist()
+        objects.add(x, y, area=(pitch - width) ** 2)
+    return labels.astype(np.int32), objects
 
 
 def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:

@@ -28,7 +28,22 @@ def visible(labels: I32, objects: Objects, *, tilt_deg: float = 0.0) -> np.ndarr
     return np.flatnonzero(enough & inside)
 
 
+def as_seen(labels: I32, objects: Objects) -> Objects:
+    """The objects with centre and area of their pixels in sight; an area that a border cuts is not a number."""
+    count = len(objects)
+    flat = labels.ravel()
+    area = np.bincount(flat, minlength=count + 1)[1:].astype(np.float64)
+    rows, columns = np.divmod(np.arange(flat.size), labels.shape[1])
+    x, y = (np.bincount(flat, at, count + 1)[1:] / np.maximum(area, 1) for at in (columns, rows))
+    cut = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    area[cut[cut > 0] - 1] = np.nan
+    return Objects(x.tolist(), y.tolist(), area.tolist(), objects.aspect)
+
+
 def _sizes(objects: Objects, index: np.ndarray, nm_per_pixel: float) -> dict[str, float]:
+    index = index[np.isfinite(np.asarray(objects.area)[index])]
+    if not len(index):
+        return {}
     diameter = 2 * np.sqrt(np.asarray(objects.area)[index] / np.pi) * nm_per_pixel
     d10, d50, d90 = np.percentile(diameter, [10, 50, 90])
     return {
@@ -49,15 +64,16 @@ def _neighbour(objects: Objects, index: np.ndarray, nm_per_pixel: float) -> dict
 
 def _counted(scene: Scene, labels: I32) -> dict[str, float]:
     index = visible(labels, scene.objects, tilt_deg=scene.tilt_deg)
+    # Under a tilt the picture shows bodies from the side, and their sizes and distances are those of the picture.
+    objects = as_seen(labels, scene.objects) if scene.tilt_deg else scene.objects
     numbers: dict[str, float] = {"count": float(len(index))}
     if len(index) and scene.size_objects:
-        numbers |= _sizes(scene.objects, index, scene.nm_per_pixel)
+        numbers |= _sizes(objects, index, scene.nm_per_pixel)
     if len(index):
         aspect = np.asarray(scene.objects.aspect)[index]
         if float(aspect.mean()) > 1.2:
             numbers["aspect_ratio"] = float(aspect.mean())
-        if not scene.tilt_deg:
-            numbers |= _neighbour(scene.objects, index, scene.nm_per_pixel)
+        numbers |= _neighbour(objects, index, scene.nm_per_pixel)
     return numbers
 
 
