@@ -211,6 +211,14 @@ class TeachConfig(Section):
     max_output_tokens: Positive = 400
     downscale: Positive | None = 1024
     """Longest side of an image that is sent out [px]."""
+    keep: tuple[str, ...] = ()
+    """Patterns of file names (`lot7/*`) that never leave; an index.csv may say `egress: no` for a file as well."""
+    redact: tuple[str, ...] = ()
+    """Words that never leave: names of customers, tools, people."""
+    batch: bool = False
+    """The endpoint has OpenAI's batch queue and takes pictures in it."""
+    batch_poll_s: Annotated[float, Field(gt=0)] = 30.0
+    """How often the batch queue is looked at [s]."""
     near_duplicate_bits: Annotated[int, Field(ge=0, le=64)] = 2
     """Two images whose 64-bit difference hashes differ in at most this many bits are duplicates."""
 
