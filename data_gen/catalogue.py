@@ -7,12 +7,13 @@ file names tell the group. Whole groups go to one split, stratified by label, by
 from __future__ import annotations
 
 import csv
+import fnmatch
 import hashlib
 import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _SPLIT_NAMES = {
     "validation": "validation",
     "test": "test",
 }
+_NO = frozenset({"no", "n", "false", "0", "deny", "denied"})
 _COUNTER = re.compile(r"[\s._-]*\d+$")
 
 
@@ -47,6 +49,8 @@ class Entry:
     """Given by the index; None where it is to be assigned."""
     truth: Mapping[str, Any] = field(default_factory=dict)
     nm_per_pixel: float | None = None
+    stays: bool = False
+    """Must not leave the machine, whatever is allowed for the others."""
 
 
 class Catalogue:
@@ -55,8 +59,10 @@ class Catalogue:
     Raises DatasetError `no_images`, `bad_truth` or `bad_index`.
     """
 
-    def __init__(self, images: Path, *, shares: Mapping[str, float], seed: int) -> None:
+    def __init__(self, images: Path, *, shares: Mapping[str, float], seed: int, keep: Sequence[str] = ()) -> None:
+        """`keep`: patterns of names that must not leave the machine, whatever is allowed for the others."""
         self.root = images
+        self._keep = tuple(keep)
         self.warnings: list[str] = []
         self.count = 0
         labels: dict[str, str] = {}
@@ -93,6 +99,8 @@ class Catalogue:
         else:
             entries = _from_folders(self.root)
         for entry in entries:
+            if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in self._keep):
+                entry = replace(entry, stays=True)
             yield _blocked(entry) if self._blocks and entry.split is None else entry
 
 
@@ -115,12 +123,28 @@ def assign_splits(labels: Mapping[str, str], *, shares: Mapping[str, float], see
     return splits
 
 
-def pair_up(taught: Sequence[tuple[int, str, str | None]], *, seed: int) -> dict[int, int]:
-    """A partner for every picture (position, split, label): of its split, and as often of its class as not."""
+Taught = Sequence[tuple[int, str, str | None]]
+"""Position, split and label of pictures."""
+
+
+def in_pair_order(taught: Taught, *, seed: int) -> list[tuple[int, str, str | None]]:
+    """The pictures split by split, shuffled: the order in which neighbours are paired, asked about and written.
+
+    Partners stand near each other in it, so that both are stored once though two pictures of a row share no sample.
+    """
+    order: list[tuple[int, str, str | None]] = []
+    for split in SPLITS:
+        part = [entry for entry in taught if entry[1] == split]
+        chance(seed, split, "pairs").shuffle(part)
+        order += part
+    return order
+
+
+def pair_up(taught: Taught, *, seed: int) -> dict[int, int]:
+    """A partner for every picture: of its split, the next of its own class as often as the next of another."""
     pairs: dict[int, int] = {}
     for split in SPLITS:
         order = [(position, label) for position, where, label in taught if where == split]
-        chance(seed, split, "pairs").shuffle(order)
         by_label: dict[str | None, list[int]] = {}
         for position, label in order:
             by_label.setdefault(label, []).append(position)
@@ -147,8 +171,7 @@ def _quota(count: int, share: float, *, least: int) -> int:
 
 
 def _blocked(entry: Entry) -> Entry:
-    block = f"{entry.group}#{entry.position // BLOCK}"
-    return Entry(entry.position, entry.name, entry.label, block, entry.source, None, entry.truth, entry.nm_per_pixel)
+    return replace(entry, group=f"{entry.group}#{entry.position // BLOCK}")
 
 
 def _from_truth(root: Path) -> Iterator[Entry]:
@@ -190,7 +213,8 @@ def _from_index(root: Path) -> Iterator[Entry]:
                     f"{root / INDEX}, line {position + 2}: path {name!r} or split {split!r} is not usable. Correct it.",
                 ) from None
             group = row.get("group") or _group_hint(name)
-            yield Entry(position, name, row.get("label") or None, group, row.get("source") or name, given)
+            stays = (row.get("egress") or "").strip().lower() in _NO
+            yield Entry(position, name, row.get("label") or None, group, row.get("source") or name, given, stays=stays)
 
 
 def _from_folders(root: Path) -> Iterator[Entry]:

@@ -7,15 +7,19 @@ ledger. Knows nothing about pictures, prompts or HTTP.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
 from assistant.errors import TeacherError
-from data_gen.ledger import ACCEPTED, SENT, Budget, Exchange, Ledger, Settlement
+from data_gen.budget import Budget
+from data_gen.ledger import Ledger
 from data_gen.replies import Rejection, Reply
+from data_gen.tables import ACCEPTED, SENT, Departure, Exchange, Settlement
 from data_gen.teacher import Request, Teacher, request_key
 
 LONGEST_WAIT_S = 60.0
@@ -45,7 +49,10 @@ UNBILLED_ENDS = frozenset({"unauthorised", "no_model", "quota"})
 
 
 class PricedTeacher(Teacher, Protocol):
-    """A teacher whose attempts cost money."""
+    """A teacher elsewhere, whose attempts cost money."""
+
+    @property
+    def destination(self) -> str: ...
 
     def worst_case_usd(self, request: Request, complaint: Rejection | None = None) -> float: ...
 
@@ -102,7 +109,7 @@ class Desk:
         breaker: CircuitBreaker | None = None,
         longest_wait_s: float = LONGEST_WAIT_S,
     ) -> None:
-        self._teacher = teacher
+        self.teacher = teacher
         self._ledger = ledger
         self._budget = budget
         self._max_retries = max_retries
@@ -119,12 +126,12 @@ class Desk:
 
         A request that was settled before is not asked again. Sets `stopped` where no request can be answered.
         """
-        key = request_key(self._teacher, request)
+        key = request_key(self.teacher, request)
         known = self._ledger.exchange(key)
         if self.stopped or (known and known.verdict not in OPEN_VERDICTS):
             return
         exchange = Exchange(
-            key=key, images=" ".join(request.images), prompt=request.prompt, teacher=self._teacher.name, cost_usd=0.0
+            key=key, images=" ".join(request.images), prompt=request.prompt, teacher=self.teacher.name, cost_usd=0.0
         )
         try:
             await self._until_settled(request, exchange, await pictures())
@@ -166,9 +173,10 @@ class Desk:
         A cancelled attempt keeps its "sent" row and its reservation: it may have been billed.
         """
         worst = await self._reserve(request, complaint)
-        self._ledger.begin_attempt(exchange, reserved_usd=worst)
+        leaving = departures(exchange, pictures, self.teacher.destination)
+        self._ledger.begin_attempt(exchange, reserved_usd=worst, departures=leaving)
         try:
-            reply = await self._teacher.answer(request, pictures, complaint)
+            reply = await self.teacher.answer(request, pictures, complaint)
         except Rejection as rejection:
             cost = 0.0 if rejection.billed is False else self._cost(rejection.usage, worst)
             usage = rejection.usage or (0, 0)
@@ -183,7 +191,7 @@ class Desk:
         return None
 
     def _cost(self, usage: tuple[int, int] | None, worst: float) -> float:
-        return worst if usage is None else self._teacher.cost_usd(usage)
+        return worst if usage is None else self.teacher.cost_usd(usage)
 
     def _book(self, key: str, worst: float, settlement: Settlement) -> None:
         self._budget.settle(worst, settlement.cost_usd)
@@ -204,7 +212,9 @@ class Desk:
     async def _reserve(self, request: Request, complaint: Rejection | None) -> float:
         """Set the worst case aside; where others still hold money they may give back, wait for them first."""
         while True:
-            worst = self._teacher.worst_case_usd(request, complaint)
+            worst = self.teacher.worst_case_usd(request, complaint)
+            if self.stopped:
+                raise self.stopped
             if self._budget.fits(worst) or self._budget.reserved_usd <= 1e-12:
                 self._budget.reserve(worst)
                 return worst
@@ -234,20 +244,45 @@ async def ask_all(
 ) -> None:
     """Ask a stream of requests, at most `concurrency` at a time; the stream is read no faster than it is answered."""
     running: set[asyncio.Task[None]] = set()
-    async for request, pictures in requests:
-        if desk.stopped:
-            break
-        running.add(asyncio.create_task(desk.ask(request, pictures)))
-        if len(running) >= concurrency:
-            finished, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        async for request, pictures in requests:
+            if desk.stopped:
+                break
+            running.add(asyncio.create_task(desk.ask(request, pictures)))
+            if len(running) >= concurrency:
+                finished, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                _collect(finished)
+        if running:
+            finished, running = await asyncio.wait(running)
             _collect(finished)
-    if running:
-        _collect((await asyncio.wait(running))[0])
+    finally:
+        if running:
+            # Ctrl-C, or a disk that is full: what was sent is paid for, so its reply is still taken.
+            desk.stopped = desk.stopped or TeacherError(
+                "interrupted", "It was interrupted. Run the same command again."
+            )
+            await asyncio.wait(running)
 
 
 def _collect(finished: set[asyncio.Task[None]]) -> None:
     for task in finished:
         task.result()
+
+
+def departures(exchange: Exchange, pictures: Sequence[bytes], destination: str) -> list[Departure]:
+    """The audit lines of one attempt."""
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    return [
+        Departure(
+            at=at,
+            request=exchange.key,
+            sha256=sha256,
+            sent_sha256=hashlib.sha256(picture).hexdigest(),
+            bytes=len(picture),
+            destination=destination,
+        )
+        for sha256, picture in zip(exchange.images.split(), pictures, strict=True)
+    ]
 
 
 def told(reply: Reply) -> str:

@@ -13,7 +13,7 @@ import ipaddress
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,25 @@ class Item:
     words: str
     """Everything said about the picture beside the question: class, metadata, measured facts."""
     to: str
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a person is asked to allow: the manifest, and how much it lists."""
+
+    manifest: Path
+    sha256: str
+    """Of the manifest's bytes: leave is given to exactly this list."""
+    pictures: int
+    bytes: int
+    destination: str
+
+    def __str__(self) -> str:
+        return f"{self.pictures} pictures ({self.bytes / 1e6:.1f} MB) would leave this machine for {self.destination}"
+
+
+Consent = bool | str | Callable[[Offer], bool]
+"""Who allows it: nobody (False), the caller (True), the manifest's sha256 as a script gives it, or a person asked."""
 
 
 class Permit:
@@ -102,30 +121,38 @@ def destination_of(base_url: str | None) -> str:
     return url
 
 
-def grant(manifest: Path, *, destination: str, allow: bool) -> Permit:
+def grant(manifest: Path, *, destination: str, allow: Consent) -> Permit:
     """Turn the person's leave for a manifest (JSON lines of `Item`) into a permit.
 
-    Raises EgressError `denied` without it, and `bad_manifest` where the manifest names another destination.
+    Raises EgressError `denied` without it or with leave for another manifest, and `bad_manifest` where the manifest
+    names another destination.
     """
     allowed: set[str] = set()
-    size = 0
-    with manifest.open(encoding="utf-8") as stream:
+    size, digest = 0, hashlib.sha256()
+    with manifest.open("rb") as stream:
         for line in stream:
+            digest.update(line)
             item = json.loads(line)
             if item["to"] != destination:
                 raise EgressError("bad_manifest", f"{manifest} was made for {item['to']}. Run teach again to renew it.")
             allowed.add(item["sent_sha256"])
             size += item["bytes"]
-    if not allow:
+    offer = Offer(manifest, digest.hexdigest(), len(allowed), size, destination)
+    if isinstance(allow, str) and allow.strip().lower() != offer.sha256:
         raise EgressError(
             "denied",
-            f"{len(allowed)} pictures ({size / 1e6:.1f} MB) would leave this machine for {destination}; nothing "
-            f"was sent. Read {manifest}, then allow it with --allow-egress.",
+            f"The leave is for another manifest: {offer}; its sha256 is {offer.sha256}, and nothing was sent. "
+            f"Read {manifest}, then give the new sha256.",
+        )
+    if not (allow(offer) if callable(allow) else allow):
+        raise EgressError(
+            "denied",
+            f"{offer}; nothing was sent. Read {manifest}, then allow it with --allow-egress --manifest {offer.sha256}",
         )
     return Permit(destination, frozenset(allowed))
 
 
-def open_client(permit: Permit, *, api_key_env: str) -> AsyncOpenAI:
+def open_client(permit: Permit, *, api_key_env: str, max_reply_bytes: int = MAX_REPLY_BYTES) -> AsyncOpenAI:
     """The one HTTP client of the package: no redirects, no proxies from the environment, no retries of its own.
 
     Raises TeacherError `no_key` where the environment variable is not set.
@@ -143,15 +170,15 @@ def open_client(permit: Permit, *, api_key_env: str) -> AsyncOpenAI:
         http_client=DefaultAsyncHttpxClient(
             follow_redirects=False,
             trust_env=False,
-            transport=_bounded_transport(tls=permit.destination.startswith("https:")),
+            transport=_bounded_transport(max_reply_bytes, tls=permit.destination.startswith("https:")),
         ),
     )
     client.organization = client.project = None  # never taken from the environment
     return client
 
 
-def _bounded_transport(*, tls: bool) -> Any:
-    """A transport whose replies end with an error where they pass MAX_REPLY_BYTES, before they fill the memory."""
+def _bounded_transport(most: int, *, tls: bool) -> Any:
+    """A transport whose replies end with an error where they pass that many bytes, before they fill the memory."""
     import httpx2
 
     class BoundedStream(httpx2.AsyncByteStream):
@@ -162,7 +189,7 @@ def _bounded_transport(*, tls: bool) -> Any:
             received = 0
             async for chunk in self._stream:
                 received += len(chunk)
-                if received > MAX_REPLY_BYTES:
+                if received > most:
                     raise httpx2.DecodingError("the reply is too long")
                 yield chunk
 

@@ -7,175 +7,39 @@ paid reply and never hides a possible bill. Knows nothing about images, prompts,
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, func, select
+from sqlalchemy import Connection, delete, func, inspect, select, text, update
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import DatabaseError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Session
 
-from assistant.errors import DatasetError, TeacherError
+from assistant.errors import DatasetError
+from data_gen.database import Database
+from data_gen.tables import (
+    ACCEPTED,
+    DAMAGED,
+    SENT,
+    Base,
+    Batch,
+    Departure,
+    Exchange,
+    Forgotten,
+    Measurement,
+    Settlement,
+    seal,
+)  # fmt: skip
 
-SENT = "sent"
-"""Verdict of a request whose reply is not known: it may have been billed."""
-ACCEPTED = "accepted"
-
-
-class Base(DeclarativeBase):
-    """Registry of the tables that last."""
-
-
-class Draft(DeclarativeBase):
-    """Registry of the tables that every run derives anew."""
-
-
-class Exchange(Base):
-    """One request to a teacher and what became of it."""
-
-    __tablename__ = "exchanges"
-    key: Mapped[str] = mapped_column(primary_key=True)
-    images: Mapped[str]
-    """sha256 of each image, separated by a space."""
-    prompt: Mapped[str]
-    teacher: Mapped[str]
-    sent_at: Mapped[str] = mapped_column(default="")
-    """UTC of the latest attempt; empty where nothing was sent."""
-    verdict: Mapped[str] = mapped_column(index=True)
-    attempts: Mapped[int] = mapped_column(default=0)
-    reply: Mapped[str] = mapped_column(default="")
-    """JSON of the reply, or the raw text of one that was rejected."""
-    model: Mapped[str] = mapped_column(default="")
-    """The model that says it answered."""
-    cost_usd: Mapped[float] = mapped_column(default=0.0)
-    """Settled cost of all attempts [USD]."""
-    reserved_usd: Mapped[float] = mapped_column(default=0.0)
-    """Worst case of the attempt under way [USD]."""
-    input_tokens: Mapped[int] = mapped_column(default=0)
-    output_tokens: Mapped[int] = mapped_column(default=0)
+VERSION = 2
+"""Of the tables; 1 had no checksums."""
+SEALED: dict[str, type[Exchange] | type[Measurement]] = {"exchanges": Exchange, "measurements": Measurement}
 
 
-class Measurement(Base):
-    """What reading and measuring one file gave, so that a resumed run does not measure it again."""
-
-    __tablename__ = "measurements"
-    key: Mapped[str] = mapped_column(primary_key=True)
-    """Digest of the file, its side-cars and the version of the measurement."""
-    record: Mapped[str]
-
-
-class Specimen(Draft):
-    """What is known of one picture, by its position in the catalogue."""
-
-    __tablename__ = "specimens"
-    position: Mapped[int] = mapped_column(primary_key=True)
-    record: Mapped[str]
-
-
-class Row(Draft):
-    """One candidate row of the data set."""
-
-    __tablename__ = "rows"
-    position: Mapped[int] = mapped_column(primary_key=True)
-    split: Mapped[str] = mapped_column(index=True)
-    question: Mapped[str]
-    """What the blind test holds fixed: the item and its question, apart from the wording."""
-    answer: Mapped[str]
-    """What the blind test predicts."""
-    record: Mapped[str]
-
-
-@dataclass(frozen=True)
-class Settlement:
-    """Outcome of one attempt."""
-
-    verdict: str
-    reply: str = ""
-    model: str = ""
-    cost_usd: float = 0.0
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-
-def exchange_key(images: Sequence[str], prompt: str, model: str, params: Mapping[str, Any]) -> str:
-    """sha256 over the content of a request: the same question about the same pixels is the same key."""
-    content = json.dumps([list(images), prompt, model, dict(params)], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-class Budget:
-    """Money that may still be spent; the worst case is set aside before a request leaves, so the limit is hard."""
-
-    def __init__(self, limit_usd: float | None, *, spent_usd: float = 0.0) -> None:
-        self.limit_usd = limit_usd
-        self.spent_usd = spent_usd
-        self.reserved_usd = 0.0
-
-    def fits(self, worst_usd: float) -> bool:
-        """True where the worst case still fits under the limit (a micro-cent of rounding is forgiven)."""
-        return self.limit_usd is None or (self.spent_usd + self.reserved_usd + worst_usd <= self.limit_usd + 1e-9)
-
-    def reserve(self, worst_usd: float) -> None:
-        """Set the worst case aside.
-
-        Raises TeacherError `budget` where it does not fit.
-        """
-        if not self.fits(worst_usd):
-            raise TeacherError(
-                "budget",
-                f"The next request may cost {worst_usd:.4f} USD, and {self.spent_usd:.4f} of {self.limit_usd:.4f} "
-                "USD are spent. Run the same command with a larger --budget to go on.",
-            )
-        self.reserved_usd += worst_usd
-
-    def settle(self, worst_usd: float, cost_usd: float) -> None:
-        """Give a reservation back and book what it really cost."""
-        self.reserved_usd -= worst_usd
-        self.spent_usd += cost_usd
-
-
-class Store:
-    """An SQLite file written with one commit per call; errors of the disk are told, not raised through."""
-
-    def __init__(self, path: Path, *, tables: type[DeclarativeBase], durable: bool) -> None:
-        self._path = path
-        self._engine = _open(path, durable=durable)
-        with _disk_errors(path):
-            tables.metadata.create_all(self._engine)
-
-    def close(self) -> None:
-        """Fold the write-ahead log into the file."""
-        self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _replace(self, table: type[DeclarativeBase], rows: Sequence[Mapping[str, Any]]) -> None:
-        if rows:
-            with self._session() as session:
-                session.execute(insert(table).prefix_with("OR REPLACE"), list(rows))
-
-    @contextmanager
-    def _session(self) -> Iterator[Session]:
-        with (
-            _disk_errors(self._path),
-            Session(self._engine, expire_on_commit=False) as session,
-            session.begin(),
-        ):
-            yield session
-
-
-class Ledger(Store):
+class Ledger(Database):
     """The account book of one data set; one writer at a time.
 
     Raises DatasetError `locked` where another process is writing, `disk` where the file cannot be written.
@@ -183,28 +47,88 @@ class Ledger(Store):
 
     def __init__(self, path: Path) -> None:
         self._lock = _take_lock(path.with_name(f".{path.name}.lock"))
-        super().__init__(path, tables=Base, durable=True)
+        self.damaged = 0
+        """Rows that the disk no longer holds as they were written."""
+        try:
+            super().__init__(path, tables=Base, durable=True)
+            self._quarantine()
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     def close(self) -> None:
         """Close the book and let go of the lock."""
         super().close()
         os.close(self._lock)
 
-    def begin_attempt(self, exchange: Exchange, *, reserved_usd: float = 0.0) -> None:
+    def _prepare(self, tables: type[DeclarativeBase]) -> None:
+        """Make the tables, or bring those of an older version up to this one."""
+        with self._engine.begin() as connection:
+            version = int(connection.scalar(text("PRAGMA user_version")) or 0)
+            if version > VERSION:
+                raise DatasetError(
+                    "newer_ledger",
+                    f"{self._path} was written by a newer version (tables {version}, known {VERSION}). Update MAEMI.",
+                )
+            if version < VERSION:
+                old = set(inspect(connection).get_table_names())
+                for table in old & SEALED.keys():
+                    connection.execute(text(f"ALTER TABLE {table} ADD COLUMN digest VARCHAR NOT NULL DEFAULT ''"))
+                tables.metadata.create_all(connection)
+                self._seal_all(connection, old & SEALED.keys())
+                connection.execute(text(f"PRAGMA user_version = {VERSION}"))
+
+    def _seal_all(self, connection: Connection, tables: Iterable[str]) -> None:
+        for name in tables:
+            table = SEALED[name]
+            for key in connection.scalars(select(table.key)).all():
+                row = connection.execute(select(table).where(table.key == key)).one()
+                connection.execute(update(table).where(table.key == key).values(digest=seal(row._asdict())))
+
+    def _quarantine(self) -> None:
+        """Set rows with a wrong checksum aside: what was measured is measured again, what was told is not used."""
+        with self._session() as session:
+            for table in SEALED.values():
+                rows = session.execute(select(*table.__table__.columns).execution_options(yield_per=200))
+                torn = [row.key for row in rows if seal(row._asdict()) != row.digest]
+                self.damaged += len(torn)
+                for key in torn:
+                    row = session.get_one(table, key)
+                    if isinstance(row, Exchange):
+                        row.verdict = DAMAGED
+                    else:
+                        session.delete(row)
+
+    def begin_attempt(
+        self, exchange: Exchange, *, reserved_usd: float = 0.0, departures: Sequence[Departure] = ()
+    ) -> None:
         """Write the request down before it is sent; money of an attempt that never came back stays booked."""
         with self._session() as session:
-            row = session.get(Exchange, exchange.key)
-            if row is None:
-                row = exchange
-                row.attempts, row.cost_usd, row.reserved_usd = 0, 0.0, 0.0
-                row.input_tokens = row.output_tokens = 0
-                row.reply = row.model = ""
-                session.add(row)
-            row.verdict = SENT
-            row.sent_at = datetime.now(UTC).isoformat(timespec="seconds")
-            row.attempts += 1
-            row.cost_usd += row.reserved_usd
-            row.reserved_usd = reserved_usd
+            self._begin(session, exchange, reserved_usd, departures)
+
+    def begin_batch(self, batch: Batch, attempts: Iterable[tuple[Exchange, float, Sequence[Departure]]]) -> None:
+        """Write a batch and its requests (exchange, money set aside [USD], departures) down, in one commit."""
+        with self._session() as session:
+            session.add(batch)
+            for exchange, reserved_usd, departures in attempts:
+                self._begin(session, exchange, reserved_usd, departures)
+
+    def _begin(
+        self, session: Session, exchange: Exchange, reserved_usd: float, departures: Sequence[Departure]
+    ) -> None:
+        row = session.get(Exchange, exchange.key)
+        if row is None:
+            row = exchange
+            row.attempts, row.cost_usd, row.reserved_usd = 0, 0.0, 0.0
+            row.input_tokens = row.output_tokens = 0
+            row.reply = row.model = ""
+            session.add(row)
+        row.verdict = SENT
+        row.sent_at = _now()
+        row.attempts += 1
+        row.cost_usd += row.reserved_usd
+        row.reserved_usd = reserved_usd
+        session.add_all(departures)
 
     def settle(self, key: str, settlement: Settlement) -> None:
         """Book the outcome of the attempt under way."""
@@ -223,6 +147,7 @@ class Ledger(Store):
         if exchanges:
             free = {"attempts": 1, "cost_usd": 0.0, "reserved_usd": 0.0, "input_tokens": 0, "output_tokens": 0}
             rows = [{"sent_at": "", "verdict": ACCEPTED, **free, **exchange} for exchange in exchanges]
+            rows = [{**row, "digest": seal(row)} for row in rows]
             with self._session() as session:
                 session.execute(insert(Exchange).on_conflict_do_nothing(), rows)
 
@@ -262,76 +187,53 @@ class Ledger(Store):
 
     def add_measurement(self, key: str, record: Mapping[str, Any]) -> None:
         """Keep what measuring one file gave."""
-        self._replace(Measurement, [{"key": key, "record": json.dumps(record, sort_keys=True)}])
+        row = {"key": key, "record": json.dumps(record, sort_keys=True)}
+        self._replace(Measurement, [{**row, "digest": seal(row)}])
 
-
-class Drafts(Store):
-    """Specimens and candidate rows of one run, on disk because they do not fit in memory; begun empty, thrown away."""
-
-    def __init__(self, path: Path) -> None:
-        for leftover in path.parent.glob(f"{path.name}*"):
-            leftover.unlink()
-        super().__init__(path, tables=Draft, durable=False)
-
-    def close(self) -> None:
-        """Close and remove the file."""
-        super().close()
-        for leftover in self._path.parent.glob(f"{self._path.name}*"):
-            leftover.unlink()
-
-    def add_specimens(self, records: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-        """Keep what is known of pictures, by position."""
-        self._replace(Specimen, [{"position": at, "record": json.dumps(record)} for at, record in records])
-
-    def specimen(self, position: int) -> dict[str, Any]:
-        """What is known of the picture at that position."""
+    def open_batches(self) -> list[Batch]:
+        """Batches whose replies were not taken yet, in the order of their names."""
         with self._session() as session:
-            return dict(json.loads(session.get_one(Specimen, position).record))
+            return list(session.scalars(select(Batch).where(Batch.done.is_(False)).order_by(Batch.name)))
 
-    def add_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add candidate rows (dicts of the columns of `Row`)."""
-        self._replace(Row, rows)
-
-    def rows(self, split: str) -> Iterator[Row]:
-        """The candidate rows of a split by position, streamed."""
+    def note_batch(self, name: str, *, provider_id: str = "", done: bool = False) -> None:
+        """Keep what the provider calls a batch, and whether all its replies were taken."""
         with self._session() as session:
-            query = select(Row).where(Row.split == split).order_by(Row.position)
-            yield from session.scalars(query.execution_options(yield_per=64))
+            row = session.get_one(Batch, name)
+            row.provider_id, row.done = provider_id or row.provider_id, done
 
-    def answer_counts(self, split: str) -> list[tuple[str, int, int, str]]:
-        """Per question of the split: (question, rows, rows with the commonest answer, that answer)."""
-        same = select(Row.question, Row.answer, func.count().label("n")).where(Row.split == split)
-        same_answer = same.group_by(Row.question, Row.answer).order_by(Row.answer).subquery()
-        # SQLite takes a bare column from the row that holds the maximum.
-        c = same_answer.c
-        query = select(c.question, func.sum(c.n), func.max(c.n), c.answer).group_by(c.question)
+    def export_departures(self, path: Path) -> int:
+        """Write the audit trail, one JSON line for every picture that left; gives their number."""
+        count = 0
+        with self._session() as session, path.open("w", encoding="utf-8") as stream:
+            for row in session.execute(select(Departure.__table__).order_by(Departure.id)).mappings():
+                stream.write(json.dumps(dict(row)) + "\n")
+                count += 1
+        return count
+
+    def forget(self, sha256: str) -> int:
+        """Delete all that is known or was told about a micrograph, and never take it up again; gives the rows deleted.
+
+        Its hash and its departures stay: that it was here, that it left, and that it was deleted can be audited.
+        """
         with self._session() as session:
-            counts = session.execute(query)
-            return [(str(question), int(rows), int(common), str(answer)) for question, rows, common, answer in counts]
+            about = delete(Exchange).where(Exchange.images.contains(sha256)).returning(Exchange.key)
+            named = Measurement.record.contains(f'"sha256": "{sha256}"')
+            measured = delete(Measurement).where(named).returning(Measurement.key)
+            gone = sum(len(session.scalars(query).all()) for query in (about, measured))
+            session.merge(Forgotten(sha256=sha256, at=_now()))
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM"))
+            connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+        return gone
+
+    def forgotten(self) -> frozenset[str]:
+        """sha256 of every micrograph that was deleted on request."""
+        with self._session() as session:
+            return frozenset(session.scalars(select(Forgotten.sha256)))
 
 
-def _open(path: Path, *, durable: bool) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        # A full sync per commit: what was paid for survives even a power cut.
-        connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
-
-    return engine
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except DatabaseError as error:
-        raise DatasetError(
-            "disk",
-            f"{path} cannot be read or written ({error.orig}). Free space or name another --out, then run the "
-            "same command again: nothing that was booked is lost.",
-        ) from None
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _take_lock(path: Path) -> int:

@@ -16,74 +16,46 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assistant.chat import auxiliary_text, number_lines
 from assistant.errors import DatasetError, MicrographError, TeacherError
-from data_gen.catalogue import SPLITS, Catalogue, Entry, pair_up
+from data_gen.batches import BatchDesk
+from data_gen.budget import Budget, Estimate
+from data_gen.card import Tally, card, write_examples
+from data_gen.catalogue import SPLITS, Catalogue, Entry, in_pair_order, pair_up
+from data_gen.claims import claim_verdict
 from data_gen.desk import OPEN_VERDICTS, Desk, ask_all, told
-from data_gen.egress import Item, destination_of, grant
-from data_gen.evidence import Evidence, chance, known_text
+from data_gen.drafts import Drafts, Row
+from data_gen.egress import Consent, Item, destination_of, grant
+from data_gen.evidence import Evidence, chance, class_words, known_text
 from data_gen.examine import Examiner, content_digest, examine, pictures, redacted
-from data_gen.filters import NearDuplicates, answer_verdict, blind_answers, untrusted_text
-from data_gen.ledger import ACCEPTED, Budget, Drafts, Ledger, Row
+from data_gen.filters import NearDuplicates, answer_verdict, blind_answers, blind_scores, untrusted_text
+from data_gen.ledger import Ledger
+from data_gen.redaction import check_words, shareable
 from data_gen.replies import Rejection
-from data_gen.tasks import PER_IMAGE, Question, conversation_about, questions_about, questions_comparing
+from data_gen.report import TeachReport
+from data_gen.review import Decision, applied, decisions_about
+from data_gen.tables import ACCEPTED
+from data_gen.tasks import PER_IMAGE, Question, by_facet, conversation_about, questions_about, questions_comparing
 from data_gen.teacher import HostedTeacher, OfflineTeacher, Request, Teacher, request_key
-from data_gen.writer import LineWriter, SplitWriter, card, conversation, write_card
+from data_gen.writer import LineWriter, SplitWriter, conversation, write_card
 
 if TYPE_CHECKING:
     from assistant.config import TeachConfig
 
 Progress = Callable[[int, int, str], None]
 Answers = Mapping[str, Sequence[str]]
+Asked = tuple[tuple[Evidence, ...], Request, Teacher]
+"""What is known of the pictures of a request, the request, and who answers it."""
 FACTUAL_TASKS = frozenset({"classification", "metadata", "conversation"})
 """Answered from facts whoever the teacher is: there is nothing to see."""
-MANIFEST = "egress.jsonl"
+MANIFEST, AUDIT = "egress.jsonl", "egress-audit.jsonl"
+PROBES = 5
+"""Requests that are asked first, to tell what all of them will cost."""
 BATCH = 64
-
-
-@dataclass
-class TeachReport:
-    """What a run of `teach` made."""
-
-    out: Path
-    images: int = 0
-    """Images that brought rows."""
-    rows: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Rows per split and task."""
-    rejected: dict[str, int] = field(default_factory=dict)
-    """Images, requests and rows that were not taken, by reason."""
-    unanswered: int = 0
-    """Requests that are still open; the same command asks them again."""
-    cost_usd: float = 0.0
-    """All that the data set has cost so far [USD]."""
-    stopped: str | None = None
-    """Why the teacher was not asked to the end: code and sentence."""
-    warnings: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def total(self) -> int:
-        """Rows of all splits."""
-        return sum(sum(tasks.values()) for tasks in self.rows.values())
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as plain JSON."""
-        return {**asdict(self), "out": str(self.out), "total": self.total}
-
-    def __str__(self) -> str:
-        splits = ", ".join(f"{sum(tasks.values())} {split}" for split, tasks in self.rows.items())
-        lines = [f"{self.total} rows ({splits}) about {self.images} images, {self.out}"]
-        if self.rejected:
-            lines.append("rejected: " + ", ".join(f"{count} {reason}" for reason, count in self.rejected.items()))
-        if self.cost_usd:
-            lines.append(f"cost: {self.cost_usd:.4f} USD")
-        if self.unanswered:
-            lines.append(f"{self.unanswered} requests are open; the same command asks them again")
-        return "\n".join([*lines, *self.warnings, *filter(None, [self.stopped])])
 
 
 @dataclass
@@ -102,15 +74,18 @@ def teach(
     *,
     config: TeachConfig,
     budget_usd: float | None = None,
-    allow_egress: bool = False,
+    allow_egress: Consent = False,
+    estimate: bool = False,
     progress: Progress | None = None,
     teacher: Teacher | None = None,
     workers: int | None = None,
 ) -> TeachReport:
     """Make the instruction data set `out` from the micrographs under `images`.
 
-    `budget_usd` bounds what the data set may cost in all, over every run [USD]. `teacher` replaces the configured one
-    (a `ReplayTeacher`, say). `workers` processes read and measure; None takes one per core, 1 stays in this process.
+    `budget_usd` bounds what the data set may cost in all, over every run [USD]. `allow_egress` is leave to send what
+    the manifest lists: its sha256, a function that asks a person, or True for a caller who answers for it.
+    `estimate` asks a few requests, tells what all would cost, and writes no rows. `teacher` replaces the configured
+    one (a `ReplayTeacher`, say). `workers` processes read and measure; None takes one per core, 1 stays in this one.
 
     Raises DatasetError, TeacherError (`no_key`, `no_price`) or EgressError (`denied`). A teacher that gives up in the
     middle is told in the report, and what it answered is written.
@@ -119,7 +94,7 @@ def teach(
     if not images.is_dir():
         raise DatasetError("not_found", f"{images} is not a folder. Name a folder of micrographs.")
     shares = {"validation": config.splits.validation, "test": config.splits.test}
-    catalogue = Catalogue(images, shares=shares, seed=config.seed)
+    catalogue = Catalogue(images, shares=shares, seed=config.seed, keep=config.keep)
     hosted = config.teacher == "openai" and teacher is None
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Ledger(out / "ledger.sqlite"))
@@ -135,9 +110,10 @@ def teach(
         )
         lesson.examine(destination_of(config.base_url) if hosted else None)
         if hosted:
-            teacher = asyncio.run(lesson.consult(budget_usd, allow_egress=allow_egress))
-        lesson.judge(teacher or OfflineTeacher())
-        lesson.write(teacher or OfflineTeacher())
+            teacher = asyncio.run(lesson.consult(budget_usd, allow_egress=allow_egress, probe=estimate))
+        if not estimate:
+            lesson.judge(teacher or OfflineTeacher())
+            lesson.write(teacher or OfflineTeacher())
         lesson.report.cost_usd = ledger.spent_usd()
         lesson.report.seconds = time.perf_counter() - started
         return lesson.report
@@ -164,36 +140,52 @@ class _Lesson:
         self.report = TeachReport(out, warnings=list(catalogue.warnings))
         self.rejected: Counter[str] = Counter()
         self.taught: list[tuple[int, str, str | None]] = []
-        """Position, split and label of every usable picture."""
+        """Position, split and label of every usable picture, in the order of the data set."""
+        self._offline = OfflineTeacher()
+        self.staying: set[str] = set()
+        """Names of the pictures that must not leave."""
+        self.labels: frozenset[str] = frozenset()
+        self._forgotten = ledger.forgotten()
+        if ledger.damaged:
+            self.report.warnings.append(f"{ledger.damaged} damaged rows of the ledger were set aside.")
 
     # ----------------------------------------------------------------------------------------------- 1. examine
 
     def examine(self, destination: str | None) -> None:
         """Read and measure every file that the ledger does not know, and list what would leave the machine."""
+        with contextlib.ExitStack() as stack:
+            manifest = None
+            if destination is not None:
+                manifest = stack.enter_context(contextlib.closing(LineWriter(self.out / MANIFEST)))
+            for evidence, sent in self._evidences(destination):
+                if manifest is not None and destination is not None and evidence.path not in self.staying:
+                    manifest.write(asdict(_item(shareable(evidence, self.config.redact), sent, destination)))
+            if manifest is not None:
+                manifest.publish()
+        self.labels = frozenset(label for _, _, label in self.taught if label)
+        self.taught = in_pair_order(self.taught, seed=self.config.seed)
+
+    def _evidences(self, destination: str | None) -> Iterator[tuple[Evidence, dict[str, Any]]]:
+        """What is known of every usable picture, and of the copy that would be sent; near-duplicates are left out."""
         duplicates = NearDuplicates(self.config.near_duplicate_bits)
         pending: list[tuple[int, dict[str, Any]]] = []
-        with contextlib.closing(LineWriter(self.out / MANIFEST)) if destination else contextlib.nullcontext() as listed:
-            for done, (job, fresh) in enumerate(self.examiner.map(examine, self._jobs(destination)), start=1):
-                self.progress(done, self.catalogue.count, "measuring")
-                record = self._record(job, fresh)
-                if record is None:
-                    continue
-                # An even picture has no hash to compare.
-                twin = duplicates.add(job.entry.position, record["dhash"]) if record["dhash"] else None
-                if twin is None:
-                    evidence = self._evidence_of(job, record)
-                    pending.append((job.entry.position, asdict(evidence)))
-                    if listed is not None and destination is not None:
-                        listed.write(asdict(_item(evidence, record["sent"], destination)))
-                if twin is not None or len(pending) == BATCH:
-                    self.drafts.add_specimens(pending)
-                    pending = []
-                if twin is not None:
-                    of = self._evidence(twin).path
-                    self._reject("near_duplicate", files=[job.entry.name], of=of)
-            self.drafts.add_specimens(pending)
-            if listed is not None:
-                listed.publish()
+        for done, (job, fresh) in enumerate(self.examiner.map(examine, self._jobs(destination)), start=1):
+            self.progress(done, self.catalogue.count, "measuring")
+            record = self._record(job, fresh)
+            if record is None or record["sha256"] in self._forgotten:
+                continue
+            # An even picture has no hash to compare.
+            twin = duplicates.add(job.entry.position, record["dhash"]) if record["dhash"] else None
+            if twin is None:
+                evidence = self._evidence_of(job, record)
+                pending.append((job.entry.position, asdict(evidence)))
+                yield evidence, record.get("sent", {})
+            if twin is not None or len(pending) == BATCH:
+                self.drafts.add_specimens(pending)
+                pending = []
+            if twin is not None:
+                self._reject("near_duplicate", files=[job.entry.name], of=self._evidence(twin).path)
+        self.drafts.add_specimens(pending)
 
     def _jobs(self, destination: str | None) -> Iterator[tuple[_Job, tuple[str, bool, int | None] | None]]:
         longest = self.config.downscale if destination else None
@@ -212,12 +204,14 @@ class _Lesson:
         if "error" in record:
             self._reject("unreadable", files=[job.entry.name], **record["error"])
             return None
-        if fresh is not None:
+        if fresh is not None and fresh["sha256"] not in self._forgotten:
             self.ledger.add_measurement(job.key, fresh)
         return record
 
     def _evidence_of(self, job: _Job, record: Mapping[str, Any]) -> Evidence:
         entry, label = job.entry, job.entry.label
+        if entry.stays:
+            self.staying.add(entry.name)
         self.taught.append((entry.position, job.split, label and sys.intern(label)))
         names = ("sha256", "size", "nm_per_pixel", "instrument", "facts", "metadata_line", "facts_line")
         return Evidence(
@@ -240,8 +234,8 @@ class _Lesson:
 
     # ------------------------------------------------------------------------------------------------ requests
 
-    def _requests(self, teacher: Teacher) -> Iterator[tuple[tuple[Evidence, ...], Request]]:
-        """Every request of the data set in a fixed order, picture by picture, with what is known of its pictures."""
+    def _requests(self, teacher: Teacher) -> Iterator[Asked]:
+        """Every request of the data set in a fixed order, picture by picture, with who is to answer it."""
         pairs = pair_up(self.taught, seed=self.config.seed) if "comparison" in self.config.tasks else {}
         labels = Counter(label for _, _, label in self.taught if label)
         for done, (position, _, _) in enumerate(self.taught, start=1):
@@ -255,34 +249,32 @@ class _Lesson:
                 yield from self._conversation(evidence)
             self.progress(done, len(self.taught), "asking")
 
-    def _conversation(self, evidence: Evidence) -> Iterator[tuple[tuple[Evidence, ...], Request]]:
+    def _conversation(self, evidence: Evidence) -> Iterator[Asked]:
         config = self.config
         if turn := conversation_about(evidence, seed=config.seed, paraphrases=config.paraphrases):
-            yield (evidence,), Request((evidence.sha256,), "conversation", (turn,), known_text(evidence))
+            request = Request((evidence.sha256,), "conversation", (turn,), known_text(evidence))
+            yield (evidence,), request, self._offline
 
     def _request(
         self, shown: tuple[Evidence, ...], task: str, teacher: Teacher, labels: Mapping[str, int]
-    ) -> Iterator[tuple[tuple[Evidence, ...], Request]]:
+    ) -> Iterator[Asked]:
         config = self.config
+        stays = any(evidence.path in self.staying for evidence in shown)
+        by = self._offline if stays or task in FACTUAL_TASKS else teacher
+        said = shown if by is self._offline else tuple(shareable(evidence, config.redact) for evidence in shown)
         count = config.questions_per_image if task == "vqa" else PER_IMAGE.get(task, 1)
         about = functools.partial(questions_about, task=task, labels=labels)
         ask = questions_comparing if len(shown) == 2 else about
-        questions = ask(
-            *shown,
-            seed=config.seed,
-            count=count,
-            paraphrases=config.paraphrases,
-            looking=teacher.looks and task not in FACTUAL_TASKS,
-        )
+        questions = ask(*said, seed=config.seed, count=count, paraphrases=config.paraphrases, looking=by.looks)
         if questions:
             images = tuple(evidence.sha256 for evidence in shown)
-            known = number_lines([known_text(evidence) for evidence in shown])
-            yield shown, Request(images, task, tuple(questions), known, config.paraphrases)
+            known = number_lines([known_text(evidence) for evidence in said])
+            yield shown, Request(images, task, tuple(questions), known, config.paraphrases), by
 
     # --------------------------------------------------------------------------------------------- 2. ask a host
 
-    async def consult(self, budget_usd: float | None, *, allow_egress: bool) -> Teacher:
-        """Ask the hosted teacher everything that the ledger holds no answer to."""
+    async def consult(self, budget_usd: float | None, *, allow_egress: Consent, probe: bool) -> Teacher:
+        """Ask the hosted teacher everything that the ledger holds no answer to; with `probe`, a few requests only."""
         config = self.config
         permit = grant(self.out / MANIFEST, destination=destination_of(config.base_url), allow=allow_egress)
         price = config.price_per_million
@@ -292,29 +284,70 @@ class _Lesson:
         budget = Budget(budget_usd, spent_usd=self.ledger.spent_usd())
         desk = Desk(teacher, self.ledger, budget, max_retries=config.max_retries)
         try:
-            await ask_all(desk, self._errands(teacher), concurrency=config.concurrency)
+            await ask_all(desk, self._errands(teacher, most=PROBES), concurrency=config.concurrency)
+            self._estimate(teacher, budget_usd)
+            stopped = desk.stopped
+            if stopped is None and not probe:
+                stopped = await self._ask_the_rest(desk, BatchDesk(permit, teacher, self.ledger, budget, config))
         finally:
             await teacher.close()
-        self.report.stopped = str(desk.stopped) if desk.stopped else None
+            self.ledger.export_departures(self.out / AUDIT)
+        self.report.stopped = str(stopped) if stopped else None
         return teacher
 
-    async def _errands(self, teacher: Teacher) -> AsyncIterator[tuple[Request, Callable[[], Awaitable[list[bytes]]]]]:
-        for shown, request in self._requests(teacher):
-            if request.task not in FACTUAL_TASKS:
-                paths = [str(self.catalogue.root / evidence.path) for evidence in shown]
-                yield request, functools.partial(asyncio.to_thread, redacted, paths, self.config.downscale)
+    async def _ask_the_rest(self, desk: Desk, batches: BatchDesk) -> TeacherError | None:
+        """Ask everything else, the way that the settings name; gives the reason for an early end."""
+        async with batches:
+            if self.config.batch:
+                await batches.ask_all(self._errands(desk.teacher))
+                return batches.stopped
+        await ask_all(desk, self._errands(desk.teacher), concurrency=self.config.concurrency)
+        return desk.stopped
+
+    def _estimate(self, teacher: HostedTeacher, budget_usd: float | None) -> None:
+        """What the whole data set will cost, from the requests that were answered."""
+        price = self.config.price_per_million
+        if not (price.input or price.output):
+            return
+        estimate = Estimate()
+        for _, request, by in self._requests(teacher):
+            if by is teacher:
+                known = self.ledger.exchange(request_key(teacher, request))
+                settled = known is not None and known.verdict not in OPEN_VERDICTS
+                estimate.add(request.task, known.cost_usd if known and settled else None)
+        self.report.estimate_usd = total = estimate.total_usd()
+        if total is not None and budget_usd is not None and total > budget_usd:
+            self.report.warnings.append(
+                f"All requests will cost about {total:.2f} USD; the budget of {budget_usd:.2f} USD ends before."
+            )
+
+    async def _errands(
+        self, teacher: Teacher, most: int | None = None
+    ) -> AsyncIterator[tuple[Request, Callable[[], Awaitable[list[bytes]]]]]:
+        """What the teacher is to be asked, with a way to the pictures; `most` bounds how many of the open ones."""
+        count = 0
+        for shown, request, by in self._requests(teacher):
+            if by is not teacher:
+                continue
+            known = self.ledger.exchange(request_key(teacher, request))
+            if known is not None and known.verdict not in OPEN_VERDICTS:
+                continue
+            if count == most:
+                return
+            count += 1
+            check_words(request.prompt, self.config.redact)
+            paths = [str(self.catalogue.root / evidence.path) for evidence in shown]
+            yield request, functools.partial(asyncio.to_thread, redacted, paths, self.config.downscale)
 
     # ------------------------------------------------------------------------------------------------- 3. judge
 
     def judge(self, teacher: Teacher) -> None:
         """Turn replies into candidate rows, and everything else into named rejections."""
-        offline = OfflineTeacher()
         rows: list[dict[str, Any]] = []
         booked: list[dict[str, Any]] = []
         position = itertools.count()
         with asyncio.Runner() as runner:
-            for shown, request in self._requests(teacher):
-                by = offline if request.task in FACTUAL_TASKS else teacher
+            for shown, request, by in self._requests(teacher):
                 answers, model = self._answers(by, request, runner, booked)
                 told_by = {"name": by.name, "model": model, **by.params}
                 for question in request.questions if answers else ():
@@ -378,12 +411,15 @@ class _Lesson:
     ) -> dict[str, Any] | None:
         """A candidate row, or None where the answer may not be taught."""
         first, offline = shown[0], teacher["name"] == OfflineTeacher.name
-        known = f"{request.known} {question.text}"
-        verdict = (
-            untrusted_text([first.label or "", question.text, known, *wordings])
-            if offline
-            else answer_verdict(wordings, facts=question.answers, known=known)
-        )
+        label = first.label if len({evidence.label for evidence in shown}) == 1 else None
+        if offline:
+            verdict = untrusted_text([first.label or "", question.text, request.known, *wordings])
+        else:
+            known = f"{request.known} {question.text}"
+            classes = sorted(self.labels | class_words().keys())
+            verdict = answer_verdict(wordings, facts=question.answers, known=known) or claim_verdict(
+                wordings, facts=[evidence.facts for evidence in shown], label=label, classes=classes
+            )
         files = [evidence.path for evidence in shown]
         if verdict is not None:
             self._reject(verdict, files=files, item=question.id, question=question.text, raw=list(wordings))
@@ -402,7 +438,7 @@ class _Lesson:
             "messages": conversation(question.text, wordings[0], images=len(shown), history=question.history),
             "task": question.task,
             "facet": question.facet,
-            "label": first.label if len({evidence.label for evidence in shown}) == 1 else None,
+            "label": label,
             "source": first.path,
             "group": first.group,
             "teacher": teacher["name"],
@@ -423,12 +459,12 @@ class _Lesson:
 
     def write(self, teacher: Teacher) -> None:
         """Write the rows that need their picture, with it; the card comes last."""
-        predictable = blind_answers(self.drafts.answer_counts("train"))
+        counts, decisions = self.drafts.answer_counts("train"), decisions_about(self.out)
+        predictable, tally = blind_answers(counts), Tally()
         writers = {split: SplitWriter(self.out / "data", split) for split in SPLITS}
         checksums = {}
         for split, writer in writers.items():
-            tasks: Counter[str] = Counter()
-            for rows, shown in self.examiner.map(pictures, self._drawn(split, predictable)):
+            for rows, shown in self.examiner.map(pictures, self._drawn(split, predictable, decisions)):
                 found = dict(shown or ())
                 for record in rows:
                     missing = [file for file in record["sha256"] if file not in found]
@@ -437,12 +473,13 @@ class _Lesson:
                             "changed",
                             f"{record['files']} changed while it was being taught. Run the same command again.",
                         )
-                    writer.add(record["row"], [found[digest] for digest in record["sha256"]])
-                    tasks[record["row"]["task"]] += 1
+                    seen = [found[digest] for digest in record["sha256"]]
+                    writer.add(record["row"], seen)
+                    tally.add(split, record["row"], seen)
                 self.progress(writer.rows, writer.rows, f"writing {split}")
             checksums[split] = writer.finish()
             if writer.rows:
-                self.report.rows[split] = dict(sorted(tasks.items()))
+                self.report.rows[split] = dict(sorted(tally.rows[split].items()))
             elif split == "test":
                 self.report.warnings.append("There is no test split: no label has two groups or more.")
         self.report.images = len(self.taught)
@@ -452,24 +489,39 @@ class _Lesson:
         self.rejections.publish()
         report = self.report
         text = card(
-            report.rows,
+            tally,
             images=report.images,
             teacher=teacher.name,
             rejected=report.rejected,
-            checksums=checksums,
+            checksums={split: checksums[split] for split in report.rows},
             warnings=report.warnings,
+            cost_usd=self.ledger.spent_usd(),
+            blind=by_facet(blind_scores(counts)),
+            examples=write_examples(self.out, tally),
         )
         write_card(self.out, text)
 
     def _drawn(
-        self, split: str, predictable: Mapping[str, tuple[str, float]]
+        self, split: str, predictable: Mapping[str, tuple[str, float]], decisions: Mapping[str, Decision]
     ) -> Iterator[tuple[list[dict[str, Any]], tuple[str, ...] | None]]:
-        """Rows about the same first picture, and the files they show."""
-        kept = (json.loads(row.record) for row in self.drafts.rows(split) if not self._blind(row, predictable))
+        """Rows about the same first picture, as people left them, and the files they show."""
+        drawn = (json.loads(row.record) for row in self.drafts.rows(split) if not self._blind(row, predictable))
+        kept = (record for record in drawn if self._reviewed(record, decisions))
         for _, group in itertools.groupby(kept, key=lambda record: record["files"][0]):
             rows = list(group)
             files = dict.fromkeys(file for record in rows for file in record["files"])
             yield rows, tuple(str(self.catalogue.root / file) for file in files)
+
+    def _reviewed(self, record: dict[str, Any], decisions: Mapping[str, Decision]) -> bool:
+        """False for a row that a person rejected; one that a person edited is changed in place."""
+        decision = decisions.get(record["row"]["id"])
+        row = applied(record["row"], decision)
+        if row is None and decision is not None:
+            told = {"by": decision.reviewer, "at": decision.decided_at, "because": decision.reason}
+            self._reject("reviewer", id=record["row"]["id"], raw=record["row"]["references"], **told)
+            return False
+        record["row"] = row
+        return True
 
     def _blind(self, row: Row, predictable: Mapping[str, tuple[str, float]]) -> bool:
         """True for a row that is one too many of those that need no picture; which ones stay is drawn by row."""

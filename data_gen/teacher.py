@@ -21,8 +21,8 @@ from assistant.errors import DatasetError, TeacherError
 from data_gen.egress import Permit, open_client
 from data_gen.evidence import PROMPTS
 from data_gen.filters import clean
-from data_gen.ledger import exchange_key
 from data_gen.replies import Rejection, Reply, read_reply, response_format, retry_after
+from data_gen.tables import exchange_key
 from data_gen.tasks import Question, prompts_version
 
 if TYPE_CHECKING:
@@ -147,6 +147,11 @@ class HostedTeacher:
         self._client = open_client(permit, api_key_env=config.api_key_env)
         self._answers_as = answers_as
         self._image_tokens: list[float] = []
+
+    @property
+    def destination(self) -> str:
+        """Where the requests go."""
+        return self._permit.destination
 
     async def close(self) -> None:
         """Close the connections."""

@@ -19,24 +19,6 @@ PICTURES_PER_ROW_GROUP = 8
 TEXT_COLUMNS = ("id", "task", "facet", "label", "source", "group", "teacher")
 JSON_COLUMNS = ("provenance", "measured")
 PARTIAL = ".partial"
-_CARD = """
-# Questions and answers about electron micrographs
-
-{images} images; teacher: {teacher}. Splits are by group (sample, lot, field of view), never by image.
-
-{table}
-
-A row: `images` (PNG, 8 bit, without the info bar), `messages` (conversational vision format), `aux` (instrument
-metadata and measured facts in one line), `references` (all wordings of the answer, the target first), `provenance` and
-`measured` (JSON). The class of the sample stands in `label` and in answers, never in a question or in `aux`.
-
-Visible qualities come from ground truth where there is any, quantities from measurement, the rest from the teacher.
-`ledger.sqlite` holds every request, reply, cost and verdict; `rejected.jsonl` what was not taken, and why:
-
-{reasons}
-
-Agreement with these answers is agreement with the teacher, not accuracy. The pictures keep the licence of their source.
-"""
 
 
 def features() -> Any:
@@ -166,32 +148,6 @@ def write_card(out: Path, card: str) -> None:
             handle = os.open(folder, os.O_RDONLY)
             os.fsync(handle)
             os.close(handle)
-
-
-def card(
-    rows: Mapping[str, Mapping[str, int]],
-    *,
-    images: int,
-    teacher: str,
-    rejected: Mapping[str, int],
-    checksums: Mapping[str, str],
-    warnings: Sequence[str],
-) -> str:
-    """The data set card; its head tells `datasets.load_dataset` where the splits are."""
-    # The cache of `load_dataset` tells folders apart by path and version only: new content needs a new version.
-    content = hashlib.sha256("".join(checksums[split] for split in sorted(checksums)).encode()).hexdigest()
-    head = ["---", "configs:", "- config_name: default", f"  version: 0.0.{int(content[:8], 16)}", "  data_files:"]
-    for split in rows:
-        head += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
-    head += ["task_categories:", "- image-text-to-text", "- visual-question-answering", "language:", "- en", "---"]
-    tasks = sorted({task for counts in rows.values() for task in counts})
-    table = [f"| split | {' | '.join(tasks)} | sha256 of the file |", "|---" * (len(tasks) + 2) + "|"]
-    for split, counts in rows.items():
-        numbers = " | ".join(str(counts.get(task, 0)) for task in tasks)
-        table.append(f"| {split} | {numbers} | `{checksums[split]}` |")
-    reasons = [f"* {count} {reason}" for reason, count in sorted(rejected.items())] or ["* none"]
-    body = _CARD.format(images=images, teacher=teacher, table="\n".join(table), reasons="\n".join(reasons))
-    return "\n".join([*head, "", body.strip(), *(["", "## Warnings", *warnings] if warnings else []), ""])
 
 
 @contextmanager

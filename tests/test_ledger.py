@@ -12,13 +12,17 @@ from pathlib import Path
 import pytest
 
 from assistant.errors import DatasetError, TeacherError
-from data_gen.ledger import ACCEPTED, SENT, Budget, Drafts, Exchange, Ledger, Settlement, exchange_key
+from data_gen.budget import Budget
+from data_gen.drafts import Drafts
+from data_gen.ledger import Ledger
+from data_gen.tables import ACCEPTED, SENT, Exchange, Settlement, exchange_key
 
 ROOT = Path(__file__).parents[1]
 WRITER = """
 import sys
 from pathlib import Path
-from data_gen.ledger import ACCEPTED, Exchange, Ledger, Settlement
+from data_gen.ledger import Ledger
+from data_gen.tables import ACCEPTED, Exchange, Settlement
 
 with Ledger(Path(sys.argv[1])) as ledger:
     print("open", flush=True)

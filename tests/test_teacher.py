@@ -37,11 +37,13 @@ from teacher_server import (
 from assistant.config import PriceConfig, TeachConfig
 from assistant.errors import DatasetError, EgressError, TeacherError
 from data_gen import desk as desk_module
+from data_gen.budget import Budget
 from data_gen.desk import PARKED, CircuitBreaker, Desk, ask_all
 from data_gen.egress import Permit, destination_of, grant, redact
 from data_gen.knowledge import FACETS, knowledge_sheets, write_sheet
-from data_gen.ledger import ACCEPTED, Budget, Exchange, Ledger
+from data_gen.ledger import Ledger
 from data_gen.replies import Rejection, retry_after
+from data_gen.tables import ACCEPTED, Exchange
 from data_gen.tasks import Question
 from data_gen.teacher import HostedTeacher, OfflineTeacher, ReplayTeacher, Request, request_key
 
