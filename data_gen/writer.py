@@ -5,7 +5,9 @@ Pictures of a row group are stored once, however many rows show them. Knows noth
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +17,8 @@ from typing import Any
 
 from assistant.errors import DatasetError
 
-PICTURES_PER_ROW_GROUP = 8
+PICTURES, PICTURE_BYTES = 64, 8 * 2**20
+"""A row group ends with so many different pictures, or so many bytes of them: whoever reads it unpacks every row."""
 TEXT_COLUMNS = ("id", "task", "facet", "label", "source", "group", "teacher")
 JSON_COLUMNS = ("provenance", "measured")
 PARTIAL = ".partial"
@@ -61,26 +64,32 @@ class SplitWriter:
         self.rows = 0
         self._partial = self.path.with_name(f".{self.path.name}{PARTIAL}")
         self._schema = features().arrow_schema
-        self._buffer: list[dict[str, Any]] = []
-        self._pictures: dict[bytes, None] = {}
+        self._rows: list[dict[str, Any]] = []
+        self._shown: list[list[int]] = []
+        """Per row the places of its pictures among `_pictures`."""
+        self._pictures: dict[bytes, int] = {}
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = parquet.ParquetWriter(
                 self._partial,
-                self._schema,
+                _with_shared_pictures(self._schema),
+                store_schema=False,
                 compression="zstd",
                 # The dictionary stores equal pictures of a row group once; its default limit of 1 MiB would end that.
                 use_dictionary=["images.list.element.bytes"],
                 dictionary_pagesize_limit=2**30,
                 write_statistics=False,
             )
+            # Readers see plain bytes: that they are written from a dictionary is no part of the format.
+            plain = base64.b64encode(self._schema.serialize().to_pybytes())
+            self._writer.add_key_value_metadata({**self._schema.metadata, b"ARROW:schema": plain})
 
     def add(self, row: dict[str, Any], pictures: list[bytes]) -> None:
         """Add a row (its columns but `images`) that shows these PNG pictures."""
-        self._pictures |= dict.fromkeys(pictures)
-        self._buffer.append({**row, "images": [{"bytes": picture, "path": None} for picture in pictures]})
+        self._shown.append([self._pictures.setdefault(picture, len(self._pictures)) for picture in pictures])
+        self._rows.append(row)
         self.rows += 1
-        if len(self._pictures) > PICTURES_PER_ROW_GROUP:
+        if len(self._pictures) > PICTURES or sum(map(len, self._pictures)) > PICTURE_BYTES:
             self._flush()
 
     def finish(self) -> str:
@@ -104,10 +113,32 @@ class SplitWriter:
     def _flush(self) -> None:
         import pyarrow as pa
 
-        if self._buffer:
+        if self._rows:
+            text = [field for field in self._schema if field.name != "images"]
+            table = pa.Table.from_pylist(self._rows, schema=pa.schema(text))
+            table = table.add_column(0, "images", _shared(self._shown, list(self._pictures)))
             with disk_errors(self.path):
-                self._writer.write_table(pa.Table.from_pylist(self._buffer, schema=self._schema))
-            self._buffer, self._pictures = [], {}
+                self._writer.write_table(table)
+            self._rows, self._shown, self._pictures = [], [], {}
+
+
+def _with_shared_pictures(schema: Any) -> Any:
+    """The schema with the bytes of pictures as places in a dictionary."""
+    import pyarrow as pa
+
+    picture = pa.struct([("bytes", pa.dictionary(pa.int32(), pa.binary())), ("path", pa.string())])
+    return pa.schema([pa.field("images", pa.list_(picture)), *(field for field in schema if field.name != "images")])
+
+
+def _shared(shown: Sequence[Sequence[int]], pictures: Sequence[bytes]) -> Any:
+    """The column `images`: a list of pictures for every row, each held once however many rows show it."""
+    import pyarrow as pa
+
+    places = pa.array([place for row in shown for place in row], pa.int32())
+    data = pa.DictionaryArray.from_arrays(places, pa.array(pictures, pa.binary()))
+    pictures_of_rows = pa.StructArray.from_arrays([data, pa.nulls(len(places), pa.string())], names=["bytes", "path"])
+    starts = pa.array([0, *itertools.accumulate(map(len, shown))], pa.int32())
+    return pa.ListArray.from_arrays(starts, pictures_of_rows)
 
 
 class LineWriter:
