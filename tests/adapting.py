@@ -91,8 +91,12 @@ def adapted(make_config: Any, base: nn.Module | None = None, **settings: Any) ->
     return get_peft_model(base if base is not None else llama(), make_config(**settings))
 
 
+def next_token_loss(model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(model(input_ids=tokens).logits.flatten(0, 1).float(), labels.flatten())
+
+
 def loss_of(model: nn.Module, labels: Tensor = LABELS) -> Tensor:
-    return F.cross_entropy(model(input_ids=TOKENS).logits.flatten(0, 1).float(), labels.flatten())
+    return next_token_loss(model, TOKENS, labels)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:

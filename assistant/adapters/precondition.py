@@ -8,7 +8,7 @@ Knows nothing about which optimizer steps.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +30,32 @@ def precondition(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """
     if any(config.rank_update == "last" for layer in adapter_layers(model) for config in layer.settings.values()):
         raise AdapterError("bad_update", "a preconditioner needs rank_update 'prefix'. Turn one of them off.")
-    factors: dict[int, tuple[tuple[Any, ...], Tensor]] = {}
+    factors: dict[tuple[int, str], Factor] = {}
 
     def correct(stepping: torch.optim.Optimizer, *_: Any) -> None:
         stepped = {id(parameter) for group in stepping.param_groups for parameter in group["params"]}
         for layer in adapter_layers(model):
             for name, matrix in layer.lora_B.items():
-                if id(matrix) in stepped and matrix.grad is not None:
-                    factor = _cached_factor(factors, layer.lora_A[name])
-                    _correct_gradient(layer, name, matrix.grad, factor)
+                if id(matrix) not in stepped or matrix.grad is None:
+                    continue
+                key, a = (id(layer), name), layer.lora_A[name]
+                if key not in factors or not factors[key].belongs_to(a):
+                    factors[key] = Factor(a, a.data_ptr(), a._version, gram_factor(a))
+                _correct_gradient(layer, name, matrix.grad, factors[key].lower)
 
     innermost(optimizer).register_step_pre_hook(correct)
+
+
+class Factor(NamedTuple):
+    """The Cholesky factor of a matrix A, and how to tell whether A is still the same."""
+
+    a: Tensor
+    address: int
+    version: int
+    lower: Tensor
+
+    def belongs_to(self, a: Tensor) -> bool:
+        return a is self.a and (a.data_ptr(), a._version) == (self.address, self.version)
 
 
 def gram_factor(a: Tensor) -> Tensor:
@@ -49,14 +64,6 @@ def gram_factor(a: Tensor) -> Tensor:
     gram = wide @ wide.mT
     factor: Tensor = torch.linalg.cholesky(gram + JITTER * torch.eye(gram.shape[-1], device=a.device, dtype=gram.dtype))
     return factor
-
-
-def _cached_factor(factors: dict[int, tuple[tuple[Any, ...], Tensor]], a: Tensor) -> Tensor:
-    state = (a.data_ptr(), a._version, a.device)
-    known = factors.get(id(a))
-    if known is None or known[0] != state:
-        factors[id(a)] = known = (state, gram_factor(a))
-    return known[1]
 
 
 def _correct_gradient(layer: DynamicRankLayer, name: str, gradient: Tensor, factor: Tensor) -> None:
