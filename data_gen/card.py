@@ -178,10 +178,8 @@ def biases(tally: Tally) -> list[str]:
         found.append(f"Classes are unbalanced: the commonest has {ratio:.0f} times the pictures of the rarest.")
     single = sorted(label for label, known in tally.conditions.items() if len(known) == 1 and "" not in known)
     if single and len(tally.conditions) > 1:
-        found.append(
-            f"All pictures of {_text(', '.join(single))} come from one instrument at one voltage each: metadata can give "
-            "the class away."
-        )
+        names = _text(", ".join(single))
+        found.append(f"One instrument at one voltage for all pictures of {names}: metadata can give the class away.")
     if grey := grey_accuracy(tally.greys):
         right, majority = grey
         found.append(

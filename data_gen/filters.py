@@ -150,6 +150,22 @@ def blind_answers(counts: Iterable[tuple[str, int, int, str]]) -> dict[str, tupl
     }
 
 
+def blind_scores(counts: Iterable[tuple[str, int, int, str]]) -> dict[str, tuple[int, int]]:
+    """Per item: its rows, and how many of them the commonest answer to the same question gets right.
+
+    `counts` as for `blind_answers`, whose thinning is counted in; a question is "item: words".
+    """
+    counts = list(counts)
+    thinned = blind_answers(counts)
+    scores: dict[str, tuple[int, int]] = {}
+    for question, rows, common, _ in counts:
+        item = question.partition(":")[0]
+        right = rows - common if question in thinned else common
+        asked, known = scores.get(item, (0, 0))
+        scores[item] = (asked + rows - common + right, known + right)
+    return scores
+
+
 def difference_hash(picture: np.ndarray) -> int:
     """64-bit difference hash of a picture [H, W]: is each cell of an 8 x 8 grid darker than its right neighbour?"""
     from PIL import Image

@@ -93,6 +93,16 @@ def items() -> tuple[Item, ...]:
     return tuple(item for path in paths for item in _parse(path))
 
 
+def by_facet(scores: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """Sums of scores per item (rows, right) over the items of each facet."""
+    sums: dict[str, tuple[int, int]] = {}
+    for item in items():
+        rows, right = sums.get(item.facet, (0, 0))
+        more, better = scores.get(item.name, (0, 0))
+        sums[item.facet] = (rows + more, right + better)
+    return sums
+
+
 @cache
 def prompts_version() -> str:
     """Digest of all prompt files: a changed prompt is a new question to a teacher."""
