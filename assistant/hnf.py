@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from assistant.errors import ConfigError
 
 EdgeWeights = Literal["binary", "cosine"]
+Dynamics = Literal["fields", "ode_rnn"]
 Merge = Literal["project", "mean"]
 Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -38,7 +39,7 @@ def to_patches(pixels: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def knn_graph(x: Tensor, k: int, *, weights: EdgeWeights = "binary") -> Tensor:
+def knn_graph(x: Tensor, k: int, *, edge_weights: EdgeWeights = "binary") -> Tensor:
     """Symmetric k-nearest-neighbour graph of patch embeddings [B, P, D] -> adjacency [B, P, P].
 
     Neighbours are the k largest cosine similarities, self excluded; of equal ones the lower index; k is cut to
@@ -55,7 +56,7 @@ def knn_graph(x: Tensor, k: int, *, weights: EdgeWeights = "binary") -> Tensor:
     nearest = rank.topk(min(k, patches - 1), sorted=False).indices  # [B, P, k]
     chosen = torch.zeros_like(similarity).scatter_(-1, nearest, 1.0)
     adjacency = torch.maximum(chosen, chosen.mT)
-    if weights == "cosine":
+    if edge_weights == "cosine":
         adjacency = adjacency * similarity.clamp(min=0.0)
     return adjacency.to(x.dtype)
 
@@ -137,35 +138,85 @@ class TokenField(nn.Module):
 
     def forward(self, t: Tensor, h: Tensor) -> Tensor:
         """Time without dimensions and state [B, N, D] -> velocity [B, N, D]."""
-        batch, tokens, dim = h.shape
-        inner = F.linear(F.layer_norm(h, (dim,)), self.inner.weight, self.inner.bias + t * self.time)
-        qkv, m = inner[..., : 3 * dim], inner[..., 3 * dim :]
-        q, k, v = qkv.reshape(batch, tokens, 3, self.heads, -1).transpose(1, 3).unbind(2)  # [B, h, N, D / h]
+        q, k, v, m = self._inner(t, h)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [B, N, D]
         velocity: Tensor = self.outer(torch.cat((mixed, F.gelu(m)), dim=-1))
         return velocity
 
+    def solve(self, h: Tensor, t0: float, t1: float, steps: int) -> Tensor:
+        """State [B, N, D] at t0 -> state at t1."""
+        return rk4(self, h, t0, t1, steps)
 
-class BidirectionalODE(nn.Module):
-    """Two fields integrated from the same h(0), one over t = 0 -> 1 and one over t = 1 -> 0; then merged.
+    def attention(self, t: Tensor, h: Tensor) -> Tensor:
+        """Time and state [B, N, D] -> who attends (rows) to whom (columns) [B, h, N, N]."""
+        q, k, _, _ = self._inner(t, h)
+        scores: Tensor = q @ k.mT * q.shape[-1] ** -0.5
+        return scores.softmax(dim=-1)
 
-    One field run there and back would return h(0), so each direction has its own.
+    def _inner(self, t: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys, values [B, h, N, D / h] and the hidden layer of the MLP [B, N, D]."""
+        dim = h.shape[-1]
+        inner = F.linear(F.layer_norm(h, (dim,)), self.inner.weight, self.inner.bias + t * self.time)
+        *qkv, m = inner.split(dim, dim=-1)  # slices would cost a gradient of the whole width each
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in qkv)
+        return q, k, v, m
+
+
+class PatchReader(nn.Module):
+    """An ODE-RNN over patches in raster order (Rubanova et al. 2019).
+
+    The state starts as the class token, flows for 1 / P from patch to patch, and a GRU cell reads each of the P.
     """
 
-    def __init__(self, dim: int, heads: int, *, steps: int = 2, merge: Merge = "project") -> None:
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.field = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, dim))
+        self.cell = nn.GRUCell(dim, dim)
+
+    def solve(self, h: Tensor, t0: float, t1: float, steps: int) -> Tensor:
+        """Tokens [B, N, D] -> the state after the last patch, then after each [B, N, D]; from the end if t1 < t0."""
+        state, *patches = h.unbind(dim=1)  # [B, D] each
+        interval, order = (t1 - t0) / len(patches), 1 if t0 < t1 else -1
+        states: list[Tensor] = []
+        for patch in patches[::order]:
+            state = self.cell(patch, rk4(lambda _, y: self.field(y), state, 0.0, interval, steps))
+            states.append(state)
+        return torch.stack([state, *states[::order]], dim=1)  # [B, N, D]
+
+    def attention(self, t: Tensor, h: Tensor) -> Tensor:
+        """A reader has no heads: [B, 0, N, N]."""
+        return h.new_zeros(len(h), 0, h.shape[1], h.shape[1])
+
+
+class BidirectionalODE(nn.Module):
+    """Two dynamics from the same h(0), one over t = 0 -> 1 and one over t = 1 -> 0; then merged.
+
+    One field run there and back would return h(0), so each direction has its own. "fields" evolves all tokens
+    together; "ode_rnn" reads patch after patch, from the first to the last and from the last to the first.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, *, steps: int = 2, dynamics: Dynamics = "fields", merge: Merge = "project"
+    ) -> None:
         super().__init__()
         self.steps = steps
-        self.ahead, self.back = TokenField(dim, heads), TokenField(dim, heads)
+        self.ahead, self.back = (TokenField(dim, heads) if dynamics == "fields" else PatchReader(dim) for _ in range(2))
         self.merge = nn.Linear(2 * dim, dim) if merge == "project" else None
 
     def forward(self, h: Tensor) -> Tensor:
         """Tokens [B, N, D] -> merged tokens [B, N, D]."""
-        h_f = rk4(self.ahead, h, 0.0, 1.0, self.steps)
-        h_b = rk4(self.back, h, 1.0, 0.0, self.steps)
+        h_f = self.ahead.solve(h, 0.0, 1.0, self.steps)
+        h_b = self.back.solve(h, 1.0, 0.0, self.steps)
         if self.merge is None:
             return (h_f + h_b) / 2
         merged: Tensor = self.merge(torch.cat((h_f, h_b), dim=-1))
         return merged
+
+    @torch.no_grad()
+    def attention(self, h: Tensor) -> Tensor:
+        """What the tokens attend to at h(0), where both directions start: [B, 2, h, N, N]."""
+        start, end = h.new_tensor([0.0, 1.0]).unbind()
+        return torch.stack((self.ahead.attention(start, h), self.back.attention(end, h)), dim=1)
 
 
 class Gate(nn.Module):
@@ -195,15 +246,15 @@ class Gate(nn.Module):
 class VisionGraph(nn.Module):
     """Patches as nodes, similarity as edges, a virtual node over all: its state after one Chebyshev layer."""
 
-    def __init__(self, dim: int, *, k: int, order: int, weights: EdgeWeights) -> None:
+    def __init__(self, dim: int, *, k: int, order: int, edge_weights: EdgeWeights = "binary") -> None:
         super().__init__()
-        self.k, self.weights = k, weights
+        self.k, self.edge_weights = k, edge_weights
         self.convolution = ChebConv(dim, dim, order)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, patches: Tensor, virtual_node: Tensor) -> tuple[Tensor, Tensor]:
         """Patches [B, P, D] and virtual node [B, D] -> virtual node [B, D] and adjacency [B, P, P]."""
-        adjacency = knn_graph(patches, self.k, weights=self.weights)
+        adjacency = knn_graph(patches, self.k, edge_weights=self.edge_weights)
         laplacian = scaled_laplacian(add_virtual_node(adjacency))
         nodes = torch.cat((virtual_node[:, None], patches), dim=1)  # [B, N, D]
         filtered = self.convolution(nodes, laplacian)[:, 0]  # only the virtual node leaves the layer
@@ -218,6 +269,7 @@ class ScaleOutput:
     tokens: Tensor
     gate: Tensor  # [B, 2, D]: class token, virtual node
     adjacency: Tensor  # [B, P, P]
+    attention: Tensor | None  # [B, 2, h, N, N]: both directions at h(0), class token first
 
 
 class Scale(nn.Module):
@@ -239,31 +291,34 @@ class Scale(nn.Module):
         self.positions = nn.Parameter(torch.empty(1, (image_size // patch_size) ** 2, dim).normal_(std=0.02))
         self.ode, self.graph, self.gate = ode, graph, gate
 
-    def forward(self, pixels: Tensor, cls: Tensor, virtual_node: Tensor) -> ScaleOutput:
+    def forward(self, pixels: Tensor, cls: Tensor, virtual_node: Tensor, *, inspect: bool = False) -> ScaleOutput:
         """Normalised pixels [B, 1, H, W]; class token and virtual node [B, D] from the scale before."""
         patches = self.project(to_patches(pixels, self.patch_size)) + self.positions  # [B, P, D]
-        sequence = self.ode(torch.cat((cls[:, None], patches), dim=1))  # [B, N, D]
+        start = torch.cat((cls[:, None], patches), dim=1)  # [B, N, D]
+        sequence = self.ode(start)
         node, adjacency = self.graph(patches, virtual_node)
         fused, gate = self.gate(sequence[:, 0], node)
-        return ScaleOutput(fused, sequence[:, 1:], gate, adjacency)
+        attention = self.ode.attention(start) if inspect else None
+        return ScaleOutput(fused, sequence[:, 1:], gate, adjacency, attention)
 
 
 @dataclass(frozen=True)
 class HNFOutput:
-    """The image at every scale; `gates` and `graphs` only where they were asked for."""
+    """The image at every scale; `gates`, `graphs` and `attention` only where they were asked for."""
 
     scales: Tensor  # [B, L, D]
     tokens: Tensor  # [B, P_L, D]: patches of the last scale
     fused: Tensor  # [B, D] = scales[:, -1]
     gates: Tensor | None = None  # [B, L, 2, D]: share of the class token, share of the virtual node
     graphs: tuple[Tensor, ...] | None = None  # per scale [B, P, P]
+    attention: tuple[Tensor, ...] | None = None  # per scale [B, 2, h, N, N]: both directions at h(0), class token first
 
 
 class HNF(nn.Module):
     """Hierarchical Network Fusion encoder.
 
-    `steps` are Runge-Kutta steps per scale. Raises ConfigError `patch_size`, `heads` or `hnf` for settings that do
-    not fit together, and `image_shape` for pixels of another size.
+    `steps` are Runge-Kutta steps per scale, with `dynamics` "ode_rnn" per patch. Raises ConfigError `patch_size`,
+    `heads` or `hnf` for settings that do not fit together, and `image_shape` for pixels of another size.
     """
 
     def __init__(
@@ -276,7 +331,8 @@ class HNF(nn.Module):
         steps: int = 2,
         *,
         heads: int | None = None,
-        weights: EdgeWeights = "binary",
+        edge_weights: EdgeWeights = "binary",
+        dynamics: Dynamics = "fields",
         merge: Merge = "project",
         outer_activation: bool = False,
     ) -> None:
@@ -291,15 +347,15 @@ class HNF(nn.Module):
                 image_size,
                 patch_size,
                 dim=dim,
-                ode=BidirectionalODE(dim, heads, steps=steps, merge=merge),
-                graph=VisionGraph(dim, k=k, order=order, weights=weights),
+                ode=BidirectionalODE(dim, heads, steps=steps, dynamics=dynamics, merge=merge),
+                graph=VisionGraph(dim, k=k, order=order, edge_weights=edge_weights),
                 gate=Gate(dim, outer_activation=outer_activation),
             )
             for patch_size in patch_sizes
         )
 
     def forward(self, pixels: Tensor, *, inspect: bool = False) -> HNFOutput:
-        """Pixels [B, 1, H, W] in 0..1; `inspect` also returns the gates and the graphs."""
+        """Pixels [B, 1, H, W] in 0..1; `inspect` also returns gates, graphs and attention."""
         if tuple(pixels.shape[1:]) != (1, self.image_size, self.image_size):
             raise ConfigError(
                 "image_shape",
@@ -309,7 +365,7 @@ class HNF(nn.Module):
         cls, node = self.cls.expand(len(pixels), -1), self.virtual_node.expand(len(pixels), -1)  # [B, D]
         levels: list[ScaleOutput] = []
         for scale in self.scales:
-            levels.append(scale(pixels, cls, node))
+            levels.append(scale(pixels, cls, node, inspect=inspect))
             cls = node = levels[-1].fused
         scales = torch.stack([level.fused for level in levels], dim=1)  # [B, L, D]
         tokens = levels[-1].tokens
@@ -317,7 +373,8 @@ class HNF(nn.Module):
             return HNFOutput(scales, tokens, scales[:, -1])
         gates = torch.stack([level.gate for level in levels], dim=1)  # [B, L, 2, D]
         graphs = tuple(level.adjacency for level in levels)
-        return HNFOutput(scales, tokens, scales[:, -1], gates=gates, graphs=graphs)
+        attention = tuple(level.attention for level in levels if level.attention is not None)
+        return HNFOutput(scales, tokens, scales[:, -1], gates=gates, graphs=graphs, attention=attention)
 
 
 def _default_heads(dim: int) -> int:
@@ -334,6 +391,11 @@ def _check(image_size: int, patch_sizes: tuple[int, ...], *, dim: int, heads: in
                 "patch_size",
                 f"HNF patch size {patch_size} does not divide image size {image_size}. Choose a divisor.",
             )
+    if list(patch_sizes) != sorted(set(patch_sizes)):
+        raise ConfigError(
+            "patch_size",
+            f"HNF patch sizes {tuple(patch_sizes)} do not grow. Order them from the smallest to the largest.",
+        )
     if heads < 1 or dim % heads:
         raise ConfigError("heads", f"HNF width {dim} is not a multiple of {heads} heads. Change either.")
     for name, count in counts.items():

@@ -110,7 +110,7 @@ def test_knn_is_a_simple_graph_without_gradient() -> None:
 
 def test_cosine_edges_weigh_their_similarity() -> None:
     x = torch.randn(2, 12, 4, dtype=F64)
-    weighted, binary = knn_graph(x, 11, weights="cosine"), knn_graph(x, 11)  # all pairs: some cosines are negative
+    weighted, binary = knn_graph(x, 11, edge_weights="cosine"), knn_graph(x, 11)  # all pairs: some cosines are negative
     assert (weighted >= 0).all()
     unit = torch.nn.functional.normalize(x, dim=-1)
     assert torch.allclose(weighted, binary * (unit @ unit.mT).clamp(min=0.0))
@@ -182,7 +182,7 @@ def test_chebconv_keeps_no_filtered_copies() -> None:
 
 
 def test_virtual_node_does_not_depend_on_patch_order() -> None:
-    graph = VisionGraph(8, k=3, order=3, weights="binary").double()
+    graph = VisionGraph(8, k=3, order=3, edge_weights="binary").double()
     patches, node, order = torch.randn(2, 12, 8, dtype=F64), torch.randn(2, 8, dtype=F64), torch.randperm(12)
     state, adjacency = graph(patches, node)
     relabelled_state, relabelled = graph(patches[:, order], node)
@@ -352,7 +352,7 @@ def test_batch_size_changes_nothing_beyond_rounding() -> None:
 @pytest.mark.parametrize("weights", ["binary", "cosine"])
 def test_gradient_reaches_every_parameter(merge: Any, weights: Any) -> None:
     """A parameter without gradient is dead weight, and breaks data-parallel training."""
-    hnf = small_hnf(merge=merge, weights=weights)
+    hnf = small_hnf(merge=merge, edge_weights=weights)
     out = hnf(torch.rand(3, 1, 32, 32, dtype=F64))
     (out.scales.square().sum() + out.tokens.square().sum()).backward()
     dead = [name for name, p in hnf.named_parameters() if p.grad is None or not p.grad.any()]
