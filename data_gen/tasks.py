@@ -20,6 +20,8 @@ from data_gen.evidence import PROMPTS, Evidence, chance, pair_slots, prompt_line
 PER_IMAGE = {"caption": 2, "classification": 2, "metadata": 2}
 """Questions of one picture by task; of captions and classes the item that serving asks is always among them."""
 SERVED = frozenset({"caption", "classification"})
+MEASURED = frozenset({"count", "mean_diameter", "nearest_neighbour", "period", "line_width", "fibre_width"})
+"""Quantities that are also asked for where they could not be measured."""
 TURNS = 4
 """Most turns of a conversation."""
 _SPECIAL = frozenset({"README", "again", "classes", "sheet", "teacher"})
@@ -227,10 +229,13 @@ def _askable(
 
 
 def _rationed(questions: list[Question], rng: random.Random) -> list[Question]:
-    """At most one of the questions that have the same answer for every picture."""
+    """At most one question that no picture answers, and one about a quantity that this picture does not have."""
     fixed = {item.name for item in items() if item.fixed}
-    chosen = rng.choice([question.id for question in questions if question.id in fixed] or [""])
-    return [question for question in questions if question.id not in fixed or question.id == chosen]
+    unmeasured = {q.id for q in questions if any(q.states.get(f"has_{name}") == "no" for name in MEASURED)}
+    for rare in (fixed, unmeasured):
+        chosen = rng.choice([question.id for question in questions if question.id in rare] or [""])
+        questions = [question for question in questions if question.id not in rare or question.id == chosen]
+    return questions
 
 
 def _spread(questions: Sequence[Question], count: int, rng: random.Random) -> list[Question]:
