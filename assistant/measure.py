@@ -15,6 +15,8 @@ from assistant.measurements.corrections import Known, corrected, corrected_strea
 from assistant.measurements.facts import FACT_NAMES, Fact, Facts, not_applicable
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from assistant.measurements.fibres import Fibres
     from assistant.measurements.findings import Findings
     from assistant.measurements.picture import F64, Mask, Pixels
@@ -29,12 +31,15 @@ __all__ = [
     "corrected",
     "corrected_stream",
     "disagreements",
+    "figures",
     "measure",
     "measure_pixels",
 ]
 
-DIRECTED = 0.3
-"""Least anisotropy at which a picture has an orientation."""
+DIRECTED = 0.5
+"""Least anisotropy at which a picture that is no line pattern has an orientation."""
+LONG, MANY = 2.0, 5
+"""Median aspect ratio from which many bodies have one."""
 OUTLINED = 0.74
 """Least separability of fibres and ground at which a fibre's outline can be trusted."""
 CROWDED, PARALLEL = 0.5, 0.7
@@ -106,10 +111,22 @@ def _add_direction(sheet: _Sheet, found: Findings) -> None:
         clear = found.direction.anisotropy
         sheet.add("anisotropy", clear, confidence=0.8)
         along = found.period.orientation if found.kind == "lines" and found.period else found.direction.orientation
-        if clear >= DIRECTED:
+        if _has_orientation(found, clear):
             sheet.add("orientation", along % 180, unit="deg", confidence=min(0.95, 0.4 + 0.6 * clear))
     if found.period is not None:
         sheet.add_length("period", found.period.length, confidence=min(0.97, 0.7 + found.period.strength / 1000))
+
+
+def _has_orientation(found: Findings, anisotropy: float) -> bool:
+    import numpy as np
+
+    if found.kind == "lines":
+        return True
+    if found.kind in ("particles", "pores") and found.objects is not None and found.objects.count >= MANY:
+        shape, counted = found.objects.geometry, found.objects.counted
+        if float(np.median((shape.major / shape.minor)[counted])) < LONG:  # one-sided light on round bodies
+            return False
+    return anisotropy >= DIRECTED
 
 
 def _add_lines(sheet: _Sheet, found: Findings) -> None:
@@ -132,7 +149,6 @@ def _add_sizes(sheet: _Sheet, objects: Objects, chosen: Mask, *, certainty: floa
         low, high = np.percentile(diameter, [10, 90])
         sheet.add_length("d10_diameter", factor * float(low), confidence=0.9 * sure)
         sheet.add_length("d90_diameter", factor * float(high), confidence=0.9 * sure)
-    sheet.add("aspect_ratio", float((shape.major / shape.minor)[chosen].mean()), confidence=0.9 * sure)
     if float(np.median(diameter)) >= FINE:
         area, perimeter = shape.area[chosen], objects.perimeter[chosen]
         roundness = float(np.minimum(4 * np.pi * area / perimeter**2, 1.0).mean())
@@ -158,6 +174,9 @@ def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
     sheet.add("count", objects.count, confidence=certainty * (1.0 if objects.count > 1 else 0.7), note=note)
     whole = objects.good & objects.whole
     if whole.any():
+        shape = objects.geometry
+        sheet.add("aspect_ratio", float((shape.major / shape.minor)[whole].mean()), confidence=0.8 * certainty)
+    if whole.any() and found.kind != "fibres":  # a wire has a width and a length, but no diameter of equal area
         _add_sizes(sheet, objects, whole, certainty=certainty, factor=found.picture.factor)
     _add_neighbours(sheet, objects, certainty=certainty, factor=found.picture.factor)
 
@@ -175,15 +194,19 @@ def _add_share(sheet: _Sheet, found: Findings) -> None:
         sheet.add(name, 100 * found.share, unit="%", confidence=found.share_confidence, note=note)
 
 
-def _facts_of(pixels: Pixels, low: float, high: float, *, nm_per_pixel: float | None) -> Facts:
+def _find(pixels: Pixels, low: float, high: float) -> Findings | None:
+    """What is found in a picture, None where it is too small, constant or not finite."""
     from assistant.measurements.findings import find
     from assistant.measurements.picture import picture_of
 
-    sheet = _Sheet(nm_per_pixel)
     picture = picture_of(pixels, low, high)
-    if picture is None:
+    return None if picture is None else find(picture)
+
+
+def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
+    sheet = _Sheet(nm_per_pixel)
+    if found is None:
         return sheet.facts("uniform", "the picture is too small, constant or not finite")
-    found = find(picture)
     _add_grey(sheet, found)
     _add_direction(sheet, found)
     _add_lines(sheet, found)
@@ -199,8 +222,29 @@ def _facts_of(pixels: Pixels, low: float, high: float, *, nm_per_pixel: float | 
 def measure(m: Micrograph) -> Facts:
     """Measure a micrograph outside its info bar; lengths are in nm where it is calibrated, else in px."""
     window = m.window()
-    scale = None if m.calibration is None else m.calibration.nm_per_pixel
-    return _facts_of(m.content, window.low, window.high, nm_per_pixel=scale)
+    return _facts_of(_find(m.content, window.low, window.high), nm_per_pixel=_scale(m))
+
+
+def figures(m: Micrograph) -> dict[str, Image.Image]:
+    """What `measure` measures, drawn over the micrograph: name of the figure to RGB image, at most 1024 px a side.
+
+    There is a figure for each measurement that applies; `overlay.FIGURES` says which facts it shows.
+    """
+    import numpy as np
+
+    from assistant.measurements import overlay
+
+    window = m.window()
+    found = _find(m.content, window.low, window.high)
+    if found is None:
+        return {}
+    facts = _facts_of(found, nm_per_pixel=_scale(m))
+    display = np.asarray(np.rint(found.picture.grey * 255), dtype=np.uint8)
+    return overlay.figures(display, found, facts, nm_per_pixel=_scale(m))
+
+
+def _scale(m: Micrograph) -> float | None:
+    return None if m.calibration is None else m.calibration.nm_per_pixel
 
 
 def measure_pixels(pixels: Pixels, *, nm_per_pixel: float | None) -> Facts:
@@ -208,4 +252,4 @@ def measure_pixels(pixels: Pixels, *, nm_per_pixel: float | None) -> Facts:
     from assistant.measurements.picture import window_of
 
     low, high = window_of(pixels)
-    return _facts_of(pixels, low, high, nm_per_pixel=nm_per_pixel)
+    return _facts_of(_find(pixels, low, high), nm_per_pixel=nm_per_pixel)

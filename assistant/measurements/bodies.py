@@ -169,6 +169,14 @@ def at_border(labels: I32, count: int) -> Mask:
     return touched[1:]
 
 
+def spanning(labels: I32, count: int) -> Mask:
+    """Labels that reach from one border to the opposite one: layers and lines, not objects. [count]"""
+    out = np.zeros(count + 1, np.bool_)
+    for one, other in ((labels[0], labels[-1]), (labels[:, 0], labels[:, -1])):
+        out[np.intersect1d(one, other)] = True
+    return out[1:]
+
+
 def centre_inside(labels: I32, shape: Geometry, border: Mask) -> Mask:
     """Whether each object's centre lies in the frame. [N]
 

@@ -18,7 +18,7 @@ from assistant.measurements.texture import gradients
 
 REACHES = (2.5, 3.5)
 """Distances along the fibre at which persistence is looked for, in fibre widths."""
-PERSISTENT = 0.45
+PERSISTENT = 0.4
 SMALLEST_PIECE = 60
 MOST_PLACES = 4000
 THIN = 8.0
@@ -47,6 +47,8 @@ class Fibres:
     resolved: bool
     """whether the width is more than what denoising leaves of a thin line"""
     bright: bool
+    mask: Mask
+    """[h, w]"""
 
 
 def _pieces(mask: Mask) -> Mask:
@@ -107,7 +109,7 @@ def find_fibres(picture: Picture, phases: Candidate, *, bright: bool) -> Fibres 
         return None
     share = _coverage(picture, mask, width / drawn, bright=bright)
     resolved = drawn > BLURRED * picture.sigma or picture.sigma < NOISY_SIGMA
-    return Fibres(width, persistence, share, phases.separability, resolved, bright)
+    return Fibres(width, persistence, share, phases.separability, resolved, bright, mask)
 
 
 def _coverage(picture: Picture, mask: Mask, thinner: float, *, bright: bool) -> float:

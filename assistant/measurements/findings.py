@@ -14,7 +14,8 @@ import numpy as np
 from assistant.measurements.facts import Kind
 from assistant.measurements.fibres import Fibres, find_fibres
 from assistant.measurements.lines import Lines, measure_lines
-from assistant.measurements.picture import Picture, halved
+from assistant.measurements.picture import Mask, Picture, halved, opened
+from assistant.measurements.rims import rim_of
 from assistant.measurements.segmentation import (
     Candidate,
     Objects,
@@ -56,6 +57,8 @@ CLEARLY_IN_FRONT, CLEARLY_GROUND = 0.6, 0.88
 FEWEST_PORES = 20
 LARGE_PORE = 0.03
 """Area-weighted mean pore area above which a dark phase is a ground [share of the frame]."""
+ANGULAR = 1.75
+"""Mean aspect ratio above which the dark parts of a picture are gaps between fibres."""
 PORE_SHARE = 0.7
 """Share of the dark phase in round bodies from which it counts as pores."""
 
@@ -76,6 +79,8 @@ class Findings:
     share_confidence: float = 0.0
     share_of_bright: bool = True
     """whether the bright phase is the one in front"""
+    phase: Mask | None = None
+    """[h, w] where that phase is, in the small copy"""
 
 
 def _angle_between(a: float, b: float) -> float:
@@ -135,17 +140,24 @@ def _as_lines(found: Findings) -> Findings:
 
 
 def _as_objects(found: Findings, objects: Objects) -> Findings:
-    found.kind = "particles" if objects.candidate.bright else "pores"
-    found.objects = objects
     found.share_of_bright = objects.candidate.bright
+    found.share_confidence, found.phase = _certainty(objects), objects.foreground
+    found.kind = "particles"
+    if not objects.candidate.bright:
+        rim = rim_of(found.picture, objects.foreground)
+        if not rim.stands:
+            found.kind, found.phase, found.share = "pores", rim.opening, float(rim.opening.mean())
+            found.objects = replace(objects, outset=-rim.outset)
+            return found
+    found.objects = objects
     outline = float(objects.perimeter.sum())
     found.share = float(objects.foreground.mean()) - objects.outset * outline / objects.foreground.size
-    found.share_confidence = _certainty(objects)
     return found
 
 
 def _as_fibres(found: Findings, fibres: Fibres) -> Findings:
     found.kind, found.fibres, found.share_of_bright = "fibres", fibres, fibres.bright
+    found.phase = fibres.mask
     if fibres.separability > 0.68 and fibres.resolved:
         found.share = fibres.coverage
         found.share_confidence = 0.7 if fibres.separability > TWO_PHASES else 0.45
@@ -162,17 +174,20 @@ def _as_phases(found: Findings) -> Findings:
     bright = two_phases(found.picture)
     if bright.separability < TWO_PHASES:
         return found
+    rim = rim_of(found.picture, opened(found.picture.calm <= bright.threshold))
+    opening = float(rim.opening.mean())
     # Between these two limits either phase may be the ground, and no share is reported.
     if bright.share <= CLEARLY_IN_FRONT or bright.share >= CLEARLY_GROUND:
-        found.share, found.share_confidence = min(bright.share, 1 - bright.share), 0.5
         found.share_of_bright = bright.share <= CLEARLY_IN_FRONT
+        found.share, found.share_confidence = 1 - opening if found.share_of_bright else opening, 0.5
+        found.phase = rim.opening ^ found.share_of_bright
     rough = halved(found.picture)
     dark = objects_of(rough, _inverse(bright))
-    if dark is not None and _are_pores(dark):
+    if dark is not None and _are_pores(dark) and not rim.stands:
         light = objects_of(rough, bright)
         if light is None or light.share_good < dark.share_good:
-            found.kind, found.share, found.share_of_bright = "pores", 1 - bright.share, False
-            found.share_confidence = 0.5
+            found.kind, found.share, found.share_of_bright = "pores", opening, False
+            found.share_confidence, found.phase = 0.5, rim.opening
     return found
 
 
@@ -180,7 +195,14 @@ def _are_pores(dark: Objects) -> bool:
     """Whether a dark phase is made of many small round parts rather than being the ground between bright bodies."""
     area = dark.geometry.area[dark.good]
     small = len(area) >= FEWEST_PORES and float((area**2).sum()) < LARGE_PORE * dark.foreground.size * float(area.sum())
-    return small and dark.share_good > PORE_SHARE
+    return small and dark.share_good > PORE_SHARE and not _angular(dark)
+
+
+def _angular(dark: Objects) -> bool:
+    """Whether dark bodies are long or pointed on average, as the gaps between crossing fibres are."""
+    shape = dark.geometry
+    aspect = (shape.major / shape.minor)[dark.good]
+    return len(aspect) > 0 and float(np.average(aspect, weights=shape.area[dark.good])) > ANGULAR
 
 
 def _inverse(bright: Candidate) -> Candidate:
@@ -212,5 +234,9 @@ def find(picture: Picture) -> Findings:
         found.objects = objects if apart else None
         return _as_fibres(found, fibres)
     # Long dark bodies that are no fibres are the gaps between bright ones.
-    gaps = objects is not None and not objects.candidate.bright and _elongated(objects)
+    gaps = (
+        objects is not None
+        and not objects.candidate.bright
+        and (_elongated(objects) or (not sure and _angular(objects)))
+    )
     return _as_phases(found) if objects is None or gaps else _as_objects(found, objects)

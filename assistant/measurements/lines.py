@@ -35,6 +35,8 @@ class Lines:
     count: int
     share: float
     """of the pitch that is line"""
+    edges: tuple[F64, ...]
+    """the tracks of the edges in the picture, two to a line; [M, 2] each, x and y [px of the full picture]"""
 
 
 def _sample(image: F32, orientation: float) -> F32:
@@ -48,6 +50,16 @@ def _sample(image: F32, orientation: float) -> F32:
     y = middle[0] - steps[:, None] * s + steps[None, :] * c
     x = middle[1] + steps[:, None] * c + steps[None, :] * s
     return np.asarray(ndimage.map_coordinates(image, [y, x], order=1, mode="nearest"), dtype=np.float32)
+
+
+def _in_picture(track: F64, sample: tuple[int, ...], image: F32, orientation: float) -> F64:
+    """The track of an edge in a turned sample, back in the picture. [M, 2] as x, y"""
+    seen = np.isfinite(track)
+    along = (np.flatnonzero(seen) + 0.5) * STRETCH - 0.5 - (sample[0] - 1) / 2
+    across = track[seen] - (sample[1] - 1) / 2
+    c, s = np.cos(np.deg2rad(orientation)), np.sin(np.deg2rad(orientation))
+    x = (image.shape[1] - 1) / 2 + along * c + across * s
+    return np.stack([x, (image.shape[0] - 1) / 2 - along * s + across * c], axis=1)
 
 
 def _crossings(profile: F64, level: float) -> tuple[F64, F64]:
@@ -127,7 +139,7 @@ def measure_lines(picture: Picture, period: Period) -> Lines | None:
     if len(pairs) < FEWEST_LINES:
         return None
     level = _outline(profile, pairs, low)
-    widths, variances = [], []
+    widths, variances, followed = [], [], []
     for start, stop in pairs:
         reach = min(0.45 * (stop - start), 0.45 * (period.length - stop + start), 0.3 * period.length) + 1
         edges = [
@@ -137,9 +149,11 @@ def measure_lines(picture: Picture, period: Period) -> Lines | None:
             continue
         widths.append(float(np.nanmean(edges[1] - edges[0])))
         variances += [_roughness(edge) for edge in edges]
+        followed += edges
     if len(widths) > 1.3 * sample.shape[1] / period.length:  # the two bright edges of a line pass for two lines
         return None
     if len(widths) < FEWEST_LINES or np.std(widths) > WIDTH_SCATTER * np.mean(widths):
         return None
     width = float(np.median(widths))
-    return Lines(width, 3 * float(np.median(variances)) ** 0.5, len(widths), width / period.length)
+    tracks = tuple(_in_picture(track, sample.shape, picture.grey, period.orientation) for track in followed)
+    return Lines(width, 3 * float(np.median(variances)) ** 0.5, len(widths), width / period.length, tracks)

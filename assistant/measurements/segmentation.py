@@ -23,6 +23,7 @@ from assistant.measurements.bodies import (
     own_outline,
     perimeters,
     separate,
+    spanning,
 )
 from assistant.measurements.picture import F32, F64, I32, Mask, Picture, edge_level, eroded, opened
 
@@ -277,7 +278,8 @@ def objects_of(picture: Picture, candidate: Candidate) -> Objects | None:
         sized &= diameter > DEBRIS * typical
         good &= sized
     border = at_border(labels, count)
-    inside = centre_inside(labels, shape, border)
+    across = spanning(labels, count)
+    good, sized, inside = good & ~across, sized & ~across, centre_inside(labels, shape, border) & ~across
     outset = _outset(picture, mask)
     covered = foreground(picture, candidate, rings=False) if candidate.filled else mask
     return Objects(candidate, covered, labels, shape, perimeters(labels, count), outset, good, sized, ~border, inside)

@@ -1,0 +1,276 @@
+"""What was measured, drawn over the micrograph: one figure per measurement. Knows nothing about files or vendors.
+
+A figure shows the very pixels a number comes from (outlines, edges, skeletons), so that a person can see at a glance
+whether to believe it. What does not apply to a picture has no figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from assistant.measurements.canvas import AMBER, INK, MARGIN, ROSE, TEAL, WHITE, Canvas, hue, ramp
+from assistant.measurements.facts import Fact, Facts, number
+from assistant.measurements.findings import Findings
+from assistant.measurements.picture import CROP, F32, F64, Mask, block_mean
+from assistant.measurements.segmentation import Objects
+from assistant.measurements.texture import gradients
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FIGURES: dict[str, tuple[str, ...]] = {
+    "objects": ("count", "mean_diameter", "median_diameter", "d10_diameter", "d90_diameter", "aspect_ratio",
+                "circularity"),
+    "neighbours": ("nearest_neighbour",),
+    "share": ("coverage", "porosity"),
+    "direction": ("orientation", "anisotropy"),
+    "period": ("period",),
+    "lines": ("line_width", "line_edge_roughness"),
+    "fibres": ("fibre_width",),
+    "grey": ("mean_grey", "contrast", "noise", "sharpness"),
+}  # fmt: skip
+"""Each figure with the facts it shows."""
+SMOOTHING = 0.8
+"""Blur of a drawn outline [px of the small copy]."""
+TICKS = 44
+"""Direction marks along the longer side."""
+CIRCLES = 90
+"""Most circles along the fibres."""
+MOST_GRID_LINES = 80
+BINS = 96
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """What a figure is made from."""
+
+    canvas: Canvas
+    found: Findings
+    facts: Facts
+
+    def full(self, x: F64, y: F64) -> F64:
+        """Points of the small copy in the full picture. [N, 2]"""
+        return (np.stack([x, y], axis=-1) + 0.5) * self.found.picture.factor - 0.5
+
+
+def _outline(mask: Mask) -> list[F64]:
+    """The outlines of a mask between its pixels. [M, 2] each, as x, y"""
+    from skimage.measure import find_contours
+
+    soft = ndimage.gaussian_filter(np.pad(mask, 2).astype(np.float32), SMOOTHING)
+    return [contour[:, ::-1] - 2 for contour in find_contours(soft, 0.5)]
+
+
+def _draw_objects(it: Drawing) -> None:
+    objects = it.found.objects
+    assert objects is not None
+    diameter = objects.geometry.diameter
+    sized = objects.good & objects.whole & objects.sized
+    low, high = (diameter[sized].min(), diameter[sized].max()) if sized.any() else (0.0, 1.0)
+    boxes = ndimage.find_objects(objects.labels)
+    for index in np.flatnonzero(objects.counted | sized):
+        box = boxes[index]
+        colour = ramp((diameter[index] - low) / max(high - low, 1e-9)) if sized[index] else WHITE
+        for contour in _outline(objects.labels[box] == index + 1):
+            xy = it.full(contour[:, 0] + box[1].start, contour[:, 1] + box[0].start)
+            it.canvas.polyline(xy, colour, width=2.0 if sized[index] else 1.4, opacity=255 if sized[index] else 150)
+    _size_key(it, sized)
+
+
+def _size_key(it: Drawing, sized: Mask) -> None:
+    """Colours of the outlines, from the smallest to the largest object; white are those a border cuts."""
+    objects, mean = it.found.objects, it.facts["mean_diameter"]
+    if objects is None or mean.value is None or sized.sum() < 2:
+        return
+    per_pixel = mean.value / float(objects.geometry.diameter[objects.good & objects.whole].mean() - 2 * objects.outset)
+    low, high = (f(objects.geometry.diameter[sized]) - 2 * objects.outset for f in (np.min, np.max))
+    ends = [f"{number(float(v) * per_pixel)} {mean.unit}" for v in (low, high)]
+    left, wide = MARGIN, 150
+    it.canvas.plate(left, MARGIN, left + wide + 28, MARGIN + 46)
+    for step in range(wide):
+        x = left + 14 + step
+        box = tuple(2 * v for v in (x, MARGIN + 10, x + 1, MARGIN + 17))
+        it.canvas.pen.rectangle(box, fill=ramp(step / (wide - 1)))
+    it.canvas.text(left + 14, MARGIN + 36, ends[0], size=14)
+    it.canvas.text(left + 14 + wide, MARGIN + 36, ends[1], size=14, anchor="rs")
+
+
+def _centres(it: Drawing, objects: Objects) -> F64:
+    shape = objects.geometry
+    return it.full(shape.x[objects.counted], shape.y[objects.counted])
+
+
+def _draw_neighbours(it: Drawing) -> None:
+    from scipy.spatial import cKDTree
+
+    assert it.found.objects is not None
+    points = _centres(it, it.found.objects)
+    _, nearest = cKDTree(points).query(points, k=2)
+    for here, there in enumerate(np.asarray(nearest)[:, 1]):
+        it.canvas.polyline(points[[here, there]], AMBER, width=2.0)
+    for x, y in points.tolist():
+        it.canvas.dot(x, y, TEAL, radius=3.2)
+
+
+def _draw_share(it: Drawing) -> None:
+    if it.found.phase is not None:
+        it.canvas.tint(it.found.phase, TEAL)
+        for contour in _outline(it.found.phase):
+            it.canvas.polyline(it.full(contour[:, 0], contour[:, 1]), TEAL, width=1.2)
+    elif it.found.lines is not None:
+        _draw_lines(it)
+
+
+def _draw_direction(it: Drawing) -> None:
+    gx, gy = gradients(it.found.picture)
+    cell = max(8, -(-max(gx.shape) // TICKS))
+    xx, xy, yy = (block_mean(part, cell) for part in (gx * gx, gx * gy, gy * gy))
+    clear = np.hypot(xx - yy, 2 * xy)
+    strength = np.sqrt(np.clip(clear / max(float(np.percentile(clear, 95)), 1e-12), 0, 1))
+    along = 90 - np.rad2deg(np.arctan2(2 * xy, xx - yy)) / 2
+    for row, column in np.argwhere(strength > 0.12).tolist():
+        _tick(it, (column + 0.5) * cell, (row + 0.5) * cell, float(along[row, column]),
+              0.46 * cell * float(strength[row, column]))  # fmt: skip
+    main = it.facts["orientation"].value
+    if main is not None:
+        _compass(it.canvas, main)
+
+
+def _tick(it: Drawing, x: float, y: float, angle: float, half: float) -> None:
+    reach = half * np.array([np.cos(np.deg2rad(angle)), -np.sin(np.deg2rad(angle))])
+    ends = np.array([x, y]) + np.stack([-reach, reach])
+    it.canvas.polyline(it.full(ends[:, 0], ends[:, 1]), hue(angle), width=2.2)
+
+
+def _compass(canvas: Canvas, angle: float) -> None:
+    """The main direction, in a round plate at the upper left."""
+    middle, radius = MARGIN + 44.0, 44.0
+    x0, y0, x1, y1 = (2 * v for v in (middle - radius, middle - radius, middle + radius, middle + radius))
+    canvas.pen.ellipse((x0, y0, x1, y1), fill=(*INK, 205), outline=(90, 102, 118), width=2)
+    c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+    ends = [(2 * (middle + sign * 34 * c), 2 * (middle - sign * 34 * s)) for sign in (-1, 1)]
+    canvas.pen.line(ends, fill=hue(angle), width=9)
+
+
+def _draw_period(it: Drawing) -> None:
+    period = it.found.period
+    assert period is not None
+    height, width = it.found.picture.grey.shape
+    angle = np.deg2rad(period.orientation)
+    along, across = np.array([np.cos(angle), -np.sin(angle)]), np.array([np.sin(angle), np.cos(angle)])
+    reach = float(np.hypot(width, height)) / 2
+    middle = np.array([width, height]) / 2
+    middle = middle + _crest(it.found.picture.grey, across / period.length) * period.length * across
+    every = max(1, int(np.ceil(2 * reach / period.length / MOST_GRID_LINES)))
+    steps = every * np.arange(-(MOST_GRID_LINES // 2) - 1, MOST_GRID_LINES // 2 + 2)
+    for k in steps.tolist():
+        centre = middle + k * period.length * across
+        it.canvas.polyline(np.stack([centre - reach * along, centre + reach * along]), TEAL, width=1.6, opacity=170)
+    count = max(1, round(40 / (period.length * it.canvas.scale)))
+    it.canvas.arrow(middle, middle + count * period.length * across, AMBER)
+
+
+def _crest(grey: F32, wave: F64) -> float:
+    """How far from the middle of the picture the nearest crest of a wave [1/px, as x, y] lies, in periods."""
+    height, width = grey.shape
+    x, y = (np.exp(-2j * np.pi * f * (np.arange(n) - n / 2)) for f, n in zip(wave, (width, height), strict=True))
+    return float(-np.angle(y @ (grey - grey.mean()) @ x) / (2 * np.pi))
+
+
+def _draw_lines(it: Drawing) -> None:
+    assert it.found.lines is not None
+    it.canvas.polylines(it.found.lines.edges[0::2], TEAL, width=1.8)
+    it.canvas.polylines(it.found.lines.edges[1::2], AMBER, width=1.8)
+
+
+def _draw_fibres(it: Drawing) -> None:
+    from skimage.morphology import skeletonize
+
+    assert it.found.fibres is not None
+    mask = it.found.fibres.mask
+    skeleton = skeletonize(mask)
+    it.canvas.tint(mask, TEAL, opacity=0.22)
+    it.canvas.tint(skeleton, ROSE, opacity=0.9)
+    distance = np.asarray(ndimage.distance_transform_edt(mask))
+    rows, columns = np.nonzero(skeleton)
+    order = np.random.default_rng(0).permutation(len(rows))[:CIRCLES]
+    for (x, y), d in zip(it.full(columns[order], rows[order]).tolist(), distance[rows, columns][order], strict=True):
+        it.canvas.circle(x, y, (float(d) - 0.5) * it.found.picture.factor, AMBER, width=1.6)
+
+
+def _draw_grey(it: Drawing) -> None:
+    """The histogram, with mean and spread, and the crop that noise and sharpness come from."""
+    grey = it.found.picture.grey
+    counts, _ = np.histogram(grey, BINS, (0.0, 1.0))
+    bars: F32 = np.asarray(np.sqrt(counts / max(counts[1:-1].max(), 1)), dtype=np.float32)
+    wide, high = 3 * BINS, 110
+    left, base = MARGIN + 14, MARGIN + high + 16
+    it.canvas.plate(MARGIN, MARGIN, left + wide + 14, base + 14)
+    for k, bar in enumerate(np.minimum(bars, 1.0).tolist()):
+        level = round(60 + 195 * k / BINS)
+        box = tuple(2 * v for v in (left + 3 * k, base - bar * high, left + 3 * k + 2.5, base))
+        it.canvas.pen.rectangle(box, fill=(level, level, level))
+    mean = float(grey.mean())
+    spread = (it.facts["contrast"].value or 0.0) / 100
+    for share, colour in ((mean, AMBER), (mean - spread, TEAL), (mean + spread, TEAL)):
+        x = left + wide * float(np.clip(share, 0, 1))
+        it.canvas.pen.line([(2 * x, 2 * (base - high)), (2 * x, 2 * base)], fill=colour, width=4)
+    if max(grey.shape) > CROP:
+        _frame(it)
+
+
+def _frame(it: Drawing) -> None:
+    height, width = it.found.picture.grey.shape
+    rows, columns = min(height, CROP), min(width, CROP)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * [columns - 1, rows - 1] + [left, top]
+    it.canvas.polyline(corners.astype(np.float64), AMBER, width=1.4)
+
+
+DRAWN: dict[str, Callable[[Drawing], None]] = {
+    "objects": _draw_objects,
+    "neighbours": _draw_neighbours,
+    "share": _draw_share,
+    "direction": _draw_direction,
+    "period": _draw_period,
+    "lines": _draw_lines,
+    "fibres": _draw_fibres,
+    "grey": _draw_grey,
+}
+
+
+def _said(fact: Fact) -> str:
+    """Name, value and unit as a person writes them."""
+    assert fact.value is not None
+    value, unit = fact.value, {"deg": "°", "%": " %", "": ""}.get(fact.unit, f" {fact.unit}")
+    if fact.unit == "nm" and value >= 1000:
+        value, unit = (value / 1e6, " mm") if value >= 1e6 else (value / 1e3, " µm")
+    return f"{fact.name.replace('_', ' ')} {number(value)}{unit}"
+
+
+def figures(
+    display: NDArray[np.uint8], found: Findings, facts: Facts, *, nm_per_pixel: float | None
+) -> dict[str, Image.Image]:
+    """One figure for each measurement that applies, by its name in FIGURES; RGB, at most SIDE px a side.
+
+    `display` is what `found` was found in, windowed to 8 bit. [H, W]
+    """
+    made = {}
+    for name, shown in FIGURES.items():
+        applied = [fact for fact in facts.applicable() if fact.name in shown]
+        if not applied:
+            continue
+        drawing = Drawing(Canvas(display), found, facts)
+        DRAWN[name](drawing)
+        unit, per_pixel = ("px", 1.0) if nm_per_pixel is None else ("nm", nm_per_pixel)
+        drawing.canvas.scale_bar(unit, per_pixel)
+        title = "   ".join(map(_said, applied[:3]))
+        drawing.canvas.caption(title[:1].upper() + title[1:], f"{applied[0].method}, {applied[0].confidence:.0%} sure")
+        made[name] = drawing.canvas.finished()
+    return made
