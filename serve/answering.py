@@ -108,11 +108,19 @@ def parse_pixel_size(text: str | None) -> float | None:
     return size
 
 
-def read_images(sources: Sequence[Path | bytes], *, pixel_size_nm: float | None = None) -> list[Micrograph]:
+class Reader(Protocol):
+    """`assistant.micrograph.read_micrograph`, or the same in another process."""
+
+    def __call__(self, source: Path | bytes, *, pixel_size_nm: float | None = ...) -> Micrograph: ...
+
+
+def read_images(
+    sources: Sequence[Path | bytes], *, pixel_size_nm: float | None = None, read: Reader | None = None
+) -> list[Micrograph]:
     """Read every source; the first that cannot be read raises MicrographError with its name."""
     from assistant.micrograph import read_micrograph
 
-    return [read_micrograph(source, pixel_size_nm=pixel_size_nm) for source in sources]
+    return [(read or read_micrograph)(source, pixel_size_nm=pixel_size_nm) for source in sources]
 
 
 def answer(answerer: Answerer, question: Question) -> Iterator[str | Evidence]:
@@ -180,12 +188,13 @@ def classify_files(
     examples: Mapping[str, Sequence[Path]] | None = None,
     top: int = 5,
     pixel_size_nm: float | None = None,
+    read: Reader | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield one `{"path", "scores", "verdict", "error"}` per file, in order; a file that fails carries its error."""
-    shown = {label: read_images(files) for label, files in examples.items()} if examples else None
+    shown = {label: read_images(files, read=read) for label, files in examples.items()} if examples else None
     for path in paths:
         try:
-            micrographs = read_images([path], pixel_size_nm=pixel_size_nm)
+            micrographs = read_images([path], pixel_size_nm=pixel_size_nm, read=read)
             scores = answerer.classify(micrographs, labels, examples=shown, top=top)[0]
         except MicrographError as error:
             yield {"path": str(path), "scores": [], "verdict": None, "error": error_dict(error)}

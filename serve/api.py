@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from assistant.errors import ConfigError, MaemiError, MicrographError, ServerError
-from serve.answering import Answerer, Evidence, Question, answer, read_images
+from serve.answering import Answerer, Evidence, Question, Reader, answer, read_images
 from serve.conversation import ApiError, Ask, parse_request
 from serve.gate import RETRY_AFTER_S, Gate, Relay
 from serve.guard import error_body, kind_of
@@ -45,6 +45,8 @@ class Desk:
     gate: Gate
     count_tokens: Callable[[str], int]
     store: AnswerStore | None = None
+    read: Reader | None = None
+    """How uploads are read: in a sandbox, or in this process if None."""
 
     def answer(self, question: Question, *, user: str) -> Iterator[str | Evidence]:
         """Answer, and enter what was said into the book however it ended."""
@@ -104,7 +106,7 @@ def build_api(desk: Desk, *, schema: bool = False) -> FastAPI:
         _check_model(ask.model, desk)
         await desk.gate.enter()
         try:
-            question = await asyncio.to_thread(_question, ask)
+            question = await asyncio.to_thread(_question, ask, desk.read)
             user = request.state.user if hasattr(request.state, "user") else "local"
             items = Relay(lambda: desk.answer(question, user=user), desk.gate)
         except BaseException:  # whatever happens before the relay holds the place, the place must not be lost
@@ -236,9 +238,9 @@ async def _whole(reply: _Reply, items: Relay[str | Evidence], request: Request) 
     return JSONResponse(reply.whole())
 
 
-def _question(ask: Ask) -> Question:
+def _question(ask: Ask, read: Reader | None) -> Question:
     return Question(
-        images=read_images(ask.images, pixel_size_nm=ask.pixel_size_nm),
+        images=read_images(ask.images, pixel_size_nm=ask.pixel_size_nm, read=read),
         text=ask.text,
         history=ask.history,
         aux=ask.description,

@@ -194,6 +194,7 @@ class Page:
                     names,
                     examples=examples or None,
                     pixel_size_nm=parse_pixel_size(size),
+                    read=self._desk.read,
                 )
         yield class_table(results, of=len(paths))
 
@@ -203,12 +204,12 @@ class Page:
         return self.workspace.stage(files)
 
     def _read(self, paths: Sequence[Path], size: str) -> list[Micrograph]:
-        """Read pictures; the given pixel size counts for those that carry none."""
+        """Read pictures; the given pixel size counts for those whose metadata carry none."""
         nm = parse_pixel_size(size)
         try:
-            found = read_images(paths)
+            found = read_images(paths, read=self._desk.read)
             return [
-                m if m.calibration or nm is None else read_images([path], pixel_size_nm=nm)[0]
+                m if nm is None or _from_metadata(m) else read_images([path], pixel_size_nm=nm, read=self._desk.read)[0]
                 for path, m in zip(paths, found, strict=True)
             ]
         except FileNotFoundError:
@@ -229,6 +230,10 @@ class Page:
         calibration = micrograph.calibration
         nm, confidence = (calibration.nm_per_pixel, calibration.confidence) if calibration else (None, None)
         return CaptionRow(path.name, micrograph.sha256, caption, nm, confidence, None), thumbnail(micrograph)
+
+
+def _from_metadata(micrograph: Micrograph) -> bool:
+    return micrograph.calibration is not None and micrograph.calibration.source != "banner"
 
 
 def build_page(desk: Desk) -> gr.Blocks:

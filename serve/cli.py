@@ -46,17 +46,19 @@ def serve(
     from serve.api import Desk
     from serve.app import build_app
     from serve.gate import Gate
+    from serve.sandbox import Sandbox
     from serve.server import run_server
     from serve.store import AnswerStore
 
     assistant = load(run)
     book = AnswerStore(store or _state_folder() / "answers.sqlite")
     tokenizer = assistant.processor.tokenizer
-    desk = Desk(assistant, Gate(), lambda text: len(tokenizer.encode(text, add_special_tokens=False)), book)
+    count, sandbox = (lambda text: len(tokenizer.encode(text, add_special_tokens=False))), Sandbox()
+    desk = Desk(assistant, Gate(), count, book, sandbox.read)
     uploads = tempfile.TemporaryDirectory(prefix="maemi-uploads-")
     os.environ["GRADIO_TEMP_DIR"] = uploads.name  # the default is a folder that all users of the machine share
     terminal.note(f"{assistant.name} at http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops)")
-    with uploads:
+    with uploads, sandbox:
         run_server(build_app(desk, credentials=credentials), host=host, port=port)
 
 

@@ -91,6 +91,14 @@ def check_size(width: int, height: int, *, channels: int, itemsize: float, limit
         )
 
 
+def undecodable(what: str, error: Exception) -> MicrographError:
+    """What a person is told of a decoder's exception, in words of ours: its own may quote the file."""
+    if isinstance(error, MemoryError):
+        return MicrographError("too_large", f"The {what} needs more memory than there is. Crop or bin the image first.")
+    message = f"The {what} cannot be decoded ({type(error).__name__}). Export the image again."
+    return MicrographError("unreadable", message)
+
+
 def upright(pixels: np.ndarray[Any, np.dtype[Any]], orientation: int) -> np.ndarray[Any, np.dtype[Any]]:
     """The image as it is meant to be seen: undoes TIFF / EXIF orientation 1..8; other values count as 1."""
     if orientation >= 5:

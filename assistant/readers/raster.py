@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from assistant.errors import MicrographError
-from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size, heard, upright
+from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size, heard, undecodable, upright
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,7 +36,7 @@ def decode(data: bytes, kind: str, page: int | None, limits: ReadLimits) -> Fram
     except Image.DecompressionBombError as error:
         raise MicrographError("too_large", f"The {kind} header names too many pixels. Bin it first.") from error
     except DECODER_ERRORS as error:
-        raise MicrographError("unreadable", f"The {kind} cannot be decoded ({type(error).__name__}).") from error
+        raise undecodable(kind, error) from error
     notes = [f"The {kind} is irregular ({len(remarks)} remark(s) while decoding)."] if remarks else []
     if depth > 8 and pixels.dtype == np.uint8:
         notes.append("16-bit colour was reduced to 8-bit grey.")

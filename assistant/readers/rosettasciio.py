@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from assistant.errors import MicrographError
-from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size, heard
+from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size, heard, undecodable
 from assistant.readers.record import Instrument, Record, length_nm, name, square_pixel
 
 SUFFIXES = {
@@ -54,7 +54,7 @@ def decode(source: Path | None, kind: str, page: int | None, limits: ReadLimits)
         message = f'{kind} files need {error.name}. Install it with: pip install "maemi[vendor]".'
         raise MicrographError("needs_extra", message) from error
     except DECODER_ERRORS as error:
-        raise MicrographError("unreadable", f"The {kind} file cannot be decoded ({type(error).__name__}).") from error
+        raise undecodable(f"{kind} file", error) from error
 
 
 def _frame(signals: list[dict[str, Any]], page: int | None, limits: ReadLimits) -> tuple[Frame, Record]:

@@ -72,7 +72,7 @@ def normalised(band: Pixels) -> Pixels:
     values, counts = np.unique(wide, return_counts=True)
     contrast = np.abs(wide - values[counts.argmax()])
     top = float(contrast.max(initial=0))
-    return contrast / top if top > 0 else contrast
+    return np.asarray(contrast / top if top > 0 else contrast)
 
 
 def _parts(ink: Pixels) -> Iterator[_Part]:

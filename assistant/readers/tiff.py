@@ -23,6 +23,7 @@ from assistant.readers.frame import (
     cmyk_to_rgb,
     inverted,
     luminance,
+    undecodable,
     upright,
 )
 
@@ -273,7 +274,7 @@ def _pixels(
             pixels = page.asarray(maxworkers=1)
             pixels = np.moveaxis(pixels, 0, -1) if page.axes.startswith("S") else pixels
     except DECODER_ERRORS as error:
-        raise MicrographError("unreadable", f"The TIFF cannot be decoded ({type(error).__name__}).") from error
+        raise undecodable("TIFF", error) from error
     if pixels.dtype.kind not in "buif" or pixels.ndim not in ((2,) if pixels.dtype.kind == "b" else (2, 3)):
         raise MicrographError("unsupported_format", f"TIFF pixels of type {pixels.dtype} are not supported.")
     return _grey(pixels, directory, notes)
