@@ -1,0 +1,270 @@
+"""The page on which a person accepts, edits or rejects rows of a data set; every decision is kept at once.
+
+Pictures and texts go to the page from memory, so no file of the data set is served. Knows nothing about teachers.
+"""
+
+from __future__ import annotations
+
+import base64
+import getpass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.applications import Starlette
+
+from assistant.errors import DatasetError
+from data_gen.exports import SPLITS
+from data_gen.review import Reviews, Verdict, answer_of
+from serve.app import STYLE, theme
+from serve.guard import App, Guard
+
+OPEN, ALL = "to review", "all"
+STATES = (OPEN, "accepted", "edited", "rejected", ALL)
+ANY = "any"
+LOOKS = """
+.review-pictures { display: flex; gap: .75rem; } .review-pictures img { max-width: 100%; min-width: 0; flex: 1;
+  max-height: 30rem; object-fit: contain; background: #000; border-radius: .5rem; }
+.review-turn { margin: 0 0 .5rem; } .review-turn b { color: var(--m-soft); font-weight: 600; margin-right: .5rem; }
+.review-known { color: var(--m-soft); font-size: .85rem; margin: .8rem 0 0; }
+.review-head { display: flex; justify-content: space-between; align-items: baseline; gap: 1rem; flex-wrap: wrap; }
+.review-head span { color: var(--m-soft); font-size: .85rem; } .review-head h3 { margin: 0; font-size: 1rem; }
+.review-done { padding: 4rem 1rem; text-align: center; color: var(--m-soft); }
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row lies, and what it can be chosen by."""
+
+    id: str
+    file: Path
+    group: int
+    offset: int
+    split: str
+    task: str
+    facet: str
+
+
+class Book:
+    """The rows of a data set directory, opened one row group at a time.
+
+    Raises DatasetError `no_dataset`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.places = list(self._index())
+        if not self.places:
+            raise DatasetError("no_dataset", f"{directory} holds no rows. Name the --out of `maemi teach`.")
+        self.tasks = sorted({place.task for place in self.places})
+        self.read = lru_cache(maxsize=2)(_read_group)
+
+    def _index(self) -> Iterator[Place]:
+        import pyarrow.parquet as parquet
+
+        for split in SPLITS:
+            for path in sorted(self.directory.glob(f"data/{split}-*.parquet")):
+                with parquet.ParquetFile(path) as file:
+                    for group in range(file.num_row_groups):
+                        known = file.read_row_group(group, columns=["id", "task", "facet"]).to_pylist()
+                        for offset, row in enumerate(known):
+                            yield Place(row["id"], path, group, offset, split, row["task"], row["facet"])
+
+    def row(self, place: Place) -> dict[str, Any]:
+        """The row with its pictures."""
+        return self.read(place.file, place.group)[place.offset]
+
+
+def _read_group(path: Path, group: int) -> list[dict[str, Any]]:
+    import pyarrow.parquet as parquet
+
+    with parquet.ParquetFile(path) as file:
+        rows: list[dict[str, Any]] = file.read_row_group(group).to_pylist()
+        return rows
+
+
+class Desk:
+    """What the page does: choose rows, show one, keep a decision."""
+
+    def __init__(self, book: Book, reviews: Reviews) -> None:
+        self.book, self.reviews = book, reviews
+
+    def chosen(self, split: str, task: str, state: str) -> list[int]:
+        """Positions of the rows that the three choices leave."""
+        latest = self.reviews.latest()
+        found = []
+        for position, place in enumerate(self.book.places):
+            verdict = latest[place.id].verdict if place.id in latest else OPEN
+            if split in {ANY, place.split} and task in {ANY, place.task} and state in {ALL, verdict}:
+                found.append(position)
+        return found
+
+    def progress(self) -> str:
+        """How far the review is."""
+        latest = self.reviews.latest()
+        known = [latest[place.id].verdict for place in self.book.places if place.id in latest]
+        counts = ", ".join(f"{known.count(verdict)} {verdict}" for verdict in STATES[1:-1] if verdict in known)
+        return f"{len(known)} of {len(self.book.places)} rows decided{f': {counts}' if counts else ''}"
+
+    def shown(self, position: int | None) -> tuple[str, str, str, str]:
+        """A row as HTML of pictures, of its head, of the turns before the answer, and its answer."""
+        if position is None:
+            return "", '<div class="review-done"><p>No row is left in this choice.</p></div>', "", ""
+        place = self.book.places[position]
+        row = self.book.row(place)
+        decision = self.reviews.latest().get(place.id)
+        answer = decision.answer if decision and decision.answer else answer_of(row)
+        return _pictures(row), _head(place, row, decision), _turns(row), answer
+
+    def decide(self, position: int, verdict: Verdict, answer: str, reason: str, reviewer: str) -> None:
+        """Keep a decision; an accepted row whose text was changed is an edited one.
+
+        Raises DatasetError.
+        """
+        row = self.book.row(self.book.places[position])
+        if verdict == "accepted" and answer.strip() != answer_of(row):
+            verdict = "edited"
+        self.reviews.decide(row, verdict, reviewer=reviewer, answer=answer, reason=reason)
+
+
+def _pictures(row: dict[str, Any]) -> str:
+    sources = (base64.b64encode(image["bytes"]).decode() for image in row["images"])
+    images = "".join(f'<img alt="micrograph" src="data:image/png;base64,{source}">' for source in sources)
+    return f'<div class="review-pictures">{images}</div>'
+
+
+def _head(place: Place, row: dict[str, Any], decision: Any) -> str:
+    badge = ""
+    if decision is not None:
+        tone = "amber" if decision.verdict == "rejected" else "teal"
+        badge = f'<p class="maemi-badge maemi-{tone}">{escape(decision.verdict)} <span>by {escape(decision.reviewer)}, '
+        badge += f"{escape(decision.decided_at)}{escape(f': {decision.reason}') if decision.reason else ''}</span></p>"
+    named = f"{place.task} / {place.facet}".replace("_", " ")
+    about = " · ".join(filter(None, [place.split, row["label"], row["source"], f"by {row['teacher']}"]))
+    return (
+        f'<div class="review-head"><h3>{escape(named)}</h3><span>{escape(about)}</span></div>{badge}'
+        f'<p class="review-known">Known: {escape(row["aux"] or "nothing")}</p>'
+    )
+
+
+def _turns(row: dict[str, Any]) -> str:
+    turns = []
+    for message in row["messages"][:-1]:
+        words = " ".join(part["text"] for part in message["content"] if part["text"])
+        who = "Question" if message["role"] == "user" else "Answer"
+        turns.append(f'<p class="review-turn"><b>{who}</b>{escape(words)}</p>')
+    return "".join(turns)
+
+
+def build_review_page(desk: Desk) -> gr.Blocks:
+    """One row at a time: pictures to the left, words and decisions to the right."""
+    with gr.Blocks(title="MAEMI review", analytics_enabled=False, fill_width=True) as blocks:
+        gr.HTML(
+            '<header class="maemi-head"><h1>MAEMI</h1><p>Review of instruction data. Nothing leaves this machine.</p>'
+            "</header>",
+            elem_classes="maemi-bare",
+        )
+        with gr.Row():
+            split = gr.Dropdown([ANY, *SPLITS], value=ANY, label="Split")
+            task = gr.Dropdown([ANY, *desk.book.tasks], value=ANY, label="Task")
+            state = gr.Dropdown(list(STATES), value=OPEN, label="Rows")
+            reviewer = gr.Textbox(value=_user(), label="Reviewer", max_length=80)
+        progress = gr.HTML(elem_classes="maemi-bare")
+        position, queue = gr.State(None), gr.State([])
+        with gr.Row(elem_classes="maemi-columns"):
+            with gr.Column(scale=5):
+                pictures = gr.HTML(elem_classes="maemi-bare")
+            with gr.Column(scale=5, elem_classes="maemi-card"):
+                head = gr.HTML(elem_classes="maemi-bare")
+                turns = gr.HTML(elem_classes="maemi-bare")
+                answer = gr.Textbox(label="Answer", lines=3, max_lines=8, info="Change the words to edit the row.")
+                reason = gr.Textbox(label="Remark", max_length=300, placeholder="Why, if you like")
+                with gr.Row():
+                    accept = gr.Button("Accept", variant="primary", min_width=80)
+                    reject = gr.Button("Reject", variant="stop", min_width=80)
+                    back, skip = gr.Button("Back", min_width=80), gr.Button("Skip", min_width=80)
+        gr.HTML(
+            '<footer class="maemi-foot"><p>Decisions are kept with name and time in <b>review.sqlite</b>. Give the '
+            "<b>maemi teach</b> command of the data set again to write them into it; exports apply them at once."
+            "</p></footer>",
+            elem_classes="maemi-bare",
+        )
+        outputs = [position, queue, progress, pictures, head, turns, answer, reason]
+        choice = [split, task, state]
+
+        def open_at(found: Sequence[int], place: int | None) -> tuple[Any, ...]:
+            told = f'<p class="maemi-progress">{escape(desk.progress())}; {len(found)} in this choice</p>'
+            return place, list(found), told, *desk.shown(place), ""
+
+        def choose(split: str, task: str, state: str) -> tuple[Any, ...]:
+            found = desk.chosen(split, task, state)
+            return open_at(found, found[0] if found else None)
+
+        def step(queue: list[int], place: int | None, by: int) -> tuple[Any, ...]:
+            if place is None or not queue:
+                return open_at(queue, place)
+            return open_at(queue, queue[(queue.index(place) + by) % len(queue)])
+
+        def decided(
+            verdict: Verdict, place: int | None, queue: list[int], words: tuple[str, str, str], choice: tuple[str, ...]
+        ) -> tuple[Any, ...]:
+            if place is None:
+                return open_at(queue, place)
+            try:
+                desk.decide(place, verdict, *words)
+            except DatasetError as error:
+                raise gr.Error(error.message, print_exception=False) from None
+            found = desk.chosen(*choice)
+            return open_at(found, next((at for at in found if at > place), found[0] if found else None))
+
+        def accepting(place: Any, queue: Any, answer: str, reason: str, name: str, *choice: str) -> tuple[Any, ...]:
+            return decided("accepted", place, queue, (answer, reason, name), choice)
+
+        def rejecting(place: Any, queue: Any, answer: str, reason: str, name: str, *choice: str) -> tuple[Any, ...]:
+            return decided("rejected", place, queue, (answer, reason, name), choice)
+
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        said = [position, queue, answer, reason, reviewer, *choice]
+        accept.click(accepting, said, outputs, **quiet)
+        reject.click(rejecting, said, outputs, **quiet)
+        skip.click(lambda queue, at: step(queue, at, 1), [queue, position], outputs, **quiet)
+        back.click(lambda queue, at: step(queue, at, -1), [queue, position], outputs, **quiet)
+        for control in choice:
+            control.change(choose, choice, outputs, **quiet)
+        blocks.load(choose, choice, outputs, **quiet)
+    return blocks
+
+
+def build_review_app(directory: Path, reviews: Reviews) -> App:
+    """The page behind the guard.
+
+    Raises DatasetError `no_dataset`.
+    """
+    mounted = gr.mount_gradio_app(
+        Starlette(),
+        build_review_page(Desk(Book(directory), reviews)),
+        path="/",
+        theme=theme(),
+        css=STYLE.read_text(encoding="utf-8") + LOOKS,
+        show_error=False,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+    )
+    return Guard(mounted, credentials=None)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
