@@ -13,7 +13,7 @@ import ipaddress
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,8 +63,16 @@ class Offer:
         return f"{self.pictures} pictures ({self.bytes / 1e6:.1f} MB) would leave this machine for {self.destination}"
 
 
-Consent = bool | str | Callable[[Offer], bool]
-"""Who allows it: nobody (False), the caller (True), the manifest's sha256 as a script gives it, or a person asked."""
+Consent = bool | str
+"""Who allows it: nobody (False), whoever gives the manifest's sha256, or the Python caller (True)."""
+
+
+class Denied(EgressError):
+    """Nobody allowed what the offer says."""
+
+    def __init__(self, offer: Offer, message: str) -> None:
+        super().__init__("denied", message)
+        self.offer = offer
 
 
 class Permit:
@@ -124,7 +132,7 @@ def destination_of(base_url: str | None) -> str:
 def grant(manifest: Path, *, destination: str, allow: Consent) -> Permit:
     """Turn the person's leave for a manifest (JSON lines of `Item`) into a permit.
 
-    Raises EgressError `denied` without it or with leave for another manifest, and `bad_manifest` where the manifest
+    Raises Denied without it or with leave for another manifest, and `bad_manifest` where the manifest
     names another destination.
     """
     allowed: set[str] = set()
@@ -139,14 +147,14 @@ def grant(manifest: Path, *, destination: str, allow: Consent) -> Permit:
             size += item["bytes"]
     offer = Offer(manifest, digest.hexdigest(), len(allowed), size, destination)
     if isinstance(allow, str) and allow.strip().lower() != offer.sha256:
-        raise EgressError(
-            "denied",
+        raise Denied(
+            offer,
             f"The leave is for another manifest: {offer}; its sha256 is {offer.sha256}, and nothing was sent. "
             f"Read {manifest}, then give the new sha256.",
         )
-    if not (allow(offer) if callable(allow) else allow):
-        raise EgressError(
-            "denied",
+    if not allow:
+        raise Denied(
+            offer,
             f"{offer}; nothing was sent. Read {manifest}, then allow it with --allow-egress --manifest {offer.sha256}",
         )
     return Permit(destination, frozenset(allowed))

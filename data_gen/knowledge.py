@@ -1,16 +1,20 @@
 """Knowledge sheets: eight facets of text per class, for the classifier (MultiFusion-LLM, arXiv 2408.13661).
 
-The sheets of the ten classes are authored files under `prompts/knowledge/`; a hosted teacher can write others. Every
-class gets a sheet, and a sheet says nothing about any single picture. Knows nothing about models.
+The sheets of the ten classes are authored files under `prompts/knowledge/`; a hosted teacher can write others, and
+without one a class of the site's own is described by what was measured. Every class gets a sheet, and a sheet says
+nothing about any single picture. Knows nothing about models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from assistant.errors import DatasetError
-from data_gen.evidence import PROMPTS
+from data_gen.evidence import PROMPTS, quantity
 from data_gen.filters import text_verdict
 from data_gen.replies import Rejection
 from data_gen.tasks import Question
@@ -27,6 +31,11 @@ FACETS = {
     "applications": "What they are used for.",
     "outlook": "Where their development leads.",
 }
+TYPICAL = frozenset(
+    {"aspect_ratio", "circularity", "coverage", "fibre_width", "line_width", "mean_diameter", "period", "porosity"}
+)
+"""Quantities that say something about a class, and not about where one picture was taken."""
+SUREST = 0.5
 Sheet = dict[str, str]
 
 
@@ -54,24 +63,66 @@ def read_sheet(path: Path) -> Sheet:
     return {facet: sheet[facet] for facet in FACETS}
 
 
-async def write_sheet(label: str, teacher: Teacher, folder: Path) -> Path:
-    """Have a teacher write the sheet of a class into `folder`, where `knowledge_sheets` finds it.
-
-    Raises Rejection where the reply cannot be used.
-    """
+def sheet_request(label: str) -> Request:
+    """What a teacher is asked to write the sheet of a class; it sees no picture."""
     words = label.replace("_", " ")
     questions = tuple(Question(facet, "knowledge", facet, text, facet, (), "", {}) for facet, text in FACETS.items())
-    request = Request((), "knowledge", questions, f"Class: {words}", paraphrases=1, template="sheet")
-    reply = await teacher.answer(request, ())
-    sheet = {facet: " ".join(reply.answers[facet][0].split()) for facet in FACETS}
+    return Request((), "knowledge", questions, f"Class: {words}", paraphrases=1, template="sheet")
+
+
+def sheet_of(answers: Mapping[str, Sequence[str]]) -> Sheet:
+    """The sheet in a teacher's answers. Raises Rejection where a facet may not be taught."""
+    sheet = {facet: " ".join(answers[facet][0].split()) for facet in FACETS}
     for text in sheet.values():
         # Numbers are the teacher's own knowledge here, so they are checked against themselves only.
         if verdict := text_verdict(text, known=text):
             raise Rejection(verdict, text)
+    return sheet
+
+
+def measured_sheet(label: str, facts: Sequence[Mapping[str, Any]]) -> Sheet:
+    """The sheet of a class that nobody wrote about, from what was measured on its pictures (`Facts.as_dict()`).
+
+    It says what pictures can tell, and of everything else that it is not known.
+    """
+    words = label.replace("_", " ")
+    unknown = {facet: f"Nothing is on file about the {facet} of {words}." for facet in FACETS}
+    kinds = Counter(str(record["kind"]) for record in facts)
+    values: dict[tuple[str, str], list[float]] = {}
+    for record in facts:
+        for fact in record["items"]:
+            if fact["value"] is not None and fact["confidence"] >= SUREST:
+                values.setdefault((fact["name"], fact["unit"]), []).append(float(fact["value"]))
+    lines = [
+        f"The {name.replace('_', ' ')} is {quantity(statistics.median(found), unit)} in the median of {len(found)}."
+        for (name, unit), found in sorted(values.items())
+        if 2 * len(found) > len(facts) and name in TYPICAL
+    ]
+    looks = f"Of {len(facts)} pictures {kinds.most_common(1)[0][1]} look like {kinds.most_common(1)[0][0]}."
+    return {
+        **unknown,
+        "introduction": f"{words.capitalize()} is a class of this site, known from {len(facts)} pictures.",
+        "structure": " ".join([looks, *lines]),
+    }
+
+
+def save_sheet(label: str, sheet: Sheet, folder: Path) -> Path:
+    """Write a sheet into `folder`, where `knowledge_sheets` finds it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{label}.txt"
-    path.write_text("".join(f"{facet}: {text}\n" for facet, text in sheet.items()), encoding="utf-8")
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{facet}: {text}\n" for facet, text in sheet.items()), encoding="utf-8")
+    partial.replace(path)
     return path
+
+
+async def write_sheet(label: str, teacher: Teacher, folder: Path) -> Path:
+    """Have a teacher write the sheet of a class into `folder`.
+
+    Raises Rejection where the reply cannot be used.
+    """
+    reply = await teacher.answer(sheet_request(label), ())
+    return save_sheet(label, sheet_of(reply.answers), folder)
 
 
 def _path(label: str, folder: Path | None) -> Path:

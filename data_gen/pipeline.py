@@ -33,8 +33,9 @@ from data_gen.egress import Consent, Item, destination_of, grant
 from data_gen.evidence import Evidence, chance, class_words, known_text
 from data_gen.examine import Examiner, content_digest, examine, pictures, redacted
 from data_gen.filters import NearDuplicates, answer_verdict, blind_answers, blind_scores, untrusted_text
+from data_gen.knowledge import Sheet, knowledge_sheets, measured_sheet, save_sheet, sheet_of, sheet_request
 from data_gen.ledger import Ledger
-from data_gen.redaction import check_words, shareable
+from data_gen.redaction import check_words, sayable, shareable
 from data_gen.replies import Rejection
 from data_gen.report import TeachReport
 from data_gen.review import Decision, applied, decisions_about
@@ -55,6 +56,7 @@ FACTUAL_TASKS = frozenset({"classification", "metadata", "conversation"})
 MANIFEST, AUDIT = "egress.jsonl", "egress-audit.jsonl"
 PROBES = 5
 """Requests that are asked first, to tell what all of them will cost."""
+MOST_PER_SHEET = 200
 BATCH = 64
 
 
@@ -76,6 +78,7 @@ def teach(
     budget_usd: float | None = None,
     allow_egress: Consent = False,
     estimate: bool = False,
+    sheets: bool = False,
     progress: Progress | None = None,
     teacher: Teacher | None = None,
     workers: int | None = None,
@@ -84,7 +87,8 @@ def teach(
 
     `budget_usd` bounds what the data set may cost in all, over every run [USD]. `allow_egress` is leave to send what
     the manifest lists: its sha256, a function that asks a person, or True for a caller who answers for it.
-    `estimate` asks a few requests, tells what all would cost, and writes no rows. `teacher` replaces the configured
+    `estimate` asks a few requests, tells what all would cost, and writes no rows. `sheets` writes the knowledge sheet
+    of every class too. `teacher` replaces the configured
     one (a `ReplayTeacher`, say). `workers` processes read and measure; None takes one per core, 1 stays in this one.
 
     Raises DatasetError, TeacherError (`no_key`, `no_price`) or EgressError (`denied`). A teacher that gives up in the
@@ -110,7 +114,10 @@ def teach(
         )
         lesson.examine(destination_of(config.base_url) if hosted else None)
         if hosted:
-            teacher = asyncio.run(lesson.consult(budget_usd, allow_egress=allow_egress, probe=estimate))
+            consulted = lesson.consult(budget_usd, allow_egress=allow_egress, probe=estimate, sheets=sheets)
+            teacher = asyncio.run(consulted)
+        if sheets and not estimate:
+            lesson.write_sheets(teacher or OfflineTeacher())
         if not estimate:
             lesson.judge(teacher or OfflineTeacher())
             lesson.write(teacher or OfflineTeacher())
@@ -273,7 +280,7 @@ class _Lesson:
 
     # --------------------------------------------------------------------------------------------- 2. ask a host
 
-    async def consult(self, budget_usd: float | None, *, allow_egress: Consent, probe: bool) -> Teacher:
+    async def consult(self, budget_usd: float | None, *, allow_egress: Consent, probe: bool, sheets: bool) -> Teacher:
         """Ask the hosted teacher everything that the ledger holds no answer to; with `probe`, a few requests only."""
         config = self.config
         permit = grant(self.out / MANIFEST, destination=destination_of(config.base_url), allow=allow_egress)
@@ -286,6 +293,8 @@ class _Lesson:
         try:
             await ask_all(desk, self._errands(teacher, most=PROBES), concurrency=config.concurrency)
             self._estimate(teacher, budget_usd)
+            if sheets and not probe and not desk.stopped:
+                await ask_all(desk, self._sheet_errands(), concurrency=config.concurrency)
             stopped = desk.stopped
             if stopped is None and not probe:
                 stopped = await self._ask_the_rest(desk, BatchDesk(permit, teacher, self.ledger, budget, config))
@@ -338,6 +347,35 @@ class _Lesson:
             check_words(request.prompt, self.config.redact)
             paths = [str(self.catalogue.root / evidence.path) for evidence in shown]
             yield request, functools.partial(asyncio.to_thread, redacted, paths, self.config.downscale)
+
+    async def _sheet_errands(self) -> AsyncIterator[tuple[Request, Callable[[], Awaitable[list[bytes]]]]]:
+        async def no_pictures() -> list[bytes]:
+            return []
+
+        for label in sorted(self.labels):
+            if sayable(label, self.config.redact):
+                yield sheet_request(label), no_pictures
+
+    def write_sheets(self, teacher: Teacher) -> None:
+        """Write the sheet of every class: the hosted teacher's, else the authored one, else what was measured."""
+        for label in sorted(self.labels):
+            save_sheet(label, self._sheet(label, teacher), self.out / "knowledge")
+
+    def _sheet(self, label: str, teacher: Teacher) -> Sheet:
+        exchange = self.ledger.exchange(request_key(teacher, sheet_request(label)))
+        if exchange is not None and exchange.verdict == ACCEPTED:
+            try:
+                return sheet_of(json.loads(exchange.reply))
+            except Rejection as rejection:
+                self._reject(rejection.code, item=f"sheet of {label}", raw=rejection.raw)
+        elif exchange is not None:
+            self.report.unanswered += exchange.verdict in OPEN_VERDICTS
+        try:
+            return knowledge_sheets([label])[label]
+        except DatasetError:
+            shown = [position for position, split, name in self.taught if name == label and split == "train"]
+            seen = [self._evidence(position).facts for position in shown[:MOST_PER_SHEET]]
+            return measured_sheet(label, seen)
 
     # ------------------------------------------------------------------------------------------------- 3. judge
 

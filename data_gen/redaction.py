@@ -29,7 +29,8 @@ _IDENTIFIERS = re.compile(
     [\w.+-]+@[\w-]+\.[\w.]+                                                # an address of mail
     | (?:[a-z]:\\|\\\\|~?/)(?:[\w.\- ]+[\\/])+[\w.\-]*                     # a path
     | \b(?:\d{1,3}\.){3}\d{1,3}\b                                          # an address of a machine
-    | \b(?:lot|wafer|batch|sample|tool|serial|s/n|user|operator|recipe|job)\b[\s:#=_.-]*(?:no\.?|id)?[\s:#=_.-]*[\w-]+
+    | \b(?:lot|wafer|batch|sample|tool|serial|s/n|user|operator|recipe|job)\b
+      [\s:#=_.-]*(?:no\.?|id)?[\s:#=_.-]*[\w.-]*\w                         # what follows such a word
     | \b(?=[\w-]*[a-z])(?=[\w-]*\d[\w-]*\d[\w-]*\d[\w-]*\d)[\w-]+\b        # letters with four digits: a code
     | \b\d{5,}\b                                                           # a serial number
     """,
@@ -44,13 +45,19 @@ def redact_words(text: str, names: Sequence[str] = ()) -> str:
     return _IDENTIFIERS.sub(REDACTED, text)
 
 
+def sayable(label: str, names: Sequence[str] = ()) -> bool:
+    """True where the name of a class is no identifier."""
+    words = label.replace("_", " ")
+    return redact_words(words, names) == words
+
+
 def shareable(evidence: Evidence, names: Sequence[str] = ()) -> Evidence:
     """What may be said of a picture to somebody else; a class whose name looks like a lot's is not said at all."""
     instrument = {k: redact_words(v, names) if isinstance(v, str) else v for k, v in evidence.instrument.items()}
     label = evidence.label
     return replace(
         evidence,
-        label=label if label and redact_words(label.replace("_", " "), names) == label.replace("_", " ") else None,
+        label=label if label and sayable(label, names) else None,
         instrument=instrument,
         metadata_line=_line(evidence.metadata_line, evidence.instrument, instrument, names),
         truth={name: told for name, value in evidence.truth.items() if (told := _truth(name, value, names))},

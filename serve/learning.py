@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from serve import terminal
-from serve.command import ConfigFile, Data, Json, Overrides, Run, app, finish, print_result, quiet
+from serve.command import ConfigFile, Data, Json, Overrides, Run, app, finish, print_result, quiet, usage
+from serve.teaching import REVIEW_PORT, export_rows, print_report, review_rows, show_questions
+
+if TYPE_CHECKING:
+    from data_gen.report import TeachReport
 
 SHOWN_SCORES = (
     ("caption", "bleu2", "bleu2_blind"),
@@ -51,39 +55,76 @@ def synth(
 
 @app.command(short_help="Turn micrographs into instruction data.")
 def teach(
-    images: Annotated[Path, typer.Argument(help="Folder of micrographs, with truth.jsonl if they were drawn.")],
-    out: Annotated[Path, typer.Option(help="Data set directory to write or to go on with.")],
+    images: Annotated[Path | None, typer.Argument(help="Folder of micrographs, with truth.jsonl if drawn.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Data set directory to write or to go on with.")] = None,
     teacher: Annotated[str | None, typer.Option(help="offline (nothing leaves the machine) or openai.")] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     budget: Annotated[float | None, typer.Option(min=0, help="Hard limit for a hosted teacher [USD].")] = None,
     allow_egress: Annotated[bool, typer.Option(help="Allow sending redacted images, after a listing.")] = False,
+    manifest: Annotated[str | None, typer.Option(help="With --allow-egress: sha256 of the manifest you read.")] = None,
+    estimate: Annotated[bool, typer.Option(help="Ask a few questions, tell what all will cost, and stop.")] = False,
+    sheets: Annotated[bool, typer.Option(help="Write a knowledge sheet for every class as well.")] = False,
+    forget: Annotated[list[str] | None, typer.Option(help="Delete a micrograph (file or sha256) for ever.")] = None,
+    show: Annotated[Path | None, typer.Option(help="Print what would be asked about this image, and stop.")] = None,
+    review: Annotated[bool, typer.Option(help="Open the page on which a person reviews the rows of --out.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the review page.")] = REVIEW_PORT,
+    export: Annotated[str | None, typer.Option(help="Also write --out as llava or sharegpt.")] = None,
     json: Json = False,
 ) -> None:
     """Turn micrographs into instruction data; the same command goes on after an interruption.
 
+    Without IMAGES, --review and --export work on the data set that --out names.
+
     \b
     Example:
       maemi teach images/ --out data/
+      maemi teach --show images/wafer.tif
+      maemi teach --out data/ --review
+      maemi teach --out data/ --export llava
     """
     from assistant.config import load_config
+    from data_gen.forget import forget_micrograph
     from data_gen.pipeline import teach as run_teacher
+    from serve.consent import with_consent
 
     chosen = [*(overrides or []), *([f"teach.teacher={teacher}"] if teacher else [])]
     settings = load_config(config, chosen).teach
-    with quiet(json), terminal.progress("Teaching") as tell:
-        report = run_teacher(images, out, config=settings, budget_usd=budget, allow_egress=allow_egress, progress=tell)
-    if json:
-        terminal.print_json(report.as_dict())
-    else:
-        rows = [(split, *(str(n) for n in (sum(tasks.values()), len(tasks)))) for split, tasks in report.rows.items()]
-        terminal.print_table(f"{report.images} images, {out}", ("split", ">rows", ">tasks"), rows)
-        for reason, count in report.rejected.items():
-            terminal.note(f"left out: {count} x {reason}")
-    for warning in report.warnings:
-        terminal.note(f"warning: {warning}")
-    if report.stopped:
-        terminal.print_error(*report.stopped.split(": ", 1))
+    if show is not None:
+        show_questions(show, settings, json=json)
+        return
+    if out is None:
+        usage("teach needs --out, the data set directory to write or to go on with.")
+    for micrograph in forget or ():
+        forget_micrograph(out, micrograph)
+    if images is None:
+        if not (review or export or forget):
+            usage("teach needs a folder of micrographs. Name it, or give --show, --review or --export.")
+        if export:
+            folder = export_rows(out, export)
+            print_result({"export": str(folder)}, json, f"export: {folder}")
+        if review:
+            review_rows(out, port=port)
+        return
+
+    def run(leave: bool | str) -> TeachReport:
+        with quiet(json), terminal.progress("Teaching") as tell:
+            return run_teacher(
+                images,
+                out,
+                config=settings,
+                budget_usd=budget,
+                allow_egress=leave,
+                estimate=estimate,
+                sheets=sheets,
+                progress=tell,
+            )
+
+    report = with_consent(run, asked=allow_egress, manifest=manifest)
+    exported = export_rows(out, export) if export and not estimate else None
+    print_report(report, exported, json=json)
+    if review:
+        review_rows(out, port=port)
     finish(report.unanswered + bool(report.stopped))
 
 

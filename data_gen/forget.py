@@ -1,0 +1,64 @@
+"""Deletes a micrograph from a data set on request: what was measured, asked, answered, judged and derived of it.
+
+Its hash stays in the ledger, so that it is never taken up again, and so do the lines that tell that it left. Knows
+nothing about teaching; the next run writes what is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sqlite3
+from pathlib import Path
+
+from assistant.errors import DatasetError
+from data_gen.ledger import Ledger
+
+DERIVED = ("data/*.parquet", "README.md", "rejected.jsonl", "egress.jsonl", "examples", "exports", ".drafts.sqlite*", ".*.partial")
+"""What the next run writes anew, as patterns in the data set directory."""
+REVIEWS = "review.sqlite"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def forget_micrograph(out: Path, micrograph: str | Path) -> str:
+    """Delete a micrograph, given as a file or as its sha256, from the data set in `out`; gives the sha256.
+
+    Everything derived is removed at once, whole, and written anew without it by the next run.
+
+    Raises DatasetError `no_dataset`, `not_found`, `locked` or `disk`.
+    """
+    path = out / "ledger.sqlite"
+    if not path.is_file():
+        raise DatasetError("no_dataset", f"{out} holds no ledger. Name a directory that `maemi teach` wrote.")
+    sha256 = _sha256_of(str(micrograph))
+    with Ledger(path) as ledger:
+        ledger.forget(sha256)
+        _forget_reviews(out / REVIEWS, sha256)
+        for derived in (found for pattern in DERIVED for found in [*out.glob(pattern), *out.glob(f"data/{pattern}")]):
+            shutil.rmtree(derived) if derived.is_dir() else derived.unlink(missing_ok=True)
+    return sha256
+
+
+def _forget_reviews(path: Path, sha256: str) -> None:
+    """Delete what people wrote about rows of the micrograph: the id of a row begins each of its pictures' hashes."""
+    if not path.is_file():
+        return
+    with sqlite3.connect(path) as reviews:
+        reviews.execute("PRAGMA secure_delete=ON")
+        reviews.execute("DELETE FROM decisions WHERE row LIKE ?", (f"%{sha256[:12]}%",))
+    reviews.execute("VACUUM")
+    reviews.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    reviews.close()
+
+
+def _sha256_of(micrograph: str) -> str:
+    if _SHA256.fullmatch(micrograph):
+        return micrograph
+    try:
+        with Path(micrograph).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DatasetError(
+            "not_found", f"{micrograph}: {error.strerror}. Name a file that is still there, or its sha256."
+        ) from None
