@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from assistant.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
+MatchText = Literal["question_answer", "answer", "auxiliary"]
 
 
 class Section(BaseModel):
@@ -52,6 +53,21 @@ class HNFConfig(Section):
     """Number of Chebyshev terms."""
     steps: Positive = 1
     """Runge-Kutta steps of the neural ODE from 0 to 1."""
+    heads: Positive | None = None
+    """Attention heads of the neural ODE; None takes one per 64 of the width."""
+    edge_weights: Literal["binary", "cosine"] = "binary"
+    dynamics: Literal["fields", "ode_rnn"] = "fields"
+    """One field per direction over all tokens, or an ODE-RNN per direction that reads patch after patch."""
+    merge: Literal["project", "mean"] = "project"
+    """How the two directions become one."""
+    outer_activation: bool = False
+    """A sigmoid around the gate's mixture."""
+
+    @model_validator(mode="after")
+    def _patches_grow(self) -> HNFConfig:
+        if list(self.patch_sizes) != sorted(set(self.patch_sizes)):
+            raise ValueError("patch_sizes must grow from scale to scale")
+        return self
 
 
 class TextEncoderConfig(Section):
@@ -134,13 +150,33 @@ class AdapterConfig(Section):
         return self
 
 
-class LossConfig(Section):
-    """Weights of the losses beside the language-model loss."""
-
-    itm: NonNegative = 1.0
+class MatchingConfig(Section):
     """Image-text matching (MAEMI, sLAVA)."""
-    itc: NonNegative = 0.0
-    """Image-text contrast (MVaEMa: 1)."""
+
+    weight: NonNegative = 1.0
+    text: MatchText = "question_answer"
+    """The text that belongs to an image. A question alone would fit every image."""
+    negatives: Literal["hard", "random"] = "hard"
+    """Wrong images and texts: the likelier the more similar to the right one, or any."""
+
+
+class ContrastConfig(Section):
+    """Image-text contrast (MVaEMa: weight 1)."""
+
+    weight: NonNegative = 0.0
+    temperature: Annotated[float, Field(gt=0.0)] = 0.07
+
+
+class LossConfig(Section):
+    """The losses beside the language-model loss. A bare number stands for a weight: `itc: 1`."""
+
+    itm: MatchingConfig = MatchingConfig()
+    itc: ContrastConfig = ContrastConfig()
+
+    @field_validator("itm", "itc", mode="before")
+    @classmethod
+    def _weight_alone(cls, given: Any) -> Any:
+        return {"weight": given} if isinstance(given, int | float) else given
 
 
 class TrainingConfig(Section):

@@ -9,6 +9,8 @@ the image.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,6 +58,14 @@ class CrossAttention(nn.Module):
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # [B, T, D]
         return out
 
+    def attention(self, x: Tensor, visual: Tensor, mask: Tensor | None) -> Tensor:
+        """Where each text token (rows) looks in the image (columns): [B, h, T, N]."""
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, h, T, D / h]
+        k = self.kv(visual).unflatten(-1, (2, self.heads, -1))[:, :, 0].transpose(1, 2)  # [B, h, N, D / h]
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        shown: Tensor = scores if mask is None else scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+        return shown.softmax(dim=-1).nan_to_num()  # an image hidden whole is looked at nowhere
+
 
 def feed_forward(dim: int) -> nn.Sequential:
     """Two linear layers around a GELU, four times as wide inside."""
@@ -95,6 +105,11 @@ class GroundedBlock(nn.Module):
         x = x + self.cross_gate.tanh() * self.cross(self.cross_norm(x), visual, visual_mask)
         z: Tensor = x + self.mlp_gate.tanh() * self.mlp(self.mlp_norm(x))
         return z
+
+    def looks(self, x: Tensor, mask: Tensor, visual: Tensor, visual_mask: Tensor | None) -> Tensor:
+        """The cross-attention of `forward` as a map [B, h, T, N]."""
+        x = x + self.attention(self.attention_norm(x), mask)
+        return self.cross.attention(self.cross_norm(x), visual, visual_mask)
 
 
 class TextEncoder(nn.Module):
@@ -156,6 +171,16 @@ class GroundedEncoder(nn.Module):
         grounded: Tensor = self.norm(x)
         return grounded
 
+    @torch.no_grad()
+    def attention(self, text: Tensor, text_mask: Tensor, visual: Tensor, visual_mask: Tensor | None = None) -> Tensor:
+        """Where every block looks, from what `forward` gets: [B, blocks, h, T, N], rows sum to one."""
+        visual, x = self.visual_norm(visual), text
+        maps: list[Tensor] = []
+        for block in self.blocks:
+            maps.append(cast(GroundedBlock, block).looks(x, text_mask, visual, visual_mask))
+            x = block(x, text_mask, visual, visual_mask)
+        return torch.stack(maps, dim=1)
+
 
 class MatchingHead(nn.Module):
     """Image-text matching: the logit that a text belongs to the image it was grounded in."""
@@ -177,19 +202,22 @@ def matching_loss(logits: Tensor, labels: Tensor, mask: Tensor | None = None) ->
     return (losses * mask).sum() / mask.sum().clamp(min=1.0)
 
 
-def contrastive_loss(
-    image_vec: Tensor, text_vec: Tensor, temperature: float | Tensor, same_caption: Tensor | None = None
-) -> Tensor:
-    """Symmetric image-text contrast over a batch of pairs [B, D]; the vectors are L2-normalised here.
+def similarity_of(image_vec: Tensor, text_vec: Tensor, temperature: float) -> Tensor:
+    """Cosines of images (rows) and texts (columns) over the temperature: [B, D] twice -> [B, B]."""
+    cosines: Tensor = F.normalize(image_vec, dim=-1) @ F.normalize(text_vec, dim=-1).mT
+    return cosines / temperature
+
+
+def contrastive_loss(similarity: Tensor, same_caption: Tensor) -> Tensor:
+    """Symmetric image-text contrast over a batch of pairs, from `similarity_of`; 0 for no pairs.
 
     Pairs of different rows with the same caption (`same_caption` [B, B]) are no negatives of each other.
     """
-    similarity = F.normalize(image_vec, dim=-1) @ F.normalize(text_vec, dim=-1).mT / temperature  # [B, B]
     target = torch.arange(len(similarity), device=similarity.device)
-    if same_caption is not None:
-        paired = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
-        similarity = similarity.masked_fill((same_caption | same_caption.mT) & ~paired, float("-inf"))
-    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.mT, target)) / 2
+    paired = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    similarity = similarity.masked_fill((same_caption | same_caption.mT) & ~paired, float("-inf"))
+    both = torch.cat((similarity, similarity.mT))  # [2 B, B]
+    return F.cross_entropy(both, target.repeat(2), reduction="sum") / max(len(both), 1)
 
 
 @torch.no_grad()
@@ -200,7 +228,8 @@ def hard_negatives(
 
     similarity [B, B] of images (rows) and texts (columns); same_caption [B, B] marks pairs that are no negatives.
     Returns image_for_text [B], text_for_image [B] and the mask [B] of rows that have a legal negative; the others
-    hold their own index. Weights are softmax(similarity) + 1e-4 (BLIP); without a generator torch's own draws.
+    hold their own index. Weights are softmax(similarity) + 1e-4 (BLIP): equal similarities draw any legal pair.
+    Without a generator torch's own draws.
     """
     paired = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     legal = ~(same_caption | same_caption.mT | paired)

@@ -19,6 +19,7 @@ from assistant.grounding import (
     contrastive_loss,
     hard_negatives,
     matching_loss,
+    similarity_of,
 )
 
 F64 = torch.float64
@@ -311,17 +312,31 @@ def test_negatives_repeat_with_the_generator() -> None:
 
 def test_contrastive_loss_in_closed_form() -> None:
     """Orthonormal pairs: every row is log(1 + (B - 1) exp(-1 / temperature)), whatever the length of the vectors."""
-    vectors = torch.eye(3, dtype=F64)
+    vectors, alone = torch.eye(3, dtype=F64), torch.eye(3, dtype=torch.bool)
     expected = math.log1p(2 * math.exp(-1 / 0.5))
-    assert float(contrastive_loss(vectors, 5 * vectors, 0.5)) == pytest.approx(expected)
+    assert float(contrastive_loss(similarity_of(vectors, 5 * vectors, 0.5), alone)) == pytest.approx(expected)
     off = vectors.roll(1, 0)  # texts of the wrong images
-    assert float(contrastive_loss(vectors, off, 0.5)) == pytest.approx(math.log(2 + math.exp(1 / 0.5)))
+    assert float(contrastive_loss(similarity_of(vectors, off, 0.5), alone)) == pytest.approx(
+        math.log(2 + math.exp(1 / 0.5))
+    )
 
 
 def test_equal_captions_are_no_negatives_in_the_contrast() -> None:
     vectors = torch.randn(4, 8, dtype=F64)
     same = torch.ones(4, 4, dtype=torch.bool)
-    assert float(contrastive_loss(vectors, vectors.flip(0), 0.1, same)) == pytest.approx(0.0)
-    alone = torch.eye(4, dtype=torch.bool)
-    texts = torch.randn(4, 8, dtype=F64)
-    assert torch.equal(contrastive_loss(vectors, texts, 0.1, alone), contrastive_loss(vectors, texts, 0.1))
+    assert float(contrastive_loss(similarity_of(vectors, vectors.flip(0), 0.1), same)) == pytest.approx(0.0)
+    same = torch.eye(4, dtype=torch.bool)
+    same[0, 2] = True  # one-sided, and holds for both directions
+    similarity = torch.randn(4, 4, dtype=F64)
+    kept = [[0, 1, 3], [0, 1, 2, 3], [1, 2, 3], [0, 1, 2, 3]]
+    rows = [similarity[i, kept[i]].logsumexp(0) - similarity[i, i] for i in range(4)]
+    columns = [similarity[kept[i], i].logsumexp(0) - similarity[i, i] for i in range(4)]
+    assert float(contrastive_loss(similarity, same)) == pytest.approx(float(sum(rows + columns)) / 8)
+
+
+def test_contrast_of_no_pairs_is_zero() -> None:
+    """A batch of comparisons alone has none; a mean over nothing is NaN."""
+    none = torch.zeros(0, 0, requires_grad=True)
+    loss = contrastive_loss(none, none.bool())
+    loss.backward()
+    assert loss.item() == 0.0

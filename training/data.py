@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from assistant.chat import Conversation, Message
-from assistant.config import TrainingConfig
+from assistant.config import MatchText, TrainingConfig
 from assistant.errors import DatasetError
 from assistant.micrograph import Calibration, Instrument, Micrograph, to_model_input
 from assistant.model import MaemiProcessor
@@ -62,7 +62,9 @@ class Item:
     conversation: Conversation
     images: tuple[np.ndarray, ...]
     matched: str
-    """Question and answer of the first turn: the text of image-text matching."""
+    """The text of the first turn that image-text matching holds against the image."""
+    wordings: frozenset[str]
+    """Every known wording of what that text says: items that share one say the same."""
     label: str | None
 
 
@@ -117,7 +119,15 @@ class Conversations(torch.utils.data.Dataset[Item]):
     An epoch sees every single image once, and every `PAIR_EVERY`-th comparison of several images, each in its turn.
     """
 
-    def __init__(self, examples: Sequence[Example], *, image_size: int, settings: TrainingConfig, seed: int) -> None:
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        image_size: int,
+        settings: TrainingConfig,
+        seed: int,
+        match_text: MatchText = "question_answer",
+    ) -> None:
         rows: dict[str, list[Example]] = {}
         for example in examples:
             rows.setdefault(example.images_key, []).append(example)
@@ -126,6 +136,7 @@ class Conversations(torch.utils.data.Dataset[Item]):
         self.pairs = sorted(set(rows) - set(self.singles))
         self.image_size = image_size
         self.settings = settings
+        self.match_text = match_text
         self.seed = seed
         self.epoch = 0
         self._cache: dict[bytes, np.ndarray] = {}
@@ -151,8 +162,8 @@ class Conversations(torch.utils.data.Dataset[Item]):
         pixels = tuple(self._pixels(image) for image in turns[0].images)
         if settings.augment:
             pixels = tuple(augment(image, random) for image in pixels)
-        matched = f"{messages[0].text} {messages[1].text}"
-        return Item(Conversation(tuple(messages)), pixels, matched, rows[0].label)
+        matched, wordings = matched_text(turns[0], self.match_text)
+        return Item(Conversation(tuple(messages)), pixels, matched, wordings, rows[0].label)
 
     def _key(self, index: int) -> str:
         if index < len(self.singles):
@@ -206,8 +217,7 @@ class Collator:
         matched = [self.processor.tokenizer.encode(f" {item.matched}", add_special_tokens=False) for item in items]
         width = self.processor.question_tokens
         batch["match_ids"], batch["match_mask"] = pad_rows([ids[:width] for ids in matched])
-        keys = {text: number for number, text in enumerate(dict.fromkeys(_normalised(i.matched) for i in items))}
-        batch["match_key"] = torch.tensor([keys[_normalised(item.matched)] for item in items])
+        batch["match_key"] = torch.tensor(keys_of_the_same([item.wordings for item in items]))
         batch["class_index"] = torch.tensor([self._class(item.label) for item in items])
         return batch
 
@@ -219,6 +229,25 @@ class Collator:
 
     def _class(self, label: str | None) -> int:
         return self.labels.index(label) if label in self.labels else -100
+
+
+def matched_text(row: Example, kind: MatchText) -> tuple[str, frozenset[str]]:
+    """What image-text matching reads of a row's first turn, and every wording that says the same."""
+    if kind == "auxiliary":
+        return row.aux, frozenset([_normalised(row.aux)])
+    question, answer = (*row.history, (row.question, row.answer))[0]
+    wordings = (answer,) if row.history else (answer, *row.references)
+    return answer if kind == "answer" else f"{question} {answer}", frozenset(map(_normalised, wordings))
+
+
+def keys_of_the_same(wordings: Sequence[frozenset[str]]) -> list[int]:
+    """One key per text; texts that share a wording, with each other or through a third, have the same key."""
+    keys = list(range(len(wordings)))
+    for later, mine in enumerate(wordings):
+        for earlier in range(later):
+            if mine & wordings[earlier]:
+                keys = [keys[earlier] if key == keys[later] else key for key in keys]
+    return keys
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -197,7 +197,8 @@ def vision_activations(config: Config, *, p: int) -> int:
     asked = grounding_activations(
         config, texts=training.turns, tokens=min(training.turns * longest, training.max_tokens), p=p
     )
-    matching = config.loss.itm or config.loss.itc  # a text with its image, a wrong image, and a wrong text
+    # Matching reads a text with its image, a wrong image, and a wrong text.
+    matching = config.loss.itm.weight or config.loss.itc.weight
     matched = grounding_activations(config, texts=3, tokens=3 * longest, p=p) if matching else 0
     return training.batch_size * (seen + asked + matched)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from assistant.adapters import DyAMoPEModel, router_losses
 from assistant.config import LossConfig
-from assistant.grounding import contrastive_loss, hard_negatives, matching_loss
+from assistant.grounding import CLS, STATES, contrastive_loss, hard_negatives, matching_loss, similarity_of
 from assistant.model import ImageStates, MaemiForConditionalGeneration
 
 PROBE_WEIGHT = 0.3
@@ -55,48 +55,52 @@ class InstructionStage(nn.Module):
         )
         losses = {"lm": self.student(**text, context=context).loss}
         total = losses["lm"]
-        if self.loss.itm or self.loss.itc:
+        if self.loss.itm.weight or self.loss.itc.weight:
             itm, itc = self._matching(states, image_mask, match_ids, match_mask, match_key)
             losses |= {"itm": itm, "itc": itc}
-            total = total + self.loss.itm * itm + self.loss.itc * itc
+            # Without a weight the contrast adds no loss, only the gradient of the projections behind hard negatives.
+            contrast = self.loss.itc.weight * itc if self.loss.itc.weight else itc - itc.detach()
+            total = total + self.loss.itm.weight * itm + contrast
         if self.routed:
             losses["router"] = router_losses(self.student.decoder.lm)
             total = total + losses["router"]
         return {"loss": total, **losses}
 
     def _matching(
-        self,
-        states: ImageStates,
-        image_mask: Tensor,
-        match_ids: Tensor,
-        match_mask: Tensor,
-        match_key: Tensor,
+        self, states: ImageStates, image_mask: Tensor, ids: Tensor, mask: Tensor, key: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Matching over conversations with exactly one image: [P] positives, then hard negatives of both kinds."""
+        """Matching and contrast over the P conversations with exactly one image.
+
+        Matching sees every pair three times: itself, with a wrong image, with a wrong text; none of the three where
+        no wrong one is legal, since true pairs alone teach a head to say yes.
+        """
         student = self.student
         single = image_mask.sum(1) == 1  # [B]
-        owner = image_mask.nonzero()[:, 0]  # [I] conversation of each image
-        mine = single[owner]
-        if int(single.sum()) < 2:
-            nothing = states.memory.sum() * 0.0
-            return nothing, nothing
-        memory, cls = states.memory[mine], states.cls[mine]  # [P, N, D], [P, Dv]
-        ids, mask, key = match_ids[single], match_mask[single], match_key[single]
-        image_vector = student.image_match(cls)
-        text_vector = student.text_match(student.text_encoder(ids, mask)[:, 0])
+        mine = single[image_mask.nonzero()[:, 0]]  # [I] images of such conversations
+        memory, mask, key = states.memory[mine], mask[single], key[single]
         same = key[:, None] == key[None, :]
-        itc = contrastive_loss(image_vector, text_vector, 0.07, same) if self.loss.itc else image_vector.sum() * 0.0
-        with torch.no_grad():
-            similarity = F.normalize(image_vector, dim=-1) @ F.normalize(text_vector, dim=-1).T
-            image_for_text, text_for_image, legal = hard_negatives(similarity.float(), same, None)
-        everyone = torch.arange(len(ids), device=ids.device)
-        texts = torch.cat([everyone, everyone, text_for_image])
-        images = torch.cat([everyone, image_for_text, everyone])
-        visible = torch.ones(len(texts), memory.shape[1], dtype=torch.bool, device=ids.device)
-        grounded = student.ground(ids[texts], mask[texts], memory[images], visible)
-        labels = torch.cat([torch.ones_like(everyone), torch.zeros_like(texts[len(everyone) :])])
-        counted = torch.cat([torch.ones_like(legal), legal, legal])
-        return matching_loss(student.matching(grounded), labels.float(), counted), itc
+        text = student.text_encoder(ids[single], mask)  # [P, T + 2, Dt]
+        similarity, itc = self._contrast(states.cls[mine], text[:, CLS], same)
+        image_for_text, text_for_image, legal = hard_negatives(similarity, same)
+        right = torch.arange(len(text), device=text.device)
+        texts = torch.cat([right, right, text_for_image])
+        images = torch.cat([right, image_for_text, right])
+        shown = F.pad(mask[texts], (STATES, 0), value=True)
+        logits = student.matching(student.grounded(text[texts], shown, memory[images]))  # [3 P]
+        labels = torch.arange(len(texts), device=text.device) < len(text)
+        return matching_loss(logits, labels, legal.repeat(3)), itc
+
+    def _contrast(self, image: Tensor, text: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+        """Similarity [P, P] that negatives are drawn by, and the contrastive loss; [P, Dv] and [P, Dt] -> both.
+
+        Without a weight the encoders learn nothing from it, and the two projections still learn what is similar.
+        """
+        student, itc = self.student, self.loss.itc
+        if not itc.weight:
+            image, text = image.detach(), text.detach()
+        similarity = similarity_of(student.image_match(image), student.text_match(text), itc.temperature)
+        drawn_by = similarity if self.loss.itm.negatives == "hard" else torch.zeros_like(similarity)
+        return drawn_by.detach(), contrastive_loss(similarity, same)
 
 
 class ClassProbes(nn.Module):

@@ -54,7 +54,13 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
         run = start_student(config, device=device)
         stage = InstructionStage(run.student, config.loss)
         examples = load_split(data, "train")
-        dataset = Conversations(examples, image_size=config.image_size, settings=config.training, seed=config.seed)
+        dataset = Conversations(
+            examples,
+            image_size=config.image_size,
+            settings=config.training,
+            seed=config.seed,
+            match_text=config.loss.itm.text,
+        )
         collator = Collator(run.processor, max_tokens=config.training.max_tokens)
         fit(stage, run, dataset, collator, parameter_groups(run), out, progress=progress)
         save_model(run, out / "model")
