@@ -82,7 +82,7 @@ def randomize(model: nn.Module, seed: int = 1) -> nn.Module:
     for name, parameter in model.named_parameters():
         if any(part in name for part in ("lora_B", "lora_router", "lora_mov")):
             noise = torch.randn(parameter.shape, generator=generator) * (1.0 if "router" in name else 0.05)
-            parameter.data.add_(noise.to(parameter.dtype))
+            parameter.data.add_(noise.to(parameter))
     return model
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from adapting import (
@@ -30,6 +32,7 @@ from torch import nn
 
 from assistant.adapters import (
     AdapterError,
+    DyAMoPEConfig,
     DyQLoRAFAConfig,
     export_lora,
     prepare_nf4,
@@ -381,3 +384,134 @@ def test_bad_targets_are_refused() -> None:
         get_peft_model(nn.Sequential(nn.Linear(8, 8)), DyQLoRAFAConfig())
     with pytest.raises(ConfigError, match="unknown_mov"):
         adapted(CONFIGS["dya_mope"], target_modules=["q_proj"], mov_modules=("k_proj",))
+
+
+@both_configs
+def test_two_kinds_in_one_model(make_config: Any) -> None:
+    """On different modules both train at one rank; on one module the second is refused before anything changes.
+
+    Seen failing when the first kind's layer took the second kind's settings in silence.
+    """
+    inner = get_peft_model(llama(), DyQLoRAFAConfig(**FA, target_modules=["q_proj"]))
+    model = randomize(get_peft_model(inner, DyAMoPEConfig(**FA, target_modules=["v_proj"])))
+    set_rank(model, 3)
+    assert len(gradients(model)) == 2 + 2 * 2
+    with pytest.raises(ValueError, match="bad_rank"):
+        set_rank(model, 9)
+    other = "dya_mope" if make_config is CONFIGS["dyqlora_fa"] else "dyqlora_fa"
+    plain = llama()
+    plain.add_adapter(make_config(), "first")
+    before = set(plain.state_dict())
+    with pytest.raises(AdapterError, match="mixed_kinds"):
+        plain.add_adapter(CONFIGS[other](), "second")
+    assert set(plain.state_dict()) == before
+
+
+@both_configs
+def test_what_cannot_be_done_is_refused(make_config: Any) -> None:
+    """PEFT would fail by an attribute of Llama, or answer all rows with one adapter. Seen failing without either."""
+    model = adapted(make_config)
+    model.add_adapter("second", make_config())
+    with pytest.raises(AdapterError, match="not_combinable"):
+        model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "mean")
+    with pytest.raises(AdapterError, match="mixed_batch"):
+        model.eval()(input_ids=TOKENS, adapter_names=["default", "second"])
+
+
+@both_configs
+def test_modules_to_save_travel_with_the_adapter(make_config: Any, tmp_path: Path) -> None:
+    """A head trained in full beside the adapter: saved, loaded and exported. Fails if export leaves it out."""
+    model = randomize(adapted(make_config, modules_to_save=["lm_head"]))
+    model.lm_head.modules_to_save["default"].weight.data.add_(0.1)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert trained == {"base_model.model.lm_head.modules_to_save.default.weight"}
+    model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    again = PeftModel.from_pretrained(llama(), tmp_path)
+    assert torch.equal(again(input_ids=TOKENS).logits, model(input_ids=TOKENS).logits)
+    if make_config is CONFIGS["dyqlora_fa"]:
+        export_lora(model, 8, tmp_path / "lora")
+        stock = PeftModel.from_pretrained(llama(), tmp_path / "lora")
+        torch.testing.assert_close(stock(input_ids=TOKENS).logits, model(input_ids=TOKENS).logits)
+
+
+@both_configs
+def test_an_adapter_on_fewer_modules_loads_beside_another(make_config: Any, tmp_path: Path) -> None:
+    """Layers that only one adapter has. Fails if a layer without the active adapter computes with another."""
+    narrow = randomize(adapted(make_config, target_modules=["q_proj"]))
+    narrow.save_pretrained(tmp_path)
+    wide = randomize(adapted(make_config))
+    wide.load_adapter(tmp_path, "narrow")
+    wide.set_adapter("narrow")
+    assert torch.equal(wide(input_ids=TOKENS).logits, narrow(input_ids=TOKENS).logits)
+
+
+@both_configs
+def test_counts_of_parameters(make_config: Any) -> None:
+    """A counted as trained, or left out of the whole."""
+    model = adapted(make_config)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert model.get_nb_trainable_parameters() == (trained, sum(p.numel() for p in model.parameters()))
+    widths = sum(module.out_features for module in model.modules() if type(module) is nn.Linear) - 53  # not the head
+    experts = 1 if make_config is CONFIGS["dyqlora_fa"] else 3
+    assert trained == experts * 8 * widths + (0 if experts == 1 else 14 * 3 * 8)
+
+
+@both_configs
+def test_moving_the_model_moves_the_adapter(make_config: Any) -> None:
+    """`to(dtype)` after wrapping: a dtype that is remembered from the wrapping, or an A that thaws on the way."""
+    model = randomize(adapted(make_config))
+    exact = model(input_ids=TOKENS).logits
+    model.to(torch.float64)
+    torch.testing.assert_close(model(input_ids=TOKENS).logits.float(), exact, rtol=0, atol=1e-5)
+    for dtype in (torch.bfloat16, torch.float16):
+        model.to(dtype)
+        assert {g.dtype for g in gradients(model).values()} == {dtype}
+        assert not any("lora_A" in name for name in gradients(model))
+    assert {p.device.type for p in model.to("meta").parameters()} == {"meta"}
+
+
+@both_configs
+def test_a_layer_used_twice_is_adapted_once(make_config: Any) -> None:
+    """Decoder layers that share their MLP. Fails if it is wrapped twice, or its gradient is not that of both uses."""
+    shared, apart = llama(torch.float64), llama(torch.float64)
+    shared.model.layers[1].mlp = shared.model.layers[0].mlp
+    apart.model.layers[1].mlp = copy.deepcopy(apart.model.layers[0].mlp)
+    one, two = randomize(adapted(make_config, shared)), adapted(make_config, apart)
+    assert len(named(one, "lora_B")) == 7 + 4
+    for name, parameter in two.named_parameters():
+        source = name.replace("layers.1.mlp", "layers.0.mlp")
+        parameter.data.copy_(one.get_parameter(source))
+    summed = gradients(two)
+    for name, gradient in gradients(one).items():
+        other = summed[name.replace("layers.0.mlp", "layers.1.mlp")] if "layers.0.mlp" in name else 0
+        torch.testing.assert_close(gradient, summed[name] + other, rtol=1e-5, atol=1e-8)
+
+
+@both_configs
+def test_compiled_model_computes_the_same(make_config: Any) -> None:
+    """`torch.compile` at several ranks, forward and backward. Fails if a rank is baked into the graph."""
+    torch._dynamo.reset()
+    base = nn.Sequential(nn.Linear(24, 20), nn.Tanh(), nn.Linear(20, 8))
+    model = randomize(get_peft_model(base, make_config(target_modules=["0", "2"])))
+    compiled = torch.compile(model, backend="aot_eager")
+    x, found, expected = torch.randn(5, 24), [], []
+    for run, results in ((model, expected), (compiled, found)):
+        for rank in (3, 5, 8):
+            set_rank(model, rank)
+            model.zero_grad(set_to_none=True)
+            run(x).square().sum().backward()
+            results += [p.grad.clone() for p in model.parameters() if p.requires_grad]
+    torch.testing.assert_close(found, expected)
+
+
+@both_configs
+def test_an_8_bit_base_takes_an_adapter(make_config: Any) -> None:
+    """Integer weights name no dtype to compute in; a merge into them is refused. Seen failing with A drawn as int8."""
+    base = nn.Sequential(bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False).to("cpu"))
+    one_expert = {"experts": 1} if make_config is CONFIGS["dya_mope"] else {}
+    model = randomize(get_peft_model(base, make_config(target_modules=["0"], **one_expert)))
+    model(torch.randn(2, 64)).sum().backward()
+    assert all(b.grad.abs().sum() > 0 for b in named(model, "lora_B").values())
+    with pytest.raises(AdapterError, match="not_mergeable"):
+        model.merge_adapter()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from adapting import (
     CONFIGS,
     FA,
@@ -20,17 +22,23 @@ from adapting import (
     saved_for_backward,
 )
 from peft import PeftModel, get_peft_model
+from students import tiny_run
 from torch import Tensor, nn
 
 from assistant.adapters import (
     AdapterError,
     DyAMoPEConfig,
+    draw_ranks,
     expert_usage_entropy,
     export_lora,
     router_losses,
     set_rank,
 )
 from assistant.adapters.layer import MixExperts
+from assistant.checkpoint import attach_adapter
+from assistant.config import load_config
+from training.memory import adapter_parameters
+from training.shapes import shape_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT 0.21 asks for it
 
@@ -61,13 +69,27 @@ def test_one_expert_is_dyqlora_fa(expert_A: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(stock(input_ids=TOKENS).logits, plain(input_ids=TOKENS).logits, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("top_k", [None, 1, 2])
+MIXTURES: dict[str, dict[str, Any]] = {
+    "soft": {},
+    "top 1": {"top_k": 1},
+    "top 2": {"top_k": 2},
+    "top 2 as they are": {"top_k": 2, "renormalise": False},
+    "router on x": {"router_input": "x"},
+    "top 1 of x": {"router_input": "x", "top_k": 1},
+    "rank-stabilised": {"rslora": True},
+}
+
+
+@pytest.mark.parametrize("settings", MIXTURES.values(), ids=MIXTURES.keys())
 @pytest.mark.parametrize("expert_A", [False, True])
 @pytest.mark.parametrize("mov", [False, True])
-def test_mixture_equals_its_definition(top_k: int | None, expert_A: bool, mov: bool) -> None:
-    """Gates on the wrong block of the folded rank axis, a router that reads z[:b], top-k without renormalisation."""
+def test_mixture_equals_its_definition(settings: dict[str, Any], expert_A: bool, mov: bool) -> None:
+    """Gates on the wrong block of the folded rank axis, a router that reads z[:b], gates that are scaled wrongly.
+
+    Seen failing with a router on z[:b], and with `renormalise` turned round.
+    """
     config = DyAMoPEConfig(
-        **FA, experts=4, top_k=top_k, expert_A=expert_A, target_modules=["0"], mov_modules=("0",) if mov else ()
+        **FA, experts=4, expert_A=expert_A, target_modules=["0"], mov_modules=("0",) if mov else (), **settings
     )
     torch.manual_seed(0)
     linear = nn.Linear(24, 20).double()
@@ -77,14 +99,17 @@ def test_mixture_equals_its_definition(top_k: int | None, expert_A: bool, mov: b
     a, b, router = (layer.get_parameter(f"{part}.default") for part in ("lora_A", "lora_B", "lora_router"))
     x = torch.randn(5, 7, 24, dtype=torch.float64)
     z = torch.einsum("erd,ntd->nter", a.expand(4, 8, 24), x)
-    gates = torch.einsum("nter,er->nte", z, router).softmax(-1)
-    if top_k is not None:
-        smallest = gates.sort(-1, descending=True).values[..., top_k - 1 : top_k]
+    logits = torch.einsum("nter,er->nte", z, router) if config.router_input == "z" else x @ router.T
+    gates = logits.softmax(-1)
+    if config.top_k is not None:
+        smallest = gates.sort(-1, descending=True).values[..., config.top_k - 1 : config.top_k]
         gates = torch.where(gates >= smallest, gates, 0)
+    if config.renormalise:
         gates = gates / gates.sum(-1, keepdim=True)
-    expected = linear(x) + 16 / 3 * torch.einsum("nte,eor,nter->nto", gates, b[..., :3], z[..., :3])
+    scale = 16 / math.sqrt(3) if config.rslora else 16 / 3
+    expected = linear(x) + scale * torch.einsum("nte,eor,nter->nto", gates, b[..., :3], z[..., :3])
     if mov:
-        expected = expected * torch.einsum("nte,eo->nto", gates, layer.lora_mov["default"])
+        expected = expected * (1 + torch.einsum("nte,eo->nto", gates, layer.lora_mov["default"] - 1))
     found = model(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     weight = torch.randn_like(found)
@@ -116,6 +141,84 @@ def test_gates_sum_to_one() -> None:
         gates = layer._route("default", torch.empty(9, 0), z)
         torch.testing.assert_close(gates.sum(-1), torch.ones(9, dtype=torch.float64), rtol=0, atol=1e-12)
         assert ((gates > 0).sum(-1) == (top_k or 3)).all()
+
+
+def test_experts_are_dropped_in_training_alone() -> None:
+    """Fails if a token loses all experts, the rest does not sum to 1, or evaluation drops. Seen failing so."""
+    model = randomize(adapted(CONFIGS["dya_mope"], llama(torch.float64), expert_dropout=0.5))
+    layer = next(m for m in model.modules() if hasattr(m, "lora_router"))
+    z = torch.randn(4000, 1, 8, dtype=torch.float64)
+    model.train()
+    gates = layer._route("default", torch.empty(4000, 0), z)
+    torch.testing.assert_close(gates.sum(-1), torch.ones(4000, dtype=torch.float64), rtol=0, atol=1e-12)
+    present = (gates > 0).double()
+    assert present.sum(-1).min() == 1
+    # of 3 experts half are dropped, but all 3 in none of the 1 / 8 of cases
+    torch.testing.assert_close(present.mean(), torch.tensor(0.5 + 1 / 8, dtype=torch.float64), rtol=0, atol=0.02)
+    model.eval()
+    assert (layer._route("default", torch.empty(4000, 0), z) > 0).all()
+
+
+def test_a_router_on_x_keeps_x() -> None:
+    """What the setting costs, so that nobody takes it for free: [tokens, d_in] more. Fails if x is not read at all."""
+    kept = []
+    for router_input in ("z", "x"):
+        config = DyAMoPEConfig(**FA, experts=4, target_modules=["0"], router_input=router_input)
+        model = get_peft_model(nn.Sequential(nn.Linear(64, 48)), config)
+        x = torch.randn(10, 64, requires_grad=True)
+        kept.append(saved_for_backward(lambda m=model, x=x: m(x), model))
+    assert kept[0][10, 64] == 0
+    assert kept[1][10, 64] == 1
+
+
+def test_tokens_do_not_depend_on_their_batch() -> None:
+    """Gates over the batch or the sequence instead of the token: padding would change answers. Seen failing so."""
+    model = randomize(adapted(CONFIGS["dya_mope"], llama(torch.float64), top_k=2)).eval()
+    layer = next(m for m in model.modules() if hasattr(m, "lora_router"))
+    x = torch.randn(3, 5, 64, dtype=torch.float64)
+    alone = layer(x[1:2, :4])
+    torch.testing.assert_close(layer(x)[1:2, :4], alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rslora=true",
+        "rank_per_layer=true",
+        "rank_update=last",
+        "top_k=1",
+        "renormalise=false",
+        "expert_dropout=0.25",
+        "expert_A=true",
+        "mov_modules=[k_proj, v_proj]",
+        "router_input=x",
+        "router_std=0.5",
+        "balance_loss=0.01",
+        "z_loss=0.001",
+    ],
+)
+def test_every_option_is_reached_from_the_configuration(override: str, tmp_path: Path) -> None:
+    """From `--set adapter...` to the PEFT config, the plan's exact parameters, and a step. Seen failing without each.
+
+    (`precondition`, which is no part of a saved adapter, is tested where a run logs.)
+    """
+    run = tiny_run(tmp_path / "base", "adapter.kind=dya_mope", "adapter.r_min=2", "adapter.r_max=4")
+    config = load_config(None, ["adapter.kind=dya_mope", "adapter.r_min=2", "adapter.r_max=4", f"adapter.{override}"])
+    attach_adapter(run.student, config.adapter)
+    lm = run.student.decoder.lm
+    key, value = override.split("=")
+    found, default = getattr(lm.peft_config["default"], key), getattr(DyAMoPEConfig(), key)
+    assert found != default
+    assert (list(found) if isinstance(found, tuple) else found) == yaml.safe_load(value)
+    counts = (
+        sum(p.numel() for p in lm.parameters() if p.requires_grad),
+        sum(a.numel() for a in named(lm, "lora_A").values()),
+    )
+    assert counts == adapter_parameters(shape_in(tmp_path / "base" / "config.json"), config.adapter)
+    draw_ranks(lm, 0, 0)
+    lm.train()
+    lm(input_ids=torch.arange(8)[None]).logits.sum().backward()
+    assert all(b.grad.abs().sum() > 0 for b in named(lm, "lora_B").values())
 
 
 def test_expert_usage_entropy() -> None:
