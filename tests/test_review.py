@@ -1,0 +1,203 @@
+"""Review: decisions are kept with who and when, survive anything, and change the data set as the person said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serving import running
+
+from assistant.config import TeachConfig
+from assistant.errors import DatasetError
+from data_gen.pipeline import teach
+from data_gen.review import Reviews, answer_of, applied, decisions_about
+from data_gen.synth import write_synthetic
+from serve.guard import App
+from serve.review import ALL, ANY, OPEN, Book, Desk, build_review_app
+
+ROOT = Path(__file__).parents[1]
+CONFIG = TeachConfig(questions_per_image=2)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_synthetic(folder, classes=("particles", "tips"), per_class=12, size=(64, 96), workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fresh(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fresh")
+    teach(images, out, config=CONFIG, workers=1)
+    return out
+
+
+@pytest.fixture
+def taught(fresh: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(fresh, tmp_path / "data"))
+
+
+@pytest.fixture
+def desk(taught: Path) -> Iterator[Desk]:
+    with Reviews(taught) as reviews:
+        yield Desk(Book(taught), reviews)
+
+
+def row_of(book: Book, id_: str) -> dict[str, Any] | None:
+    return next((book.row(place) for place in book.places if place.id == id_), None)
+
+
+def test_a_decision_tells_who_and_when(desk: Desk) -> None:
+    """The latest decision counts, and the ones before it stay on record."""
+    row = desk.book.row(desk.book.places[0])
+    desk.decide(0, "accepted", answer_of(row), "", "Ada")
+    desk.decide(0, "rejected", answer_of(row), "wrong shape", "Grace")
+    latest = desk.reviews.latest()[row["id"]]
+    assert (latest.verdict, latest.reviewer, latest.reason) == ("rejected", "Grace", "wrong shape")
+    assert latest.decided_at.endswith("+00:00")
+    assert [decision.reviewer for decision in desk.reviews.history(row["id"])] == ["Ada", "Grace"]
+
+
+def test_teaching_again_writes_the_decisions(desk: Desk, images: Path, taught: Path) -> None:
+    """Edited words become the target, rejected rows leave with a reason, and a third run changes nothing.
+
+    Seen failing with decisions that are not asked for when rows are written.
+    """
+    edited, rejected, accepted = (desk.book.row(desk.book.places[at]) for at in (0, 1, 2))
+    desk.decide(0, "accepted", "It shows something that a person knows.", "", "Ada")
+    desk.decide(1, "rejected", answer_of(rejected), "blurred", "Ada")
+    desk.decide(2, "accepted", answer_of(accepted), "", "Ada")
+    before = len(desk.book.places)
+    report = teach(images, taught, config=CONFIG, workers=1)
+    assert report.rejected["reviewer"] == 1
+    book = Book(taught)
+    assert len(book.places) == before - 1
+    assert row_of(book, rejected["id"]) is None
+    row = row_of(book, edited["id"])
+    assert row is not None
+    assert answer_of(row) == row["references"][0] == "It shows something that a person knows."
+    told = json.loads(row["provenance"])["review"]
+    assert (told["verdict"], told["by"], told["taught"]) == ("edited", "Ada", answer_of(edited))
+    kept = row_of(book, accepted["id"])
+    assert kept is not None
+    assert kept["references"] == accepted["references"]
+    card = (taught / "README.md").read_text()
+    assert "* 1 edited by Ada" in card
+    assert "* 1 reviewer: rejected by a person" in card
+    files = {path.name: path.read_bytes() for path in taught.glob("data/*")}
+    teach(images, taught, config=CONFIG, workers=1)
+    assert {path.name: path.read_bytes() for path in taught.glob("data/*")} == files
+
+
+def test_an_edited_row_can_be_edited_again(desk: Desk, images: Path, taught: Path) -> None:
+    """The second edit refers to what the teacher wrote, so it is not taken for one about another text."""
+    desk.decide(0, "accepted", "First words.", "", "Ada")
+    teach(images, taught, config=CONFIG, workers=1)
+    again = Desk(Book(taught), desk.reviews)
+    assert again.shown(0)[3] == "First words."
+    again.decide(0, "accepted", "Second words.", "", "Grace")
+    teach(images, taught, config=CONFIG, workers=1)
+    assert answer_of(Book(taught).row(Book(taught).places[0])) == "Second words."
+
+
+def test_a_decision_about_another_text_changes_nothing(desk: Desk) -> None:
+    """New prompts write new answers under the same id: nobody has judged those."""
+    row = desk.book.row(desk.book.places[0])
+    decision = desk.reviews.decide(row, "rejected", reviewer="Ada")
+    *earlier, last = row["messages"]
+    other = {**row, "messages": [*earlier, {**last, "content": [{"type": "text", "text": "Other words."}]}]}
+    assert applied(row, decision) is None
+    assert applied(other, decision) == other
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "  ", "<script>alert(1)</script>", "![x](http://e.example)", "=cmd|' /C calc'!A0", "x" * 601, "see www.e.org"],
+)
+def test_an_edit_is_plain_text(desk: Desk, answer: str) -> None:
+    """A person can be tricked into pasting; markup, links and formulas are no answers."""
+    with pytest.raises(DatasetError, match="bad_answer"):
+        desk.reviews.decide(desk.book.row(desk.book.places[0]), "edited", reviewer="Ada", answer=answer)
+
+
+def test_an_edit_is_cleaned_and_has_an_author(desk: Desk) -> None:
+    row = desk.book.row(desk.book.places[0])
+    decision = desk.reviews.decide(row, "edited", reviewer="Ada\u200b", answer="A\u200b round\u2060 body of 3 µm.\n")
+    assert (decision.answer, decision.reviewer) == ("A round body of 3 um.", "Ada")
+    with pytest.raises(DatasetError, match="no_reviewer"):
+        desk.reviews.decide(row, "accepted", reviewer=" \u200b")
+
+
+def test_a_choice_leaves_what_it_names(desk: Desk) -> None:
+    """Split, task and state select; decided rows leave the pile of those to review."""
+    everything = desk.chosen(ANY, ANY, ALL)
+    assert everything == list(range(len(desk.book.places)))
+    captions = desk.chosen("train", "caption", OPEN)
+    assert {(desk.book.places[at].split, desk.book.places[at].task) for at in captions} == {("train", "caption")}
+    desk.decide(captions[0], "rejected", "", "", "Ada")
+    assert desk.chosen("train", "caption", OPEN) == captions[1:]
+    assert desk.chosen(ANY, ANY, "rejected") == captions[:1]
+    assert desk.progress().startswith(f"1 of {len(everything)} rows decided")
+
+
+def test_the_page_escapes_what_it_shows(desk: Desk) -> None:
+    """File names and labels are somebody else's words. Seen failing with the source unescaped."""
+    row = desk.book.row(desk.book.places[0])
+    row["source"], row["aux"], row["label"] = "<script>1</script>", "<img onerror=x>", "<b>"
+    row["messages"][0]["content"][-1]["text"] = "<iframe>?"
+    html = "".join(desk.shown(0)[1:3])
+    assert "&lt;script&gt;" in html
+    assert not any(tag in html for tag in ("<script", "<img", "<b>&", "<iframe"))
+
+
+@pytest.mark.filterwarnings("ignore:.*no_silent_downcasting")
+def test_the_page_serves_itself(taught: Path, desk: Desk) -> None:
+    """A real server shows the first row, names no other host, and turns a foreign host name away."""
+
+    async def build() -> App:
+        return build_review_app(taught, desk.reviews)
+
+    # Built inside a loop: outside of one Gradio opens loops that it never closes.
+    with running(asyncio.run(build())) as base:
+        page = httpx.get(base)
+        assert page.status_code == 200
+        assert "MAEMI review" in page.text
+        assert not re.findall(r'(?:src|href)="https?://(?!127\.0\.0\.1)[^"]+"', page.text)
+        assert httpx.get(base, headers={"host": "evil.example"}).status_code >= 400
+
+
+def test_no_rows_to_review_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no_dataset"):
+        Book(tmp_path)
+
+
+def test_what_was_decided_survives_a_kill(taught: Path) -> None:
+    """SIGKILL right after a decision was told: every decision that was told is there."""
+    script = (
+        "import sys; from pathlib import Path; from data_gen.review import Reviews; from serve.review import Book\n"
+        "book = Book(Path(sys.argv[1])); reviews = Reviews(Path(sys.argv[1]))\n"
+        "for place in book.places:\n"
+        "    reviews.decide(book.row(place), 'accepted', reviewer='Ada'); print(place.id, flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(taught)], stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ}
+    )
+    assert process.stdout is not None
+    with process.stdout as told:
+        seen = [next(told).strip() for _ in range(20)]
+        os.kill(process.pid, signal.SIGKILL)
+        seen += [line.strip() for line in told if line.endswith("\n")]
+    assert process.wait() == -signal.SIGKILL
+    assert set(seen) <= decisions_about(taught).keys()
