@@ -21,6 +21,8 @@ from assistant.errors import ConfigError, RunError
 
 ANY_TURN = 0
 PADDING = -1
+FAMILY = frozenset({"llama", "mistral", "qwen2"})
+"""Architectures (`model_type`) with Llama's decoder layer: RMSNorm, rotary attention, SwiGLU, one head on top."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,24 @@ class VisualContext:
         current = (turn == ANY_TURN) | (turn == turn_index[..., None])
         return F.pad(shown & current, (1, 0), value=True)[:, None]  # [B, 1, T, 1 + M]
 
-    def repeat_interleave(self, times: int) -> VisualContext:
-        """Every row `times` times in a row, for beams and several samples."""
+    def select(self, rows: Tensor) -> VisualContext:
+        """Some rows, in this order; a row may come several times, for beams and several samples."""
+        keys, values = (tuple(tensor[rows] for tensor in tensors) for tensors in (self.keys, self.values))
+        return VisualContext(keys, values, self.image_index[rows], self.turn_index[rows])
 
-        def repeat(tensor: Tensor) -> Tensor:
-            return tensor.repeat_interleave(times, dim=0)
+    def joined(self, other: VisualContext) -> VisualContext:
+        """The rows of both; the shorter memory is padded at its end, where nothing sees it."""
+
+        def join(one: Tensor, its: Tensor, dim: int, value: int) -> Tensor:
+            longest = max(one.shape[dim], its.shape[dim])
+            ends = [0, 0] * (-1 - dim)
+            return torch.cat([F.pad(t, [*ends, 0, longest - t.shape[dim]], value=value) for t in (one, its)])
 
         return VisualContext(
-            tuple(map(repeat, self.keys)),
-            tuple(map(repeat, self.values)),
-            repeat(self.image_index),
-            repeat(self.turn_index),
+            tuple(join(*pair, -2, 0) for pair in zip(self.keys, other.keys, strict=True)),
+            tuple(join(*pair, -2, 0) for pair in zip(self.values, other.values, strict=True)),
+            join(self.image_index, other.image_index, -1, PADDING),
+            join(self.turn_index, other.turn_index, -1, ANY_TURN),
         )
 
 
@@ -190,14 +199,15 @@ def decoder_layers(lm: nn.Module) -> nn.ModuleList:
 
 
 def load_language_model(source: str, *, quantization: str, device: str, dtype: torch.dtype) -> Any:
-    """`AutoModelForCausalLM` from a local directory or hub id, frozen, quantised while it loads.
+    """`AutoModelForCausalLM` from a local directory or hub id, frozen, quantised tensor by tensor while it loads.
 
-    `quantization="nf4"`: 4-bit NormalFloat with double quantisation (QLoRA), computing in `dtype`.
-    Raises RunError `no_model` where it cannot be loaded, ConfigError `nf4_width` where NF4 would be wrong.
+    `quantization="nf4"`: 4-bit NormalFloat with double quantisation (QLoRA), computing in `dtype`. Weights are read
+    from safetensors alone.
+    Raises ConfigError `unknown_family`, and RunError `no_model` where it cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "use_safetensors": True}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -206,12 +216,22 @@ def load_language_model(source: str, *, quantization: str, device: str, dtype: t
             bnb_4bit_compute_dtype=dtype,
         )
     try:
+        check_family(source, AutoConfig.from_pretrained(source).model_type)
         lm = AutoModelForCausalLM.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         where = "a local directory" if Path(source).exists() else "a hub id (needs --online) or a local directory"
         raise RunError("no_model", f"language model {source!r} cannot be loaded: {reason} Give {where}.") from None
     return lm.requires_grad_(False).eval()
+
+
+def check_family(source: str, model_type: str | None) -> None:
+    """Raise ConfigError `unknown_family` for an architecture the cross-attention has not been proved on."""
+    if model_type not in FAMILY:
+        known = ", ".join(sorted(FAMILY))
+        raise ConfigError(
+            "unknown_family", f"{source} is a {model_type!r} model, none of the Llama family ({known}). Take one of it."
+        )
 
 
 def align_index(index: Tensor, *, past: int, length: int) -> Tensor:

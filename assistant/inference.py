@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +18,6 @@ from torch import Tensor
 
 from assistant.chat import (
     CAPTION_PROMPT,
-    CLASSIFY_PROMPT,
     Conversation,
     Message,
     auxiliary_text,
@@ -29,15 +26,21 @@ from assistant.chat import (
 )
 from assistant.checkpoint import Run, load_run
 from assistant.decoder import VisualContext
+from assistant.demonstrations import Candidate, Shots, choose, demonstrate
 from assistant.errors import ConfigError
+from assistant.generation import GREEDY, advance, complete, computing, likelihoods, next_token, read
+from assistant.generation import Sampling as Sampling
+from assistant.labels import prototype_scores, rank_labels
 from assistant.measure import Facts, Known, corrected_stream, disagreements, measure
 from assistant.micrograph import Micrograph, read_micrograph, to_model_input
+from assistant.recall import Recall
 
 Image = Path | str | bytes | Micrograph
+Key = tuple[str, int, float | None]
+Posed = tuple[Conversation, Sequence["Look"]]
+"""A conversation that waits for its answer, and its images in order."""
 CACHED_LOOKS = 64
 ENCODING_BATCH = 16
-UNKNOWN_BELOW = 0.05
-"""A class is "unknown" when the student itself would say any of the given labels with less than this probability."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Look:
     aux: str
     memory: Tensor  # [N, D]
     summary: Tensor  # [D']
+
+    @property
+    def key(self) -> Key:
+        """What two looks at one image share: file, page and calibration."""
+        return _key(self.micrograph)
 
     @property
     def known(self) -> Known:
@@ -63,15 +71,6 @@ class Look:
         )
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; temperature 0 is greedy."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
 class Assistant:
     """A loaded student that answers about micrographs; safe to share between threads."""
 
@@ -80,7 +79,8 @@ class Assistant:
         self.student = run.student
         self.processor = run.processor
         self.device = next(run.student.parameters()).device
-        self._looks: OrderedDict[tuple[str, int, float | None], Look] = OrderedDict()
+        self._looks: OrderedDict[Key, Look] = OrderedDict()
+        self._recall = Recall()
         self._lock = threading.Lock()
 
     @classmethod
@@ -125,7 +125,7 @@ class Assistant:
         history: Sequence[Message] = (),
         aux: str | None = None,
         max_new_tokens: int = 128,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = GREEDY,
     ) -> Iterator[str]:
         """Stream the answer to a question in pieces of text.
 
@@ -138,30 +138,30 @@ class Assistant:
             raise ConfigError("empty_question", "The question is empty. Ask something about the image.")
         looks = self.look_all(images)
         conversation = self._fit(_compose(looks, question, history, aux or ""), max_new_tokens)
-        tokens = self._generate([conversation], [looks], max_new_tokens, sampling)
-        pieces = self._text(row[0] for row in tokens)
+        pieces = self._text(self._stream(conversation, looks, max_new_tokens, sampling))
         yield from corrected_stream(pieces, looks[0].known) if len(looks) == 1 else pieces
 
     def caption(self, images: Sequence[Image], *, max_new_tokens: int = 128) -> list[str]:
-        """One caption per image, in order. Raises MicrographError for the first image that cannot be read."""
-        captions: list[str] = []
-        for start in range(0, len(images), ENCODING_BATCH):
-            looks = self.look_all(images[start : start + ENCODING_BATCH])
-            captions += self.answer_all([(look, CAPTION_PROMPT) for look in looks], max_new_tokens=max_new_tokens)
-        return captions
+        """One caption per image, in order. Raises MicrographError for the first image that cannot be read.
+
+        Images are read as slots become free, so memory does not grow with their number.
+        """
+
+        def pose(numbers: Sequence[int]) -> list[tuple[Look, str]]:
+            return [(look, CAPTION_PROMPT) for look in self.look_all([images[n] for n in numbers])]
+
+        return self._answer(len(images), pose, max_new_tokens=max_new_tokens)
 
     def answer_all(
         self, asked: Sequence[tuple[Look, str]], *, max_new_tokens: int = 128, with_aux: bool = True
     ) -> list[str]:
-        """Greedy answers to one question per look, in one padded batch, their numbers put right.
+        """Greedy answers to one question per look, continued together, their numbers put right.
 
         `with_aux=False` withholds the facts from the student.
         """
-        conversations = [
-            _compose([look if with_aux else replace(look, aux="")], question, (), "") for look, question in asked
-        ]
-        texts = self.complete(conversations, [[look] for look, _ in asked], max_new_tokens=max_new_tokens)
-        return ["".join(corrected_stream([text], look.known)) for text, (look, _) in zip(texts, asked, strict=True)]
+        return self._answer(
+            len(asked), lambda numbers: [asked[n] for n in numbers], max_new_tokens=max_new_tokens, with_aux=with_aux
+        )
 
     def complete(
         self,
@@ -170,10 +170,19 @@ class Assistant:
         *,
         max_new_tokens: int = 128,
     ) -> list[str]:
-        """Greedy continuations of several conversations, in one padded batch, as the student words them."""
-        columns = list(self._generate(conversations, looks, max_new_tokens, Sampling()))
-        rows = zip(*columns, strict=True)
-        return ["".join(self._text(iter(row))).strip() for row in rows]
+        """Greedy continuations of several conversations, continued together, as the student words them.
+
+        Raises ConfigError `too_long`.
+        """
+        texts = [""] * len(looks)
+        for group in ([n for n, row in enumerate(looks) if row], [n for n, row in enumerate(looks) if not row]):
+
+            def pose(numbers: Sequence[int], group: Sequence[int] = group) -> list[Posed]:
+                return [(conversations[group[n]], looks[group[n]]) for n in numbers]
+
+            for number, text in zip(group, self._complete(len(group), pose, max_new_tokens), strict=True):
+                texts[number] = text
+        return texts
 
     def classify(
         self,
@@ -181,23 +190,27 @@ class Assistant:
         labels: Sequence[str],
         *,
         examples: Mapping[str, Sequence[Image]] | None = None,
+        shots: Shots | None = None,
         top: int = 5,
     ) -> list[list[tuple[str, float]]]:
         """The `top` most probable labels of each image with their probabilities, best first.
 
         Zero-shot: the likelihood of each label as the student's answer. Few-shot, with `examples` per label: cosine
-        distance to the labels' prototypes on the frozen encoders. "unknown" leads the list when the student would
-        itself rather say something else; its probability is what the labels leave over.
-        Raises ConfigError `too_few_labels`, and MicrographError.
+        distance to the labels' prototypes on the frozen encoders; with `shots` as well, the likelihood of each label
+        after some examples as demonstrations in the same conversation. "unknown" leads the list when the student
+        would itself rather say something else; its probability is what the labels leave over.
+        Raises ConfigError `too_few_labels`, `no_examples`, `too_many_shots` or `too_long`, and MicrographError.
         """
         if len(set(labels)) < 2:
             raise ConfigError("too_few_labels", "Fewer than two different labels were given. Give at least two.")
         looks = self.look_all(images)
         if examples is None:
-            scores = [self._label_likelihoods(look, labels) for look in looks]
-        else:
+            scores = [self._label_likelihoods([look], demonstrate([], look.aux), labels) for look in looks]
+        elif shots is None:
             prototypes = self._prototypes(labels, examples)
             scores = [prototype_scores(look.summary, prototypes) for look in looks]
+        else:
+            scores = self._few_shot_likelihoods(looks, labels, examples, shots)
         return [rank_labels(labels, score)[:top] for score in scores]
 
     def warnings_for(self, answer: str, images: Sequence[Image]) -> list[str]:
@@ -214,13 +227,13 @@ class Assistant:
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Memory [I, N, D] and summary [I, D'] of model inputs [I, 1, S, S]."""
-        with torch.inference_mode(), self._autocast():
+        with computing(self.device):
             states = self.student.encode_images(pixels.to(self.device))
         return states.memory, states.summary
 
     def label_probabilities(self, look: Look, labels: Sequence[str]) -> np.ndarray:
         """Probability [C] of each label among the labels, by the student's likelihood of naming it."""
-        return self._label_likelihoods(look, labels).softmax(-1).double().numpy()
+        return self._label_likelihoods([look], demonstrate([], look.aux), labels).softmax(-1).double().numpy()
 
     def _look_anew(self, micrographs: Sequence[Micrograph]) -> list[Look]:
         looks = []
@@ -248,45 +261,66 @@ class Assistant:
         batch = self.processor(conversations, padding_side=padding_side)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def _generate(
-        self,
-        conversations: Sequence[Conversation],
-        looks: Sequence[Sequence[Look]],
-        max_new_tokens: int,
-        sampling: Sampling,
-    ) -> Iterator[list[int]]:
-        """Yield, step by step, the next token of every row; rows that ended repeat the end token."""
-        from transformers import DynamicCache
+    def _prepare(self, posed: Sequence[Posed]) -> tuple[dict[str, Tensor], VisualContext | None]:
+        batch = self._batch([conversation for conversation, _ in posed], "left")
+        return batch, self._context(batch, [looks for _, looks in posed])
 
+    def _stream(
+        self, conversation: Conversation, looks: Sequence[Look], max_new_tokens: int, sampling: Sampling
+    ) -> Iterator[int]:
+        """Yield the tokens of one answer as they come, without its end; keep what was read for the next question."""
         generator = torch.Generator(device=self.device).manual_seed(sampling.seed)
+        images, encoded = tuple(look.key for look in looks), self.processor.encode(conversation)
+        said: list[int] = []
+        # inference mode is left before every yield, so a paused stream never changes its caller's mode
+        with computing(self.device):
+            rows, logits = read(
+                self.student, *self._prepare([(conversation, looks)]), self._recall.take(images, encoded)
+            )
+        try:
+            while len(said) < max_new_tokens:
+                token = next_token(logits, sampling, generator)
+                if int(token) == self.processor.tokenizer.eos_token_id:
+                    return
+                said.append(int(token))
+                yield said[-1]
+                if len(said) < max_new_tokens:
+                    with computing(self.device):
+                        rows, logits = advance(self.student, rows, token)
+        finally:
+            self._recall.keep(images, encoded, said, rows.cache)
+
+    def _complete(self, count: int, pose: Callable[[Sequence[int]], list[Posed]], max_new_tokens: int) -> list[str]:
+        """Greedy continuations, as text, of conversations that `pose` gives when their turn comes."""
+
+        def prepare(numbers: Sequence[int]) -> tuple[dict[str, Tensor], VisualContext | None]:
+            return self._prepare([(self._fit(talk, max_new_tokens), looks) for talk, looks in pose(numbers)])
+
         end = self.processor.tokenizer.eos_token_id
-        with torch.inference_mode(), self._autocast():
-            batch = self._batch(conversations, "left")
-            context = self._context(batch, looks)
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        done = torch.zeros(len(ids), dtype=torch.bool, device=self.device)
-        cache = DynamicCache(config=self.student.config.text_config)
-        for _ in range(max_new_tokens):
-            # inference mode is left before every yield, so a paused stream never changes its caller's mode
-            with torch.inference_mode(), self._autocast():
-                positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-                output = self.student(
-                    ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    image_index=batch["image_index"],
-                    turn_index=batch["turn_index"],
-                    context=context,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-                token = next_token(output.logits[:, -1], sampling, generator).masked_fill(done, end)
-                done |= token == end
-                ids, mask = token[:, None], torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-            yield token.tolist()
-            if done.all():
-                return
+        said = complete(self.student, count, prepare, max_new_tokens=max_new_tokens, end=end)
+        return ["".join(self._text(iter(tokens))).strip() for tokens in said]
+
+    def _answer(
+        self,
+        count: int,
+        pose: Callable[[Sequence[int]], Sequence[tuple[Look, str]]],
+        *,
+        max_new_tokens: int,
+        with_aux: bool = True,
+    ) -> list[str]:
+        """Greedy answers to single questions, their numbers put right; of each image its facts alone stay in memory."""
+        known: dict[int, Known] = {}
+
+        def posed(numbers: Sequence[int]) -> list[Posed]:
+            asked = pose(numbers)
+            known.update((n, look.known) for n, (look, _) in zip(numbers, asked, strict=True))
+            return [
+                (_compose([look if with_aux else replace(look, aux="")], question, (), ""), [look])
+                for look, question in asked
+            ]
+
+        texts = self._complete(count, posed, max_new_tokens)
+        return ["".join(corrected_stream([text], known[number])) for number, text in enumerate(texts)]
 
     def _text(self, tokens: Iterator[int]) -> Iterator[str]:
         """Decode a stream of tokens into pieces of text, holding back bytes of an unfinished character."""
@@ -300,71 +334,80 @@ class Assistant:
                 yield text[len(told) :]
                 told = text
 
-    def _label_likelihoods(self, look: Look, labels: Sequence[str]) -> Tensor:
-        """Log-probability [C] that the student answers the class question with each label."""
-        asked = _compose([look], CLASSIFY_PROMPT, (), "").messages
-        conversations = [Conversation((*asked, Message("assistant", class_answer(label)))) for label in labels]
-        with torch.inference_mode(), self._autocast():
-            batch = self._batch(conversations, "right")
-            labelled = batch.pop("labels")[:, 1:]
-            context = self._context(batch, [[look]] * len(labels))
-            inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "image_index", "turn_index")}
-            logits = self.student(**inputs, context=context).logits[:, :-1]
-        chosen = logits.float().log_softmax(-1).gather(-1, labelled.clamp(min=0)[..., None])[..., 0]  # [C, T - 1]
-        total: Tensor = (chosen * (labelled >= 0)).sum(-1).cpu()
-        return total
+    def _label_likelihoods(self, looks: Sequence[Look], asked: Conversation, labels: Sequence[str]) -> Tensor:
+        """Log-probability [C] that the student's answer to a class question is each label. Raises ConfigError."""
+        prompt = len(self.processor.encode(asked).input_ids)
+        answered = [Conversation((*asked.messages, Message("assistant", class_answer(label)))) for label in labels]
+        answers = [self.processor.encode(conversation).input_ids[prompt:] for conversation in answered]
+        self._require_room(prompt + max(map(len, answers)))
+        with computing(self.device):
+            rows, logits = read(self.student, *self._prepare([(asked, looks)]))
+            return likelihoods(self.student, rows, logits, answers).cpu()
+
+    def _few_shot_likelihoods(
+        self,
+        looks: Sequence[Look],
+        labels: Sequence[str],
+        examples: Mapping[str, Sequence[Image]],
+        shots: Shots,
+    ) -> list[Tensor]:
+        """Log-probabilities [C] of the labels of each image, after demonstrations chosen for it."""
+        most = self.run.config.decoder.max_images - 1
+        if shots.count > most:
+            raise ConfigError(
+                "too_many_shots", f"{shots.count} demonstrations; the student holds {most}. Ask for fewer."
+            )
+        shown = [
+            Demonstration(label, look.key[0], self._class_token(look), look)
+            for label in labels
+            for look in self.look_all(_examples_of(label, examples))
+        ]
+        scores = []
+        for look in looks:
+            chosen = choose(shown, shots, target=look.key[0], vector=self._class_token(look))
+            asked = demonstrate([demonstration.label for demonstration in chosen], look.aux)
+            scores.append(self._label_likelihoods([*(c.look for c in chosen), look], asked, labels))
+        return scores
+
+    def _class_token(self, look: Look) -> np.ndarray:
+        vector: np.ndarray = look.summary[: self.student.vit.dim].float().cpu().numpy()  # [Dv]
+        return vector
 
     def _prototypes(self, labels: Sequence[str], examples: Mapping[str, Sequence[Image]]) -> Tensor:
-        missing = [label for label in labels if not examples.get(label)]
-        if missing:
-            raise ConfigError("no_examples", f"Label {missing[0]!r} has no example images. Add a folder of that name.")
-        vectors = [torch.stack([look.summary for look in self.look_all(list(examples[label]))]) for label in labels]
+        looks = [self.look_all(_examples_of(label, examples)) for label in labels]
+        vectors = [torch.stack([look.summary for look in row]) for row in looks]
         return torch.stack([torch.nn.functional.normalize(v, dim=-1).mean(0) for v in vectors])  # [C, D']
 
     def _fit(self, conversation: Conversation, max_new_tokens: int) -> Conversation:
         """Forget the oldest questions, never the images, until prompt and answer fit the language model."""
-        limit = self.student.config.text_config.max_position_embeddings - max_new_tokens
-        while len(self.processor.encode(conversation).input_ids) > limit:
+        while (length := len(self.processor.encode(conversation).input_ids) + max_new_tokens) > self._room:
             if len(conversation.messages) < 3:
-                raise ConfigError("too_long", f"Question and facts exceed {limit} tokens. Ask a shorter question.")
+                self._require_room(length)
             first, _, following, *rest = conversation.messages
             aux = auxiliary_text(first.aux, following.aux)
             merged = replace(following, images=first.images + following.images, aux=aux)
             conversation = Conversation((merged, *rest))
         return conversation
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+    @property
+    def _room(self) -> int:
+        room: int = self.student.config.text_config.max_position_embeddings
+        return room
+
+    def _require_room(self, tokens: int) -> None:
+        if tokens > self._room:
+            raise ConfigError(
+                "too_long",
+                f"Prompt and answer need {tokens} tokens; the language model has {self._room}. "
+                "Ask a shorter question, show fewer images or allow a shorter answer.",
+            )
 
 
-def next_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """Logits [B, V] -> tokens [B]: the best one, or a draw from the smallest set of tokens that holds `top_p`."""
-    if sampling.temperature <= 0.0:
-        return logits.argmax(-1)
-    probabilities, order = (logits.float() / sampling.temperature).softmax(-1).sort(-1, descending=True)
-    before = probabilities.cumsum(-1) - probabilities
-    kept = probabilities.masked_fill(before >= sampling.top_p, 0.0)
-    kept[:, 0] = probabilities[:, 0]
-    return order.gather(-1, torch.multinomial(kept, 1, generator=generator))[:, 0]
+@dataclass(frozen=True)
+class Demonstration(Candidate):
+    """A candidate with what was seen of it."""
 
-
-def prototype_scores(summary: Tensor, prototypes: Tensor, temperature: float = 0.05) -> Tensor:
-    """Log-probability [C] of each prototype [C, D'] for one image vector [D'], by cosine similarity."""
-    similarity = torch.nn.functional.cosine_similarity(summary[None], prototypes, dim=-1)
-    return (similarity / temperature).log_softmax(-1).cpu()
-
-
-def rank_labels(labels: Sequence[str], log_likelihood: Tensor) -> list[tuple[str, float]]:
-    """Labels and "unknown" by probability, best first.
-
-    While the labels together are likely answers, "unknown" holds what they leave over; below `UNKNOWN_BELOW` they
-    share that little, and "unknown" leads.
-    """
-    likelihood = log_likelihood.double().exp()
-    total = float(likelihood.sum())
-    known = likelihood / total if total >= UNKNOWN_BELOW else likelihood
-    ranked = sorted(zip(labels, known.tolist(), strict=True), key=lambda pair: -pair[1])
-    return ranked if total >= UNKNOWN_BELOW else [("unknown", max(0.0, 1.0 - total)), *ranked]
+    look: Look
 
 
 def _compose(looks: Sequence[Look], question: str, history: Sequence[Message], aux: str) -> Conversation:
@@ -380,6 +423,12 @@ def _compose(looks: Sequence[Look], question: str, history: Sequence[Message], a
     return Conversation((*messages, Message("user", question.strip(), len(remaining), described)))
 
 
+def _examples_of(label: str, examples: Mapping[str, Sequence[Image]]) -> list[Image]:
+    if not examples.get(label):
+        raise ConfigError("no_examples", f"Label {label!r} has no example images. Add a folder of that name.")
+    return list(examples[label])
+
+
 def _facts_line(looks: Sequence[Look]) -> str:
     return number_lines([look.aux for look in looks])
 
@@ -388,6 +437,6 @@ def _source(image: Path | str | bytes) -> Path | bytes:
     return Path(image) if isinstance(image, str) else image
 
 
-def _key(micrograph: Micrograph) -> tuple[str, int, float | None]:
+def _key(micrograph: Micrograph) -> Key:
     calibration = micrograph.calibration
     return micrograph.sha256, micrograph.page, calibration.nm_per_pixel if calibration else None

@@ -273,7 +273,8 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 for name, value in kwargs.items()
             }
             input_ids = input_ids.repeat_interleave(expand_size, dim=0)
-            context = context.repeat_interleave(expand_size) if context is not None else None
+            if context is not None:
+                context = context.select(torch.arange(len(context.image_index)).repeat_interleave(expand_size))
         return input_ids, {**kwargs, "context": context}
 
 

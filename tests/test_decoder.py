@@ -4,7 +4,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from assistant.decoder import ANY_TURN, PADDING, Decoder, VisualMemory, align_index, decoder_layers, load_language_model
+from assistant.decoder import (
+    ANY_TURN,
+    PADDING,
+    Decoder,
+    VisualContext,
+    VisualMemory,
+    align_index,
+    decoder_layers,
+    load_language_model,
+)
 from assistant.errors import ConfigError, RunError
 
 
@@ -111,11 +120,23 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(plain, recomputed)
 
 
-def test_repeat_interleave_repeats_rows() -> None:
+def test_rows_of_contexts_are_selected_and_joined() -> None:
+    """A joined row sees what it saw alone. Seen failing with padding that counts as image 0."""
     decoder = tiny_decoder()
-    context = decoder.context(memory(torch.randn(1, 2, 24), [1, 1], [ANY_TURN] * 2)).repeat_interleave(3)
-    assert all(len(keys) == 3 for keys in context.keys)
-    assert context.image_index.shape == (3, 2)
+    short = decoder.context(memory(torch.randn(1, 2, 24), [1, 2], [ANY_TURN] * 2))
+    long = decoder.context(memory(torch.randn(2, 5, 24), [1, 1, 2, 2, 2], [ANY_TURN] * 5))
+    joined = short.joined(long)
+    assert joined.image_index.tolist()[0] == [1, 2, PADDING, PADDING, PADDING]
+
+    def logits_of(context: VisualContext) -> torch.Tensor:
+        rows = len(context.image_index)
+        given = [t.expand(rows, -1) for t in (IDS, IMAGES, TURNS)]
+        with torch.no_grad():
+            return decoder(given[0], context=context, image_index=given[1], turn_index=given[2]).logits
+
+    together = logits_of(joined.select(torch.tensor([2, 0, 0])))
+    torch.testing.assert_close(together[1:], logits_of(short).expand(2, -1, -1))
+    torch.testing.assert_close(together[0], logits_of(long)[1])
 
 
 def test_align_index_extends_the_last_value() -> None:
