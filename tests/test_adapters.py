@@ -386,6 +386,7 @@ def test_bad_targets_are_refused() -> None:
         adapted(CONFIGS["dya_mope"], target_modules=["q_proj"], mov_modules=("k_proj",))
 
 
+@pytest.mark.filterwarnings("ignore:.*for a second time:UserWarning", "ignore:.*already.*PEFT:UserWarning")
 @both_configs
 def test_two_kinds_in_one_model(make_config: Any) -> None:
     """On different modules both train at one rank; on one module the second is refused before anything changes.
@@ -488,6 +489,7 @@ def test_a_layer_used_twice_is_adapted_once(make_config: Any) -> None:
         torch.testing.assert_close(gradient, summed[name] + other, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracer does
 @both_configs
 def test_compiled_model_computes_the_same(make_config: Any) -> None:
     """`torch.compile` at several ranks, forward and backward. Fails if a rank is baked into the graph."""
