@@ -81,7 +81,7 @@ def test_refusals_come_through(sandbox: Sandbox, tmp_path: Path) -> None:
         ("SPIN", "too_slow"),
         ("GROW", "too_large"),
         ("TALK", "reader_died"),
-        ("FILE", "unreadable"),
+        ("FILE", "reader_died"),
     ],
 )
 def test_only_that_picture_fails(hostile: Sandbox, picture: Path, order: str, code: str) -> None:

@@ -29,7 +29,7 @@ CONFIRMED, UNCONFIRMED = 0.9, 0.7
 _LABEL = re.compile(r"(\d{1,4}(?:\.\d{1,2})?) ?(nm|[uµ]m|mm)(?![\w./])")
 _LENGTH = re.compile(r"(?<![\w.])(\d{1,4}(?:\.\d{1,4})?) ?(nm|[uµ]m|mm)(?![\w./])")
 _TIMES = re.compile(
-    r"(?:^|[ :=(])[x×] ?([\d.,]+) ?(k?)\b(?! ?[x×])|(?:^|[ :=(])([\d.,]+) ?(k?) ?[x×](?=$|[ )])", re.IGNORECASE
+    r"(?:^|(?<!\d)[ :=(])[x×] ?([\d.,]+) ?(k?)\b|(?:^|[ :=(])([\d.,]+) ?(k?) ?[x×](?! ?\d)(?=$|[ )])", re.IGNORECASE
 )
 _NUMBER = re.compile(r"\d+(?:\.\d+)?|\d{1,3}(?:,\d{3})+")
 

@@ -17,6 +17,8 @@ _BYTES = {"I": 4, "F": 4}
 _EXIF_ORIENTATION = 0x0112
 _PNG_DEPTH = 24  # where the header chunk holds the bits per channel
 _START_OF_SCAN = b"\xff\xda"
+_METADATA_MARKERS = (0xE0, 0xFE)  # APP0 to COM
+_MAX_METADATA = 2**22  # bytes of a JPEG before its picture: Pillow joins segments in quadratic time
 _MAX_SCANNED = 2**31  # pixels times progressive scans: every scan of a JPEG goes over the whole picture again
 
 
@@ -26,6 +28,8 @@ def decode(data: bytes, kind: str, page: int | None, limits: ReadLimits) -> Fram
         raise MicrographError("no_such_page", f"Page {page} was asked for; a {kind} has only page 0.")
     from PIL import Image
 
+    if kind == "JPEG" and metadata_bytes(data) > _MAX_METADATA:
+        raise MicrographError("too_large", "The JPEG carries more metadata than picture. Save it without them.")
     remarks: list[str] = []
     try:
         with heard(remarks), Image.open(io.BytesIO(data), formats=[kind]) as image:
@@ -42,6 +46,16 @@ def decode(data: bytes, kind: str, page: int | None, limits: ReadLimits) -> Fram
         notes.append("16-bit colour was reduced to 8-bit grey.")
     turned = isinstance(orientation, int) and orientation in range(2, 9)
     return Frame(upright(pixels, orientation if turned else 1), turned=turned, warnings=tuple(notes))
+
+
+def metadata_bytes(data: bytes) -> int:
+    """Total length of the application and comment segments before the first scan of a JPEG."""
+    place, total = 2, 0
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place : place + 2] != _START_OF_SCAN:
+        length = 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        total += length if _METADATA_MARKERS[0] <= data[place + 1] <= _METADATA_MARKERS[1] else 0
+        place += length
+    return total
 
 
 def _refuse(image: "Image.Image", data: bytes, kind: str, limits: ReadLimits) -> None:
