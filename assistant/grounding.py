@@ -177,7 +177,7 @@ class GroundedEncoder(nn.Module):
         visual, x = self.visual_norm(visual), text
         maps: list[Tensor] = []
         for block in self.blocks:
-            maps.append(cast(GroundedBlock, block).looks(x, text_mask, visual, visual_mask))
+            maps.append(cast("GroundedBlock", block).looks(x, text_mask, visual, visual_mask))
             x = block(x, text_mask, visual, visual_mask)
         return torch.stack(maps, dim=1)
 

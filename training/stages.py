@@ -58,9 +58,7 @@ class InstructionStage(nn.Module):
         if self.loss.itm.weight or self.loss.itc.weight:
             itm, itc = self._matching(states, image_mask, match_ids, match_mask, match_key)
             losses |= {"itm": itm, "itc": itc}
-            # Without a weight the contrast adds no loss, only the gradient of the projections behind hard negatives.
-            contrast = self.loss.itc.weight * itc if self.loss.itc.weight else itc - itc.detach()
-            total = total + self.loss.itm.weight * itm + contrast
+            total = total + self.loss.itm.weight * itm + self._weighted(itc)
         if self.routed:
             losses["router"] = router_losses(self.student.decoder.lm)
             total = total + losses["router"]
@@ -89,6 +87,15 @@ class InstructionStage(nn.Module):
         logits = student.matching(student.grounded(text[texts], shown, memory[images]))  # [3 P]
         labels = torch.arange(len(texts), device=text.device) < len(text)
         return matching_loss(logits, labels, legal.repeat(3)), itc
+
+    def _weighted(self, itc: Tensor) -> Tensor:
+        """The contrast's part of the loss.
+
+        Without a weight that is 0 with the gradient of the projections behind hard negatives, times the temperature,
+        so that it does not rule the norm gradients are clipped by; Adam's step is the same.
+        """
+        options = self.loss.itc
+        return options.weight * itc if options.weight else options.temperature * (itc - itc.detach())
 
     def _contrast(self, image: Tensor, text: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """Similarity [P, P] that negatives are drawn by, and the contrastive loss; [P, Dv] and [P, Dt] -> both.
