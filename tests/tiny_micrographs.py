@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 SIDE_PX = 48
-PER_SAMPLE = 4
 
 
 def tiny_picture(number: int) -> np.ndarray:
@@ -22,12 +21,14 @@ def tiny_picture(number: int) -> np.ndarray:
     return (grey + rng.normal(0, 5, grey.shape)).clip(0, 255).astype(np.uint8)
 
 
-def draw_tiny(folder: Path, count: int, *, classes: tuple[str, ...] = ("particles", "powder")) -> Path:
-    """Write pictures into one folder per class, several of each sample; gives the folder."""
+def draw_tiny(
+    folder: Path, count: int, *, classes: tuple[str, ...] = ("particles", "powder"), per_sample: int = 4
+) -> Path:
+    """Write pictures into one folder per class, some of each sample; gives the folder."""
     for number in range(count):
         label = classes[number % len(classes)]
-        sample, view = divmod(number // len(classes), PER_SAMPLE)
-        path = folder / label / f"s{sample:04d}_{view}.png"
+        sample, view = divmod(number // len(classes), per_sample)
+        path = folder / label / f"s{sample:04d}x_{view}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(tiny_picture(number)).save(path, compress_level=1)
     return folder
