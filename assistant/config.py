@@ -237,6 +237,8 @@ class TeachConfig(Section):
     )
     questions_per_image: Positive = 8
     paraphrases: Positive = 5
+    samples: Positive = 1
+    """How often a hosted teacher is asked the same; what it does not answer alike each time is left out."""
     splits: SplitConfig = SplitConfig()
     seed: int = 0
     concurrency: Positive = 8

@@ -33,6 +33,7 @@ _MEANING = {
     "blind_answerable": "answered as well without the picture",
     "numbers_disagree": "a number that is neither measured nor in the metadata",
     "facts_disagree": "contradicts what is known",
+    "samples_disagree": "asked several times, the teacher answered differently",
     "wordings_disagree": "its wordings contradict each other",
     "refusal": "the teacher declined",
     "filtered": "the provider's filter stopped the reply",

@@ -5,6 +5,7 @@ Pure functions from text, numbers or pixels to a verdict. Knows nothing about te
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,8 @@ BLIND_SHARE = 0.9
 BLIND_ROWS = 10
 """Fewer rows say nothing about how predictable an answer is."""
 NUMBER_TOLERANCE = 0.1
+SAME_WORDS = 0.5
+"""Least share of common words of two answers that agree."""
 MAX_ANSWER_CHARS = 600
 
 _REFUSAL = re.compile(
@@ -119,6 +122,13 @@ def wordings_agree(answers: Sequence[str]) -> bool:
     verdicts = {yes_or_no(answer) for answer in answers} - {None}
     counts = {tuple(sorted((dimension, f"{value:.3g}") for dimension, value in numbers(a))) for a in answers}
     return len(verdicts) < 2 and len(counts) < 2
+
+
+def samples_agree(samples: Sequence[str]) -> bool:
+    """True where several answers to one question share yes or no, all numbers and most words."""
+    words = [frozenset(re.findall(r"[a-z]{3,}", sample.lower())) for sample in samples]
+    alike = all(len(a & b) >= SAME_WORDS * len(a | b) for a, b in itertools.combinations(words, 2))
+    return alike and wordings_agree(samples)
 
 
 def answer_verdict(wordings: Sequence[str], *, facts: Sequence[str], known: str) -> str | None:

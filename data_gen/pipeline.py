@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from data_gen.drafts import Drafts, Row
 from data_gen.egress import Consent, Item, destination_of, grant
 from data_gen.evidence import Evidence, chance, class_words, known_text
 from data_gen.examine import Examiner, content_digest, examine, pictures, redacted
-from data_gen.filters import NearDuplicates, answer_verdict, blind_answers, blind_scores, untrusted_text
+from data_gen.filters import NearDuplicates, answer_verdict, blind_answers, blind_scores, samples_agree, untrusted_text
 from data_gen.knowledge import Sheet, knowledge_sheets, measured_sheet, save_sheet, sheet_of, sheet_request
 from data_gen.ledger import Ledger
 from data_gen.redaction import check_words, sayable, shareable
@@ -276,7 +276,9 @@ class _Lesson:
         if questions:
             images = tuple(evidence.sha256 for evidence in shown)
             known = number_lines([known_text(evidence) for evidence in said])
-            yield shown, Request(images, task, tuple(questions), known, config.paraphrases), by
+            request = Request(images, task, tuple(questions), known, config.paraphrases)
+            for sample in range(config.samples if isinstance(by, HostedTeacher) else 1):
+                yield shown, replace(request, sample=sample), by
 
     # --------------------------------------------------------------------------------------------- 2. ask a host
 
@@ -386,9 +388,14 @@ class _Lesson:
         position = itertools.count()
         with asyncio.Runner() as runner:
             for shown, request, by in self._requests(teacher):
+                if request.sample:
+                    continue
                 answers, model = self._answers(by, request, runner, booked)
+                answers = self._agreed(request, answers, by, runner) if answers else answers
                 told_by = {"name": by.name, "model": model, **by.params}
-                for question in request.questions if answers else ():
+                for question in request.questions:
+                    if question.id not in answers:
+                        continue
                     if row := self._row(question, answers[question.id], shown, request, told_by):
                         rows.append({"position": next(position), **row})
                 if len(booked) >= BATCH:
@@ -438,6 +445,22 @@ class _Lesson:
             }
         )
         return reply.answers, reply.model
+
+    def _agreed(self, request: Request, answers: Answers, teacher: Teacher, runner: asyncio.Runner) -> Answers:
+        """The answers that a hosted teacher gave alike every time; without one of the samples, none."""
+        if not isinstance(teacher, HostedTeacher):
+            return answers
+        again = (replace(request, sample=sample) for sample in range(1, self.config.samples))
+        samples = [answers, *(self._answers(teacher, other, runner, [])[0] for other in again)]
+        if not all(samples):
+            return {}
+        agreed = {}
+        for name, wordings in answers.items():
+            if samples_agree(targets := [sample[name][0] for sample in samples]):
+                agreed[name] = wordings
+            else:
+                self._reject("samples_disagree", images=list(request.images), item=name, raw=targets)
+        return agreed
 
     def _row(
         self,

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 UNKNOWN_IMAGE_TOKENS = 50_000
 """Set aside for a picture until the endpoint has told what pictures cost; formulas differ from model to model."""
+SAMPLING = 0.7
+"""Temperature at which several answers to one question can differ."""
 PROBES = 3
 
 
@@ -45,6 +47,8 @@ class Request:
     paraphrases: int = 5
     template: str = "teacher"
     """The prompt file that the rest fills."""
+    sample: int = 0
+    """Which time the same is asked."""
 
     @property
     def asked(self) -> str:
@@ -76,7 +80,8 @@ class Teacher(Protocol):
 
 def request_key(teacher: Teacher, request: Request) -> str:
     """The ledger key of a request to a teacher."""
-    return exchange_key(request.images, request.prompt, teacher.name, teacher.params)
+    params = {**teacher.params, "sample": request.sample} if request.sample else teacher.params
+    return exchange_key(request.images, request.prompt, teacher.name, params)
 
 
 class OfflineTeacher:
@@ -136,7 +141,7 @@ class HostedTeacher:
         """`answers_as` is the model string of earlier replies in this data set, from the ledger."""
         self.name = f"openai:{config.model}"
         self.params: Mapping[str, Any] = {
-            "temperature": 0,
+            "temperature": SAMPLING if config.samples > 1 else 0,
             "seed": config.seed,
             "max_output_tokens": config.max_output_tokens,
             "downscale": config.downscale,
@@ -189,8 +194,8 @@ class HostedTeacher:
             "model": self._config.model,
             "messages": messages,
             "response_format": response_format(),
-            "temperature": 0,
-            "seed": self._config.seed,
+            "temperature": self.params["temperature"],
+            "seed": self._config.seed + request.sample,
             "max_completion_tokens": self._max_tokens(request),
         }
 

@@ -588,6 +588,31 @@ def test_a_stopped_budget_writes_what_there_is_and_goes_on_later(micrographs: Pa
             teach(folder, tmp_path / "o2", config=unpriced, allow_egress=True, budget_usd=1.0, workers=1)
 
 
+def test_samples_that_disagree_are_left_out(micrographs: Path, tmp_path: Path, key: None) -> None:
+    """Asked twice, a teacher that changes its mind on captions teaches none. Seen failing with samples not compared."""
+
+    def wavers(handler: Any) -> None:
+        captions = "\n- caption" in handler.prompt
+        again = handler.request_body["seed"] == 1 and captions
+        word = "A wholly different thing appears." if again else "The structures are shown."
+        asked = json.loads(answers_to(handler.prompt))["answers"]
+        handler.reply(completion(json.dumps({"answers": [{"id": item["id"], "answers": [word]} for item in asked]})))
+
+    folder = small(micrographs, tmp_path / "images")
+    with teacher_server(wavers) as server:
+        config = hosted(server.url, samples=2, tasks=("caption", "comparison"))
+        report = teach(folder, tmp_path / "out", config=config, allow_egress=True, workers=1)
+        requests = len(server.seen)
+        assert {handler.request_body["temperature"] for handler in server.seen} == {0.7}
+        keys = [handler.headers["idempotency-key"] for handler in server.seen]
+        assert len(set(keys)) == len(keys)
+        teach(folder, tmp_path / "out", config=config, allow_egress=True, workers=1)
+        assert len(server.seen) == requests
+    tasks = Counter(task for counts in report.rows.values() for task in counts)
+    assert set(tasks) == {"comparison"}
+    assert report.rejected["samples_disagree"] > 0
+
+
 def test_replayed_replies_make_the_same_answers(micrographs: Path, tmp_path: Path, key: None) -> None:
     """A data set that a hosted teacher made can be made again from its ledger, without a network."""
     folder = small(micrographs, tmp_path / "images")
