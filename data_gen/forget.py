@@ -15,7 +15,16 @@ from pathlib import Path
 from assistant.errors import DatasetError
 from data_gen.ledger import Ledger
 
-DERIVED = ("data/*.parquet", "README.md", "rejected.jsonl", "egress.jsonl", "examples", "exports", ".drafts.sqlite*", ".*.partial")
+DERIVED = (
+    "data/*.parquet",
+    "README.md",
+    "rejected.jsonl",
+    "egress.jsonl",
+    "examples",
+    "exports",
+    ".drafts.sqlite*",
+    ".*.partial",
+)
 """What the next run writes anew, as patterns in the data set directory."""
 REVIEWS = "review.sqlite"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
