@@ -5,6 +5,7 @@ A pixel size is never invented: most tests say where there must be none.
 
 import importlib.util
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -409,14 +410,87 @@ def test_implausible_pixel_sizes(value: str) -> None:
     assert size_of(tagged((34682, text))) == expected
 
 
-@pytest.mark.skipif(importlib.util.find_spec("rsciio") is not None, reason="the vendor extra is installed")
 @pytest.mark.parametrize(
-    "data", [b"\x89HDF\r\n\x1a\n" + bytes(99), b"II\x97\x01" + bytes(99), bytes(208) + b"MAP " + bytes(99)]
+    "data",
+    [
+        b"\x89HDF\r\n\x1a\n" + bytes(99),
+        b"II\x97\x01" + bytes(99),
+        bytes(208) + b"MAP " + bytes(99),
+        b"JK\0\2" + bytes(99),
+    ],
 )
-def test_needs_extra(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "a.emd").write_bytes(data)
-    with pytest.raises(MicrographError, match=r"needs_extra: a\.emd: .*maemi\[vendor\]"):
-        read_micrograph(tmp_path / "a.emd")
+def test_needs_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(rosettasciio.importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "a.emi").write_bytes(data)
+    with pytest.raises(MicrographError, match=r"needs_extra: a\.emi: .*maemi\[vendor\]"):
+        read_micrograph(tmp_path / "a.emi")
+
+
+def mrc(pixels: np.ndarray, nm: float, *, mode: int) -> bytes:
+    """An MRC2014 file of one image; its cell is in angstrom."""
+    rows, columns = pixels.shape
+    head = struct.pack("<10i", columns, rows, 1, mode, 0, 0, 0, columns, rows, 1)
+    head += struct.pack("<6f3i", columns * nm * 10, rows * nm * 10, 10.0, 90, 90, 90, 1, 2, 3)
+    return head.ljust(208, b"\0") + b"MAP DD\0\0" + bytes(1024 - 216) + pixels.tobytes()
+
+
+def dm3(pixels: np.ndarray, nm: float, unit: str) -> bytes:
+    """A DigitalMicrograph 3 file of one 16-bit image: big-endian tag tree, little-endian values."""
+
+    def entry(name: str, kind: int, body: bytes) -> bytes:
+        return struct.pack(">BH", kind, len(name)) + name.encode() + body
+
+    def value(name: str, code: int, layout: str, number: float) -> bytes:
+        return entry(name, 21, b"%%%%" + struct.pack(">2i", 1, code) + struct.pack("<" + layout, number))
+
+    def array(name: str, code: int, raw: bytes, count: int) -> bytes:
+        return entry(name, 21, b"%%%%" + struct.pack(">4i", 3, 20, code, count) + raw)
+
+    def group(name: str, *members: bytes) -> bytes:
+        return entry(name, 20, struct.pack(">2Bi", 1, 0, len(members)) + b"".join(members))
+
+    def axis() -> bytes:
+        text = unit.encode("utf-16-le")
+        return group("", value("Origin", 6, "f", 0), value("Scale", 6, "f", nm), array("Units", 4, text, len(unit)))
+
+    rows, columns = pixels.shape
+    data = group(
+        "ImageData",
+        group("Calibrations", group("Brightness", value("Origin", 6, "f", 0), value("Scale", 6, "f", 1),
+              array("Units", 4, b"", 0)), group("Dimension", axis(), axis())),
+        array("Data", 4, pixels.astype("<u2").tobytes(), pixels.size),
+        value("DataType", 5, "I", 10),
+        group("Dimensions", value("", 5, "I", columns), value("", 5, "I", rows)),
+        value("PixelDepth", 5, "I", 2),
+    )  # fmt: skip
+    image = group("", data, group("ImageTags"))
+    images = group("ImageList", image)
+    tree = struct.pack(">2Bi", 1, 0, 1) + images
+    return struct.pack(">3i", 3, len(tree), 1) + tree + bytes(8)
+
+
+@pytest.mark.parametrize("mode", [1, 6, 2])
+def test_mrc(tmp_path: Path, mode: int) -> None:
+    pytest.importorskip("rsciio", reason="the vendor extra is not installed")
+    pixels = PICTURE.astype({1: np.int16, 6: np.uint16, 2: np.float32}[mode])
+    (tmp_path / "a.mrc").write_bytes(mrc(pixels, 0.4, mode=mode))
+    m = read_micrograph(tmp_path / "a.mrc")
+    np.testing.assert_array_equal(m.pixels, pixels)
+    assert m.calibration is not None
+    assert m.calibration.nm_per_pixel == pytest.approx(0.4, rel=1e-5)
+    (tmp_path / "a.mrc").write_bytes(mrc(pixels, 0.4, mode=mode)[:-100])
+    with pytest.raises(MicrographError, match="unreadable"):
+        read_micrograph(tmp_path / "a.mrc")
+
+
+@pytest.mark.parametrize(("unit", "nm"), [("nm", 0.25), ("1/nm", None), ("µm", 250.0), ("", None)])
+def test_dm3(tmp_path: Path, unit: str, nm: float | None) -> None:
+    """A diffraction pattern's axis is in 1/nm, and is no pixel size."""
+    pytest.importorskip("rsciio", reason="the vendor extra is not installed")
+    (tmp_path / "a.dm3").write_bytes(dm3(PICTURE, 0.25, unit))
+    m = read_micrograph(tmp_path / "a.dm3")
+    np.testing.assert_array_equal(m.pixels, PICTURE)
+    assert (m.calibration and m.calibration.nm_per_pixel) == nm
 
 
 def test_rosettasciio(tmp_path: Path) -> None:
@@ -442,7 +516,7 @@ def test_rosettasciio(tmp_path: Path) -> None:
         np.testing.assert_array_equal(m.pixels, PICTURE)
         assert (m.calibration and m.calibration.nm_per_pixel) == expected
         (tmp_path / "a.emd").unlink()
-    assert set(rosettasciio.SUFFIXES) == {".dm3", ".dm4", ".emd", ".ser", ".mrc"}
+    assert set(rosettasciio.SUFFIXES) == {".dm3", ".dm4", ".emd", ".ser", ".emi", ".mrc"}
 
 
 # Pixel sizes of real files, each checked by hand against the scale bar burnt into the picture: its label divided by the

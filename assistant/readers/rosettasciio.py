@@ -1,4 +1,4 @@
-"""Gatan dm3/dm4, emd, ser and mrc through RosettaSciIO, where the user installed the optional `vendor` extra.
+"""Gatan dm3/dm4, emd, ser/emi and mrc through RosettaSciIO, where the user installed the optional `vendor` extra.
 
 Knows nothing about TIFF or side-cars. RosettaSciIO is GPL-3 and therefore never a dependency.
 """
@@ -22,6 +22,7 @@ SUFFIXES = {
     ".dm4": "DigitalMicrograph",
     ".emd": "EMD",
     ".ser": "TIA",
+    ".emi": "TIA",
     ".mrc": "MRC",
 }
 
@@ -32,7 +33,7 @@ def kind_of(data: bytes, suffix: str) -> str | None:
         return "DigitalMicrograph"
     if data[:8] == b"\x89HDF\r\n\x1a\n":
         return "EMD"
-    if data[:4] == b"II\x97\x01":
+    if data[:4] == b"II\x97\x01" or (data[:2] == b"JK" and suffix == ".emi"):
         return "TIA"
     return "MRC" if data[208:212] in (b"MAP ", b"MAP\0") else None
 
