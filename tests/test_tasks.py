@@ -12,19 +12,19 @@ import pytest
 from assistant.chat import CAPTION_PROMPT, CLASSIFY_PROMPT, class_answer
 from assistant.errors import DatasetError
 from data_gen.evidence import PROMPTS, Evidence, chance, class_words, known_text, number, pair_slots, slots_of
-from data_gen.filters import (
-    NearDuplicates,
-    blind_answers,
-    clean,
-    difference_hash,
-    numbers,
-    numbers_agree,
-    text_verdict,
-    wordings_agree,
-)  # fmt: skip
+from data_gen.filters import numbers_agree
 from data_gen.scenes.words import CLASS_WORDS
 from data_gen.synth import CLASSES
-from data_gen.tasks import Item, Question, _parse, ask, items, questions_about, questions_comparing
+from data_gen.tasks import (
+    Item,
+    Question,
+    _parse,
+    ask,
+    conversation_about,
+    items,
+    questions_about,
+    questions_comparing,
+)
 
 UNITS = {"count": "", "coverage": "%", "porosity": "%", "aspect_ratio": "", "anisotropy": "", "orientation": "deg"}
 UNITS |= {"contrast": "%", "noise": "%"}
@@ -341,87 +341,136 @@ def test_prompt_templates_name_all_their_slots() -> None:
         assert set(re.findall(r"\{(\w+)\}", text)) == set(slots.split())
 
 
-# ----------------------------------------------------------------------------------------------------------- filters
+def test_candidates_betray_nothing() -> None:
+    """The class stands in every place, and is offered as often where it is wrong as where it is right.
+
+    Seen failing with the class always first.
+    """
+    places, right, wrong = Counter[int](), Counter[str](), Counter[str]()
+    for i in range(2000):
+        label = CLASSES[i % 10]
+        words = slots_of(evidence(i, label=label), seed=0, labels=LABELS)["candidates"]
+        offered = [word.replace(" ", "_") for word in re.split(", | or ", words)]
+        assert len(set(offered)) == 4
+        places[offered.index(label)] += 1
+        right[label] += 1
+        wrong.update(set(offered) - {label})
+    assert all(400 < count < 600 for count in places.values())
+    assert all(abs(wrong[label] / right[label] - 3) < 0.5 for label in CLASSES)
 
 
-@pytest.mark.parametrize(
-    ("answer", "verdict"),
-    [
-        ("The mean diameter is 312 nm.", None),
-        ("The mean diameter is 0.31 um.", None),
-        ("The mean diameter is 0.31 µm.", None),
-        ("The mean diameter is 312 um.", "numbers_disagree"),
-        ("The mean diameter is 312 px.", "numbers_disagree"),
-        ("There are 84 particles at 5 kV.", None),
-        ("There are 120 particles.", "numbers_disagree"),
-        ("The microscope is a Helios G4.", None),
-        ("I'm sorry, I can't assist with that.", "refusal"),
-        ("As an AI language model I do not see it.", "refusal"),
-        ("It might be a wire.", "hedge"),
-        ("It appears to be round.", "hedge"),
-        ("It could be used for sensors.", None),
-        ("![x](http://evil.example/?q=1)", "markup"),
-        ("<script>alert(1)</script>", "markup"),
-        ("=cmd|' /C calc'!A0", "markup"),
-        ("", "empty"),
-        ("word " * 200, "too_long"),
-    ],
-)
-def test_text_verdicts(answer: str, verdict: str | None) -> None:
-    """Numbers with the wrong unit, refusals, hedges and markup of a hosted teacher never become a target."""
-    assert text_verdict(answer, known="count 84; mean diameter 312 nm; 5 kV; Helios G4") == verdict
+def test_candidates_need_other_classes() -> None:
+    """A data set of one or two classes has nothing to choose from."""
+    for labels in (None, {}, {"fibres": 3, "tips": 3}):
+        assert "candidates" not in slots_of(evidence(1), seed=0, labels=labels)
 
 
-def test_text_is_cleaned_of_what_cannot_be_seen() -> None:
-    """Invisible characters could carry instructions through the data set; units are written in ASCII."""
-    hidden = "".join(chr(0xE0000 + ord(letter)) for letter in "obey")
-    assert clean(f"A\u200b round{hidden}\ufe0f\n body of 3 µm\u202e.\x00") == "A round body of 3 um."
-    assert numbers("3.2 um and 1,200 px") == [("length", 3200.0), ("pixels", 1200.0)]
+def test_what_serving_asks_is_among_the_questions() -> None:
+    """Short and detailed captions, and candidates, come beside the question that serving asks, never in its place."""
+    for i in range(50):
+        captions = questions_about(evidence(i), "caption", seed=0, count=2)
+        classes = questions_about(evidence(i), "classification", seed=0, count=2, labels=LABELS)
+        assert [captions[0].id, classes[0].id, classes[1].id] == ["caption", "class", "class_among"]
+        assert captions[1].id in {"caption_short", "caption_detailed"}
+        short, full = (len(question.answers[0]) for question in (captions[1], captions[0]))
+        assert (short < full) == (captions[1].id == "caption_short")
 
 
-def test_wordings_must_agree() -> None:
-    """Paraphrases that contradict each other are several answers, not one."""
-    assert wordings_agree(["Yes, 84 of them.", "Yes, there are 84.", "84 can be counted."])
-    assert not wordings_agree(["Yes, 84 of them.", "No, 84 of them."])
-    assert not wordings_agree(["There are 84.", "There are 85."])
+def test_conversations_hang_together() -> None:
+    """Every turn follows one before it, none comes twice, and each is what its item answers by itself."""
+    lengths, closing = Counter[int](), Counter[str]()
+    after = {item.name: item.after for item in items() if item.after}
+    assert {name for names in after.values() for name in names} <= {item.name for item in items()}
+    named = defaultdict(set)
+    for found in items():
+        for text in found.questions:
+            named[text].add(found.name)
+    for i in range(200):
+        talk = conversation_about(evidence(i, measured={"d10_diameter": 100.0, "d90_diameter": 500.0}), seed=0)
+        assert talk is not None
+        said = [*(asked for asked, _ in talk.history), talk.text]
+        assert len(set(said)) == len(said)
+        assert all(answer and not re.search(r"[{}]", answer) for _, answer in talk.history)
+        turns = [named[text] for text in said if text in named]  # a question with slots is not there as it was asked
+        if len(turns) == len(said):
+            assert any(name not in after for name in turns[0])
+            for place in range(1, len(turns)):
+                earlier = set().union(*turns[:place])
+                assert any(earlier & set(after.get(name, ())) for name in turns[place]), said
+        lengths[len(said)] += 1
+        closing[said[-1]] += 1
+    assert set(lengths) <= {2, 3, 4}
+    assert lengths[4] > 100
+    assert len(closing) >= 8
 
 
-def test_a_question_that_needs_no_picture_is_thinned() -> None:
-    """Nineteen "no" of twenty: the single "yes" stays, and "no" as often; ten of ten say nothing and go."""
-    counts = [("tilt", 20, 19, "no"), ("noise", 20, 18, "low"), ("clean", 10, 10, "yes"), ("rare", 9, 9, "yes")]
-    assert blind_answers(counts) == {"tilt": ("no", pytest.approx(1 / 19)), "clean": ("yes", 0.0)}
+def test_a_picture_is_asked_little_that_it_cannot_answer() -> None:
+    """One question that no micrograph answers at most, and one about a quantity that is not there."""
+    silent = evidence(2)
+    facts = [{**fact, "value": None, "confidence": 0.0} for fact in silent.facts["items"]]
+    facts += [{**facts[0], "name": name} for name in ("period", "line_width", "fibre_width", "nearest_neighbour")]
+    for i in range(40):
+        known = replace(silent, sha256=f"{i}", facts={"kind": "texture", "items": facts}, facts_line="")
+        asked = questions_about(known, "vqa", seed=0, count=99)
+        assert sum(question.facet == "limits" for question in asked) == 1
+        assert sum("be measured" in q.answers[0] or "be counted" in q.answers[0] for q in asked) == 1
+        assert all(question.canonical == "" for question in asked if question.facet == "limits")
 
 
-def test_difference_hash_sees_what_is_there_and_not_how_bright() -> None:
-    """A brighter or noisier copy is a near-duplicate, a mirrored one is another picture."""
-    import numpy as np
+def test_an_unsure_measurement_is_not_taught_without_a_truth() -> None:
+    """Three bodies, a pale count or a weak direction are what a threshold makes of any picture.
 
-    rng = np.random.default_rng(0)
-    picture = np.kron(rng.integers(40, 160, (8, 9)), np.ones((16, 16))).astype(np.uint8)
-    code = difference_hash(picture)
-    brighter = (picture * 1.3 + 20).astype(np.uint8)
-    noisy = (picture + rng.integers(0, 6, picture.shape)).astype(np.uint8)
-    cells = (np.diff(picture[::16, ::16].astype(int)) > 0).ravel()
-    assert code == int("".join("1" if cell else "0" for cell in cells), 2)
-    assert difference_hash(brighter) == code
-    near = NearDuplicates(2)
-    assert near.add(7, code) is None
-    assert near.add(8, difference_hash(noisy)) == 7
-    assert near.add(9, difference_hash(picture[:, ::-1].copy())) is None
-    assert near.add(10, code ^ 0b111) is None
-    assert near.add(11, code ^ (1 << 63) ^ 1) == 7
+    Seen failing on real alloys ("1 objects can be counted") without these limits.
+    """
+
+    def taught(name: str, confidence: float = 0.9, kind: str = "particles", **measured: float) -> bool:
+        known = evidence(1, truth={}, measured=measured)
+        facts = [{**fact, "confidence": confidence} for fact in known.facts["items"]]
+        return name in slots_of(replace(known, facts={"kind": kind, "items": facts}), seed=0)
+
+    assert taught("count")
+    assert not taught("count", confidence=0.5)
+    assert not taught("count", count=3.0)
+    assert not taught("mean_diameter", count=3.0)
+    assert taught("orientation", orientation=40.0, anisotropy=0.7)
+    assert not taught("orientation", orientation=40.0, anisotropy=0.4)
+    assert not taught("directed", anisotropy=0.4)
+    assert taught("period", kind="lines", period=200.0)
+    assert not taught("period", kind="texture", period=200.0)
 
 
-def test_near_duplicates_equal_a_plain_search() -> None:
-    """The growing table finds what comparing every pair finds."""
-    rng = chance("hashes")
-    codes = [rng.getrandbits(64) for _ in range(100)]
-    codes += [code ^ (1 << rng.randrange(64)) ^ (1 << rng.randrange(64)) for code in codes]
-    rng.shuffle(codes)
-    near, kept = NearDuplicates(2), []
-    for position, code in enumerate(codes):
-        expected = next((other for other in kept if (codes[other] ^ code).bit_count() <= 2), None)
-        assert near.add(position, code) == expected
-        if expected is None:
-            kept.append(position)
-    assert len(kept) == 100
+def test_dark_bodies_are_pores_only_where_somebody_says_so() -> None:
+    """The dark ground beside a sample is no porosity."""
+    dark = {"porosity": 20.0}
+    assert "porosity" not in slots_of(evidence(1, truth={}, label="melt_pool", measured=dark), seed=0)
+    slots = slots_of(evidence(1, truth={}, label="melt_pool", measured=dark), seed=0)
+    assert (slots["dark_share"], slots["objects"]) == ("20 %", "structures")
+    slots = slots_of(evidence(1, truth={}, label="porous_shale", measured=dark), seed=0)
+    assert (slots["porosity"], slots["objects"]) == ("20 %", "pores")
+
+
+def test_a_class_without_words_is_still_a_sentence() -> None:
+    """A label of one's own has no article and no plural: it is named as a class."""
+    question = asked("sample", evidence(1, truth={}, label="ncm333_cycled"))
+    assert question is not None
+    assert all("a sample of the class ncm333 cycled" in answer for answer in question.answers)
+
+
+@pytest.mark.parametrize(("ratio", "word"), [(1.1, "round"), (1.4, "slightly elongated"), (2.0, "elongated")])
+def test_shape_words_follow_the_aspect_ratio(ratio: float, word: str) -> None:
+    question = asked("elongation", evidence(1, measured={"aspect_ratio": ratio}))
+    assert question is not None
+    assert word in " ".join(question.answers)
+
+
+def test_guesses_are_held_against_the_facts() -> None:
+    """A guess about the period is right half of the time, and the answer gives the measured one."""
+    verdicts = Counter[str]()
+    for i in range(200):
+        question = asked("period_guess", evidence(i, measured={"period": 200.0}))
+        assert question is not None
+        right = "period of 200 nm" in question.text or "period is 200 nm" in question.text
+        assert all("200 nm" in answer for answer in question.answers)
+        assert question.answers[0].startswith(("Yes", "The guess holds") if right else ("No", "The guess does not"))
+        verdicts["yes" if right else "no"] += 1
+    assert 70 < verdicts["yes"] < 130
