@@ -1,4 +1,4 @@
-"""Hierarchical Network Fusion against numpy, scipy and torchdiffeq in float64, and the independence of batch-mates."""
+"""Hierarchical Network Fusion against scipy, PyTorch Geometric and torchdiffeq; an image never sees its batch-mates."""
 
 import itertools
 import math
@@ -6,15 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy
 import torch
+import torchdiffeq
 from torch import Tensor
 
+from assistant.config import load_config
 from assistant.errors import ConfigError
 from assistant.hnf import (
     HNF,
     BidirectionalODE,
     ChebConv,
     Gate,
+    PatchReader,
     TokenField,
     VisionGraph,
     add_virtual_node,
@@ -68,10 +72,20 @@ def test_patches_are_row_major_squares() -> None:
 
 @pytest.mark.parametrize(("patches", "k"), [(20, 4), (20, 1), (6, 9), (2, 9), (1, 3)])
 def test_knn_equals_brute_force(patches: int, k: int) -> None:
-    """k beyond P - 1 and a single patch must not break top-k."""
+    """k beyond P - 1 and a single patch must not break top-k. Seen failing without symmetry, and with self chosen."""
     x = torch.randn(3, patches, 5, dtype=F64)
     for image, adjacency in zip(x, knn_graph(x, k), strict=True):
         assert np.array_equal(adjacency.numpy(), brute_force_knn(image.numpy(), k))
+
+
+def test_knn_equals_a_kd_tree() -> None:
+    """On the unit sphere the nearest are the most similar. Seen failing without the L2 norm."""
+    x = torch.randn(40, 6, dtype=F64) * torch.rand(40, 1, dtype=F64)
+    unit = (x / x.norm(dim=1, keepdim=True)).numpy()
+    _, nearest = scipy.spatial.cKDTree(unit).query(unit, k=5 + 1)
+    expected = np.zeros((40, 40))
+    np.put_along_axis(expected, nearest[:, 1:], 1.0, axis=1)  # each is its own nearest
+    assert np.array_equal(knn_graph(x[None], 5)[0].numpy(), np.maximum(expected, expected.T))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -136,21 +150,64 @@ def test_laplacian_spectrum_and_isolated_nodes() -> None:
 # ---- Chebyshev convolution
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
-def test_chebconv_equals_polynomials_of_the_eigenvalues(order: int) -> None:
-    """T_k(L) by numpy's Chebyshev series on the spectrum; graphs with isolated nodes included."""
-    laplacian = scaled_laplacian(random_graph(10, isolated=(0, 7)))
+ORDERS = [1, 2, 3, 4, 5]
+
+
+def directed_graph(nodes: int, *, isolated: tuple[int, ...] = ()) -> Tensor:
+    a = (torch.rand(2, nodes, nodes) < 0.3).to(F64)
+    for node in (*isolated, *range(nodes)):
+        a[:, node, node] = 0.0
+    for node in isolated:
+        a[:, node], a[:, :, node] = 0.0, 0.0
+    return a
+
+
+def random_chebconv(order: int) -> ChebConv:
     convolution = ChebConv(6, 8, order).double()
     torch.nn.init.normal_(convolution.bias)
-    x = torch.randn(2, 10, 6, dtype=F64)
-    theta, bias = convolution.theta.detach().numpy(), convolution.bias.detach().numpy()
+    return convolution
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_chebconv_equals_polynomials_of_the_eigenvalues(order: int) -> None:
+    """T_k(L) by scipy's Chebyshev polynomials on the spectrum of scipy's Laplacian; isolated nodes included.
+
+    Seen failing with the last step doubled, with b_{k+2} added, and with theta reversed.
+    """
+    adjacency, x = random_graph(10, isolated=(0, 7)), torch.randn(2, 10, 6, dtype=F64)
+    convolution = random_chebconv(order)
+    theta, expected = convolution.theta.detach().numpy(), np.tile(convolution.bias.detach().numpy(), (2, 10, 1))
     for image in range(2):
-        values, vectors = np.linalg.eigh(laplacian[image].numpy())
-        expected = np.tile(bias, (10, 1))
+        normalised = scipy.sparse.csgraph.laplacian(adjacency[image].numpy(), normed=True)
+        linked = adjacency[image].sum(1).numpy() > 0
+        values, vectors = scipy.linalg.eigh(normalised - np.diag(linked.astype(float)))
         for k in range(order):
-            t_k = np.polynomial.chebyshev.chebval(values, [0.0] * k + [1.0])
-            expected += vectors @ np.diag(t_k) @ vectors.T @ x[image].numpy() @ theta[k]
-        assert np.allclose(convolution(x, laplacian)[image].detach().numpy(), expected, atol=1e-12)
+            t_k = vectors @ np.diag(scipy.special.eval_chebyt(k, values)) @ vectors.T
+            expected[image] += t_k @ x[image].numpy() @ theta[k]
+    assert np.allclose(convolution(x, scaled_laplacian(adjacency)).detach().numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # PyG scripts some of its layers on import
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("directed", [False, True])
+def test_chebconv_equals_that_of_pytorch_geometric(order: int, directed: bool) -> None:
+    """Values and gradients, isolated nodes included. PyG sends along edges, so its matrix is the transposed one.
+
+    Seen failing with 1 in the rows of isolated nodes, with degrees of the columns, and with theta reversed.
+    """
+    from torch_geometric.nn import ChebConv as Peer
+
+    adjacency = (directed_graph if directed else random_graph)(10, isolated=(0, 7))
+    convolution, x = random_chebconv(order), torch.randn(2, 10, 6, dtype=F64, requires_grad=True)
+    peer = Peer(6, 8, K=order, normalization="sym").double()
+    for linear, theta in zip(peer.lins, convolution.theta, strict=True):
+        linear.weight.data.copy_(theta.T)
+    peer.bias.data.copy_(convolution.bias)
+    theirs = torch.stack([peer(nodes, a.nonzero().T) for nodes, a in zip(x, adjacency, strict=True)])
+    mine = convolution(x, scaled_laplacian(adjacency).mT)
+    assert torch.allclose(mine, theirs, atol=1e-6)
+    (mine_grad,), (their_grad,) = (torch.autograd.grad(y.square().sum(), x) for y in (mine, theirs))
+    assert torch.allclose(mine_grad, their_grad, atol=1e-6)
 
 
 def test_chebconv_of_order_one_is_linear() -> None:
@@ -161,7 +218,7 @@ def test_chebconv_of_order_one_is_linear() -> None:
 
 
 def test_chebconv_commutes_with_relabelling() -> None:
-    """The graph branch must not know the order of the patches."""
+    """The graph branch must not know the order of the patches. Seen failing with a weight that grows with the index."""
     convolution, adjacency, x = ChebConv(6, 8, 4).double(), random_graph(10), torch.randn(2, 10, 6, dtype=F64)
     order = torch.randperm(10)
     relabelled = convolution(x[:, order], scaled_laplacian(adjacency[:, order][:, :, order]))
@@ -182,6 +239,9 @@ def test_chebconv_keeps_no_filtered_copies() -> None:
 
 
 def test_virtual_node_does_not_depend_on_patch_order() -> None:
+    """Relabelled patches give the relabelled graph and the same virtual node. Seen failing with one neighbour only
+    taken from the patches before.
+    """
     graph = VisionGraph(8, k=3, order=3, edge_weights="binary").double()
     patches, node, order = torch.randn(2, 12, 8, dtype=F64), torch.randn(2, 8, dtype=F64), torch.randperm(12)
     state, adjacency = graph(patches, node)
@@ -201,8 +261,9 @@ def swirl(t: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 0.0), (-0.3, 2.0)])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_rk4_equals_torchdiffeq(t0: float, t1: float, steps: int) -> None:
-    """Wrong stage times show only in fields that depend on time."""
-    torchdiffeq = pytest.importorskip("torchdiffeq")
+    """Wrong stage times show only in fields that depend on time. Seen failing with the classical rule, and with the
+    stages of the first step in every step.
+    """
     y0 = torch.randn(3, 4, dtype=F64, requires_grad=True)
     mine = rk4(swirl, y0, t0, t1, steps)
     theirs = torchdiffeq.odeint(swirl, y0, torch.linspace(t0, t1, steps + 1, dtype=F64), method="rk4")[-1]
@@ -212,10 +273,30 @@ def test_rk4_equals_torchdiffeq(t0: float, t1: float, steps: int) -> None:
 
 
 def test_rk4_meets_the_exponential_with_fourth_order() -> None:
+    """Half the step, a sixteenth of the error. Seen failing with weights 1, 2, 2, 1 / 6."""
     y0 = torch.ones((), dtype=F64)
     errors = [abs(float(rk4(lambda _, y: -y, y0, 0.0, 1.0, n)) - math.exp(-1)) for n in (4, 8, 16)]
     assert errors[-1] < 1e-6
     assert all(14 < coarse / fine < 18 for coarse, fine in itertools.pairwise(errors))
+
+
+def test_rk4_runs_back_in_time() -> None:
+    """Seen failing with |t1 - t0| as the step."""
+    y0 = torch.randn(3, 4, dtype=F64)
+    there = rk4(swirl, y0, 0.0, 1.0, 200)
+    assert (there - y0).abs().max() > 0.1
+    assert torch.allclose(rk4(swirl, there, 1.0, 0.0, 200), y0, atol=1e-8)
+
+
+def test_rk4_does_not_couple_the_images_of_a_batch() -> None:
+    """Not by a bit: a shared adaptive step moved an image by 1e-5. Seen failing with a step scaled by the norm of y."""
+    y0 = torch.randn(5, 3, 4)
+    calm = torch.cat([y0[:1], torch.zeros(4, 3, 4)])
+    wild = torch.cat([y0[:1], 100 * y0[1:]])
+    assert torch.equal(rk4(swirl, calm, 0.0, 1.0, 2)[0], rk4(swirl, wild, 0.0, 1.0, 2)[0])
+    span, loose = torch.tensor([0.0, 1.0]), {"rtol": 1e-4, "atol": 1e-4}
+    adaptive = [torchdiffeq.odeint(swirl, y, span, **loose)[-1][0] for y in (calm, wild)]
+    assert not torch.equal(*adaptive)
 
 
 def test_one_field_there_and_back_returns_the_start() -> None:
@@ -258,6 +339,36 @@ def test_merging_by_mean() -> None:
     ode, h = BidirectionalODE(8, 2, steps=1, merge="mean").double(), torch.randn(2, 5, 8, dtype=F64)
     expected = (rk4(ode.ahead, h, 0.0, 1.0, 1) + rk4(ode.back, h, 1.0, 0.0, 1)) / 2
     assert torch.allclose(ode(h), expected)
+
+
+def test_an_ode_rnn_reads_the_patches_from_both_ends() -> None:
+    """Flow for 1 / P, then the GRU cell; the class token holds both ends. Seen failing with `back` read forwards."""
+    ode, h = BidirectionalODE(8, 2, steps=2, dynamics="ode_rnn").double(), torch.randn(2, 4, 8, dtype=F64)
+
+    def read(reader: Any, patches: list[int], interval: float) -> dict[int, Tensor]:
+        state, states = h[:, 0], {}
+        for patch in patches:
+            grid = torch.linspace(0.0, interval, 3, dtype=F64)
+            state = torchdiffeq.odeint(lambda _, y: reader.field(y), state, grid, method="rk4")[-1]
+            states[patch] = state = reader.cell(h[:, patch], state)
+        return {0: state, **states}
+
+    ahead, back = read(ode.ahead, [1, 2, 3], 1 / 3), read(ode.back, [3, 2, 1], -1 / 3)
+    expected = torch.stack([ode.merge(torch.cat([ahead[n], back[n]], dim=-1)) for n in range(4)], dim=1)
+    assert torch.allclose(ode(h), expected, atol=1e-12)
+
+
+def test_attention_is_what_the_fields_use() -> None:
+    """Mixing values by the map gives what the field mixes. Seen failing without the scale 1 / sqrt(D / h)."""
+    ode, h = BidirectionalODE(8, 2).double(), torch.randn(3, 5, 8, dtype=F64)
+    maps = ode.attention(h)
+    assert maps.shape == (3, 2, 2, 5, 5)
+    for direction, (field, time) in enumerate([(ode.ahead, 0.0), (ode.back, 1.0)]):
+        t = torch.tensor(time, dtype=F64)
+        _, _, v, m = field._inner(t, h)
+        mixed = (maps[:, direction] @ v).transpose(1, 2).flatten(2)
+        expected = field.outer(torch.cat([mixed, torch.nn.functional.gelu(m)], dim=-1))
+        assert torch.allclose(field(t, h), expected, atol=1e-12)
 
 
 # ---- gate
@@ -306,6 +417,9 @@ def test_inspection_shows_gates_and_graphs_and_changes_nothing() -> None:
     assert torch.equal(plain.tokens, shown.tokens)
     assert torch.allclose(shown.gates.sum(2), torch.ones(2, 3, 8, dtype=F64))
     assert [tuple(graph.shape) for graph in shown.graphs] == [(2, 64, 64), (2, 16, 16), (2, 4, 4)]
+    assert plain.attention is None
+    assert [tuple(found.shape) for found in shown.attention] == [(2, 2, 1, n, n) for n in (65, 17, 5)]
+    assert all(torch.allclose(found.sum(-1), torch.ones((), dtype=F64)) for found in shown.attention)
 
 
 def test_the_fused_vector_enters_the_next_scale_as_both() -> None:
@@ -327,7 +441,9 @@ def test_tokens_are_the_patches_of_the_last_scale() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_batch_mates_change_nothing(dtype: torch.dtype) -> None:
-    """Adaptive solvers and batch statistics couple images; here the bits must be the same."""
+    """Adaptive solvers and batch statistics couple images; here the bits must be the same. Seen failing with patches
+    centred on the mean of their batch.
+    """
     hnf = small_hnf().to(dtype).eval()
     mine, others, different = (torch.rand(n, 1, 32, 32, dtype=dtype) for n in (1, 5, 5))
     one, two = hnf(torch.cat([mine, others])), hnf(torch.cat([mine, different * 0.1]))
@@ -348,11 +464,12 @@ def test_batch_size_changes_nothing_beyond_rounding() -> None:
         assert (alone.tokens[0] - together.tokens[i]).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("merge", ["project", "mean"])
-@pytest.mark.parametrize("weights", ["binary", "cosine"])
-def test_gradient_reaches_every_parameter(merge: Any, weights: Any) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"merge": "mean"}, {"edge_weights": "cosine"}, {"dynamics": "ode_rnn"}, {"heads": 4}], ids=str
+)
+def test_gradient_reaches_every_parameter(options: dict[str, Any]) -> None:
     """A parameter without gradient is dead weight, and breaks data-parallel training."""
-    hnf = small_hnf(merge=merge, edge_weights=weights)
+    hnf = small_hnf(**options)
     out = hnf(torch.rand(3, 1, 32, 32, dtype=F64))
     (out.scales.square().sum() + out.tokens.square().sum()).backward()
     dead = [name for name, p in hnf.named_parameters() if p.grad is None or not p.grad.any()]
@@ -375,6 +492,8 @@ def test_the_image_matters_at_every_scale() -> None:
         ({"patch_sizes": (16, 20)}, "patch_size"),
         ({"patch_sizes": (0,)}, "patch_size"),
         ({"patch_sizes": ()}, "hnf"),
+        ({"patch_sizes": (32, 16)}, "patch_size"),
+        ({"patch_sizes": (16, 16)}, "patch_size"),
         ({"dim": 10, "heads": 4}, "heads"),
         ({"k": 0}, "hnf"),
         ({"order": 0}, "hnf"),
@@ -391,3 +510,79 @@ def test_pixels_of_another_size_are_refused() -> None:
     with pytest.raises(ConfigError, match="1, 1, 64, 64") as refused:
         small_hnf()(torch.rand(1, 1, 64, 64, dtype=F64))
     assert refused.value.code == "image_shape"
+
+
+# ---- options, from the settings
+
+
+def hnf_from(*overrides: str) -> HNF:
+    """The encoder a configuration names, as the student builds it."""
+    tiny = ["image_size=32", "vit.patch_size=8", "hnf.patch_sizes=[4, 8, 16]", "hnf.dim=8", "hnf.k=3"]
+    config = load_config(None, [*tiny, *overrides])
+    torch.manual_seed(0)
+    return HNF(config.image_size, **config.hnf.model_dump()).double()
+
+
+def test_patch_sizes_from_the_settings() -> None:
+    out = hnf_from("hnf.patch_sizes=[8, 16]")(torch.rand(1, 1, 32, 32, dtype=F64), inspect=True)
+    assert [graph.shape[-1] for graph in out.graphs] == [16, 4]
+
+
+def test_neighbours_from_the_settings() -> None:
+    pixels = torch.rand(1, 1, 32, 32, dtype=F64)
+    few, many = (hnf_from(f"hnf.k={k}")(pixels, inspect=True).graphs[0].sum(-1) for k in (2, 6))
+    assert few.min() >= 2
+    assert many.min() >= 6 > few.min()
+
+
+def test_chebyshev_order_from_the_settings() -> None:
+    assert [hnf_from(f"hnf.order={order}").scales[0].graph.convolution.theta.shape[0] for order in (1, 4)] == [1, 4]
+
+
+def test_edge_weights_from_the_settings() -> None:
+    pixels = torch.rand(1, 1, 32, 32, dtype=F64)
+    binary = hnf_from()(pixels, inspect=True).graphs[0]
+    cosine = hnf_from("hnf.edge_weights=cosine")(pixels, inspect=True).graphs[0]
+    assert set(binary.unique().tolist()) == {0.0, 1.0}
+    assert len(cosine.unique()) > 20
+    assert ((cosine > 0) <= (binary > 0)).all()
+
+
+def test_steps_from_the_settings() -> None:
+    """More steps, the same flow more exactly: the outputs come closer."""
+    pixels = torch.rand(1, 1, 32, 32, dtype=F64)
+    one, two, many = (hnf_from(f"hnf.steps={n}")(pixels).scales for n in (1, 2, 16))
+    assert 0 < (two - many).abs().max() < (one - many).abs().max()
+
+
+def test_heads_from_the_settings() -> None:
+    pixels = torch.rand(1, 1, 32, 32, dtype=F64)
+    assert hnf_from("hnf.heads=4")(pixels, inspect=True).attention[0].shape[2] == 4
+    assert hnf_from()(pixels, inspect=True).attention[0].shape[2] == 1
+
+
+def test_dynamics_and_merging_from_the_settings() -> None:
+    assert isinstance(hnf_from().scales[0].ode.ahead, TokenField)
+    assert hnf_from().scales[0].ode.merge is not None
+    reader = hnf_from("hnf.dynamics=ode_rnn", "hnf.merge=mean")
+    assert isinstance(reader.scales[0].ode.ahead, PatchReader)
+    assert reader.scales[0].ode.merge is None
+    out = reader(torch.rand(2, 1, 32, 32, dtype=F64), inspect=True)
+    assert out.tokens.shape == (2, 4, 8)
+    assert out.attention[0].shape == (2, 2, 0, 65, 65)
+
+
+def test_outer_activation_from_the_settings() -> None:
+    """Off, the residual stream runs free; on, it lies in (0, 1)."""
+    pixels = torch.rand(2, 1, 32, 32, dtype=F64)
+    confined = hnf_from("hnf.outer_activation=true")(pixels).scales
+    assert ((confined > 0) & (confined < 1)).all()
+    assert (hnf_from()(pixels).scales < 0).any()
+
+
+def test_mixed_precision_stays_near_full_precision() -> None:
+    """Training runs under bfloat16 autocast: neighbours must still be ranked, and nothing may overflow."""
+    hnf, pixels = small_hnf().float(), torch.rand(2, 1, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = hnf(pixels).scales.float()
+    assert torch.allclose(half, hnf(pixels).scales, atol=0.05)
