@@ -1,0 +1,83 @@
+"""The benchmark of a 7B step: its GPU code runs on a CPU at a tiny size, and predictions are called predictions."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from transformers import LlamaConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # PEFT 0.21 asks for it
+TINY = LlamaConfig(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    vocab_size=96,
+    attn_implementation="sdpa",
+)
+
+
+@pytest.fixture(scope="module")
+def step_7b() -> Any:
+    file = Path(__file__).parents[1] / "benchmarks" / "step_7b.py"
+    spec = importlib.util.spec_from_file_location("step_7b", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["step_7b"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_base_is_quantised_as_it_is_built(step_7b: Any) -> None:
+    """Fails if a linear layer of a decoder layer stays in 16 bit, or a tensor stays on the meta device."""
+    lm = step_7b.random_llama(TINY, "cpu")
+    assert sum(isinstance(m, Linear4bit) for m in lm.modules()) == 2 * 7
+    assert {p.device.type for p in [*lm.parameters(), *lm.buffers()]} == {"cpu"}
+    assert lm(input_ids=torch.arange(8)[None]).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_every_row_is_measured_or_called_a_prediction(step_7b: Any, measured: bool, tmp_path: Path) -> None:
+    """The whole benchmark on a CPU. Fails if a candidate does not train, or a prediction passes for a measurement."""
+    options = Namespace(device="cpu", steps=2, unsloth=None, out=tmp_path / "out.json", measured=measured)
+    step_7b.run(TINY, ((16, 1), (8, 2)), options)
+    report = json.loads(options.out.read_text())
+    assert len(report["rows"]) == 2 * 2 * len(step_7b.CANDIDATES)
+    assert report["figures"].startswith("measured" if measured else "PREDICTIONS")
+    for row in report["rows"]:
+        assert ("tokens_per_s" in row) == measured
+        assert row.get("predicted_gib", 1) > 0
+        if measured:
+            assert math.isfinite(row["loss"])
+            assert row["tokens_per_s"] > 0
+    assert not any(verdict.startswith("met") for verdict in report["goals"].values())
+
+
+@pytest.mark.parametrize("name", ["DyQLoRA-FA", "DyA-MoPE, 4 experts", "PEFT QLoRA, default"])
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_candidates_learn(step_7b: Any, name: str, checkpointed: bool) -> None:
+    """The same loss for all before the first step, and a lower one after some. Seen failing with a detached loss."""
+    candidate = step_7b.CANDIDATES[name](step_7b.random_llama(TINY, "cpu"), checkpointed)
+    candidate.model.train()
+    ids = torch.arange(24)[None] * 7 % 96
+    optimizer = torch.optim.AdamW([p for p in candidate.model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(5):
+        loss = candidate.loss(ids)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(math.log(96), rel=0.1)
+    assert losses[-1] < losses[0] - 0.2
