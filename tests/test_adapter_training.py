@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from adapting import (
     train,
     train_once,
 )
+from instruction_data import write_dataset
 from peft import PeftModel, get_peft_model
-from students import tiny_run
+from students import tiny_config, tiny_run, write_tiny_base
 from torch import Tensor, nn
 
+from assistant import adapters
 from assistant.adapters import (
     AdapterError,
     DyQLoRAFAConfig,
@@ -46,6 +49,7 @@ from assistant.checkpoint import attach_adapter
 from assistant.config import AdapterConfig
 from training.stages import InstructionStage
 from training.trainer import stage_state
+from training.trainer import train as fine_tune
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT 0.21 asks for it
 
@@ -332,6 +336,31 @@ def test_preconditioner_refuses_single_columns() -> None:
     model = adapted(CONFIGS["dyqlora_fa"], rank_update="last")
     with pytest.raises(AdapterError, match="bad_update"):
         precondition(model, adamw(model))
+
+
+@pytest.mark.filterwarnings("ignore:.*use_cpu.*", "ignore:.*lr_scheduler.step.*")
+@pytest.mark.parametrize("precondition", [False, True])
+def test_a_run_mixes_experts_and_logs_their_use(precondition: bool, tmp_path: Path) -> None:
+    """A whole run with all the trainer wires for adapters. Seen failing with the entropy, or the hook, left out."""
+    changed: list[bool] = []
+    data, base = write_dataset(tmp_path / "data"), write_tiny_base(tmp_path / "base")
+    config = tiny_config(
+        base,
+        "adapter.kind=dya_mope",
+        "adapter.r_min=2",
+        "adapter.r_max=4",
+        "adapter.balance_loss=0.01",
+        f"adapter.precondition={precondition}",
+        "training.steps=10",
+    )
+    before = adapters.precondition
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapters, "precondition", lambda lm, opt: (changed.append(True), before(lm, opt)))
+        fine_tune(config, data, tmp_path / "run")
+    entry = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0.5 < entry["expert_entropy"] <= 1.0
+    assert entry["router"] > 0
+    assert changed == [True] * precondition
 
 
 # ---- several processes ---------------------------------------------------------------------------------------------
