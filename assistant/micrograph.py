@@ -208,6 +208,8 @@ def _decoded(
         frame = raster.decode(data, kind, page, limits)
     elif data.startswith(tiff.MAGIC):
         frame = tiff.decode(data, page, limits)
+        if not frame.tags.keys() & tiff.VENDOR_TAGS and (block := thermo.loose_block(data)):
+            frame = replace(frame, tags={thermo.SFEG: block})
     elif (vendor := rosettasciio.kind_of(data, path.suffix.lower() if path else "")) is not None:
         frame, record = rosettasciio.decode(path, vendor, page, limits)
         records.append((record, "the file"))

@@ -132,6 +132,22 @@ class TestThermo:
         m = read_micrograph(tagged((34682, text)))
         assert (m.calibration, m.instrument.model) == (None, "Helios G4")
 
+    @pytest.mark.parametrize("behind", [True, False])
+    def test_block_outside_any_tag(self, behind: bool) -> None:
+        """Older systems append the text to the file, or put it between the header and the image."""
+        block = FEI.replace("G4", "Gµ4").encode("cp1252")
+        data = tagged() + block
+        if not behind:
+            start = int.from_bytes(data[4:8], "little")  # a directory of its own, far behind: the image moves down
+            buffer = io.BytesIO()
+            tifffile.imwrite(buffer, PICTURE, metadata=None, extratags=[(65000, 7, len(block), block, True)])
+            data = buffer.getvalue()
+            assert 0 < start < data.index(b"[User]") < 2**17
+        m = read_micrograph(data)
+        assert m.calibration == Calibration(4.2, "tag", 0.99)
+        assert m.instrument.model == "Helios Gµ4"
+        assert m.banner == (80, 96)
+
     def test_not_utf8_and_blob(self) -> None:
         m = read_micrograph(tagged((34680, b"77u/PD94bWwg" * 50), (34682, FEI.replace("G4", "Gµ4").encode("cp1252"))))
         assert m.instrument.model == "Helios Gµ4"
@@ -174,6 +190,19 @@ class TestZeiss:
         m = read_micrograph(tagged((34118, zeiss(AP_WIDTH="1.28 µm"))))
         assert m.calibration == Calibration(10.0, "tag", 0.9)
 
+    @pytest.mark.parametrize("width", [64, 128, 2048])
+    def test_neither_key(self, width: int) -> None:
+        """Newer files lack both; the fourth number before the first key is the pixel of an image 1024 wide."""
+        head = "0\r\n0\r\n0\r\n2.614514e-006\r\n104.5845\r\n"
+        data = tagged((34118, head + zeiss(AP_WD="4 mm")[15:]), pixels=np.resize(PICTURE, (48, width)))
+        m = read_micrograph(data)
+        assert m.calibration == Calibration(pytest.approx(2614.514 * 1024 / width), "tag", 0.8)
+
+    def test_magnification_is_no_calibration(self) -> None:
+        """It may refer to a print, a screen or a polaroid."""
+        m = read_micrograph(tagged((34118, zeiss(AP_MAG="105 X"))))
+        assert (m.calibration, m.instrument.magnification) == (None, 105)
+
     def test_resized_copy(self) -> None:
         data = tagged((34118, zeiss(AP_IMAGE_PIXEL_SIZE="10 nm", AP_WIDTH="1.28 µm")), pixels=PICTURE[::2, ::2].copy())
         assert any("check it" in w for w in read_micrograph(data).warnings)
@@ -201,6 +230,14 @@ class TestTescan:
         assert m.calibration == Calibration(2501.2, "tag", 0.99)
         assert (i.vendor, i.model, i.hv_kv, i.wd_mm, i.magnification) == ("tescan", "MIRA3 XMU", 10, 13.25, 108.08)
         assert (i.detector, i.date) == ("SE", "2016-05-16T16:03:27")
+
+    def test_strip_of_no_rows_where_there_is_a_bar(self) -> None:
+        """ImageStripSize says 0 in real files that end in a burnt-in bar: the pixels decide."""
+        frame = Image.new("L", (512, 420), 96)
+        frame.paste(Image.fromarray(np.resize(PICTURE, (360, 512))), (0, 0))
+        ImageDraw.Draw(frame).text((10, 370), "View field: 1.28 mm\nWD: 13.25 mm", fill=255)
+        m = read_micrograph(tagged((50431, TESCAN), pixels=np.asarray(frame)))
+        assert m.banner == (360, 420)
 
     def test_strip_is_the_bar(self) -> None:
         m = read_micrograph(tagged((50431, TESCAN.replace("StripSize=0", "StripSize=16"))))
@@ -262,6 +299,13 @@ class TestJeol:
 
 
 class TestHitachi:
+    def test_full_width_and_renamed(self, tmp_path: Path) -> None:
+        """Japanese systems may write full-width letters; a pair that was renamed keeps its old ImageName."""
+        wide = "".join(chr(ord(c) + 0xFEE0) if c.isalnum() else c for c in HITACHI)
+        m = beside(tmp_path, "a.txt", f"{wide}ImageName=old.tif\r\n".encode("utf-16"))
+        assert m.calibration == Calibration(3.96875, "sidecar", 0.97)
+        assert m.instrument.hv_kv == 5
+
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
     def test_sidecar(self, tmp_path: Path, encoding: str) -> None:
         m = beside(tmp_path, "a.txt", HITACHI.encode(encoding))

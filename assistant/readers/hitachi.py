@@ -1,6 +1,7 @@
 """Hitachi: a `.txt` side-car with a `[SemImageFile]` section, often UTF-16. Knows nothing about pixels."""
 
 import re
+import unicodedata
 
 from assistant.readers.record import (
     Instrument,
@@ -20,7 +21,7 @@ _SECTIONS = ("SemImageFile", "TemImageFile")
 
 def from_text(text: str, size: tuple[int, int]) -> Record | None:
     """The record of a Hitachi side-car for an image of `size` (width, height), or None; PixelSize is in nm."""
-    ini = parse_ini(text)
+    ini = parse_ini(unicodedata.normalize("NFKC", text))  # some systems write full-width letters and digits
     entries = next((ini[section] for section in _SECTIONS if section in ini), None)
     if entries is None:
         return None

@@ -18,6 +18,7 @@ from assistant.readers.record import (
 )
 
 SFEG, HELIOS, TITAN_XML = 34680, 34682, 34683
+_LOOSE_WITHIN = 2**17  # bytes from either end of the file
 _METRE, _KILO, _MILLI = 1e9, 1e-3, 1e3
 
 
@@ -34,6 +35,15 @@ def from_tags(tags: TagBytes, size: tuple[int, int]) -> Record | None:
         )
     second += () if xml.nm_per_pixel is None else (xml.nm_per_pixel,)
     return Record(_merged(ini, xml), "tag", ini.nm_per_pixel, second, scan_rows=ini.scan_rows, warnings=ini.warnings)
+
+
+def loose_block(data: bytes) -> bytes:
+    """INI text that older systems write before or behind the image instead of into a tag; empty where there is none."""
+    for piece in (data[-_LOOSE_WITHIN:], data[:_LOOSE_WITHIN]):
+        start = piece.find(b"[User]\r\n")
+        if start >= 0:
+            return piece[start:].split(b"\0", 1)[0]
+    return b""
 
 
 def _from_ini(data: bytes | None, size: tuple[int, int]) -> Record | None:

@@ -13,6 +13,7 @@ from assistant.readers.record import (
     iso_date,
     length_nm,
     name,
+    positive,
     quantity,
     square_pixel,
 )
@@ -20,7 +21,8 @@ from assistant.readers.record import (
 CZ_SEM = 34118
 _ENTRY = re.compile(r"^((?:AP|DP|SV)_\w+)[ \t]*\r?\n([^\r\n]*)", re.MULTILINE)
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_NM_PER_MM = 1e6
+_NM_PER_MM, _NM_PER_M = 1e6, 1e9
+_HEAD_PIXEL, _MONITOR_WIDTH = 3, 1024
 
 
 def from_tags(tags: TagBytes, size: tuple[int, int]) -> Record | None:
@@ -30,7 +32,7 @@ def from_tags(tags: TagBytes, size: tuple[int, int]) -> Record | None:
         return None
     pixel, field = _length(entries.get("AP_IMAGE_PIXEL_SIZE")), _length(entries.get("AP_WIDTH"))
     across = None if field is None else field / size[0]
-    checked, warnings = square_pixel(pixel or across, None)
+    checked, warnings = square_pixel(pixel or across or _head_pixel(tags[CZ_SEM], size[0]), None)
     wd = _length(entries.get("AP_WD"))
     instrument = Instrument(
         vendor="zeiss",
@@ -42,12 +44,23 @@ def from_tags(tags: TagBytes, size: tuple[int, int]) -> Record | None:
         date=_date(entries),
     )
     second = (across,) if pixel and across else ()
-    return Record(instrument, "tag", checked, second, confidence=0.99 if pixel else 0.9, warnings=warnings)
+    confidence = 0.99 if pixel else 0.9 if across else 0.8
+    return Record(instrument, "tag", checked, second, confidence=confidence, warnings=warnings)
 
 
 def _entries(data: bytes) -> dict[str, str]:
     text = data.decode("cp1252", errors="replace")
     return {key: re.split(r"\s*[=:]\s*", line, maxsplit=1)[-1].strip() for key, line in _ENTRY.findall(text)}
+
+
+def _head_pixel(data: bytes, width: int) -> float | None:
+    """[nm] from the numbers before the first key, for files without the usual ones: the fourth is a monitor pixel [m].
+
+    A monitor shows every image 1024 pixels wide, so the image's own pixel follows from its width.
+    """
+    lines = data[:400].decode("cp1252", errors="replace").splitlines()
+    monitor = positive(lines[_HEAD_PIXEL], _NM_PER_M) if len(lines) > _HEAD_PIXEL else None
+    return None if monitor is None else monitor * _MONITOR_WIDTH / width
 
 
 def _length(text: str | None) -> float | None:
