@@ -23,6 +23,10 @@ def info(
         int | None, typer.Option(help="Page of a multi-page file; the deepest largest one if absent.")
     ] = None,
     pixel_size: PixelSize = None,
+    read_bar: Annotated[
+        bool | None,
+        typer.Option(help="Read the burnt-in scale bar always or never; where it is needed if absent."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show what the reader finds in micrographs: pixel size and its source, instrument, info bar, warnings.
@@ -38,7 +42,8 @@ def info(
     records = []
     for path in files:
         try:
-            records.append(read_micrograph(path, page=page, pixel_size_nm=nm).info() | {"path": str(path)})
+            found = read_micrograph(path, page=page, pixel_size_nm=nm, read_bar=read_bar)
+            records.append(found.info() | {"path": str(path)})
         except MicrographError as error:
             records.append({"path": str(path), "error": {"code": error.code, "message": error.message}})
     if json:

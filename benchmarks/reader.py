@@ -1,0 +1,114 @@
+"""Speed and memory of reading: `read_micrograph` + `to_model_input` against RosettaSciIO and Pillow on the same files.
+
+    python benchmarks/reader.py [FOLDER]
+
+The files are drawn here (TIFF of 8 and 16 bit with vendor tags or side-cars, BMP, PNG, JPEG; 1280 x 960), or those of
+FOLDER are taken. Each reader runs in a process of its own and does what a pipeline needs: decode, resize to 224 x 224.
+The peers neither find the info bar nor read side-cars. A file a reader cannot take is counted and left out of its
+speed. Times are the best of three rounds.
+"""
+
+import importlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+SIZE, ROUNDS, PER_KIND = 224, 3, 6
+KINDS = ("thermo8", "thermo16", "zeiss", "tescan16", "jeol_bmp", "jeol_tif", "sec_jpeg", "plain_png", "hitachi")
+
+
+def draw(folder: Path) -> None:
+    from data_gen.vendor_files import bits_of, instrument_of, write_vendor
+
+    rng = np.random.default_rng(0)
+    for number in range(PER_KIND):
+        for kind in KINDS:
+            grey = rng.normal(0.5, 0.12, (960, 1280)).clip(0, 1)
+            pixels = (
+                np.rint(grey * 65535).astype(np.uint16) if bits_of(kind) == 16 else np.rint(grey * 255).astype(np.uint8)
+            )
+            info = instrument_of(kind, rng, width=1280, nm_per_pixel=4.0, backscattered=False)
+            write_vendor(folder / f"{kind}_{number}", pixels, kind=kind, nm_per_pixel=4.0, instrument=info)
+
+
+def ours(path: Path) -> None:
+    from assistant.micrograph import read_micrograph, to_model_input
+
+    to_model_input(read_micrograph(path, read_bar=False), SIZE)
+
+
+def pillow(path: Path) -> None:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        grey = image.convert("F") if image.mode.startswith("I") else image.convert("L")
+        np.asarray(grey.resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.float32)
+
+
+def rosettasciio(path: Path) -> None:
+    from PIL import Image
+
+    reader = importlib.import_module({".tif": "rsciio.tiff"}.get(path.suffix, "rsciio.image"))
+    (signal,) = reader.file_reader(str(path))
+    data = np.asarray(signal["data"], np.float32)
+    data = data if data.ndim == 2 else data[..., 0]
+    np.asarray(Image.fromarray(data).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+READERS: dict[str, Callable[[Path], None]] = {"maemi": ours, "pillow": pillow, "rosettasciio": rosettasciio}
+
+
+def measure(name: str, folder: Path) -> dict[str, float | int]:
+    """In this process: images per second of the files that can be read, and the peak memory [MiB] over the import's."""
+    read, paths, failed = READERS[name], sorted(p for p in folder.rglob("*") if p.suffix not in (".txt", ".hdr")), set()
+    for path in paths[: len(KINDS)]:  # imports and first calls
+        attempt(read, path)
+    before, best = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, float("inf")
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        failed |= {path for path in paths if not attempt(read, path)}
+        best = min(best, time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "files": len(paths), "failed": len(failed), "images_per_s": round((len(paths) - len(failed)) / best, 1),
+        "peak_mib": round(peak / 1024, 1), "grown_mib": round((peak - before) / 1024, 1),
+    }  # fmt: skip
+
+
+def attempt(read: Callable[[Path], None], path: Path) -> bool:
+    try:
+        read(path)
+    except Exception:  # peers raise what they like
+        return False
+    return True
+
+
+def main(folder: Path) -> None:
+    results = {}
+    for name in READERS:
+        done = subprocess.run(
+            [sys.executable, __file__, "--measure", name, str(folder)], capture_output=True, text=True, check=True
+        )
+        results[name] = json.loads(done.stdout.splitlines()[-1])
+    mine, pil, ros = (results[name]["images_per_s"] for name in ("maemi", "pillow", "rosettasciio"))
+    results["ratio"] = {"to_pillow": round(mine / pil, 2), "to_rosettasciio": round(mine / ros, 2)}
+    Path(__file__).with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(sys.argv[2], Path(sys.argv[3]))))
+    elif len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as drawn:
+            draw(Path(drawn))
+            main(Path(drawn))
