@@ -20,7 +20,7 @@ from data_gen.desk import PARKED, UNBILLED_ENDS, departures, told
 from data_gen.egress import Permit, open_client
 from data_gen.ledger import Ledger
 from data_gen.replies import Rejection
-from data_gen.tables import ACCEPTED, Batch, Exchange, Settlement
+from data_gen.tables import ACCEPTED, Batch, Departure, Exchange, Settlement
 from data_gen.teacher import HostedTeacher, Request, request_key
 
 if TYPE_CHECKING:
@@ -68,58 +68,74 @@ class BatchDesk:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
+    async def finish(self, requests: AsyncIterator[tuple[Request, Pictures]]) -> None:
+        """Take the replies of batches that an earlier run handed in; `requests` are all that are open."""
+        open_batches = self._ledger.open_batches()
+        owner = {key: batch.name for batch in open_batches for key in batch.keys.split()}
+        self._waiting = {batch.name: {} for batch in open_batches}
+        async for request, pictures in requests:
+            key = request_key(self._teacher, request)
+            if key in owner:
+                self._waiting[owner[key]][key] = _Errand(request, pictures)
+        await self._until_stopped(self._take_all())
+
     async def ask_all(self, requests: AsyncIterator[tuple[Request, Pictures]]) -> None:
-        """Ask a stream of requests, and take the replies of batches that an earlier run handed in."""
-        owner = {key: batch.name for batch in self._ledger.open_batches() for key in batch.keys.split()}
-        self._waiting = {batch.name: {} for batch in self._ledger.open_batches()}
+        """Ask a stream of requests; it is read no faster than batches are taken."""
+        await self._until_stopped(self._ask_all(requests))
+
+    async def _ask_all(self, requests: AsyncIterator[tuple[Request, Pictures]]) -> None:
+        fresh: dict[str, _Errand] = {}
+        async for request, pictures in requests:
+            fresh[request_key(self._teacher, request)] = _Errand(request, pictures)
+            if len(fresh) == REQUESTS:
+                await self._hand_in(fresh)
+                fresh = {}
+        await self._hand_in(fresh)
+        await self._take_all()
+
+    async def _until_stopped(self, work: Awaitable[None]) -> None:
         try:
-            fresh: dict[str, _Errand] = {}
-            async for request, pictures in requests:
-                key = request_key(self._teacher, request)
-                if key in owner:
-                    self._waiting[owner[key]][key] = _Errand(request, pictures)
-                    continue
-                fresh[key] = _Errand(request, pictures)
-                if len(fresh) == REQUESTS:
-                    await self._hand_in(fresh)
-                    fresh = {}
-            await self._hand_in(fresh)
-            while self._waiting:
-                await self._take_first()
+            await work
         except TeacherError as end:
             self.stopped = self.stopped or end
 
     # -------------------------------------------------------------------------------------------------- handing in
 
     async def _hand_in(self, errands: dict[str, _Errand]) -> None:
-        """Hand errands in as one batch, or as several where their file would be too large."""
+        """Hand errands in, in as many batches as files and budget ask for.
+
+        Raises TeacherError `budget` where the next one does not fit though nothing is set aside any longer.
+        """
+        while errands:
+            errands = await self._hand_in_some(errands)
+            if errands and self._waiting:
+                await self._take_first()
+            elif errands:
+                first = next(iter(errands.values()))
+                self._budget.reserve(self._teacher.worst_case_usd(first.request, first.complaint))
+
+    async def _hand_in_some(self, errands: dict[str, _Errand]) -> dict[str, _Errand]:
+        """Hand in what fits into one file and into the budget; gives the rest."""
         lines: list[bytes] = []
-        taken: dict[str, _Errand] = {}
-        attempts: list[tuple[Exchange, float, list[Any]]] = []
+        attempts: list[tuple[Exchange, float, list[Departure]]] = []
         for key, errand in errands.items():
             pictures = await errand.pictures()
             line = self._line(key, errand, pictures)
-            if lines and sum(map(len, lines)) + len(line) > BYTES:
-                await self._send(taken, lines, attempts)
-                lines, taken, attempts = [], {}, []
             worst = self._teacher.worst_case_usd(errand.request, errand.complaint)
-            if not self._budget.fits(worst):
+            if (lines and sum(map(len, lines)) + len(line) > BYTES) or not self._budget.fits(worst):
                 break
             self._budget.reserve(worst)
-            exchange = Exchange(
-                key=key,
-                images=" ".join(errand.request.images),
-                prompt=errand.request.prompt,
-                teacher=self._teacher.name,
-                cost_usd=0.0,
-            )
+            exchange = self._exchange(key, errand.request)
             attempts.append((exchange, worst, departures(exchange, pictures, self._teacher.destination)))
             lines.append(line)
-            taken[key] = errand
+        keys = list(errands)
         if lines:
-            await self._send(taken, lines, attempts)
-        elif errands:
-            self._budget.reserve(worst)  # tells that it does not fit
+            await self._send({key: errands[key] for key in keys[: len(lines)]}, lines, attempts)
+        return {key: errands[key] for key in keys[len(lines) :]}
+
+    def _exchange(self, key: str, request: Request) -> Exchange:
+        images = " ".join(request.images)
+        return Exchange(key=key, images=images, prompt=request.prompt, teacher=self._teacher.name, cost_usd=0.0)
 
     def _line(self, key: str, errand: _Errand, pictures: Sequence[bytes]) -> bytes:
         body = self._teacher.body(errand.request, pictures, errand.complaint)
@@ -127,7 +143,7 @@ class BatchDesk:
         return json.dumps(line).encode() + b"\n"
 
     async def _send(
-        self, errands: dict[str, _Errand], lines: list[bytes], attempts: list[tuple[Exchange, float, list[Any]]]
+        self, errands: dict[str, _Errand], lines: list[bytes], attempts: list[tuple[Exchange, float, list[Departure]]]
     ) -> None:
         while len(self._waiting) >= IN_FLIGHT:
             await self._take_first()
@@ -171,6 +187,10 @@ class BatchDesk:
             page = await self._call(page.get_next_page)
 
     # ---------------------------------------------------------------------------------------------- taking replies
+
+    async def _take_all(self) -> None:
+        while self._waiting:
+            await self._take_first()
 
     async def _take_first(self) -> None:
         """Wait for the oldest batch and book its replies; replies in the wrong form are handed in once more."""

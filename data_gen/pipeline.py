@@ -293,27 +293,29 @@ class _Lesson:
         budget = Budget(budget_usd, spent_usd=self.ledger.spent_usd())
         desk = Desk(teacher, self.ledger, budget, max_retries=config.max_retries)
         try:
-            await ask_all(desk, self._errands(teacher, most=PROBES), concurrency=config.concurrency)
-            self._estimate(teacher, budget_usd)
-            if sheets and not probe and not desk.stopped:
-                await ask_all(desk, self._sheet_errands(), concurrency=config.concurrency)
-            stopped = desk.stopped
-            if stopped is None and not probe:
-                stopped = await self._ask_the_rest(desk, BatchDesk(permit, teacher, self.ledger, budget, config))
+            async with BatchDesk(permit, teacher, self.ledger, budget, config) as batches:
+                if self.ledger.open_batches():
+                    await batches.finish(self._errands(teacher))
+                if not batches.stopped:
+                    await ask_all(desk, self._errands(teacher, most=PROBES), concurrency=config.concurrency)
+                self._estimate(teacher, budget_usd)
+                if not (probe or batches.stopped or desk.stopped):
+                    await self._ask_the_rest(desk, batches, sheets=sheets)
         finally:
             await teacher.close()
             self.ledger.export_departures(self.out / AUDIT)
+        stopped = batches.stopped or desk.stopped
         self.report.stopped = str(stopped) if stopped else None
         return teacher
 
-    async def _ask_the_rest(self, desk: Desk, batches: BatchDesk) -> TeacherError | None:
-        """Ask everything else, the way that the settings name; gives the reason for an early end."""
-        async with batches:
-            if self.config.batch:
-                await batches.ask_all(self._errands(desk.teacher))
-                return batches.stopped
-        await ask_all(desk, self._errands(desk.teacher), concurrency=self.config.concurrency)
-        return desk.stopped
+    async def _ask_the_rest(self, desk: Desk, batches: BatchDesk, *, sheets: bool) -> None:
+        """Ask everything else, the way that the settings name."""
+        if sheets:
+            await ask_all(desk, self._sheet_errands(), concurrency=self.config.concurrency)
+        if self.config.batch:
+            await batches.ask_all(self._errands(desk.teacher))
+        else:
+            await ask_all(desk, self._errands(desk.teacher), concurrency=self.config.concurrency)
 
     def _estimate(self, teacher: HostedTeacher, budget_usd: float | None) -> None:
         """What the whole data set will cost, from the requests that were answered."""

@@ -84,9 +84,10 @@ class TeacherServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
+    handler: type[Handler] = Handler
 
     def __init__(self, mode: Callable[[int], Mode]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), self.handler)
         self.mode = mode
         self.seen: list[Handler] = []
         self.strays: list[str] = []
