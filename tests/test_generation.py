@@ -63,8 +63,7 @@ def common_token(run: Run, posed: Sequence[tuple[Conversation, list]]) -> int:
 def test_slots_give_the_tokens_of_one_at_a_time_generate(run: Run, slots: int) -> None:
     """Order kept, ends free slots, neighbours change nothing, whatever the number of slots.
 
-    Seen failing with positions that count padding, with masks that are not padded when rows join, and with contexts
-    that are not selected beside their rows.
+    Seen failing with padding of joined rows that is not masked, and with contexts not selected beside their rows.
     """
     posed = asks(11)
     end = common_token(run, posed)

@@ -101,7 +101,7 @@ def test_few_shot_prefers_the_nearest_prototype(assistant: Assistant, files: lis
 
 
 def test_a_second_question_in_a_chat_reads_new_tokens_alone(assistant: Assistant, files: list[Path]) -> None:
-    """And answers as one that never heard the first. Seen failing with images left out of what must agree."""
+    """And answers as one that never heard the first; of another image everything is read."""
     assistant = Assistant(assistant.run)
     lengths: list[int] = []
     watch = assistant.student.decoder.lm.register_forward_pre_hook(
@@ -134,7 +134,7 @@ def test_a_seed_gives_the_same_draw(assistant: Assistant, files: list[Path]) -> 
 def test_few_shot_prompts_look_at_the_demonstrations(
     assistant: Assistant, files: list[Path], choice: Literal["similar", "random", "balanced"]
 ) -> None:
-    """Exchanging two examples' labels changes the scores. Seen failing with demonstrations left out of the looks."""
+    """Exchanging two examples' labels changes the scores. Fails if demonstrations are left out of the conversation."""
     examples = {"wires": [files[1]], "powder": [files[2]]}
     exchanged = {"wires": [files[2]], "powder": [files[1]]}
     labels = list(examples)
@@ -146,6 +146,24 @@ def test_few_shot_prompts_look_at_the_demonstrations(
     assert scores[0] != scores[1]
     assert scores[0] != zero
     assert all(sum(row.values()) == pytest.approx(1.0, abs=1e-6) for row in scores)
+
+
+def test_demonstrations_are_seen_in_order_with_the_image_asked_about_last(
+    assistant: Assistant, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen failing with the image asked about in the place of every demonstration."""
+    seen: list[torch.Tensor] = []
+    plain = assistant.student.visual_context
+
+    def watched(*args: object, image_memory: torch.Tensor) -> object:
+        seen.append(image_memory)
+        return plain(*args, image_memory=image_memory)
+
+    monkeypatch.setattr(assistant.student, "visual_context", watched)
+    assistant.classify(files[:1], ["a", "b"], examples={"a": files[1:2], "b": files[2:]}, shots=Shots(2))
+    target, *shown = (look.memory for look in assistant.look_all(files))
+    assert torch.equal(seen[0][2], target)
+    assert {tuple(memory.flatten().tolist()) for memory in seen[0][:2]} == {tuple(m.flatten().tolist()) for m in shown}
 
 
 def test_demonstrations_that_do_not_fit_are_refused(assistant: Assistant, files: list[Path]) -> None:

@@ -68,7 +68,7 @@ def small_base(directory: Path) -> Path:
 def test_a_training_step_of_both_configurations(file: Path, tmp_path: Path) -> None:
     """Quantised while loading, adapters on every linear layer, one step: finite, and it reaches every trained part.
 
-    Seen failing with adapters left out of the groups, and with a visual memory that is detached.
+    Seen failing with adapters left out of the groups, and with an image tower that is left out but not frozen.
     """
     config = load_config(file, [*SMALL, f"decoder.base={small_base(tmp_path)}"])
     run = start_student(config, device="cpu")
