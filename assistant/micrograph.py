@@ -278,9 +278,12 @@ def _assembled(
         banner=banner,
         pages=frame.pages,
     )
-    if micrograph.window().low == micrograph.window().high:
+    window = micrograph.window()
+    if window.low == window.high:
         notes.append("The image is constant: there is nothing to see.")
-    return replace(micrograph, warnings=tuple(dict.fromkeys(notes)))
+    finished = replace(micrograph, warnings=tuple(dict.fromkeys(notes)))
+    finished.__dict__["_window"] = window  # the costliest thing about most images, and everyone asks for it next
+    return finished
 
 
 def _banner(frame: Frame, records: list[tuple[Record, str]]) -> tuple[int, int] | None:

@@ -69,10 +69,17 @@ def find_bars(band: Pixels) -> list[ScaleBar]:
 def normalised(band: Pixels) -> Pixels:
     """The info bar as contrast with its fill, float32 [R, W] in 0..1: ink is 1 whether it is light or dark."""
     wide = np.nan_to_num(band.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    values, counts = np.unique(wide, return_counts=True)
-    contrast = np.abs(wide - values[counts.argmax()])
+    contrast = np.abs(wide - _commonest(band if band.dtype in (np.uint8, np.uint16) else wide))
     top = float(contrast.max(initial=0))
     return np.asarray(contrast / top if top > 0 else contrast)
+
+
+def _commonest(levels: Pixels) -> float:
+    """The fill of an info bar: the level that most of its pixels have."""
+    if levels.dtype.kind == "u":
+        return float(np.bincount(levels.ravel()).argmax())
+    values, counts = np.unique(levels, return_counts=True)
+    return float(values[counts.argmax()])
 
 
 def _parts(ink: Pixels) -> Iterator[_Part]:
