@@ -37,6 +37,15 @@ LOOKS = """
 """
 
 
+HEADER = (
+    '<header class="maemi-head"><h1>MAEMI</h1><p>Review of instruction data. Nothing leaves this machine.</p></header>'
+)
+FOOTER = (
+    '<footer class="maemi-foot"><p>Decisions are kept with name and time in <b>review.sqlite</b>. Give the '
+    "<b>maemi teach</b> command of the data set again to write them into it; exports apply them at once.</p></footer>"
+)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a row lies, and what it can be chosen by."""
@@ -161,82 +170,88 @@ def _turns(row: dict[str, Any]) -> str:
     return "".join(turns)
 
 
+class Page:
+    """What the controls do; every answer fills position, queue, progress, pictures, head, turns, answer and remark."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def choose(self, split: str, task: str, state: str) -> tuple[Any, ...]:
+        """Open the first row of a choice."""
+        found = self._desk.chosen(split, task, state)
+        return self._open(found, found[0] if found else None)
+
+    def back(self, queue: list[int], place: int | None) -> tuple[Any, ...]:
+        """Open the row before, round the end."""
+        return self._step(queue, place, -1)
+
+    def skip(self, queue: list[int], place: int | None) -> tuple[Any, ...]:
+        """Open the next row and decide nothing."""
+        return self._step(queue, place, 1)
+
+    def accept(self, queue: list[int], place: int | None, *words: str) -> tuple[Any, ...]:
+        """Keep the row as its words stand; `words`: answer, remark, reviewer, then the choice."""
+        return self._decide("accepted", queue, place, words)
+
+    def reject(self, queue: list[int], place: int | None, *words: str) -> tuple[Any, ...]:
+        """Take the row out."""
+        return self._decide("rejected", queue, place, words)
+
+    def _decide(self, verdict: Verdict, queue: list[int], place: int | None, words: Sequence[str]) -> tuple[Any, ...]:
+        if place is None:
+            return self._open(queue, place)
+        answer, remark, reviewer, split, task, state = words
+        try:
+            self._desk.decide(place, verdict, answer, remark, reviewer)
+        except DatasetError as error:
+            raise gr.Error(error.message, print_exception=False) from None
+        found = self._desk.chosen(split, task, state)
+        return self._open(found, next((at for at in found if at > place), found[0] if found else None))
+
+    def _step(self, queue: list[int], place: int | None, by: int) -> tuple[Any, ...]:
+        if place is None or place not in queue:
+            return self._open(queue, place)
+        return self._open(queue, queue[(queue.index(place) + by) % len(queue)])
+
+    def _open(self, queue: Sequence[int], place: int | None) -> tuple[Any, ...]:
+        told = f"{self._desk.progress()}; {len(queue)} in this choice"
+        return place, list(queue), f'<p class="maemi-progress">{escape(told)}</p>', *self._desk.shown(place), ""
+
+
 def build_review_page(desk: Desk) -> gr.Blocks:
     """One row at a time: pictures to the left, words and decisions to the right."""
+    page, bare = Page(desk), "maemi-bare"
     with gr.Blocks(title="MAEMI review", analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML(
-            '<header class="maemi-head"><h1>MAEMI</h1><p>Review of instruction data. Nothing leaves this machine.</p>'
-            "</header>",
-            elem_classes="maemi-bare",
-        )
+        gr.HTML(HEADER, elem_classes=bare)
         with gr.Row():
             split = gr.Dropdown([ANY, *SPLITS], value=ANY, label="Split")
             task = gr.Dropdown([ANY, *desk.book.tasks], value=ANY, label="Task")
             state = gr.Dropdown(list(STATES), value=OPEN, label="Rows")
             reviewer = gr.Textbox(value=_user(), label="Reviewer", max_length=80)
-        progress = gr.HTML(elem_classes="maemi-bare")
-        position, queue = gr.State(None), gr.State([])
+        progress = gr.HTML(elem_classes=bare)
         with gr.Row(elem_classes="maemi-columns"):
             with gr.Column(scale=5):
-                pictures = gr.HTML(elem_classes="maemi-bare")
+                pictures = gr.HTML(elem_classes=bare)
             with gr.Column(scale=5, elem_classes="maemi-card"):
-                head = gr.HTML(elem_classes="maemi-bare")
-                turns = gr.HTML(elem_classes="maemi-bare")
+                head, turns = gr.HTML(elem_classes=bare), gr.HTML(elem_classes=bare)
                 answer = gr.Textbox(label="Answer", lines=3, max_lines=8, info="Change the words to edit the row.")
-                reason = gr.Textbox(label="Remark", max_length=300, placeholder="Why, if you like")
+                remark = gr.Textbox(label="Remark", max_length=300, placeholder="Why, if you like")
                 with gr.Row():
                     accept = gr.Button("Accept", variant="primary", min_width=80)
                     reject = gr.Button("Reject", variant="stop", min_width=80)
                     back, skip = gr.Button("Back", min_width=80), gr.Button("Skip", min_width=80)
-        gr.HTML(
-            '<footer class="maemi-foot"><p>Decisions are kept with name and time in <b>review.sqlite</b>. Give the '
-            "<b>maemi teach</b> command of the data set again to write them into it; exports apply them at once."
-            "</p></footer>",
-            elem_classes="maemi-bare",
-        )
-        outputs = [position, queue, progress, pictures, head, turns, answer, reason]
-        choice = [split, task, state]
-
-        def open_at(found: Sequence[int], place: int | None) -> tuple[Any, ...]:
-            told = f'<p class="maemi-progress">{escape(desk.progress())}; {len(found)} in this choice</p>'
-            return place, list(found), told, *desk.shown(place), ""
-
-        def choose(split: str, task: str, state: str) -> tuple[Any, ...]:
-            found = desk.chosen(split, task, state)
-            return open_at(found, found[0] if found else None)
-
-        def step(queue: list[int], place: int | None, by: int) -> tuple[Any, ...]:
-            if place is None or not queue:
-                return open_at(queue, place)
-            return open_at(queue, queue[(queue.index(place) + by) % len(queue)])
-
-        def decided(
-            verdict: Verdict, place: int | None, queue: list[int], words: tuple[str, str, str], choice: tuple[str, ...]
-        ) -> tuple[Any, ...]:
-            if place is None:
-                return open_at(queue, place)
-            try:
-                desk.decide(place, verdict, *words)
-            except DatasetError as error:
-                raise gr.Error(error.message, print_exception=False) from None
-            found = desk.chosen(*choice)
-            return open_at(found, next((at for at in found if at > place), found[0] if found else None))
-
-        def accepting(place: Any, queue: Any, answer: str, reason: str, name: str, *choice: str) -> tuple[Any, ...]:
-            return decided("accepted", place, queue, (answer, reason, name), choice)
-
-        def rejecting(place: Any, queue: Any, answer: str, reason: str, name: str, *choice: str) -> tuple[Any, ...]:
-            return decided("rejected", place, queue, (answer, reason, name), choice)
-
+        gr.HTML(FOOTER, elem_classes=bare)
+        place, queue = gr.State(None), gr.State([])
+        outputs = [place, queue, progress, pictures, head, turns, answer, remark]
+        choice, at = [split, task, state], [queue, place]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        said = [position, queue, answer, reason, reviewer, *choice]
-        accept.click(accepting, said, outputs, **quiet)
-        reject.click(rejecting, said, outputs, **quiet)
-        skip.click(lambda queue, at: step(queue, at, 1), [queue, position], outputs, **quiet)
-        back.click(lambda queue, at: step(queue, at, -1), [queue, position], outputs, **quiet)
+        for button, decide in ((accept, page.accept), (reject, page.reject)):
+            button.click(decide, [*at, answer, remark, reviewer, *choice], outputs, **quiet)
+        back.click(page.back, at, outputs, **quiet)
+        skip.click(page.skip, at, outputs, **quiet)
         for control in choice:
-            control.change(choose, choice, outputs, **quiet)
-        blocks.load(choose, choice, outputs, **quiet)
+            control.change(page.choose, choice, outputs, **quiet)
+        blocks.load(page.choose, choice, outputs, **quiet)
     return blocks
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import httpx
 import pytest
 from serving import running
@@ -24,7 +25,7 @@ from data_gen.pipeline import teach
 from data_gen.review import Reviews, answer_of, applied, decisions_about
 from data_gen.synth import write_synthetic
 from serve.guard import App
-from serve.review import ALL, ANY, OPEN, Book, Desk, build_review_app
+from serve.review import ALL, ANY, OPEN, Book, Desk, Page, build_review_app
 
 ROOT = Path(__file__).parents[1]
 CONFIG = TeachConfig(questions_per_image=2)
@@ -176,6 +177,23 @@ def test_the_page_serves_itself(taught: Path, desk: Desk) -> None:
         assert "MAEMI review" in page.text
         assert not re.findall(r'(?:src|href)="https?://(?!127\.0\.0\.1)[^"]+"', page.text)
         assert httpx.get(base, headers={"host": "evil.example"}).status_code >= 400
+
+
+def test_the_controls_walk_through_the_rows(desk: Desk) -> None:
+    """Skip and back go round, a decision opens the next open row, and the last one says that nothing is left."""
+    page = Page(desk)
+    place, queue, told, *_ = page.choose("test", "caption", OPEN)
+    assert place == queue[0]
+    assert f"{len(queue)} in this choice" in told
+    assert page.skip(queue, place)[0] == queue[1]
+    assert page.back(queue, place)[0] == queue[-1]
+    for number in range(len(queue)):
+        place, left, *_ = page.accept(queue, place, "It shows a thing.", "", "Ada", "test", "caption", OPEN)
+        assert len(left) == len(queue) - number - 1
+    assert place is None
+    assert "No row is left" in page.choose("test", "caption", OPEN)[4]
+    with pytest.raises(gr.Error, match="A decision needs a name"):
+        page.reject(queue, queue[0], "", "", "", "test", "caption", OPEN)
 
 
 def test_no_rows_to_review_is_an_error(tmp_path: Path) -> None:
