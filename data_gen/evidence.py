@@ -41,6 +41,7 @@ CANDIDATES = 4
 SINGLE_FORMS = frozenset({"comb", "cantilever", "serpentine", "bridge", "gear", "grid"})
 PLURAL_FORMS = frozenset({"lines", "pillars", "holes"})
 REGULARITY = {"periodic": 3, "aligned": 2, "layered": 2, "random": 1, "network": 1, "clustered": 1}
+FIBROUS = frozenset({"fibres", "nanowires"})
 FOREIGN = frozenset({"debris", "contamination"})
 
 
@@ -225,6 +226,9 @@ def _may_be_taught(evidence: Evidence, fact: Mapping[str, Any]) -> bool:
     if name in OF_OBJECTS and (measured.get("count") or 0) < FEWEST_COUNTED and "count" not in evidence.truth:
         return False
     if name == "orientation" and (measured.get("anisotropy") or 0) < DIRECTED:
+        return False
+    # Cones, needles and beams have a width that narrows: they pass for fibres to a measurement.
+    if name == "fibre_width" and evidence.label in class_words().keys() - FIBROUS:
         return False
     # A peak in the spectrum of a picture without bodies or lines is as often a trace of the scan or of JPEG.
     if name == "period" and evidence.facts["kind"] not in {"lines", "particles", "pores"}:

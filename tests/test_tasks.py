@@ -424,7 +424,7 @@ def test_an_unsure_measurement_is_not_taught_without_a_truth() -> None:
     """
 
     def taught(name: str, confidence: float = 0.9, kind: str = "particles", **measured: float) -> bool:
-        known = evidence(1, truth={}, measured=measured)
+        known = evidence(9, truth={}, measured=measured)
         facts = [{**fact, "confidence": confidence} for fact in known.facts["items"]]
         return name in slots_of(replace(known, facts={"kind": kind, "items": facts}), seed=0)
 
@@ -435,6 +435,7 @@ def test_an_unsure_measurement_is_not_taught_without_a_truth() -> None:
     assert taught("orientation", orientation=40.0, anisotropy=0.7)
     assert not taught("orientation", orientation=40.0, anisotropy=0.4)
     assert not taught("directed", anisotropy=0.4)
+    assert not taught("fibre_width", kind="fibres", fibre_width=50.0), "tips pass for fibres"
     assert taught("period", kind="lines", period=200.0)
     assert not taught("period", kind="texture", period=200.0)
 
