@@ -239,8 +239,8 @@ def test_chebconv_keeps_no_filtered_copies() -> None:
 
 
 def test_virtual_node_does_not_depend_on_patch_order() -> None:
-    """Relabelled patches give the relabelled graph and the same virtual node. Seen failing with one neighbour only
-    taken from the patches before.
+    """Relabelled patches give the relabelled graph and the same virtual node. Seen failing with neighbours
+    taken from the patches before alone.
     """
     graph = VisionGraph(8, k=3, order=3, edge_weights="binary").double()
     patches, node, order = torch.randn(2, 12, 8, dtype=F64), torch.randn(2, 8, dtype=F64), torch.randperm(12)
