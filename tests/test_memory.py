@@ -11,15 +11,19 @@ import torch
 from counting import kept_for_backward, storages
 from peft import get_peft_model
 from torch import Tensor, nn
+from torch.profiler import profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from assistant.activations import keep_less
 from assistant.adapters import DyAMoPEConfig, DyQLoRAFAConfig
 from assistant.config import AdapterConfig, Config
 from assistant.decoder import GatedCrossAttention, load_language_model
 from assistant.errors import ConfigError
 from assistant.grounding import GroundedEncoder, TextEncoder
 from assistant.hnf import HNF
+from assistant.loss import CHUNK, next_token_loss
 from assistant.vit import ViT
+from training import memory
 from training.memory import (
     CARDS,
     FP32,
@@ -76,7 +80,9 @@ def llama(shape: LlamaShape) -> LlamaForCausalLM:
         tie_word_embeddings=shape.tied,
         max_position_embeddings=128,
     )
-    return LlamaForCausalLM(config).requires_grad_(False)
+    lm = LlamaForCausalLM(config).requires_grad_(False)
+    keep_less(lm)  # as every student's is
+    return lm
 
 
 def with_adapter(lm: nn.Module, adapter: AdapterConfig) -> nn.Module:
@@ -135,6 +141,10 @@ def test_adapter_and_moment_bytes_are_exact(adapter: AdapterConfig) -> None:
         assert storages(moments) == 2 * FP32 * counts[0]
 
 
+def test_the_plan_and_the_loss_have_one_chunk() -> None:
+    assert memory.CHUNK == CHUNK
+
+
 def test_published_sizes_of_llama_2_7b() -> None:
     """Guards the table and the arithmetic: 6,476,005,376 linear weights, 4.127 bits each, A 18.2 M and B 21.8 M."""
     shape = language_model_shape("meta-llama/Llama-2-7b-hf")
@@ -154,6 +164,11 @@ def test_published_sizes_of_llama_2_7b() -> None:
         ("meta-llama/Llama-3.2-3B", 3_212_749_824),
         ("meta-llama/Meta-Llama-3-8B", 8_030_261_248),
         ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+        ("HuggingFaceTB/SmolLM2-135M", 134_515_008),
+        ("HuggingFaceTB/SmolLM2-360M", 361_821_120),
+        ("HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
+        ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512),
     ],
 )
 def test_published_parameter_counts(base: str, parameters: int) -> None:
@@ -169,22 +184,28 @@ def test_published_parameter_counts(base: str, parameters: int) -> None:
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: f"{a.kind}-{a.target_modules and 'some'}")
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations_of_the_language_model(adapter: AdapterConfig, masked: bool, dtype: torch.dtype) -> None:
-    """Guards the list of tensors a layer keeps: within 10 % of what autograd keeps, per token and layer within 2 %."""
-    b, t, p = 2, 32, torch.finfo(dtype).bits // 8
+@pytest.mark.parametrize("sizes", [(64, 192, 4, 2), (128, 256, 4, 4)], ids=["grouped", "wide"])
+def test_activations_of_the_language_model(
+    adapter: AdapterConfig, masked: bool, dtype: torch.dtype, sizes: tuple[int, int, int, int]
+) -> None:
+    """Guards the list of tensors a layer keeps: within 10 % of what autograd keeps, per token and layer within 2 %.
+
+    Seen failing with a stock Llama's norms and SwiGLU.
+    """
+    b, t, p, (d, f, heads, kv) = 2, 32, torch.finfo(dtype).bits // 8, sizes
     counted = []
     for layers in (1, 3):
-        shape = LlamaShape(64, 192, layers, 4, 2, 96)
+        shape = LlamaShape(d, f, layers, heads, kv, 96)
         model = with_adapter(llama(shape).to(dtype), adapter).train()
-        embedded = torch.randn(b, t, 64, dtype=dtype, requires_grad=True)
+        embedded = torch.randn(b, t, d, dtype=dtype, requires_grad=True)
         mask = torch.ones(b, t, dtype=torch.long)
         mask[0, : 5 if masked else 0] = 0
         counted.append(
             kept_for_backward(model, lambda m=model, e=embedded, k=mask: m(inputs_embeds=e, attention_mask=k))
         )
-    layer = layer_activations(TINY, adapter, p=p, masked_tokens=t if masked else 0) * b * t
+    layer = layer_activations(shape, adapter, p=p, masked_tokens=t if masked else 0) * b * t
     assert layer == pytest.approx((counted[1] - counted[0]) / 2, rel=0.02)
-    assert 3 * layer + b * t * FP32 * 65 == pytest.approx(counted[1], rel=0.10)
+    assert 3 * layer + b * t * (p * d + FP32) == pytest.approx(counted[1], rel=0.10)
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS[1:], ids=lambda a: f"{a.kind}-{a.target_modules and 'some'}")
@@ -192,6 +213,7 @@ def test_activations_over_a_quantised_base(tmp_path: Path, adapter: AdapterConfi
     """Guards against a 4-bit product keeping its input: only z comes on top of the frozen base."""
     llama(TINY).save_pretrained(tmp_path)
     lm = load_language_model(str(tmp_path), quantization="nf4", device="cpu", dtype=torch.float32)
+    keep_less(lm)
     model = with_adapter(lm, adapter).train()
     embedded = torch.randn(2, 32, 64, requires_grad=True)
     counted = kept_for_backward(model, lambda: model(inputs_embeds=embedded))
@@ -199,9 +221,10 @@ def test_activations_over_a_quantised_base(tmp_path: Path, adapter: AdapterConfi
     assert predicted == pytest.approx(counted, rel=0.10)
 
 
-def test_checkpointing_keeps_the_inputs_of_layers() -> None:
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: f"{a.kind}-{a.target_modules and 'some'}")
+def test_checkpointing_keeps_the_inputs_of_layers(adapter: AdapterConfig) -> None:
     """Guards the boundary term: with checkpointing one row of the width per token and layer, and the final norm."""
-    model = llama(LlamaShape(64, 192, 6, 4, 2, 96)).train()
+    model = with_adapter(llama(LlamaShape(64, 192, 6, 4, 2, 96)), adapter).train()
     model.activation_checkpointing_enable({"use_reentrant": False})
     embedded = torch.randn(2, 32, 64, requires_grad=True)
     kept = kept_for_backward(model, lambda: model(inputs_embeds=embedded, use_cache=False))
@@ -244,9 +267,28 @@ def test_activations_of_cross_attention() -> None:
     assert 80 * cross_attention_activations(128, 64, 4, p=FP32) == pytest.approx(kept, rel=0.10)
 
 
-def test_loss_peak_of_llama_2_7b() -> None:
-    """Guards the largest single tensor: 375 KiB per token of logits in four forms."""
-    assert loss_peak(language_model_shape("meta-llama/Llama-2-7b-hf"), 1, p=2) == 375 * 1024
+@pytest.mark.parametrize("tokens", [700, 300])
+def test_peak_of_the_loss(tokens: int) -> None:
+    """Guards the chunk's logits and the states of answers against what really is alive at once, by its allocations.
+
+    Seen failing with a plain loss, whose fp32 logits grow with the batch.
+    """
+    shape = LlamaShape(64, 192, 1, 4, 2, 4096)
+    hidden = torch.randn(1, tokens + 1, 64, requires_grad=True)
+    labels, head = torch.zeros(1, tokens + 1, dtype=torch.long), nn.Linear(64, 4096, bias=False).requires_grad_(False)
+    with profile(profile_memory=True) as seen:
+        next_token_loss(hidden, labels, head).backward()
+    assert peak_of(seen) == pytest.approx(loss_peak(shape, tokens, p=FP32), rel=0.10)
+
+
+def peak_of(seen: profile) -> int:
+    """Most bytes alive at one time under a profiler."""
+    alive = peak = 0
+    for event in sorted(seen.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    return peak
 
 
 # ---------------------------------------------------------------------------------- the plan
@@ -271,12 +313,13 @@ def test_parameters_of_an_open_clip_tower() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "checkpointed", "peak"), [(1024, True, 5.2), (2048, True, 5.6), (512, False, 6.8), (1024, False, 8.8)]
+    ("tokens", "checkpointed", "peak"), [(1024, True, 5.0), (2048, True, 5.4), (512, False, 6.1), (1024, False, 7.5)]
 )
 def test_peak_of_llama_2_7b_with_its_adapter(tokens: int, checkpointed: bool, peak: float) -> None:
     """Guards the sum against peaks [GiB] derived from measured layers, for language model and adapter alone.
 
-    They have a chunked loss of 156 MiB; the rows of the parts around the language model stay out on both sides.
+    They have a chunked loss of 156 MiB, and norms and SwiGLU that keep less; the rows of the parts around the
+    language model stay out on both sides.
     """
     shape = language_model_shape("meta-llama/Llama-2-7b-hf")
     training = LLAMA_7B.training.model_copy(update={"max_tokens": tokens, "gradient_checkpointing": checkpointed})

@@ -27,6 +27,7 @@ CUDA_CONTEXT = int(0.45 * GIB)  # driver context, libraries and their workspaces
 FP32, BF16 = 4, 2
 NF4_BLOCK, SCALE_BLOCK = 64, 256
 SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # layers that read one tensor
+CHUNK = 512  # answer tokens whose logits exist at one time, as in assistant/loss.py
 NF4_CODES = 16 * FP32 + 256 * FP32  # code books of weights and of scales, once per tensor
 
 # ---------------------------------------------------------------------------------- weights
@@ -114,14 +115,14 @@ def _count_student(sections: str, shape: LlamaShape) -> StudentParameters:
 def layer_activations(shape: LlamaShape, adapter: AdapterConfig, *, p: int, masked_tokens: int = 0) -> int:
     """Bytes one decoder layer keeps per token for backward, its base frozen.
 
-    Kept are the fp32 inputs of both norms and their scales, q, k, v, the attention's output and log-sums, and three
-    of the inner width: gate, silu(gate) and up. An adapter adds its latent z alone. Attention under a padding mask
-    (`masked_tokens` in a row) also keeps its copy of the mask, and k and v repeated for every query head.
+    Kept are the inputs of both norms and their fp32 scales, q, k, v, the attention's output and log-sums, and two of
+    the inner width: gate and up (`assistant/activations.py`). An adapter adds its latent z alone. Attention under a
+    padding mask (`masked_tokens` in a row) also keeps its copy of the mask, and k and v repeated for every query head.
     """
     kv = shape.query_width if masked_tokens else shape.kv_width
     attention = p * (2 * shape.query_width + 2 * kv + masked_tokens) + FP32 * shape.heads
-    norms = 2 * FP32 * (shape.hidden + 1)
-    return attention + norms + 3 * p * shape.intermediate + adapter_activations(shape, adapter, p=p)
+    norms = 2 * (p * shape.hidden + FP32)
+    return attention + norms + 2 * p * shape.intermediate + adapter_activations(shape, adapter, p=p)
 
 
 def adapter_activations(shape: LlamaShape, adapter: AdapterConfig, *, p: int) -> int:
@@ -204,8 +205,11 @@ def vision_activations(config: Config, *, p: int) -> int:
 
 
 def loss_peak(shape: LlamaShape, tokens: int, *, p: int) -> int:
-    """Bytes of the loss: logits, their shifted copy, the same in fp32, and their log-softmax."""
-    return tokens * shape.vocab * (2 * p + 2 * FP32)
+    """Bytes of the loss: the states of answer tokens with their gradient, and one chunk's logits.
+
+    A chunk holds its log-softmax and two gradients in fp32 at the same time. All tokens are taken to be answers.
+    """
+    return 2 * tokens * shape.hidden * p + min(tokens, CHUNK) * shape.vocab * 3 * FP32
 
 
 # ---------------------------------------------------------------------------------- the plan
@@ -272,7 +276,7 @@ def step_parts(config: Config, shape: LlamaShape) -> dict[str, int]:
     blocks = math.ceil(shape.layers / decoder.cross_attention_every)
     boundary = shape.layers * tokens * shape.hidden * p
     checkpointed = training.gradient_checkpointing
-    final_norm = tokens * FP32 * (shape.hidden + 1)
+    final_norm = tokens * (p * shape.hidden + FP32)
     loss = loss_peak(shape, tokens, p=p)
     gradients = tokens * (4 * p * shape.intermediate + 2 * FP32 * shape.hidden)
     dequantised = shape.hidden * shape.intermediate * p if decoder.quantization == "nf4" else 0

@@ -25,6 +25,8 @@ class LlamaShape:
     """None: hidden / heads."""
     tied: bool = False
     """Whether the output head is the embedding table."""
+    biased: bool = False
+    """Whether q, k and v have biases, as Qwen2's do."""
 
     @property
     def query_width(self) -> int:
@@ -54,8 +56,10 @@ class LlamaShape:
 
     @property
     def other_parameters(self) -> int:
-        """Embeddings, norms and output head: what quantisation leaves alone."""
-        return self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden * (2 * self.layers + 1)
+        """Embeddings, norms, biases and output head: what quantisation leaves alone."""
+        tables = self.vocab * self.hidden * (1 if self.tied else 2)
+        biases = self.layers * (self.query_width + 2 * self.kv_width) if self.biased else 0
+        return tables + biases + self.hidden * (2 * self.layers + 1)
 
 
 _LLAMA_2_7B = LlamaShape(4096, 11008, 32, 32, 32, 32000)
@@ -64,6 +68,11 @@ _TINYLLAMA = LlamaShape(2048, 5632, 22, 32, 4, 32000)
 _LLAMA_32_1B = LlamaShape(2048, 8192, 16, 32, 8, 128256, tied=True)
 _LLAMA_32_3B = LlamaShape(3072, 8192, 28, 24, 8, 128256, tied=True)
 _LLAMA_3_8B = LlamaShape(4096, 14336, 32, 32, 8, 128256)
+_SMOLLM2_135M = LlamaShape(576, 1536, 30, 9, 3, 49152, tied=True)
+_SMOLLM2_360M = LlamaShape(960, 2560, 32, 15, 5, 49152, tied=True)
+_SMOLLM2_1_7B = LlamaShape(2048, 8192, 24, 32, 32, 49152, tied=True)
+_QWEN25_1_5B = LlamaShape(1536, 8960, 28, 12, 2, 151936, tied=True, biased=True)
+_QWEN25_7B = LlamaShape(3584, 18944, 28, 28, 4, 152064, biased=True)
 _MISTRAL_V1 = LlamaShape(4096, 14336, 32, 32, 8, 32000)
 _MISTRAL_V3 = LlamaShape(4096, 14336, 32, 32, 8, 32768)
 
@@ -86,6 +95,16 @@ SHAPES: Mapping[str, LlamaShape] = {
     "mistralai/Mistral-7B-Instruct-v0.2": _MISTRAL_V1,
     "mistralai/Mistral-7B-v0.3": _MISTRAL_V3,
     "mistralai/Mistral-7B-Instruct-v0.3": _MISTRAL_V3,
+    "HuggingFaceTB/SmolLM2-135M": _SMOLLM2_135M,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2_135M,
+    "HuggingFaceTB/SmolLM2-360M": _SMOLLM2_360M,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": _SMOLLM2_360M,
+    "HuggingFaceTB/SmolLM2-1.7B": _SMOLLM2_1_7B,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": _SMOLLM2_1_7B,
+    "Qwen/Qwen2.5-1.5B": _QWEN25_1_5B,
+    "Qwen/Qwen2.5-1.5B-Instruct": _QWEN25_1_5B,
+    "Qwen/Qwen2.5-7B": _QWEN25_7B,
+    "Qwen/Qwen2.5-7B-Instruct": _QWEN25_7B,
 }
 BUNDLED_SHAPE = LlamaShape(256, 704, 4, 4, 4, 2048)
 """The bundled student's language model, where its files are not there to be read."""
@@ -129,6 +148,7 @@ def shape_in(file: Path) -> LlamaShape:
     try:
         stated = json.loads(file.read_text(encoding="utf-8"))
         stated = stated.get("text_config") or stated
+        _check_family(file, stated.get("model_type", "llama"))
         return LlamaShape(
             hidden=int(stated["hidden_size"]),
             intermediate=int(stated["intermediate_size"]),
@@ -138,12 +158,19 @@ def shape_in(file: Path) -> LlamaShape:
             vocab=int(stated["vocab_size"]),
             head_dim=stated.get("head_dim"),
             tied=bool(stated.get("tie_word_embeddings", False)),
+            biased=stated.get("model_type") == "qwen2",
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ConfigError(
             "bad_base", f"{file} does not state a Llama-family shape: {reason}. Name another directory."
         ) from None
+
+
+def _check_family(file: Path, model_type: str) -> None:
+    from assistant.decoder import check_family
+
+    check_family(str(file.parent), model_type)
 
 
 def image_encoder_sizes(vit: ViTConfig) -> ImageEncoderSizes:

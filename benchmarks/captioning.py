@@ -1,0 +1,125 @@
+"""Captioning speed of the bundled student against one-at-a-time Hugging Face `generate`, and how soon answers start.
+
+    OMP_NUM_THREADS=2 python benchmarks/captioning.py
+
+Peer and MAEMI get the same pixels and prompts and must say the same tokens; each encodes its images. Drawn micrographs
+of all classes stand in for real ones. Times are the best of several passes, in turn. Writes captioning.json beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from assistant.chat import CAPTION_PROMPT, Conversation, Message
+from assistant.generation import complete
+from assistant.inference import Assistant, Look
+from assistant.micrograph import to_model_input
+from data_gen.synth import write_synthetic
+
+IMAGES, NEW_TOKENS, PASSES = 64, 64, 3
+RESULTS = Path(__file__).with_suffix(".json")
+
+
+def main() -> None:
+    assistant = Assistant.load(device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        files = drawn(Path(folder))
+        record = captioning(assistant, assistant.look_all(files[:IMAGES])) | first_words(assistant, files[:5])
+    record["threads"] = torch.get_num_threads()
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+
+
+def captioning(assistant: Assistant, looks: Sequence[Look]) -> dict[str, Any]:
+    """Images per second of both, and whether they say the same."""
+    talks = [Conversation((Message("user", CAPTION_PROMPT, 1, look.aux),)) for look in looks]
+    pixels = [to_model_input(look.micrograph, assistant.processor.image_size)[0] for look in looks]
+    student, processor = assistant.student, assistant.processor
+    end = processor.tokenizer.eos_token_id
+
+    def one_at_a_time() -> list[list[int]]:
+        said = []
+        for talk, image in zip(talks, pixels, strict=True):
+            batch = processor([talk], [[image]], padding_side="left")
+            ids = student.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False)
+            said.append(ids[0, batch["input_ids"].shape[1] :].tolist())
+        return said
+
+    def prepare(numbers: Sequence[int]) -> Any:
+        batch = processor([talks[n] for n in numbers], [[pixels[n]] for n in numbers], padding_side="left")
+        names = ("pixel_values", "image_mask", "question_ids", "question_mask", "turn_images")
+        return batch, student.visual_context(*(batch[name] for name in names))
+
+    def in_slots(slots: int) -> list[list[int]]:
+        return complete(student, len(talks), prepare, max_new_tokens=NEW_TOKENS, end=end, slots=slots)
+
+    ways: dict[str, Callable[[], list[list[int]]]] = {
+        "hf_generate_one_at_a_time": one_at_a_time,
+        "slots_8": lambda: in_slots(8),
+        "slots_16": lambda: in_slots(16),
+        "slots_32": lambda: in_slots(32),
+    }
+    seconds: dict[str, float] = {}
+    said: dict[str, list[list[int]]] = {}
+    for _ in range(PASSES):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            said[name] = way()
+            seconds[name] = min(seconds.get(name, 1e9), time.perf_counter() - start)
+    peer = "hf_generate_one_at_a_time"
+    return {
+        "images": len(looks),
+        "mean_tokens": round(sum(map(len, said[peer])) / len(looks), 1),
+        "images_per_second": {name: round(len(looks) / taken, 2) for name, taken in seconds.items()},
+        "ratio": {name: round(seconds[peer] / taken, 2) for name, taken in seconds.items() if name != peer},
+        "identical_tokens": all(tokens == said[peer] for tokens in said.values()),
+    }
+
+
+def first_words(assistant: Assistant, files: Sequence[Path]) -> dict[str, Any]:
+    """Seconds until the first piece of an answer: of the first question on an image, and of the ones after it."""
+    times: dict[str, list[float]] = {"first": [], "second": [], "second_in_chat": [], "second_read_anew": []}
+    for file in files:
+        fresh = Assistant(assistant.run)
+        answer, seconds = timed(fresh, [file], CAPTION_PROMPT)
+        times["first"].append(seconds)
+        times["second"].append(timed(fresh, [file], "What is the arrangement of the structures?")[1])
+        list(fresh.ask([file], CAPTION_PROMPT))
+        history = (Message("user", CAPTION_PROMPT, images=1), Message("assistant", answer))
+        question = "Which class does this micrograph belong to?"
+        times["second_in_chat"].append(timed(fresh, [file], question, history=history)[1])
+        anew = Assistant(assistant.run)
+        anew.look(file)
+        times["second_read_anew"].append(timed(anew, [file], question, history=history)[1])
+    best = {name: min(values) for name, values in times.items()}
+    return {
+        "seconds_to_first_words": {name: round(value, 4) for name, value in best.items()},
+        "first_over_second": round(best["first"] / best["second"], 2),
+        "first_over_second_in_chat": round(best["first"] / best["second_in_chat"], 2),
+        "chat_read_anew_over_kept": round(best["second_read_anew"] / best["second_in_chat"], 2),
+    }
+
+
+def timed(assistant: Assistant, files: Sequence[Path], question: str, **options: Any) -> tuple[str, float]:
+    start = time.perf_counter()
+    pieces = assistant.ask(files, question, **options)
+    first = next(pieces)
+    seconds = time.perf_counter() - start
+    return first + "".join(pieces), seconds
+
+
+def drawn(folder: Path) -> list[Path]:
+    """Micrographs of all classes on disk."""
+    write_synthetic(folder, per_class=7, seed=5)
+    return sorted(folder.rglob("*.tif"))
+
+
+if __name__ == "__main__":
+    main()
