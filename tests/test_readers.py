@@ -513,6 +513,31 @@ def dm3(pixels: np.ndarray, nm: float, unit: str) -> bytes:
     return struct.pack(">3i", 3, len(tree), 1) + tree + bytes(8)
 
 
+@pytest.mark.parametrize("kind", ["external link", "external storage", "virtual"])
+def test_emd_that_points_elsewhere(tmp_path: Path, kind: str) -> None:
+    """It would hand out whatever the server may read. Fails without `_refuse_links`: the pixels are those of b.emd."""
+    pytest.importorskip("rsciio", reason="the vendor extra is not installed")
+    h5py = pytest.importorskip("h5py", reason="the vendor extra is not installed")
+    with h5py.File(tmp_path / "b.emd", "w") as other:
+        other["secret"] = PICTURE
+    (tmp_path / "raw").write_bytes(PICTURE.tobytes())
+    with h5py.File(tmp_path / "a.emd", "w") as file:
+        file.attrs["version_major"], file.attrs["version_minor"] = 0, 2
+        group = file.create_group("experiments/a")
+        group.attrs["emd_group_type"] = 1
+        if kind == "external link":
+            group["data"] = h5py.ExternalLink(str(tmp_path / "b.emd"), "/secret")
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(PICTURE.shape, PICTURE.dtype)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "b.emd"), "secret", PICTURE.shape)
+            group.create_virtual_dataset("data", layout)
+        else:
+            external = [(str(tmp_path / "raw"), 0, PICTURE.nbytes)]
+            group.create_dataset("data", PICTURE.shape, PICTURE.dtype, external=external)
+    with pytest.raises(MicrographError, match=r"unsupported_format: a\.emd: .*points at other files"):
+        read_micrograph(tmp_path / "a.emd")
+
+
 @pytest.mark.parametrize("mode", [1, 6, 2])
 def test_mrc(tmp_path: Path, mode: int) -> None:
     pytest.importorskip("rsciio", reason="the vendor extra is not installed")

@@ -50,12 +50,29 @@ def decode(source: Path | None, kind: str, page: int | None, limits: ReadLimits)
     try:
         with heard(remarks):
             reader = importlib.import_module(f"rsciio.{kind.lower()}")
+            if kind == "EMD":
+                _refuse_links(source)
             return _frame(reader.file_reader(str(source), lazy=True), page, limits)
     except ImportError as error:
         message = f'{kind} files need {error.name}. Install it with: pip install "maemi[vendor]".'
         raise MicrographError("needs_extra", message) from error
     except DECODER_ERRORS as error:
         raise undecodable(f"{kind} file", error) from error
+
+
+def _refuse_links(source: Path) -> None:
+    """An HDF5 file may point at other files, and would hand out what is in them."""
+    import h5py
+
+    def look(name: str, link: Any) -> str | None:
+        item = None if isinstance(link, h5py.ExternalLink) else file.get(name)
+        stored_here = not isinstance(item, h5py.Dataset) or not (item.is_virtual or item.external)
+        return None if stored_here and not isinstance(link, h5py.ExternalLink) else name
+
+    with h5py.File(source, "r") as file:
+        if file.visititems_links(look) is not None:
+            message = "The EMD file points at other files. Save it with its data inside."
+            raise MicrographError("unsupported_format", message)
 
 
 def _frame(signals: list[dict[str, Any]], page: int | None, limits: ReadLimits) -> tuple[Frame, Record]:
