@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from students import conversation, picture, tiny_student
+from students import conversation, picture, tiny_run, tiny_student
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from assistant.adapters import set_rank
 from assistant.chat import Conversation, Message
+from assistant.checkpoint import attach_adapter
 from assistant.errors import ConfigError
 from assistant.model import MaemiForConditionalGeneration, MaemiProcessor
 
@@ -134,3 +136,54 @@ def test_training_and_evaluation_have_one_loss() -> None:
     expected = F.cross_entropy(evaluated.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     torch.testing.assert_close(evaluated.loss, expected)
     torch.testing.assert_close(trained.loss, expected)
+
+
+def trained_student(directory: Path, kind: str) -> tuple[MaemiForConditionalGeneration, MaemiProcessor]:
+    """A whole student on an NF4 base with an adapter, every gate open and every B away from zero."""
+    run = tiny_run(directory, "decoder.quantization=nf4", f"adapter.kind={kind}")
+    attach_adapter(run.student, run.config.adapter)
+    torch.manual_seed(5)
+    for name, parameter in run.student.named_parameters():
+        if "gate" in name and "gate_proj" not in name:
+            parameter.data.fill_(0.5)
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.02)
+    return run.student.train(), run.processor
+
+
+def gradients(student: MaemiForConditionalGeneration, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    student.zero_grad()
+    student(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+
+
+def two_conversations(processor: MaemiProcessor) -> dict[str, torch.Tensor]:
+    talks = [conversation("What is it?", "Wires."), conversation("Size?", "It is rough.")]
+    return processor(talks, [[picture(0)], [picture(1)]])
+
+
+@pytest.mark.parametrize("kind", ["dyqlora_fa", "dya_mope"])
+def test_checkpointing_changes_no_gradient_of_a_whole_student(kind: str, tmp_path: Path) -> None:
+    """At a rank of its own. Seen failing with the rank reset before backward, as a context manager would."""
+    student, processor = trained_student(tmp_path, kind)
+    batch = two_conversations(processor)
+    set_rank(student.decoder.lm, 6)
+    plain = gradients(student, batch)
+    student.decoder.lm.activation_checkpointing_enable()
+    recomputed = gradients(student, batch)
+    assert plain.keys() == recomputed.keys()
+    assert sum("lora_B" in name for name in plain) == 14
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+@pytest.mark.parametrize("kind", ["dyqlora_fa", "dya_mope"])
+def test_generating_changes_no_gradient_of_a_whole_student(kind: str, tmp_path: Path) -> None:
+    """bitsandbytes repacks 4-bit weights on the first pass without gradients. Seen failing without `prepare_nf4`."""
+    student, processor = trained_student(tmp_path, kind)
+    batch = two_conversations(processor)
+    before = gradients(student, batch)
+    asked = processor([Conversation((Message("user", "Size?", 1),))], [[picture(2)]], padding_side="left")
+    student.eval().generate(**asked, max_new_tokens=4, do_sample=False)
+    after = gradients(student.train(), batch)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
