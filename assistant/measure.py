@@ -38,6 +38,8 @@ __all__ = [
 
 DIRECTED = 0.5
 """Least anisotropy at which a picture that is no line pattern has an orientation."""
+DIRECTED_LATTICE = 0.7
+"""The same where the picture repeats: a lattice of bodies lit from one side is no alignment."""
 LONG, MANY = 2.0, 5
 """Median aspect ratio from which many bodies have one."""
 OUTLINED = 0.74
@@ -126,7 +128,7 @@ def _has_orientation(found: Findings, anisotropy: float) -> bool:
         shape, counted = found.objects.geometry, found.objects.counted
         if float(np.median((shape.major / shape.minor)[counted])) < LONG:  # one-sided light on round bodies
             return False
-    return anisotropy >= DIRECTED
+    return anisotropy >= (DIRECTED if found.period is None else DIRECTED_LATTICE)
 
 
 def _add_lines(sheet: _Sheet, found: Findings) -> None:

@@ -80,12 +80,19 @@ def _digitise(signal: np.ndarray, *, bits: int) -> np.ndarray:
     return np.asarray(np.round(signal * 255), dtype=np.uint8)
 
 
-def render(
-    label: str, *, seed: int, size: tuple[int, int] = (480, 640), style: str = "house", dose: float | None = None
-) -> Synthetic:
+def render(label: str, *, seed: int, size: tuple[int, int] = (480, 640), style: str = "house") -> Synthetic:
     """Draw and image one field of view; `size` is rows, columns.
 
-    `dose` [electrons per pixel at white] replaces the instrument's own and nothing else: one scene, another noise.
+    Raises:
+        DatasetError: unknown class or style, or a size too small to draw.
+    """
+    return render_at_doses(label, [None], seed=seed, size=size, style=style)[0]
+
+
+def render_at_doses(
+    label: str, doses: Sequence[float | None], *, seed: int, size: tuple[int, int] = (480, 640), style: str = "house"
+) -> list[Synthetic]:
+    """One scene at several levels of noise: each dose [electrons per pixel at white] replaces the instrument's own.
 
     Raises:
         DatasetError: unknown class or style, or a size too small to draw.
@@ -94,11 +101,9 @@ def render(
     from data_gen.scenes import imaging, truths
     from data_gen.vendor_files import bits_of, format_of, instrument_of
 
-    sample, view, machine, noise = _streams(label, seed, style)
+    sample, view, machine, _ = _streams(label, seed, style)
     scene = generator_of(label)(sample, view, size)
     optics = imaging.draw_optics(machine, style=style)
-    if dose is not None:
-        optics = replace(optics, dose=dose)
     group = seed // VIEWS_PER_GROUP
     kind = format_of(group + 3 * CLASSES.index(label), style)
     signal = imaging.emission(scene, optics)
@@ -107,14 +112,19 @@ def render(
         signal, feature, labels = imaging.project(scene, signal, rows=size[0])
     signal = imaging.normalise(signal)
     truth = truths.truth_of(scene, feature, labels, polarity=imaging.polarity(signal, feature))
-    picture = imaging.detect(signal, optics, noise)
     instrument = instrument_of(
         kind, machine, width=size[1], nm_per_pixel=scene.nm_per_pixel, backscattered=optics.backscattered
     )
-    return Synthetic(
-        _digitise(picture, bits=bits_of(kind)), truth, scene.nm_per_pixel, instrument, label, seed,
-        f"{style}-{label}-{group:06d}", kind, labels, feature,
-    )  # fmt: skip
+
+    def imaged(dose: float | None) -> Synthetic:
+        set_to = optics if dose is None else replace(optics, dose=dose)
+        picture = imaging.detect(signal, set_to, _streams(label, seed, style)[3])
+        return Synthetic(
+            _digitise(picture, bits=bits_of(kind)), truth, scene.nm_per_pixel, instrument, label, seed,
+            f"{style}-{label}-{group:06d}", kind, labels, feature,
+        )  # fmt: skip
+
+    return [imaged(dose) for dose in doses]
 
 
 def render_array(

@@ -14,6 +14,9 @@ SMALLEST_AREA = 16
 NECK = 0.8
 """Bodies joined by a neck wider than this share of the smaller one are one object."""
 
+BAR = 0.92
+"""Compactness from which a long body is one straight bar and no chain."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -148,7 +151,8 @@ def separate(mask: Mask) -> tuple[I32, int]:
     """Label the bodies; those that are not compact are cut at their necks."""
     labels, count = label(mask)
     shape = geometry_of(labels, count)
-    doubtful = (shape.compactness < 0.93) | (shape.major > 1.25 * shape.minor)
+    bar = (shape.compactness > BAR) & (shape.major > 4 * shape.minor)
+    doubtful = ((shape.compactness < 0.93) | (shape.major > 1.25 * shape.minor)) & ~bar
     clumped = np.concatenate([[False], doubtful & (shape.area > 4 * SMALLEST_AREA)])
     part: Mask = clumped[labels]
     if not part.any():

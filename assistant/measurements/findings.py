@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from assistant.measurements.bodies import SMALLEST_AREA, label
 from assistant.measurements.facts import Kind
 from assistant.measurements.fibres import Fibres, find_fibres
 from assistant.measurements.lines import Lines, measure_lines
 from assistant.measurements.picture import Mask, Picture, halved, opened
-from assistant.measurements.rims import rim_of
+from assistant.measurements.rims import Rim, rim_of
 from assistant.measurements.segmentation import (
     Candidate,
     Objects,
@@ -59,6 +60,15 @@ LARGE_PORE = 0.03
 """Area-weighted mean pore area above which a dark phase is a ground [share of the frame]."""
 ANGULAR = 1.75
 """Mean aspect ratio above which the dark parts of a picture are gaps between fibres."""
+SURE_OF_ONE = 0.88
+"""Certainty from which one body by itself is an object."""
+FOAM = 0.3
+"""Share of the frame from which openings without a period are those of a foam."""
+FEW = 2
+"""So many dark bodies are openings only where their rims glow."""
+GLOWS = 0.1
+WOBBLE, MOST_CHANGE = 0.12, 1.25
+"""Shift of the threshold, in contrasts, and by how much the number of bodies may change with it."""
 PORE_SHARE = 0.7
 """Share of the dark phase in round bodies from which it counts as pores."""
 
@@ -97,6 +107,8 @@ def _best_objects(picture: Picture) -> Objects | None:
             continue
         found = objects_of(picture, candidate)
         if found is None or found.share_good < OBJECT_SHARE or not (found.good & found.inside).any():
+            continue
+        if found.count <= 1 and _certainty(found) < SURE_OF_ONE:
             continue
         if best is None or _quality(found) > _quality(best):
             best = found
@@ -145,14 +157,40 @@ def _as_objects(found: Findings, objects: Objects) -> Findings:
     found.kind = "particles"
     if not objects.candidate.bright:
         rim = rim_of(found.picture, objects.foreground)
-        if not rim.stands:
-            found.kind, found.phase, found.share = "pores", rim.opening, float(rim.opening.mean())
-            found.objects = replace(objects, outset=-rim.outset)
-            return found
+        if not rim.stands and (rim.shade > GLOWS or objects.count > FEW):
+            return _as_pores(found, objects, rim)
     found.objects = objects
     outline = float(objects.perimeter.sum())
     found.share = float(objects.foreground.mean()) - objects.outset * outline / objects.foreground.size
     return found
+
+
+def _as_pores(found: Findings, objects: Objects, rim: Rim) -> Findings:
+    """Openings: counted where they are clear bodies; else only their share is known."""
+    dark = objects.candidate
+    if found.period is not None or (dark.compact > PLAIN and _stable(found.picture, dark)):
+        found.objects = replace(objects, outset=-rim.outset)
+    else:
+        dark_phase = opened(found.picture.calm <= two_phases(found.picture).threshold)
+        rim = rim_of(found.picture, dark_phase, sloping=_is_foam(dark_phase))
+    found.kind, found.phase, found.share = "pores", rim.opening, float(rim.opening.mean())
+    return found
+
+
+def _is_foam(dark: Mask) -> bool:
+    """Whether openings lie so close that walls are all there is between them; such walls slope."""
+    return float(dark.mean()) > FOAM
+
+
+def _stable(picture: Picture, dark: Candidate) -> bool:
+    """Whether as many dark bodies are seen a little below the threshold as above; struts inside a pore cut it up."""
+    above = picture.calm > dark.threshold
+    step = WOBBLE * (float(picture.calm[above].mean()) - float(picture.calm[~above].mean()))
+    counts = []
+    for level in (dark.threshold - step, dark.threshold + step):
+        labels, count = label(opened(picture.calm < level))
+        counts.append(int((np.bincount(labels.ravel(), minlength=count + 1)[1:] >= SMALLEST_AREA).sum()))
+    return max(counts) <= MOST_CHANGE * min(counts)
 
 
 def _as_fibres(found: Findings, fibres: Fibres) -> Findings:
@@ -174,7 +212,8 @@ def _as_phases(found: Findings) -> Findings:
     bright = two_phases(found.picture)
     if bright.separability < TWO_PHASES:
         return found
-    rim = rim_of(found.picture, opened(found.picture.calm <= bright.threshold))
+    openings = opened(found.picture.calm <= bright.threshold)
+    rim = rim_of(found.picture, openings)
     opening = float(rim.opening.mean())
     # Between these two limits either phase may be the ground, and no share is reported.
     if bright.share <= CLEARLY_IN_FRONT or bright.share >= CLEARLY_GROUND:
@@ -186,7 +225,9 @@ def _as_phases(found: Findings) -> Findings:
     if dark is not None and _are_pores(dark) and not rim.stands:
         light = objects_of(rough, bright)
         if light is None or light.share_good < dark.share_good:
-            found.kind, found.share, found.share_of_bright = "pores", opening, False
+            if found.period is None:
+                rim = rim_of(found.picture, openings, sloping=_is_foam(openings))
+            found.kind, found.share, found.share_of_bright = "pores", float(rim.opening.mean()), False
             found.share_confidence, found.phase = 0.5, rim.opening
     return found
 

@@ -198,10 +198,11 @@ def _draw_fibres(it: Drawing) -> None:
     it.canvas.tint(mask, TEAL, opacity=0.22)
     it.canvas.tint(skeleton, ROSE, opacity=0.9)
     distance = np.asarray(ndimage.distance_transform_edt(mask))
-    rows, columns = np.nonzero(skeleton)
+    rows, columns = (np.asarray(at, dtype=np.float64) for at in np.nonzero(skeleton))
     order = np.random.default_rng(0).permutation(len(rows))[:CIRCLES]
-    for (x, y), d in zip(it.full(columns[order], rows[order]).tolist(), distance[rows, columns][order], strict=True):
-        it.canvas.circle(x, y, (float(d) - 0.5) * it.found.picture.factor, AMBER, width=1.6)
+    places, reach = it.full(columns[order], rows[order]), distance[skeleton][order]
+    for (x, y), d in zip(places.tolist(), reach.tolist(), strict=True):
+        it.canvas.circle(x, y, (d - 0.5) * it.found.picture.factor, AMBER, width=1.6)
 
 
 def _draw_grey(it: Drawing) -> None:

@@ -26,7 +26,7 @@ GLOWING = 0.08
 """Share of the crest that is glow from which side walls are looked for."""
 SHARP, SHARP_PER_BLUR = 1.5, 0.7
 """Widest rise of a wall that does not slope [px], and what the denoising blur adds to it."""
-MOUTH = 0.97
+MOUTH = 0.98
 """Level of the outline of an opening with sloping walls, from its floor (0) to the crest (1)."""
 MIDDLE, MOST_RAISED, RAISED = 0.5, 0.15, 0.5
 """Level of a sharp outline, and how far it is raised with the glow."""
@@ -65,7 +65,7 @@ def _profile(calm: F32, distance: F32) -> tuple[F64, F64]:
     total = np.bincount(layer[seen], calm[seen], count)
     kept = size >= FEWEST_IN_LAYER
     at = (np.arange(count) + 0.5) * STEP - REACH
-    return at[kept], np.asarray(total[kept] / size[kept], dtype=np.float64)
+    return np.asarray(at[kept], dtype=np.float64), np.asarray(total[kept] / size[kept], dtype=np.float64)
 
 
 def _last_crossing(at: F64, profile: F64, level: float) -> float:
@@ -77,7 +77,7 @@ def _last_crossing(at: F64, profile: F64, level: float) -> float:
     return float(at[i] + (level - profile[i]) / (profile[i + 1] - profile[i]) * (at[i + 1] - at[i]))
 
 
-def _outset(at: F64, profile: F64, sigma: float) -> float:
+def _outset(at: F64, profile: F64, sigma: float, *, sloping: bool) -> float:
     if len(at) < 6:
         return 0.0
     crest = int(profile.argmax())
@@ -90,7 +90,7 @@ def _outset(at: F64, profile: F64, sigma: float) -> float:
     def reached(share: float) -> float:
         return _last_crossing(at[rising], profile[rising], floor + share * (top - floor))
 
-    if glow > GLOWING and reached(0.8) - reached(0.2) > SHARP + SHARP_PER_BLUR * sigma:
+    if glow > GLOWING and (sloping or reached(0.8) - reached(0.2) > SHARP + SHARP_PER_BLUR * sigma):
         return reached(MOUTH)
     return reached(MIDDLE + min(MOST_RAISED, RAISED * max(glow, 0.0)))
 
@@ -104,8 +104,8 @@ def _shade(calm: F32, distance: F32) -> float:
     return (beside - away) / max(away - inside, 1e-3)
 
 
-def rim_of(picture: Picture, dark: Mask) -> Rim:
-    """Look around the dark bodies of the small copy."""
+def rim_of(picture: Picture, dark: Mask, *, sloping: bool = False) -> Rim:
+    """Look around the dark bodies of the small copy; `sloping` where their walls are known to slope."""
     distance = _signed_distance(dark)
-    outset = _outset(*_profile(picture.calm, distance), picture.sigma)
+    outset = _outset(*_profile(picture.calm, distance), picture.sigma, sloping=sloping)
     return Rim(_shade(picture.calm, distance), outset, np.asarray(distance < outset, dtype=np.bool_))

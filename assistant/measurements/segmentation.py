@@ -45,8 +45,8 @@ FEWEST_IN_SHELL = 50
 SHELL_WIDTH = 0.85
 """Mean thickness of a layer that an erosion by four neighbours takes off, over all directions [px]."""
 MOST_OUTSET = 1.5
-DEBRIS = 0.2
-"""Objects thinner than this share of the area-weighted diameter are debris."""
+DEBRIS, DARK_DEBRIS = 0.2, 0.1
+"""Objects thinner than this share of the area-weighted diameter are debris; crumbs are bright, small holes holes."""
 SMALL_BODY = 60.0
 """Area-weighted mean area below which bodies are too small for the coarse look [coarse px2]."""
 CLEAR = 1.2
@@ -275,7 +275,7 @@ def objects_of(picture: Picture, candidate: Candidate) -> Objects | None:
     if good.any():
         diameter = shape.diameter
         typical = float(np.average(diameter[good], weights=shape.area[good]))
-        sized &= diameter > DEBRIS * typical
+        sized &= diameter > (DEBRIS if candidate.bright else DARK_DEBRIS) * typical
         good &= sized
     border = at_border(labels, count)
     across = spanning(labels, count)

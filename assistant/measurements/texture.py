@@ -18,7 +18,9 @@ SHARPNESS_CROP = 448
 REBLUR = 11
 """Width of the re-blur of the sharpness measure [px]."""
 
-HIGHEST_FREQUENCY = 0.42
+HIGHEST_FREQUENCY = 1 / 3
+LEAST_POWER = 0.02
+"""Share of the picture's power in the peak of a period that can be seen; less is a trace of the scan or of JPEG."""
 FEWEST_PERIODS = 5
 PERIOD_CROP = 448
 FINE_PERIOD = 6.0
@@ -174,6 +176,12 @@ class Spectrum:
         fy, fx = float(self.grid.fy[peak[0], 0]), float(self.grid.fx[0, peak[1]])
         return fy, fx, float(np.hypot(fy, fx))
 
+    def share(self, peak: tuple[int, int]) -> float:
+        """Share of all power that lies in a peak and the bins next to it."""
+        rows = [(peak[0] + step) % len(self.power) for step in (-1, 0, 1)]
+        part = self.power[rows, max(peak[1] - 1, 0) : peak[1] + 2]
+        return float(part.sum() / max(float(self.power.sum()), 1e-30))
+
     def prominence(self, peak: tuple[int, int]) -> tuple[float, float]:
         """Power of a peak over the median of its ring, and over the 95th percentile of its sector."""
         fy, fx, f = self.vector(peak)
@@ -224,7 +232,7 @@ def _fundamental(spectrum: Spectrum) -> tuple[tuple[int, int], float] | None:
     peaks = spectrum.peaks()
     for peak in peaks[:SHARPEST]:
         ring, sector = spectrum.prominence(peak)
-        if ring > PEAK_OVER_RING and sector > PEAK_OVER_SECTOR:
+        if ring > PEAK_OVER_RING and sector > PEAK_OVER_SECTOR and spectrum.share(peak) > LEAST_POWER:
             break
     else:
         return None
