@@ -51,9 +51,13 @@ class Ledger(Database):
         """Rows that the disk no longer holds as they were written."""
         try:
             super().__init__(path, tables=Base, durable=True)
-            self._quarantine()
         except BaseException:
             os.close(self._lock)
+            raise
+        try:
+            self._quarantine()
+        except BaseException:
+            self.close()
             raise
 
     def close(self) -> None:
@@ -87,6 +91,9 @@ class Ledger(Database):
     def _quarantine(self) -> None:
         """Set rows with a wrong checksum aside: what was measured is measured again, what was told is not used."""
         with self._session() as session:
+            if session.scalar(text("PRAGMA integrity_check(1)")) != "ok":
+                # An index can be made anew from its rows; where that fails the file is told to be damaged.
+                session.execute(text("REINDEX"))
             for table in SEALED.values():
                 rows = session.execute(select(*table.__table__.columns).execution_options(yield_per=200))
                 torn = [row.key for row in rows if seal(row._asdict()) != row.digest]

@@ -241,6 +241,7 @@ def test_a_flipped_byte_never_becomes_an_answer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_thousand_flipped_bytes_never_become_an_answer(tmp_path: Path) -> None:
     """Every one is harmless, found in its row, or makes the file unreadable with a remedy."""
     assert flipped(tmp_path / "ledger.sqlite", [7919 * k + 13 for k in range(1000)]) > 80
