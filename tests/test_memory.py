@@ -267,11 +267,11 @@ def test_activations_of_cross_attention() -> None:
     assert 80 * cross_attention_activations(128, 64, 4, p=FP32) == pytest.approx(kept, rel=0.10)
 
 
-@pytest.mark.parametrize("tokens", [700, 300])
+@pytest.mark.parametrize("tokens", [2000, 300])
 def test_peak_of_the_loss(tokens: int) -> None:
     """Guards the chunk's logits and the states of answers against what really is alive at once, by its allocations.
 
-    Seen failing with a plain loss, whose fp32 logits grow with the batch.
+    Seen failing with chunks that are not computed again, whose softmax grows with the batch.
     """
     shape = LlamaShape(64, 192, 1, 4, 2, 4096)
     hidden = torch.randn(1, tokens + 1, 64, requires_grad=True)

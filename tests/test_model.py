@@ -178,7 +178,7 @@ def test_checkpointing_changes_no_gradient_of_a_whole_student(kind: str, tmp_pat
 
 @pytest.mark.parametrize("kind", ["dyqlora_fa", "dya_mope"])
 def test_generating_changes_no_gradient_of_a_whole_student(kind: str, tmp_path: Path) -> None:
-    """bitsandbytes repacks 4-bit weights on the first pass without gradients. Seen failing without `prepare_nf4`."""
+    """bitsandbytes repacks 4-bit weights on the first pass without gradients. Seen failing with that left on."""
     student, processor = trained_student(tmp_path, kind)
     batch = two_conversations(processor)
     before = gradients(student, batch)
