@@ -227,7 +227,7 @@ def test_two_hundred_bombs() -> None:
         start = time.perf_counter()
         with pytest.raises(MicrographError) as caught:
             read_micrograph(data)
-        assert caught.value.code in KNOWN, name
+        assert caught.value.code in ({"too_large"} if name.startswith(("png", "bmp", "jpeg")) else KNOWN), name
         slow += [name] if time.perf_counter() - start > 1 else []
     assert slow == []
 
