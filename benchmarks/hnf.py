@@ -1,12 +1,11 @@
 """Speed of the HNF encoder against the same encoder built from PyTorch Geometric and torchdiffeq, in one run.
 
-    python -m pip install torch_geometric torchdiffeq
     python benchmarks/hnf.py [--batch 2] [--rounds 3] [--out benchmarks/hnf.json]
 
 The peer holds the same weights and the same neighbours. Its graph convolution is PyG's ChebConv over an edge list, its
 integration torchdiffeq's `odeint` with default solver and tolerances (dopri5, 1e-7 and 1e-9). With many fixed steps
 the two must agree before anything is timed; the error of the steps that are timed is reported beside the times.
-Forward and backward pass are timed, the two taking turns, the fastest of several rounds.
+Forward and backward pass are timed, the two taking turns: the fastest and the median of several rounds.
 """
 
 from __future__ import annotations
@@ -14,37 +13,39 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
+import platform
+import statistics
 import time
 from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from assistant.hnf import HNF, BidirectionalODE, ChebConv
+from assistant.hnf import HNF, ChebConv, add_virtual_node, knn_graph, scaled_laplacian
 
 IMAGE_SIZE, PATCH_SIZES, DIM, STEPS = 224, (16, 32, 56), 256, 2
 AGREEMENT, FINE_STEPS = 1e-3, 16
 GOAL = 5.0
 
 
-class TorchdiffeqODE(nn.Module):
-    """The two fields of a bidirectional ODE, each solved by torchdiffeq with its default solver."""
+class TorchdiffeqField(nn.Module):
+    """A field that torchdiffeq integrates with its default solver, whatever steps are asked for."""
 
-    def __init__(self, ode: BidirectionalODE) -> None:
+    def __init__(self, ours: nn.Module) -> None:
         super().__init__()
-        self.ahead, self.back, self.merge = ode.ahead, ode.back, ode.merge
+        self.field = ours
 
-    def forward(self, h: Tensor) -> Tensor:
+    def solve(self, h: Tensor, t0: float, t1: float, steps: int) -> Tensor:
+        """State [B, N, D] at t0 -> state at t1."""
         from torchdiffeq import odeint
 
-        up, down = h.new_tensor([0.0, 1.0]), h.new_tensor([1.0, 0.0])
-        h_f, h_b = odeint(self.ahead, h, up)[-1], odeint(self.back, h, down)[-1]
-        if self.merge is None:
-            return (h_f + h_b) / 2
-        merged: Tensor = self.merge(torch.cat((h_f, h_b), dim=-1))
-        return merged
+        solved: Tensor = odeint(self.field, h, h.new_tensor([t0, t1]))[-1]
+        return solved
 
 
 class GeometricConvolution(nn.Module):
@@ -73,7 +74,7 @@ def peer_of(ours: HNF) -> HNF:
     """The same encoder with both of its engines exchanged."""
     peer = copy.deepcopy(ours)
     for scale in peer.scales:
-        scale.ode = TorchdiffeqODE(scale.ode)
+        scale.ode.ahead, scale.ode.back = TorchdiffeqField(scale.ode.ahead), TorchdiffeqField(scale.ode.back)
         scale.graph.convolution = GeometricConvolution(scale.graph.convolution)
     return peer
 
@@ -89,22 +90,29 @@ def step(model: nn.Module, *inputs: Tensor) -> Callable[[], None]:
     return run
 
 
-def fastest(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Shortest time of each run [ms]; they take turns, so that load on the machine hits both."""
-    best = dict.fromkeys(runs, float("inf"))
+def timed(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Times of each run [ms]; they take turns, so that load on the machine hits both."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
             if number:  # the first round warms up
-                best[name] = min(best[name], 1000 * (time.perf_counter() - start))
-    return best
+                times[name].append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def compared(times: dict[str, list[float]]) -> dict[str, Any]:
+    """Fastest and median of ours and the peer's [ms], and how many times faster ours is by either."""
+    found: dict[str, Any] = {}
+    for name, of in (("fastest", min), ("median", statistics.median)):
+        ours, peer = of(times["ours"]), of(times["peer"])
+        found[name] = {"ours_ms": round(ours, 1), "peer_ms": round(peer, 1), "times_faster": round(peer / ours, 2)}
+    return found
 
 
 def parts(ours: HNF, peer: HNF, batch: int) -> dict[str, dict[str, Callable[[], None]]]:
     """The whole encoder and its two engines on the first scale."""
-    from assistant.hnf import add_virtual_node, knn_graph, scaled_laplacian
-
     patches = (IMAGE_SIZE // PATCH_SIZES[0]) ** 2
     pixels, tokens = torch.rand(batch, 1, IMAGE_SIZE, IMAGE_SIZE), torch.randn(batch, patches + 1, DIM)
     laplacian = scaled_laplacian(add_virtual_node(knn_graph(tokens[:, 1:], 9)))
@@ -137,18 +145,18 @@ def report(batch: int, rounds: int) -> dict[str, Any]:
     off = disagreement(ours, peer, steps=FINE_STEPS)
     if off > AGREEMENT:
         raise SystemExit(f"error: the two encoders differ by {off:.1e}, so their times do not compare")
-    times = {name: fastest(runs, rounds) for name, runs in parts(ours, peer, batch).items()}
     return {
-        "machine": {"threads": torch.get_num_threads(), "torch": torch.__version__},
-        "batch": batch,
+        "date": date.today().isoformat(),
+        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "versions": {name: version(name) for name in ("torch", "torch_geometric", "torchdiffeq")},
+        "shape": {"image_size": IMAGE_SIZE, "patch_sizes": PATCH_SIZES, "dim": DIM, "steps": STEPS, "batch": batch},
         "disagreement": {
             f"{FINE_STEPS} steps": float(f"{off:.1e}"),
             f"{STEPS} steps, as timed": float(f"{disagreement(ours, peer, steps=STEPS):.1e}"),
         },
-        "forward_backward_ms": {name: {k: round(v, 1) for k, v in t.items()} for name, t in times.items()},
-        f"times_faster (goal for the encoder >= {GOAL:g})": {
-            name: round(t["peer"] / t["ours"], 2) for name, t in times.items()
-        },
+        "goal": f"encoder, forward and backward, >= {GOAL:g} times faster",
+        "rounds": rounds,
+        "forward_backward": {name: compared(timed(runs, rounds)) for name, runs in parts(ours, peer, batch).items()},
     }
 
 

@@ -20,6 +20,12 @@ def test_tiny_is_the_default() -> None:
     assert load_config(Path(__file__).parents[1] / "configs" / "tiny.yaml") == Config()
 
 
+def test_the_bundled_settings_load() -> None:
+    """They name the weights of the losses alone, as run directories of the first version do."""
+    config = load_config(Path(__file__).parents[1] / "assistant" / "weights" / "config.yaml")
+    assert (config.loss.itm.weight, config.loss.itc.weight) == (1.0, 0.0)
+
+
 def test_dump_reads_back() -> None:
     config = load_config(None, ["adapter.r_max=8", "hnf.patch_sizes=[8, 16]", "decoder.base=/models/llama"])
     assert parse_config(yaml.safe_load(dump_config(config)), origin="dump") == config
@@ -34,6 +40,11 @@ def test_dump_reads_back() -> None:
         ("training.steps=0", "bad_value", "greater than 0"),
         ("training.aux_dropout=1.5", "bad_value", "less than or equal to 1"),
         ("hnf.patch_sizes=[16, 33]", "bad_value", "not a multiple of the patch size 33"),
+        ("hnf.patch_sizes=[32, 16]", "bad_value", "must grow"),
+        ("hnf.edge_weights=euclidean", "bad_value", "'binary' or 'cosine'"),
+        ("loss.itm.negatives=easy", "bad_value", "loss.itm.negatives"),
+        ("loss.itc=-1", "bad_value", "loss.itc.weight"),
+        ("loss.itm.wait=1", "unknown_key", "Did you mean 'weight'?"),
         ("decoder.cross_attention_dim=100", "bad_value", "multiple of cross_attention_heads"),
         ("init=null", "bad_value", "decoder.base must name"),
         ("steps", "bad_override", "section.key=value"),

@@ -561,7 +561,7 @@ def test_decoder_memory_from_the_settings(kind: str, tokens: Any, tmp_path: Path
 def test_a_question_is_asked_as_it_was_taught(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From one file: what training reads of it and what serving asks about it are the same tokens, facts included.
 
-    Seen failing with the facts before the metadata in serving, and with the facts after the question in training.
+    Seen failing with the facts before the metadata in serving, and with training that drops them.
     """
     write_synthetic(tmp_path / "images", classes=("particles",), per_class=2, size=(96, 128), workers=1)
     teach(tmp_path / "images", tmp_path / "data", config=TeachConfig(), workers=1)
