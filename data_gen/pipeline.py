@@ -15,47 +15,42 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assistant.chat import auxiliary_text, number_lines
-from assistant.errors import DatasetError, MicrographError, TeacherError
-from data_gen.batches import BatchDesk
-from data_gen.budget import Budget, Estimate
+from assistant.chat import number_lines
+from assistant.errors import DatasetError, MicrographError
 from data_gen.card import Tally, card, write_examples
 from data_gen.catalogue import SPLITS, Catalogue, Entry, in_pair_order, pair_up
 from data_gen.claims import claim_verdict
-from data_gen.desk import OPEN_VERDICTS, Desk, ask_all, told
+from data_gen.consultation import MANIFEST, Asked, Consultation
+from data_gen.desk import OPEN_VERDICTS, told
 from data_gen.drafts import Drafts, Row
-from data_gen.egress import Consent, Item, destination_of, grant
+from data_gen.egress import Consent, Item, destination_of
 from data_gen.evidence import Evidence, chance, class_words, known_text
-from data_gen.examine import Examiner, content_digest, examine, pictures, redacted
+from data_gen.examine import Examiner, content_digest, examine, pictures
 from data_gen.filters import NearDuplicates, answer_verdict, blind_answers, blind_scores, samples_agree, untrusted_text
 from data_gen.knowledge import Sheet, knowledge_sheets, measured_sheet, save_sheet, sheet_of, sheet_request
 from data_gen.ledger import Ledger
-from data_gen.redaction import check_words, sayable, shareable
+from data_gen.redaction import shareable
 from data_gen.replies import Rejection
 from data_gen.report import TeachReport
 from data_gen.review import Decision, applied, decisions_about
+from data_gen.rows import common_label, row_of
 from data_gen.tables import ACCEPTED
 from data_gen.tasks import PER_IMAGE, Question, by_facet, conversation_about, questions_about, questions_comparing
 from data_gen.teacher import HostedTeacher, OfflineTeacher, Request, Teacher, request_key
-from data_gen.writer import LineWriter, SplitWriter, conversation, write_card
+from data_gen.writer import LineWriter, SplitWriter, write_card
 
 if TYPE_CHECKING:
     from assistant.config import TeachConfig
 
 Progress = Callable[[int, int, str], None]
 Answers = Mapping[str, Sequence[str]]
-Asked = tuple[tuple[Evidence, ...], Request, Teacher]
-"""What is known of the pictures of a request, the request, and who answers it."""
 FACTUAL_TASKS = frozenset({"classification", "metadata", "conversation"})
 """Answered from facts whoever the teacher is: there is nothing to see."""
-MANIFEST, AUDIT = "egress.jsonl", "egress-audit.jsonl"
-PROBES = 5
-"""Requests that are asked first, to tell what all of them will cost."""
 MOST_PER_SHEET = 200
 BATCH = 64
 
@@ -86,10 +81,10 @@ def teach(
     """Make the instruction data set `out` from the micrographs under `images`.
 
     `budget_usd` bounds what the data set may cost in all, over every run [USD]. `allow_egress` is leave to send what
-    the manifest lists: its sha256, a function that asks a person, or True for a caller who answers for it.
-    `estimate` asks a few requests, tells what all would cost, and writes no rows. `sheets` writes the knowledge sheet
-    of every class too. `teacher` replaces the configured
-    one (a `ReplayTeacher`, say). `workers` processes read and measure; None takes one per core, 1 stays in this one.
+    the manifest lists: its sha256, or True for a caller who answers for it. `estimate` asks a few requests, tells what
+    all would cost, and writes no rows. `sheets` writes the knowledge sheet of every class too. `teacher` replaces the
+    configured one (a `ReplayTeacher`, say). `workers` processes read and measure; None takes one per core, 1 stays in
+    this one.
 
     Raises DatasetError, TeacherError (`no_key`, `no_price`) or EgressError (`denied`). A teacher that gives up in the
     middle is told in the report, and what it answered is written.
@@ -114,8 +109,7 @@ def teach(
         )
         lesson.examine(destination_of(config.base_url) if hosted else None)
         if hosted:
-            consulted = lesson.consult(budget_usd, allow_egress=allow_egress, probe=estimate, sheets=sheets)
-            teacher = asyncio.run(consulted)
+            teacher = lesson.consult(budget_usd, allow_egress=allow_egress, probe=estimate, sheets=sheets)
         if sheets and not estimate:
             lesson.write_sheets(teacher or OfflineTeacher())
         if not estimate:
@@ -282,83 +276,13 @@ class _Lesson:
 
     # --------------------------------------------------------------------------------------------- 2. ask a host
 
-    async def consult(self, budget_usd: float | None, *, allow_egress: Consent, probe: bool, sheets: bool) -> Teacher:
+    def consult(self, budget_usd: float | None, *, allow_egress: Consent, probe: bool, sheets: bool) -> Teacher:
         """Ask the hosted teacher everything that the ledger holds no answer to; with `probe`, a few requests only."""
-        config = self.config
-        permit = grant(self.out / MANIFEST, destination=destination_of(config.base_url), allow=allow_egress)
-        price = config.price_per_million
-        if budget_usd is not None and not (price.input or price.output):
-            raise TeacherError("no_price", "A budget needs prices. Set teach.price_per_million.input and .output.")
-        teacher = HostedTeacher(permit, config, answers_as=self.ledger.model_of(f"openai:{config.model}"))
-        budget = Budget(budget_usd, spent_usd=self.ledger.spent_usd())
-        desk = Desk(teacher, self.ledger, budget, max_retries=config.max_retries)
-        try:
-            async with BatchDesk(permit, teacher, self.ledger, budget, config) as batches:
-                if self.ledger.open_batches():
-                    await batches.finish(self._errands(teacher))
-                if not batches.stopped:
-                    await ask_all(desk, self._errands(teacher, most=PROBES), concurrency=config.concurrency)
-                self._estimate(teacher, budget_usd)
-                if not (probe or batches.stopped or desk.stopped):
-                    await self._ask_the_rest(desk, batches, sheets=sheets)
-        finally:
-            await teacher.close()
-            self.ledger.export_departures(self.out / AUDIT)
-        stopped = batches.stopped or desk.stopped
-        self.report.stopped = str(stopped) if stopped else None
-        return teacher
-
-    async def _ask_the_rest(self, desk: Desk, batches: BatchDesk, *, sheets: bool) -> None:
-        """Ask everything else, the way that the settings name."""
-        if sheets:
-            await ask_all(desk, self._sheet_errands(), concurrency=self.config.concurrency)
-        if self.config.batch:
-            await batches.ask_all(self._errands(desk.teacher))
-        else:
-            await ask_all(desk, self._errands(desk.teacher), concurrency=self.config.concurrency)
-
-    def _estimate(self, teacher: HostedTeacher, budget_usd: float | None) -> None:
-        """What the whole data set will cost, from the requests that were answered."""
-        price = self.config.price_per_million
-        if not (price.input or price.output):
-            return
-        estimate = Estimate()
-        for _, request, by in self._requests(teacher):
-            if by is teacher:
-                known = self.ledger.exchange(request_key(teacher, request))
-                settled = known is not None and known.verdict not in OPEN_VERDICTS
-                estimate.add(request.task, known.cost_usd if known and settled else None)
-        self.report.estimate_usd = total = estimate.total_usd()
-        if total is not None and budget_usd is not None and total > budget_usd:
-            self.report.warnings.append(
-                f"All requests will cost about {total:.2f} USD; the budget of {budget_usd:.2f} USD ends before."
-            )
-
-    async def _errands(
-        self, teacher: Teacher, most: int | None = None
-    ) -> AsyncIterator[tuple[Request, Callable[[], Awaitable[list[bytes]]]]]:
-        """What the teacher is to be asked, with a way to the pictures; `most` bounds how many of the open ones."""
-        count = 0
-        for shown, request, by in self._requests(teacher):
-            if by is not teacher:
-                continue
-            known = self.ledger.exchange(request_key(teacher, request))
-            if known is not None and known.verdict not in OPEN_VERDICTS:
-                continue
-            if count == most:
-                return
-            count += 1
-            check_words(request.prompt, self.config.redact)
-            paths = [str(self.catalogue.root / evidence.path) for evidence in shown]
-            yield request, functools.partial(asyncio.to_thread, redacted, paths, self.config.downscale)
-
-    async def _sheet_errands(self) -> AsyncIterator[tuple[Request, Callable[[], Awaitable[list[bytes]]]]]:
-        async def no_pictures() -> list[bytes]:
-            return []
-
-        for label in sorted(self.labels):
-            if sayable(label, self.config.redact):
-                yield sheet_request(label), no_pictures
+        visit = Consultation(
+            self._requests, self.catalogue.root, self.out, self.config, ledger=self.ledger, report=self.report
+        )
+        labels = sorted(self.labels) if sheets else []
+        return asyncio.run(visit.ask(budget_usd, allow_egress=allow_egress, probe=probe, sheets=labels))
 
     def write_sheets(self, teacher: Teacher) -> None:
         """Write the sheet of every class: the hosted teacher's, else the authored one, else what was measured."""
@@ -473,10 +397,9 @@ class _Lesson:
         teacher: Mapping[str, Any],
     ) -> dict[str, Any] | None:
         """A candidate row, or None where the answer may not be taught."""
-        first, offline = shown[0], teacher["name"] == OfflineTeacher.name
-        label = first.label if len({evidence.label for evidence in shown}) == 1 else None
+        offline, label = teacher["name"] == OfflineTeacher.name, common_label(shown)
         if offline:
-            verdict = untrusted_text([first.label or "", question.text, request.known, *wordings])
+            verdict = untrusted_text([shown[0].label or "", question.text, request.known, *wordings])
         else:
             known = f"{request.known} {question.text}"
             classes = sorted(self.labels | class_words().keys())
@@ -487,35 +410,13 @@ class _Lesson:
         if verdict is not None:
             self._reject(verdict, files=files, item=question.id, question=question.text, raw=list(wordings))
             return None
-        provenance = {
-            "item": question.id,
-            "files": files,
-            "sha256": list(request.images),
-            "origin": first.source,
-            "states": dict(question.states),
-            "teacher": teacher,
-        }
-        measured = [evidence.facts for evidence in shown]
-        record = {
-            "id": "-".join([*(image[:12] for image in request.images), question.id]),
-            "messages": conversation(question.text, wordings[0], images=len(shown), history=question.history),
-            "task": question.task,
-            "facet": question.facet,
-            "label": label,
-            "source": first.path,
-            "group": first.group,
-            "teacher": teacher["name"],
-            "aux": number_lines([auxiliary_text(e.metadata_line, e.facts_line) for e in shown]),
-            "references": list(wordings),
-            "provenance": json.dumps(provenance, ensure_ascii=False, sort_keys=True),
-            "measured": json.dumps(measured[0] if len(shown) == 1 else measured, sort_keys=True),
-        }
-        answer = question.canonical_answer if offline else wordings[0].lower()
+        row = row_of(question, wordings, shown, teacher=teacher)
+        record = {"files": files, "sha256": list(request.images), "row": row}
         return {
-            "split": first.split,
+            "split": shown[0].split,
             "question": question.canonical,
-            "answer": answer,
-            "record": json.dumps({"files": files, "sha256": list(request.images), "row": record}, ensure_ascii=False),
+            "answer": question.canonical_answer if offline else wordings[0].lower(),
+            "record": json.dumps(record, ensure_ascii=False),
         }
 
     # ------------------------------------------------------------------------------------------------- 4. write

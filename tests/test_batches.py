@@ -20,7 +20,8 @@ from tiny_micrographs import draw_tiny
 
 from assistant.config import PriceConfig, TeachConfig
 from data_gen import batches as batches_module
-from data_gen.pipeline import PROBES, TeachReport, teach
+from data_gen.consultation import PROBES
+from data_gen.pipeline import TeachReport, teach
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 12

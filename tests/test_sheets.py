@@ -14,8 +14,9 @@ from teacher_server import Handler, answers_to, completion, good, teacher_server
 from tiny_micrographs import draw_tiny
 
 from assistant.config import PriceConfig, TeachConfig
+from data_gen.consultation import PROBES
 from data_gen.knowledge import FACETS, knowledge_sheets
-from data_gen.pipeline import PROBES, teach
+from data_gen.pipeline import teach
 
 CLASSES = ("particles", "our_dimples")
 
