@@ -12,17 +12,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicLayer
 
 from assistant.decoder import VisualContext
 from assistant.model import MaemiForConditionalGeneration
 
 SLOTS = 32
 """Conversations continued at one time."""
+ROOM = 64
+"""Tokens a cache makes room for at a time."""
 Batch = Mapping[str, Tensor]
 """Left-padded tensors from `MaemiProcessor`."""
 Prepare = Callable[[Sequence[int]], tuple[Batch, VisualContext | None]]
@@ -41,11 +44,41 @@ class Sampling:
 GREEDY = Sampling()
 
 
+class RoomyLayer(DynamicLayer):
+    """Keys and values with room for the tokens to come, so that a step copies one token and not all before it."""
+
+    keys: Tensor
+    values: Tensor
+    room: tuple[Tensor, Tensor] | tuple[()] = ()
+    """Storage whose beginning `keys` and `values` are."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values [R, h, t, W] -> all of them [R, h, T + t, W]."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        held, length = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
+        keys, values = self._room_for(length, key_states, value_states)
+        keys[:, :, held:length], values[:, :, held:length] = key_states, value_states
+        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
+        return self.keys, self.values
+
+    def _room_for(self, length: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """The room, made anew where it is full or the keys are no longer its beginning: other methods replace them."""
+        if self.room and length <= self.room[0].shape[2] and self.room[0].data_ptr() == self.keys.data_ptr():
+            return self.room
+        held = self.get_seq_length()
+        keys, values = (t.new_empty(*t.shape[:2], length + ROOM, t.shape[-1]) for t in (key_states, value_states))
+        if held:
+            keys[:, :, :held], values[:, :, :held] = self.keys, self.values
+        self.room = keys, values
+        return keys, values
+
+
 @dataclass(frozen=True)
 class Rows:
     """Conversations under way: what the language model has read of them, and what they look at."""
 
-    cache: DynamicCache
+    cache: Cache
     mask: Tensor  # [R, T]: 1 where the cache holds a token, 0 where it holds padding
     image_index: Tensor  # [R, 1] of the last token, and so of every token to come
     turn_index: Tensor  # [R, 1]
@@ -91,10 +124,10 @@ def read(
     student: MaemiForConditionalGeneration,
     batch: Batch,
     context: VisualContext | None,
-    cache: DynamicCache | None = None,
+    cache: Cache | None = None,
 ) -> tuple[Rows, Tensor]:
     """Read prompts [R, T] -> rows and the logits [R, V] of what follows; `cache` holds what was read before."""
-    cache = DynamicCache() if cache is None else cache
+    cache = Cache(layer_class_to_replicate=RoomyLayer) if cache is None else cache
     mask = batch["attention_mask"]
     ids = batch["input_ids"][:, cache.get_seq_length() :]
     images, turns = batch["image_index"], batch["turn_index"]
@@ -186,7 +219,7 @@ def _logits(
     image_index: Tensor,
     turn_index: Tensor,
     context: VisualContext | None,
-    cache: DynamicCache,
+    cache: Cache,
     *,
     keep: int = 0,
 ) -> Tensor:
