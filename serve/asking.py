@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from assistant.errors import ConfigError, MicrographError
 from serve import terminal
 from serve.command import ALL_FAILED, Json, PixelSize, Run, app, finish, load, print_result, quiet, usage
+
+if TYPE_CHECKING:
+    from assistant.micrograph import Micrograph
 
 
 @app.command(short_help="What the reader finds in micrographs.")
@@ -26,6 +29,9 @@ def info(
     read_bar: Annotated[
         bool | None,
         typer.Option(help="Read the burnt-in scale bar always or never; where it is needed if absent."),
+    ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Folder for figures: what can be measured, drawn over each micrograph.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -44,6 +50,8 @@ def info(
         try:
             found = read_micrograph(path, page=page, pixel_size_nm=nm, read_bar=read_bar)
             records.append(found.info() | {"path": str(path)})
+            if overlay is not None:
+                _write_figures(found, overlay, path.name)
         except MicrographError as error:
             records.append({"path": str(path), "error": {"code": error.code, "message": error.message}})
     if json:
@@ -55,6 +63,21 @@ def info(
         elif not json:
             _print_info(record)
     finish(ALL_FAILED if len(failed) == len(records) else len(failed))
+
+
+def _write_figures(micrograph: Micrograph, folder: Path, name: str) -> None:
+    """One PNG per measurement that applies, `NAME.figure.png`."""
+    from assistant.measure import figures
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for figure, image in figures(micrograph).items():
+            image.save(folder / f"{name}.{figure}.png")
+    except OSError as error:
+        message = (
+            f"{error.filename or folder} cannot be written: {error.strerror}. Choose another folder for --overlay."
+        )
+        raise ConfigError("cannot_write", message) from error
 
 
 @app.command(short_help="Ask a question about micrographs.")

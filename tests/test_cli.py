@@ -96,6 +96,19 @@ def test_every_verb_explains_itself_with_an_example(maemi: Maemi, verb: str) -> 
     assert re.search(rf"Example:\n\s+maemi {verb}\b", out)
 
 
+def test_info_draws_what_it_measured(maemi: Maemi, tiff: Path, tmp_path: Path) -> None:
+    """Every figure bears the name of its file; a folder that cannot be made is one line and no traceback."""
+    code, out, _ = maemi("info", tiff, "--overlay", tmp_path / "figures", "--json")
+    assert code == 0
+    assert json.loads(out)[0]["path"] == str(tiff)
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"discs.tif.objects.png", "discs.tif.neighbours.png", "discs.tif.grey.png"} <= names
+    code, _, err = maemi("info", tiff, "--overlay", tiff / "figures")
+    assert code == 2
+    assert err.startswith("error: cannot_write: ")
+    assert "Traceback" not in err
+
+
 def test_the_overview_names_every_verb(maemi: Maemi) -> None:
     for arguments in ([], ["--help"]):
         code, out, _ = maemi(*arguments)

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from assistant.measure import FACT_NAMES, Fact, Facts, disagreements, measure, measure_pixels
-from assistant.measurements import bodies, lines, picture, segmentation, texture
+from assistant.measurements import bodies, lines, picture, rims, segmentation, texture
 from assistant.micrograph import Calibration, Micrograph, Window
 
 GREY = ("mean_grey", "contrast", "sharpness", "noise")
@@ -390,6 +390,76 @@ def test_a_large_picture_gives_the_numbers_of_its_small_self() -> None:
     large = measure_pixels(noisy(np.kron(ideal, np.ones((3, 3))), blur=2.0), nm_per_pixel=2.0)
     for name in ("count", "mean_diameter", "nearest_neighbour", "coverage", "period"):
         assert value(large, name) == pytest.approx(value(small, name), rel=0.05), name
+
+
+# ---------------------------------------------------------------------------------- openings and dark bodies
+
+
+def dark_bodies(*, beside: float) -> np.ndarray:
+    """Dark discs whose surroundings differ from the open ground by `beside`, as a glow or as a shadow does."""
+    y, x = axes((240, 320))
+    image = np.full((240, 320), 0.6)
+    for cx, cy, radius in lattice((240, 320), 80, 16):
+        r = np.hypot(x - cx, y - cy)
+        image += beside * np.exp(-(((r - radius) / 5) ** 2)) * (r > radius)
+        image[r <= radius] = 0.1
+    return noisy(image)
+
+
+def test_dark_bodies_with_glowing_rims_are_pores_and_shaded_ones_are_particles() -> None:
+    """A dark particle on a bright support has no porosity. Seen failing with the sign of the shade turned."""
+    pores, bodies_ = (measure_pixels(dark_bodies(beside=b), nm_per_pixel=None) for b in (0.25, -0.25))
+    assert pores.kind == "pores"
+    assert pores["porosity"].applies
+    assert bodies_.kind == "particles"
+    assert not bodies_["porosity"].applies
+    assert "dark" in bodies_["coverage"].note
+    assert value(pores, "count") == value(bodies_, "count") == 12
+
+
+def test_the_mouth_of_an_opening_with_sloping_walls_is_the_crest_of_their_glow() -> None:
+    """Walls that slope over 8 px and glow towards the mouth; at mid-level a third of the opening would be missing."""
+    y, x = axes((240, 320))
+    image = np.full((240, 320), 0.45)
+    for cx, cy, radius in lattice((240, 320), 60, 24):
+        inward = radius - np.hypot(x - cx, y - cy)
+        image = np.where(inward > 0, np.clip(0.75 - 0.65 * inward / 9, 0.1, 0.75), image)
+    made = picture.picture_of(noisy(image, sigma=0.01), 0, 255)
+    assert made is not None
+    rim = rims.rim_of(made, made.calm < 0.35)
+    true = 100 * 20 * np.pi * 24**2 / (240 * 320)
+    assert 100 * rim.opening.mean() == pytest.approx(true, abs=8)
+    assert 100 * (made.calm < 0.35).mean() < true - 15
+
+
+def test_layers_across_the_frame_are_no_objects() -> None:
+    y, _ = axes((240, 320))
+    facts = measure_pixels(noisy(((y > 90) & (y < 150)).astype(float)), nm_per_pixel=None)
+    assert not facts["count"].applies
+
+
+def test_a_faint_ripple_of_the_scan_is_no_period() -> None:
+    """Mains hum and JPEG leave sharp peaks without contrast."""
+    _, x = axes((256, 320))
+    texture_ = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((256, 320)), 6)
+    image = 0.5 + texture_ / texture_.std() / 5
+    faint, clear = (measure_pixels(noisy(image + a * np.cos(2 * np.pi * x / 7), sigma=0.004), nm_per_pixel=None)
+                    for a in (0.02, 0.2))  # fmt: skip
+    assert not faint["period"].applies
+    assert value(clear, "period") == pytest.approx(7, rel=0.01)
+
+
+def test_wires_that_lie_apart_are_counted_and_have_no_diameter() -> None:
+    """A wire has a width and a length; the diameter of a circle of equal area would be read as either."""
+    y, x = axes((240, 320))
+    image = np.zeros((240, 320))
+    for at, middle in ((15, 140), (36, 170), (70, 150), (92, 165), (131, 140), (160, 180), (185, 150), (226, 160)):
+        image[(np.abs(y - at) < 3) & (np.abs(x - middle) < 90)] = 1
+    facts = measure_pixels(noisy(image), nm_per_pixel=None)
+    assert facts.kind in ("fibres", "particles")
+    assert value(facts, "count") == 8
+    if facts.kind == "fibres":
+        assert not facts["mean_diameter"].applies
 
 
 # ---------------------------------------------------------------------------------- grey levels

@@ -22,11 +22,11 @@ NEAR, FAR = (2.0, 4.0), (7.0, 18.0)
 FEWEST_BESIDE = 50
 SHADED = -0.12
 """Darkening of the ground beside a body, in contrasts, from which the body stands on it."""
-GLOWING = 0.08
-"""Share of the crest that is glow from which side walls are looked for."""
+GLOWING, GLOWING_FOAM = 0.08, 0.03
+"""Share of the crest that is glow from which side walls are looked for; in a foam all of a wall's top glows."""
 SHARP, SHARP_PER_BLUR = 1.5, 0.7
 """Widest rise of a wall that does not slope [px], and what the denoising blur adds to it."""
-MOUTH = 0.98
+MOUTH = 0.995
 """Level of the outline of an opening with sloping walls, from its floor (0) to the crest (1)."""
 MIDDLE, MOST_RAISED, RAISED = 0.5, 0.15, 0.5
 """Level of a sharp outline, and how far it is raised with the glow."""
@@ -90,7 +90,8 @@ def _outset(at: F64, profile: F64, sigma: float, *, sloping: bool) -> float:
     def reached(share: float) -> float:
         return _last_crossing(at[rising], profile[rising], floor + share * (top - floor))
 
-    if glow > GLOWING and (sloping or reached(0.8) - reached(0.2) > SHARP + SHARP_PER_BLUR * sigma):
+    slow = reached(0.8) - reached(0.2) > SHARP + SHARP_PER_BLUR * sigma
+    if (slow and glow > GLOWING) or (sloping and glow > GLOWING_FOAM):
         return reached(MOUTH)
     return reached(MIDDLE + min(MOST_RAISED, RAISED * max(glow, 0.0)))
 
