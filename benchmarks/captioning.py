@@ -23,7 +23,7 @@ from assistant.inference import Assistant, Look
 from assistant.micrograph import to_model_input
 from data_gen.synth import write_synthetic
 
-IMAGES, NEW_TOKENS, PASSES = 64, 64, 3
+IMAGES, NEW_TOKENS, PASSES = 64, 128, 2
 RESULTS = Path(__file__).with_suffix(".json")
 
 
