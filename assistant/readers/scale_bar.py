@@ -17,6 +17,7 @@ SHORTEST = 12  # length of a bar [px]
 WIDEST = 0.65  # ... as a share of the width: what is longer is a frame
 FULL_ROW = 0.97  # share of a line's length that is ink in its fullest row
 SLENDER = 2.0  # a bar is at least this many times as long as high, caps and ticks included: no letter, no logo is
+SOLID = 0.9  # share of a tick's box that is ink
 TALLER = 1.5  # an end cap is this many times as tall as the line is thick, and two pixels taller
 CAP_STARTS = 3  # a cap may be rounded: its full height is reached within so many columns
 FEWEST_TICKS = 9  # fewer evenly spaced strokes also occur in text
@@ -83,27 +84,29 @@ def _commonest(levels: Pixels) -> float:
 
 
 def _parts(ink: Pixels) -> Iterator[_Part]:
-    """The connected pieces of ink, without frames: these touch two sides of the info bar, or span most of it."""
+    """Connected pieces of ink shaped like a bar or a tick; frames touch two sides of the info bar or span most of it."""
     from scipy import ndimage
 
     rows, columns = ink.shape
     names, count = ndimage.label(ink, np.ones((3, 3)))
     if count > MOST_PARTS:
         return
+    areas = np.bincount(names.ravel())
     for name, box in enumerate(ndimage.find_objects(names), start=1):
         (top, bottom), (left, right) = ((side.start, side.stop) for side in box)
         touched = (top == 0) + (bottom == rows) + (left == 0) + (right == columns)
-        if touched < 2 and right - left <= WIDEST * columns:
+        high, wide = bottom - top, right - left
+        like_line = wide >= max(SHORTEST, SLENDER * high)
+        like_tick = high >= 2 * wide and areas[name] > SOLID * high * wide
+        if touched < 2 and wide <= WIDEST * columns and (like_line or like_tick):
             piece = names[box] == name
-            yield _Part(left, top, right, bottom, piece, _line(piece))
+            yield _Part(left, top, right, bottom, piece, _line(piece) if like_line else None)
 
 
 def _line(piece: Pixels) -> tuple[int, int] | None:
-    """The rows that are ink from end to end, where the piece is drawn like a bar and not like a letter."""
+    """The rows that are ink from end to end."""
     full = np.flatnonzero(piece.mean(axis=1) >= FULL_ROW)
-    if full.size == 0 or piece.shape[1] < max(SHORTEST, SLENDER * piece.shape[0]):
-        return None
-    return int(full[0]), int(full[-1]) + 1
+    return (int(full[0]), int(full[-1]) + 1) if full.size else None
 
 
 def _halves(lines: Sequence[_Part]) -> list[tuple[_Part, _Part]]:
@@ -149,7 +152,7 @@ def _crossing(profile: Pixels, first: int) -> float:
 
 def _combs(parts: Sequence[_Part], grey: Pixels) -> list[ScaleBar]:
     """Rows of evenly spaced upright ticks that share their upper or lower end."""
-    ticks = [p for p in parts if p.bottom - p.top >= 2 * p.wide and p.ink.mean() > 0.9]
+    ticks = [part for part in parts if part.bottom - part.top >= 2 * part.wide]
     found: dict[tuple[int, int], ScaleBar] = {}
     for side in ("top", "bottom"):
         for level in {getattr(tick, side) for tick in ticks}:
