@@ -84,7 +84,7 @@ def _commonest(levels: Pixels) -> float:
 
 
 def _parts(ink: Pixels) -> Iterator[_Part]:
-    """Connected pieces of ink shaped like a bar or a tick; frames touch two sides of the info bar or span most of it."""
+    """Connected pieces of ink shaped like a bar or a tick; frames touch two sides of the bar or span most of it."""
     from scipy import ndimage
 
     rows, columns = ink.shape
