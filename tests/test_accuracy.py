@@ -50,7 +50,7 @@ def test_errors_stay_under_their_goal(name: str, summary: dict[str, Any], benchm
 
 
 def test_hardly_anything_is_claimed_that_is_not_there(summary: dict[str, Any]) -> None:
-    """Seen failing with every dark body called a pore."""
+    """Seen failing with an orientation for every anisotropy, however low."""
     assert summary["wrong_verdicts"]["overall"] < 0.05
 
 

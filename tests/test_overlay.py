@@ -77,13 +77,13 @@ def test_edges_of_lines_lie_on_the_lines() -> None:
 
 
 def test_the_scale_bar_has_a_round_length_and_its_true_size() -> None:
-    """A bar drawn for the reduced picture in place of the full one is off by the scale."""
+    """Seen failing with a bar in px of the picture on a figure of another size."""
     surface = canvas.Canvas(np.zeros((256, 512), np.uint8))
     surface.scale_bar("nm", 4.0)
     white = np.asarray(surface.finished()).min(axis=2) > 235
     bar = max(int(white[row].sum()) for row in range(canvas.MARGIN + 32, canvas.MARGIN + 37))
     nm = bar / surface.scale * 4.0
-    assert min(abs(nm / step - 1) for step in (100, 200, 500, 1000)) < 0.02
+    assert nm == pytest.approx(200, rel=0.02)  # a fifth of 512 px of 4 nm, rounded down
 
 
 @pytest.mark.parametrize(("target", "length"), [(1.0, 1.0), (1.99, 1.0), (4.9, 2.0), (5.0, 5.0), (730.0, 500.0)])
