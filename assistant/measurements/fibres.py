@@ -31,8 +31,8 @@ DENSE = 0.4
 """Share of the frame from which fibres are a mat."""
 STEP = 1.12
 """Mean length of a skeleton pixel over all directions [px]."""
-WIDEST_SHARE = 0.08
-"""Of the shorter side; a wider body is no fibre."""
+WIDEST_SHARE, WIDEST_DARK = 0.08, 0.05
+"""Of the shorter side; a wider body is no fibre, and a wider dark one is a crack or a band."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,9 @@ def find_fibres(picture: Picture, phases: Candidate, *, bright: bool) -> Fibres 
     rows, columns = _ridge(distance)
     if len(rows) < 2 * SMALLEST_PIECE:
         return None
+    widest = (WIDEST_SHARE if bright else WIDEST_DARK) * min(mask.shape)
     width = float(np.median(2 * distance[rows, columns] - 1))
-    if width > WIDEST_SHARE * min(mask.shape):
+    if width > widest:
         return None
     step = max(1, len(rows) // MOST_PLACES)
     reach = max(width, 4.0)
@@ -105,7 +106,7 @@ def find_fibres(picture: Picture, phases: Candidate, *, bright: bool) -> Fibres 
     if persistence < PERSISTENT:
         return None
     drawn, width = _widths(mask, distance, relief, picture)
-    if width > WIDEST_SHARE * min(mask.shape):
+    if width > widest:
         return None
     share = _coverage(picture, mask, width / drawn, bright=bright)
     resolved = drawn > BLURRED * picture.sigma or picture.sigma < NOISY_SIGMA

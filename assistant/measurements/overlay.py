@@ -90,7 +90,7 @@ def _size_key(it: Drawing, sized: Mask) -> None:
         return
     per_pixel = mean.value / float(objects.geometry.diameter[objects.good & objects.whole].mean() - 2 * objects.outset)
     low, high = (f(objects.geometry.diameter[sized]) - 2 * objects.outset for f in (np.min, np.max))
-    ends = [f"{number(float(v) * per_pixel)} {mean.unit}" for v in (low, high)]
+    ends = [_quantity(float(v) * per_pixel, mean.unit) for v in (low, high)]
     left, wide = MARGIN, 150
     it.canvas.plate(left, MARGIN, left + wide + 28, MARGIN + 46)
     for step in range(wide):
@@ -249,10 +249,13 @@ DRAWN: dict[str, Callable[[Drawing], None]] = {
 def _said(fact: Fact) -> str:
     """Name, value and unit as a person writes them."""
     assert fact.value is not None
-    value, unit = fact.value, {"deg": "°", "%": " %", "": ""}.get(fact.unit, f" {fact.unit}")
-    if fact.unit == "nm" and value >= 1000:
-        value, unit = (value / 1e6, " mm") if value >= 1e6 else (value / 1e3, " µm")
-    return f"{fact.name.replace('_', ' ')} {number(value)}{unit}"
+    return f"{fact.name.replace('_', ' ')} {_quantity(fact.value, fact.unit)}"
+
+
+def _quantity(value: float, unit: str) -> str:
+    if unit == "nm" and value >= 1000:
+        value, unit = (value / 1e6, "mm") if value >= 1e6 else (value / 1e3, "µm")
+    return number(value) + {"deg": "°", "": ""}.get(unit, f" {unit}")
 
 
 def figures(
