@@ -26,7 +26,7 @@ GLOWING, GLOWING_FOAM = 0.08, 0.03
 """Share of the crest that is glow from which side walls are looked for; in a foam all of a wall's top glows."""
 SHARP, SHARP_PER_BLUR = 1.5, 0.7
 """Widest rise of a wall that does not slope [px], and what the denoising blur adds to it."""
-MOUTH = 0.995
+MOUTH = 0.99
 """Level of the outline of an opening with sloping walls, from its floor (0) to the crest (1)."""
 MIDDLE, MOST_RAISED, RAISED = 0.5, 0.15, 0.5
 """Level of a sharp outline, and how far it is raised with the glow."""
