@@ -20,7 +20,7 @@ import torch
 from assistant.chat import CAPTION_PROMPT, Conversation, Message
 from assistant.generation import complete
 from assistant.inference import Assistant, Look
-from assistant.micrograph import to_model_input
+from assistant.micrograph import find_micrographs, to_model_input
 from data_gen.synth import write_synthetic
 
 IMAGES, NEW_TOKENS, PASSES = 64, 128, 2
@@ -118,7 +118,7 @@ def timed(assistant: Assistant, files: Sequence[Path], question: str, **options:
 def drawn(folder: Path) -> list[Path]:
     """Micrographs of all classes on disk."""
     write_synthetic(folder, per_class=7, seed=5)
-    return sorted(folder.rglob("*.tif"))
+    return find_micrographs(folder)
 
 
 if __name__ == "__main__":
