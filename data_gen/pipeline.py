@@ -107,6 +107,7 @@ def teach(
             rejections=stack.enter_context(contextlib.closing(LineWriter(out / "rejected.jsonl"))),
             progress=progress or (lambda *_: None),
         )
+        stack.enter_context(lesson.open_files)
         lesson.examine(destination_of(config.base_url) if hosted else None)
         if hosted:
             teacher = lesson.consult(budget_usd, allow_egress=allow_egress, probe=estimate, sheets=sheets)
@@ -138,6 +139,7 @@ class _Lesson:
         self.catalogue, self.out, self.config = catalogue, out, config
         self.ledger, self.drafts, self.examiner, self.rejections = ledger, drafts, examiner, rejections
         self.progress = progress
+        self.open_files = contextlib.ExitStack()
         self.report = TeachReport(out, warnings=list(catalogue.warnings))
         self.rejected: Counter[str] = Counter()
         self.taught: list[tuple[int, str, str | None]] = []
@@ -425,7 +427,9 @@ class _Lesson:
         """Write the rows that need their picture, with it; the card comes last."""
         counts, decisions = self.drafts.answer_counts("train"), decisions_about(self.out)
         predictable, tally = blind_answers(counts), Tally()
-        writers = {split: SplitWriter(self.out / "data", split) for split in SPLITS}
+        writers: dict[str, SplitWriter] = {}
+        for split in SPLITS:
+            writers[split] = self.open_files.enter_context(contextlib.closing(SplitWriter(self.out / "data", split)))
         checksums = {}
         for split, writer in writers.items():
             for rows, shown in self.examiner.map(pictures, self._drawn(split, predictable, decisions)):

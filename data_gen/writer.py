@@ -6,6 +6,7 @@ Pictures of a row group are stored once, however many rows show them. Knows noth
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import itertools
 import json
@@ -109,6 +110,12 @@ class SplitWriter:
         else:
             self._partial.unlink()
             self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give up an unfinished file; a disk that is full is not told twice, as pyarrow would when it cleans up."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+        self._writer.is_open = False
 
     def _flush(self) -> None:
         import pyarrow as pa

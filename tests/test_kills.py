@@ -223,7 +223,7 @@ def test_a_full_disk_and_then_space(case: Case, tmp_path: Path) -> None:
     """A tmpfs that grows step by step: one clear line each time it is full, then the bytes of an undisturbed run."""
     out = tmp_path / "disk"
     with small_disk(out, "48k"):
-        for kib in (48, 128, 256, 512, 1024, 16_384):
+        for kib in (48, 128, 256, 384, 512, 640, 16_384):
             subprocess.run(["mount", "-o", f"remount,size={kib}k", out], check=True)
             ended = case.once(out)
             if ended["rc"] == 0:
@@ -232,6 +232,7 @@ def test_a_full_disk_and_then_space(case: Case, tmp_path: Path) -> None:
             assert ended["err"].startswith(("error: disk: ", "error: os: ")), ended["err"]
             assert len(ended["err"].splitlines()) == 1
         assert kib > 160
+        subprocess.run(["mount", "-o", "remount,size=32m", out], check=True)
         case.check(out)
 
 
