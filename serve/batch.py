@@ -24,7 +24,7 @@ from assistant.errors import ConfigError, MaemiError, MicrographError
 from serve.rows import CaptionRow, in_groups, write_rows, writer_for
 from serve.store import open_sqlite, write_transaction
 
-BATCH = 8
+BATCH = 32
 """Images captioned together, and rows put into the journal at one time."""
 
 metadata = MetaData()
