@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from assistant.errors import ConfigError, MicrographError
 
 if TYPE_CHECKING:
+    from assistant.demonstrations import Shots
     from assistant.chat import Message
     from assistant.inference import Sampling
     from assistant.measure import Facts
@@ -50,6 +51,7 @@ class Answerer(Protocol):
         labels: Sequence[str],
         *,
         examples: Mapping[str, Sequence[Any]] | None = ...,
+        shots: Shots | None = ...,
         top: int = ...,
     ) -> list[list[tuple[str, float]]]:
         """Per image the `top` labels with their probabilities, best first."""
@@ -186,6 +188,7 @@ def classify_files(
     labels: Sequence[str],
     *,
     examples: Mapping[str, Sequence[Path]] | None = None,
+    shots: Shots | None = None,
     top: int = 5,
     pixel_size_nm: float | None = None,
     read: Reader | None = None,
@@ -195,7 +198,7 @@ def classify_files(
     for path in paths:
         try:
             micrographs = read_images([path], pixel_size_nm=pixel_size_nm, read=read)
-            scores = answerer.classify(micrographs, labels, examples=shown, top=top)[0]
+            scores = answerer.classify(micrographs, labels, examples=shown, shots=shots, top=top)[0]
         except MicrographError as error:
             yield {"path": str(path), "scores": [], "verdict": None, "error": error_dict(error)}
             continue

@@ -160,6 +160,9 @@ def classify(
     examples: Annotated[
         Path | None, typer.Option(help="Few-shot: a directory with one folder of images per label.")
     ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Show so many examples, the most similar, in the question itself.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Labels to report per image.")] = 5,
     run: Run = None,
     pixel_size: PixelSize = None,
@@ -170,15 +173,20 @@ def classify(
     \b
     Example:
       maemi classify new/ --labels particles,fibres --examples known/ --top 2
+      maemi classify new/ --examples known/ --shots 4
     """
+    from assistant.demonstrations import Shots
     from serve.answering import classify_files, parse_labels, parse_pixel_size
 
-    shots = _examples(examples) if examples else None
-    names = parse_labels(labels if labels is not None else ",".join(shots or ()))
+    if shots is not None and examples is None:
+        raise ConfigError("no_examples", "--shots shows examples, and there are none. Name a folder by --examples.")
+    known = _examples(examples) if examples else None
+    names = parse_labels(labels if labels is not None else ",".join(known or ()))
     nm, paths = parse_pixel_size(pixel_size), list(_expand(images))
+    told = Shots(shots) if shots else None
     with quiet(json), terminal.progress("Classifying") as tell:
         results = []
-        for row in classify_files(load(run), paths, names, examples=shots, top=top, pixel_size_nm=nm):
+        for row in classify_files(load(run), paths, names, examples=known, shots=told, top=top, pixel_size_nm=nm):
             results.append(row)
             tell(len(results), len(paths), "")
     failed = [row for row in results if row["error"]]

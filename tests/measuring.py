@@ -54,6 +54,7 @@ class MeasuringAssistant:
         labels: Sequence[str],
         *,
         examples: Mapping[str, Sequence[Any]] | None = None,
+        shots: Any = None,
         top: int = 5,
     ) -> list[list[tuple[str, float]]]:
         """By the name of what the picture looks like, or by the mean grey of the examples."""

@@ -263,6 +263,13 @@ def test_classify_by_examples_in_folders(maemi: Maemi, student: Path, tmp_path: 
     code, out, _ = maemi("classify", new, "--examples", tmp_path / "known", "--run", student, "--json", "--top", 1)
     assert code == 0
     assert len(json.loads(out)[0]["scores"]) == 1
+    told = ("--examples", tmp_path / "known", "--shots", 1)
+    code, out, _ = maemi("classify", new, *told, "--run", student, "--json", "--top", 1)
+    assert code == 0
+    assert len(json.loads(out)[0]["scores"]) == 1
+    code, _, err = maemi("classify", new, "--labels", "a,b", "--shots", 1, "--run", student)
+    assert code == 2
+    assert one_error(err, "no_examples")
     code, _, err = maemi("classify", new, "--examples", tmp_path, "--labels", "a,b", "--run", student)
     assert code == 2
     assert one_error(err, r"\w+")
