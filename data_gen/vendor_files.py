@@ -148,8 +148,15 @@ def _metric(metres: float) -> str:
 def _zeiss_text(info: dict[str, Any], shape: tuple[int, int], nm: float, *, tilt_deg: float) -> bytes:
     year, month, day = info["date"].split("-")
     size = nm * 1e-9
-    record = [f"{size * shape[1] / 1024:.6e}", f"{info['magnification']:.6e}", "6", f"{info['hv_kv'] * 1e3:.6e}", "2.31e+000",
-              "1.0e-009", f"{info['wd_mm'] * 1e-3:.6e}"]  # fmt: skip
+    record = [
+        f"{size * shape[1] / 1024:.6e}",
+        f"{info['magnification']:.6e}",
+        "6",
+        f"{info['hv_kv'] * 1e3:.6e}",
+        "2.31e+000",
+        "1.0e-009",
+        f"{info['wd_mm'] * 1e-3:.6e}",
+    ]
     head = ["0", "0", "0"]
     for number in range(ZEISS_RECORDS):
         head += [*record, str(number + 1) if number + 1 < ZEISS_RECORDS else "724"]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from assistant.errors import ConfigError, MicrographError
 
 if TYPE_CHECKING:
-    from assistant.demonstrations import Shots
     from assistant.chat import Message
+    from assistant.demonstrations import Shots
     from assistant.inference import Sampling
     from assistant.measure import Facts
     from assistant.micrograph import Micrograph

@@ -196,4 +196,4 @@ def test_mistakes_are_named(assistant: Assistant, files: list[Path], tmp_path: P
     with pytest.raises(ConfigError, match="too_long"):
         assistant.answer_all([(assistant.look(files[0]), "Size? " * 400)])
     with pytest.raises(ConfigError, match="too_long"):
-        assistant.caption(files[:1], max_new_tokens=256)
+        assistant.caption(files[:1], max_new_tokens=512)

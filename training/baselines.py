@@ -11,10 +11,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 import torch.nn.functional as F
-from assistant.micrograph import to_model_input
 from torch import Tensor, nn
 
 from assistant.inference import Assistant
+from assistant.micrograph import to_model_input
 from training.data import decode_image
 
 BATCH = 32
