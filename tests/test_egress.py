@@ -151,7 +151,7 @@ def test_with_it_only_the_teacher_is_spoken_to(watched: Any) -> None:
 def test_no_secret_word_or_pixel_is_in_any_byte_that_left(watched: Any) -> None:
     """Bodies and headers, plain and base64-decoded: no tag, name, side-car, lot or info bar; nothing of the lot kept.
 
-    Seen failing with the class of the kept lot in the words, and with `redact` given the banner.
+    Seen failing with the info bar left in the copy.
     """
     rows = {
         lot.name: np.concatenate([tifffile.imread(path)[: 96 + 8 * (lot.name != "open")] for path in lot.glob("*.tif")])

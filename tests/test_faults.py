@@ -165,7 +165,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_hundred_items_under_faults_come_to_their_ends(tmp_path: Path) -> None:
-    """100 of the 2 000 below. Seen failing where a cut answer was taken, and where replies were told to each other."""
+    """100 of the 2 000 below. Seen failing where an answer that was cut is taken."""
     check_ends(tmp_path, 100)
 
 
