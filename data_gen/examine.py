@@ -100,7 +100,7 @@ def redacted(paths: Sequence[str], longest: int | None) -> list[bytes]:
     from assistant.micrograph import read_micrograph
     from data_gen.egress import redact
 
-    return [redact(read_micrograph(Path(path)), longest=longest) for path in paths]
+    return [redact(read_micrograph(Path(path), read_bar=False), longest=longest) for path in paths]
 
 
 def pictures(job: tuple[str, ...]) -> list[tuple[str, bytes]]:
@@ -108,7 +108,8 @@ def pictures(job: tuple[str, ...]) -> list[tuple[str, bytes]]:
     from assistant.micrograph import read_micrograph
     from data_gen.egress import redact
 
-    read = [read_micrograph(Path(path)) for path in job]
+    # The scale of a picture that is stored is in its row already: reading it off the bar again takes a second.
+    read = [read_micrograph(Path(path), read_bar=False) for path in job]
     return [(m.sha256, redact(m)) for m in read]
 
 
