@@ -81,7 +81,7 @@ class Tally:
     """Split, label and GREY_FACTS of every picture."""
     reviewed: Counter[str] = field(default_factory=Counter)
     examples: dict[tuple[str, str], tuple[dict[str, Any], list[bytes]]] = field(default_factory=dict)
-    """The first training row of every task and facet, with its pictures."""
+    """A training row of every task and facet, with its pictures, about as many pictures as there are."""
     _last: str = ""
 
     def add(self, split: str, row: Mapping[str, Any], pictures: list[bytes]) -> None:
@@ -94,10 +94,17 @@ class Tally:
         if review := provenance.get("review"):
             self.reviewed[f"{review['verdict']} by {review['by']}"] += 1
         if split == "train":
-            self.examples.setdefault((row["task"], row["facet"]), (dict(row), pictures))
+            self._keep_example((row["task"], row["facet"]), row, pictures)
         if len(pictures) == 1 and provenance["sha256"][0] != self._last:
             self._last = provenance["sha256"][0]
             self._add_picture(split, row)
+
+    def _keep_example(self, key: tuple[str, str], row: Mapping[str, Any], pictures: list[bytes]) -> None:
+        """The first row of its facet, or a later one about a picture that no other example shows."""
+        shown = Counter(example["source"] for example, _ in self.examples.values())
+        known = self.examples.get(key)
+        if known is None or (shown[known[0]["source"]] > 1 and not shown[row["source"]]):
+            self.examples[key] = (dict(row), pictures)
 
     def _add_picture(self, split: str, row: Mapping[str, Any]) -> None:
         label = row["label"] or "(none)"
@@ -228,8 +235,10 @@ def _front_matter(rows: Mapping[str, Mapping[str, int]], checksums: Mapping[str,
 
 def _splits(tally: Tally, checksums: Mapping[str, str]) -> str:
     tasks = sorted({task for counts in tally.rows.values() for task in counts})
-    lines = [[split, *(counts[task] for task in tasks), checksums[split]] for split, counts in tally.rows.items()]
-    return _table(["split", *tasks, "sha256 of the file"], lines)
+    table = _table(
+        ["split", *tasks], [[split, *(counts[task] for task in tasks)] for split, counts in tally.rows.items()]
+    )
+    return "\n".join([table, "", *(f"* sha256 of {split}: `{checksums[split]}`" for split in tally.rows)])
 
 
 def _facets(tally: Tally, blind: Mapping[str, tuple[int, int]]) -> str:

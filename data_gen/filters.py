@@ -163,12 +163,13 @@ def blind_answers(counts: Iterable[tuple[str, int, int, str]]) -> dict[str, tupl
 def blind_scores(counts: Iterable[tuple[str, int, int, str]]) -> dict[str, tuple[int, int]]:
     """Per item: its rows, and how many of them the commonest answer to the same question gets right.
 
-    `counts` as for `blind_answers`, whose thinning is counted in; a question is "item: words".
+    `counts` as for `blind_answers`, whose thinning is counted in; a question is "item: words", and one that few rows
+    ask says nothing.
     """
     counts = list(counts)
     thinned = blind_answers(counts)
     scores: dict[str, tuple[int, int]] = {}
-    for question, rows, common, _ in counts:
+    for question, rows, common, _ in (entry for entry in counts if entry[1] >= BLIND_ROWS):
         item = question.partition(":")[0]
         right = rows - common if question in thinned else common
         asked, known = scores.get(item, (0, 0))

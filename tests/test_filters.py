@@ -126,10 +126,7 @@ def test_near_duplicates_equal_a_plain_search() -> None:
     ],
 )
 def test_names_and_tags_from_files_bring_nothing_along(text: str) -> None:
-    """A label, file name or tag is somebody else's text: markup, links, formulas and unseen characters are refused.
-
-    Seen failing for every one of them with the offline teacher's rows unchecked.
-    """
+    """A label, file name or tag is somebody else's text: markup, links, formulas and unseen characters are refused."""
     assert untrusted_text(["The sample is round.", text]) == "markup"
 
 
@@ -156,9 +153,8 @@ def test_facts_outrank_the_teacher() -> None:
 
 def test_blind_scores_count_what_is_kept() -> None:
     """Twenty rows, nineteen alike: one of them stays beside the other, so a blind reader is right in half."""
-    scores = blind_scores(
-        [("tilt: Is it?", 20, 19, "no"), ("count: How many?", 10, 2, "84"), ("count: Else?", 10, 3, "9")]
-    )
+    counts = [("tilt: Is it?", 20, 19, "no"), ("count: How many?", 10, 2, "84"), ("count: Else?", 10, 3, "9")]
+    scores = blind_scores([*counts, ("rare: Once?", 1, 1, "9")])
     assert scores == {"tilt": (2, 1), "count": (20, 5)}
 
 
@@ -171,6 +167,7 @@ def row(
     measured = {"items": [{"name": name, "value": grey} for name in ("mean_grey", "contrast", "noise")]}
     return {
         "id": f"{number}",
+        "source": f"{number}.tif",
         "task": task,
         "facet": "surface",
         "label": label,
@@ -229,7 +226,7 @@ def test_the_card_names_its_biases() -> None:
 
 
 def test_exposure_that_says_nothing_scores_like_chance() -> None:
-    """Classes of equal exposure cannot be told apart by it. Seen failing with the held-out class used as the guess."""
+    """Classes of equal exposure cannot be told apart by it."""
     rng = np.random.default_rng(0)
     known = [
         (split, label, list(rng.normal(size=3))) for split in ("train", "test") for label in "ab" for _ in range(300)
