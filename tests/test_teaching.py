@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from assistant.config import TeachConfig
+from data_gen.exports import export
+from data_gen.pipeline import teach
 from data_gen.synth import write_synthetic
 from serve import cli
 
@@ -106,3 +110,20 @@ def test_what_cannot_be_done_is_one_line(
     assert (status, out) == (2, "")
     assert re.fullmatch(rf"error: {code}: [^\n]+\n", err)
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_hostile_class_name_is_not_taught(images: Path, tmp_path: Path) -> None:
+    """A folder named like a formula or a tag reaches no row, no card and no export; its pictures are named as left out.
+
+    Seen failing with the offline teacher's rows unchecked.
+    """
+    folder = Path(shutil.copytree(images, tmp_path / "images"))
+    truth, hostile = folder / "truth.jsonl", "=cmd|' /C calc'!A0<img src=x>"
+    truth.write_text(truth.read_text().replace('"label": "tips"', f'"label": "{hostile}"'))
+    report = teach(folder, tmp_path / "out", config=TeachConfig(), workers=1)
+    assert report.rejected["markup"] > 50
+    assert report.total > 50
+    card = (tmp_path / "out" / "README.md").read_text()
+    told = "".join((export(tmp_path / "out", "llava") / f"{split}.json").read_text() for split in report.rows)
+    assert "cmd" not in card + told
+    assert "<img" not in card + told
