@@ -1,6 +1,6 @@
 """Speed of the HNF encoder against the same encoder built from PyTorch Geometric and torchdiffeq, in one run.
 
-    python benchmarks/hnf.py [--batch 2] [--rounds 3] [--out benchmarks/hnf.json]
+    python benchmarks/hnf.py [--batch 2] [--rounds 5] [--out benchmarks/hnf.json]
 
 The peer holds the same weights and the same neighbours. Its graph convolution is PyG's ChebConv over an edge list, its
 integration torchdiffeq's `odeint` with default solver and tolerances (dopri5, 1e-7 and 1e-9). With many fixed steps
@@ -163,7 +163,7 @@ def report(batch: int, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     text = json.dumps(report(arguments.batch, arguments.rounds), indent=1)
