@@ -337,7 +337,7 @@ class HNF(nn.Module):
         outer_activation: bool = False,
     ) -> None:
         super().__init__()
-        heads = _default_heads(dim) if heads is None else heads
+        heads = default_heads(dim) if heads is None else heads
         _check(image_size, patch_sizes, dim=dim, heads=heads, counts={"k": k, "order": order, "steps": steps})
         self.image_size, self.dim = image_size, dim
         self.cls = nn.Parameter(torch.empty(1, dim).normal_(std=0.02))
@@ -377,7 +377,7 @@ class HNF(nn.Module):
         return HNFOutput(scales, tokens, scales[:, -1], gates=gates, graphs=graphs, attention=attention)
 
 
-def _default_heads(dim: int) -> int:
+def default_heads(dim: int) -> int:
     """As many heads of width 64 or more as divide the width."""
     return next(heads for heads in range(max(1, dim // 64), 0, -1) if dim % heads == 0)
 

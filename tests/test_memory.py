@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from assistant.activations import keep_less
 from assistant.adapters import DyAMoPEConfig, DyQLoRAFAConfig
-from assistant.config import AdapterConfig, Config
+from assistant.config import AdapterConfig, Config, HNFConfig
 from assistant.decoder import GatedCrossAttention, load_language_model
 from assistant.errors import ConfigError
 from assistant.grounding import GroundedEncoder, TextEncoder
@@ -237,9 +237,9 @@ def test_activations_of_the_image_encoders() -> None:
     vit = ViT(64, 8, dim=64, depth=4, heads=4)
     predicted = 3 * 65 * 4 * block_activations(64, 4, p=FP32)
     assert predicted == pytest.approx(kept_for_backward(vit, lambda: vit(pixels)), rel=0.10)
-    for steps in (1, 2):
-        hnf = HNF(64, (8, 16), dim=64, steps=steps)
-        predicted = 3 * hnf_activations(64, (8, 16), 64, steps=steps, p=FP32)
+    for settings in (HNFConfig(patch_sizes=(8, 16), dim=64), HNFConfig(patch_sizes=(8, 16), dim=64, steps=2, heads=8)):
+        hnf = HNF(64, **settings.model_dump())
+        predicted = 3 * hnf_activations(64, settings, p=FP32)
         assert predicted == pytest.approx(kept_for_backward(hnf, lambda h=hnf: h(pixels)), rel=0.10)
 
 

@@ -196,7 +196,7 @@ def test_answers_agree_with_the_drawn_truth(rows: dict[str, list[dict[str, Any]]
         if "count" in states and "count" in drawn:
             assert abs(float(states["count"]) - drawn["count"]) <= 0.25 * drawn["count"] + 0.5
             checked["count"] += 1
-    assert min(checked.values()) > 3
+    assert min(checked.values()) >= 3
     assert len(checked) == 5
 
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from assistant.config import AdapterConfig, Config, ViTConfig, load_config
+from assistant.config import AdapterConfig, Config, HNFConfig, ViTConfig, load_config
 from assistant.errors import ConfigError
 from training.shapes import BUNDLED_SHAPE, LlamaShape, image_encoder_sizes, language_model_shape, shape_in
 
@@ -154,15 +154,20 @@ def block_activations(dim: int, heads: int, *, p: int) -> int:
     return norms + p * (3 * dim + dim) + FP32 * heads + 2 * p * 4 * dim
 
 
-def hnf_activations(image_size: int, patch_sizes: tuple[int, ...], dim: int, *, steps: int, p: int) -> int:
-    """Bytes HNF keeps per image: every evaluation of both token fields, then graph and gate, scale by scale."""
-    heads = next(h for h in range(max(1, dim // 32), 0, -1) if dim % h == 0)
+def hnf_activations(image_size: int, hnf: HNFConfig, *, p: int) -> int:
+    """Bytes HNF keeps per image: every evaluation of both token fields, then graph and gate, scale by scale.
+
+    An upper bound for the dynamics "ode_rnn", whose fields are smaller.
+    """
+    from assistant.hnf import default_heads
+
+    dim, heads = hnf.dim, hnf.heads or default_heads(hnf.dim)
     total = 0
-    for patch in patch_sizes:
+    for patch in hnf.patch_sizes:
         patches = (image_size // patch) ** 2
         tokens = patches + 1
         field = FP32 * dim + 2 * FP32 + p * 8 * dim + FP32 * heads
-        solved = 4 * steps * 2 * tokens * field
+        solved = 4 * hnf.steps * 2 * tokens * field
         graph = tokens * (2 * p * dim + FP32 * dim) + 2 * FP32 * tokens**2
         total += solved + graph + p * (patches * patch**2 + 2 * dim * tokens)
     return total
@@ -189,9 +194,9 @@ def vision_activations(config: Config, *, p: int) -> int:
 
     An upper bound: questions and auxiliary texts are taken as long as the conversation or the encoder allows.
     """
-    training, hnf, size = config.training, config.hnf, config.image_size
+    training, size = config.training, config.image_size
     vit = image_encoder_sizes(config.vit)
-    seen = hnf_activations(size, hnf.patch_sizes, hnf.dim, steps=hnf.steps, p=p)
+    seen = hnf_activations(size, config.hnf, p=p)
     if config.vit.trainable:
         seen += ((size // vit.patch_size) ** 2 + 1) * vit.depth * block_activations(vit.dim, vit.heads, p=p)
     longest = config.text_encoder.max_tokens
