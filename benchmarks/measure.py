@@ -1,6 +1,6 @@
 """Accuracy of the measurement against exact ground truth, and how often it claims what is not there.
 
-    flock /tmp/bench.lock python benchmarks/measure.py [--per-class 200] [--split test] [--workers 2]
+    python benchmarks/measure.py [--per-class 200] [--split test] [--workers 2]
         [--shale DIR] [--rows FILE] [--out benchmarks/measure.json]
 
 Every scene is drawn once and imaged at three doses [electrons per pixel at white]. The measurement was tuned on the
