@@ -21,8 +21,8 @@ from assistant.config import Config, load_config
 Tell = Callable[[str, int, int, str], None]
 """Called with the name of a part, how much of it is done, how much there is, and a short text."""
 
-PER_CLASS = 16
-STEPS = 100
+PER_CLASS = 24
+STEPS = 200
 ROWS_PER_TASK = 60
 CAPTIONED = 20
 SHOWN = 10

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from assistant.checkpoint import load_run, write_directory, write_model
+from training.pretrain import BASE_NAME
 
 ABOUT = """\
 A vision-language student of about 10 million parameters that runs on any CPU. It shows that every part of MAEMI works
@@ -39,8 +41,18 @@ def bundle(run: Path, out: Path, *, scores: Mapping[str, Any], recipe: str) -> N
         write_model(loaded, staging, card=card(scores, recipe))
         for file in staging.rglob("*.safetensors"):
             halve(file)
+        for file in staging.rglob("*.json"):
+            forget_places(file)
 
     write_directory(out, write)
+
+
+def forget_places(file: Path) -> None:
+    """Re-write a JSON file so that the language model has its name where it had the folder it was made in."""
+    text = file.read_text(encoding="utf-8")
+    named = re.sub(r'("(?:_name_or_path|base_model_name_or_path)": )"/[^"]*"', rf'\1"{BASE_NAME}"', text)
+    if named != text:
+        file.write_text(named, encoding="utf-8")
 
 
 def halve(file: Path) -> None:
