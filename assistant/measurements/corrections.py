@@ -33,6 +33,11 @@ class Known:
     magnification: float | None = None
     nm_per_pixel: float | None = None
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether no sentence about the instrument or the scale can state what nobody knows."""
+        return None not in (self.hv_kv, self.wd_mm, self.magnification, self.nm_per_pixel)
+
 
 def corrected(sentence: str, known: Known) -> str:
     """One sentence with its numbers put right, or what is not known in its place; words stay."""
@@ -49,7 +54,10 @@ def corrected(sentence: str, known: Known) -> str:
 
 
 def corrected_stream(pieces: Iterable[str], known: Known) -> Iterator[str]:
-    """Pieces of an answer, as they come; from a sentence's first digit on it is held back until it is complete."""
+    """Pieces of an answer, as they come; from a sentence's first digit on it is held back until it is complete.
+
+    Where something is not known of the picture, a sentence may have to give way, so it is held back from its start.
+    """
     held, told = "", 0
     for piece in pieces:
         held += piece
@@ -57,7 +65,7 @@ def corrected_stream(pieces: Iterable[str], known: Known) -> Iterator[str]:
             sentence, held = held[: end.end()], held[end.end() :]
             yield corrected(sentence, known)[told:]
             told = 0
-        if not any(letter.isdigit() for letter in held) and len(held) > told:
+        if known.is_complete and not any(letter.isdigit() for letter in held) and len(held) > told:
             yield held[told:]
             told = len(held)
     yield corrected(held, known)[told:]
