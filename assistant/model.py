@@ -246,12 +246,12 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values = output.past_key_values
         if labels is None:
             return CausalLMOutputWithPast(logits=output.logits, past_key_values=past_key_values)
-        if in_training:
-            head = self.get_output_embeddings()
-            loss = next_token_loss(output.last_hidden_state, labels, head, count=num_items_in_batch)
-            return CausalLMOutputWithPast(loss=loss, past_key_values=past_key_values)
-        loss = next_token_loss(output.logits, labels, nn.Identity(), count=num_items_in_batch)
-        return CausalLMOutputWithPast(loss=loss, logits=output.logits, past_key_values=past_key_values)
+        logits = None if in_training else output.logits
+        states, head = (
+            (output.last_hidden_state, self.get_output_embeddings()) if logits is None else (logits, nn.Identity())
+        )
+        loss = next_token_loss(states, labels, head, count=num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, **kwargs: Any) -> Any:

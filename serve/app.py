@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from starlette.applications import Starlette
 
 from assistant.chat import CAPTION_PROMPT, Message
 from assistant.errors import ConfigError, MaemiError, MicrographError
@@ -265,12 +266,17 @@ def build_page(desk: Desk) -> gr.Blocks:
 def build_app(desk: Desk, *, credentials: Credentials | None = None) -> App:
     """The whole server: API and page behind the guard."""
     api = build_api(desk, schema=credentials is not None)
-    mounted = gr.mount_gradio_app(
-        api,
-        build_page(desk),
+    return Guard(mount(api, build_page(desk)), credentials=credentials)
+
+
+def mount(server: Starlette, page: gr.Blocks, *, looks: str = "") -> Starlette:
+    """A page at `/` of a server, in the house's looks and `looks`, with nothing of Gradio's own beside it."""
+    mounted: Starlette = gr.mount_gradio_app(
+        server,
+        page,
         path="/",
         theme=theme(),
-        css=STYLE.read_text(encoding="utf-8"),
+        css=STYLE.read_text(encoding="utf-8") + looks,
         show_error=False,
         max_file_size=MAX_FILE,
         footer_links=[],
@@ -281,7 +287,7 @@ def build_app(desk: Desk, *, credentials: Credentials | None = None) -> App:
         mcp_server=False,
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )
-    return Guard(mounted, credentials=credentials)
+    return mounted
 
 
 def theme() -> gr.themes.Base:

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from assistant.errors import DatasetError
 from data_gen.exports import SPLITS
 from data_gen.review import Reviews, Verdict, answer_of
-from serve.app import STYLE, theme
+from serve.app import mount
 from serve.guard import App, Guard
 
 OPEN, ALL = "to review", "all"
@@ -255,27 +255,10 @@ def build_review_page(desk: Desk) -> gr.Blocks:
     return blocks
 
 
-def build_review_app(directory: Path, reviews: Reviews) -> App:
-    """The page behind the guard.
-
-    Raises DatasetError `no_dataset`.
-    """
-    mounted = gr.mount_gradio_app(
-        Starlette(),
-        build_review_page(Desk(Book(directory), reviews)),
-        path="/",
-        theme=theme(),
-        css=STYLE.read_text(encoding="utf-8") + LOOKS,
-        show_error=False,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
-    )
-    return Guard(mounted, credentials=None)
+def build_review_app(book: Book, reviews: Reviews) -> App:
+    """The page behind the guard."""
+    page = build_review_page(Desk(book, reviews))
+    return Guard(mount(Starlette(), page, looks=LOOKS), credentials=None)
 
 
 def _user() -> str:

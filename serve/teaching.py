@@ -76,9 +76,9 @@ def review_rows(directory: Path, *, port: int = REVIEW_PORT) -> None:
     from serve.review import Book, build_review_app
     from serve.server import run_server
 
-    Book(directory)
+    book = Book(directory)
     with Reviews(directory) as reviews:
-        app = build_review_app(directory, reviews)
+        app = build_review_app(book, reviews)
         terminal.say(f"Review of {directory} at http://{REVIEW_HOST}:{port}; stop with Ctrl-C.")
         run_server(app, host=REVIEW_HOST, port=port)
 

@@ -168,7 +168,7 @@ def test_the_page_serves_itself(taught: Path, desk: Desk) -> None:
     """A real server shows the first row, names no other host, and turns a foreign host name away."""
 
     async def build() -> App:
-        return build_review_app(taught, desk.reviews)
+        return build_review_app(desk.book, desk.reviews)
 
     # Built inside a loop: outside of one Gradio opens loops that it never closes.
     with running(asyncio.run(build())) as base:
