@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from assistant.errors import TeacherError
 from data_gen.budget import Budget
-from data_gen.desk import PARKED, UNBILLED_ENDS, departures, told
+from data_gen.desk import departures, exchange_of, settlement_of
 from data_gen.egress import Permit, open_client
 from data_gen.ledger import Ledger
-from data_gen.replies import Rejection
-from data_gen.tables import ACCEPTED, Batch, Departure, Exchange, Settlement
+from data_gen.replies import Rejection, Reply
+from data_gen.tables import Batch, Departure, Exchange
 from data_gen.teacher import HostedTeacher, Request, request_key
 
 if TYPE_CHECKING:
@@ -125,17 +125,13 @@ class BatchDesk:
             if (lines and sum(map(len, lines)) + len(line) > BYTES) or not self._budget.fits(worst):
                 break
             self._budget.reserve(worst)
-            exchange = self._exchange(key, errand.request)
+            exchange = exchange_of(key, errand.request, self._teacher.name)
             attempts.append((exchange, worst, departures(exchange, pictures, self._teacher.destination)))
             lines.append(line)
         keys = list(errands)
         if lines:
             await self._send({key: errands[key] for key in keys[: len(lines)]}, lines, attempts)
         return {key: errands[key] for key in keys[len(lines) :]}
-
-    def _exchange(self, key: str, request: Request) -> Exchange:
-        images = " ".join(request.images)
-        return Exchange(key=key, images=images, prompt=request.prompt, teacher=self._teacher.name, cost_usd=0.0)
 
     def _line(self, key: str, errand: _Errand, pictures: Sequence[bytes]) -> bytes:
         body = self._teacher.body(errand.request, pictures, errand.complaint)
@@ -240,36 +236,31 @@ class BatchDesk:
         exchange = self._ledger.exchange(key)
         worst = 0.0 if exchange is None else exchange.reserved_usd
         if exchange is None or errand is None or reply is None:
-            return self._settle(key, worst, Rejection(EXPIRED, again=True, billed=False))
+            return self._rejected(key, worst, Rejection(EXPIRED, again=True, billed=False))
         try:
             status, body = int(reply["status_code"]), json.dumps(reply["body"])
             if status != 200:
                 raise self._teacher.refused(status, {}, body)
             answered = self._teacher.read(body, errand.request)
         except Rejection as rejection:
-            return self._settle(key, worst, rejection)
+            return self._rejected(key, worst, rejection)
         except TeacherError as end:
             self.stopped = self.stopped or end
-            cost = 0.0 if end.code in UNBILLED_ENDS else worst
-            self._budget.settle(worst, cost)
-            self._ledger.settle(key, Settlement(PARKED, end.code, "", cost))
+            self._settle(key, worst, end)
             return None
         except (KeyError, TypeError, ValueError):
-            return self._settle(key, worst, Rejection("bad_reply", json.dumps(reply), billed=None))
-        usage = answered.usage or (0, 0)
-        cost = worst if answered.usage is None else self._teacher.cost_usd(answered.usage)
-        self._budget.settle(worst, cost)
-        self._ledger.settle(key, Settlement(ACCEPTED, told(answered), answered.model, cost, *usage))
+            return self._rejected(key, worst, Rejection("bad_reply", json.dumps(reply), billed=None))
+        self._settle(key, worst, answered)
         return None
 
-    def _settle(self, key: str, worst: float, rejection: Rejection) -> Rejection:
-        if rejection.billed is False:
-            cost = 0.0
-        else:
-            cost = worst if rejection.usage is None else self._teacher.cost_usd(rejection.usage)
-        self._budget.settle(worst, cost)
-        self._ledger.settle(key, Settlement(rejection.code, rejection.raw, "", cost, *(rejection.usage or (0, 0))))
+    def _rejected(self, key: str, worst: float, rejection: Rejection) -> Rejection:
+        self._settle(key, worst, rejection)
         return rejection
+
+    def _settle(self, key: str, worst: float, outcome: Reply | TeacherError) -> None:
+        settlement = settlement_of(outcome, worst, self._teacher.cost_usd)
+        self._budget.settle(worst, settlement.cost_usd)
+        self._ledger.settle(key, settlement)
 
     # ------------------------------------------------------------------------------------------------------- calls
 

@@ -130,11 +130,8 @@ class Desk:
         known = self._ledger.exchange(key)
         if self.stopped or (known and known.verdict not in OPEN_VERDICTS):
             return
-        exchange = Exchange(
-            key=key, images=" ".join(request.images), prompt=request.prompt, teacher=self.teacher.name, cost_usd=0.0
-        )
         try:
-            await self._until_settled(request, exchange, await pictures())
+            await self._until_settled(request, exchange_of(key, request, self.teacher.name), await pictures())
         except TeacherError as end:
             self.stopped = self.stopped or end
 
@@ -178,22 +175,16 @@ class Desk:
         try:
             reply = await self.teacher.answer(request, pictures, complaint)
         except Rejection as rejection:
-            cost = 0.0 if rejection.billed is False else self._cost(rejection.usage, worst)
-            usage = rejection.usage or (0, 0)
-            self._book(exchange.key, worst, Settlement(rejection.code, rejection.raw, "", cost, *usage))
+            self._book(exchange.key, worst, rejection)
             return rejection
         except TeacherError as end:
-            cost = 0.0 if end.code in UNBILLED_ENDS else worst
-            self._book(exchange.key, worst, Settlement(PARKED, end.code, "", cost))
+            self._book(exchange.key, worst, end)
             raise
-        cost, usage = self._cost(reply.usage, worst), reply.usage or (0, 0)
-        self._book(exchange.key, worst, Settlement(ACCEPTED, told(reply), reply.model, cost, *usage))
+        self._book(exchange.key, worst, reply)
         return None
 
-    def _cost(self, usage: tuple[int, int] | None, worst: float) -> float:
-        return worst if usage is None else self.teacher.cost_usd(usage)
-
-    def _book(self, key: str, worst: float, settlement: Settlement) -> None:
+    def _book(self, key: str, worst: float, outcome: Reply | TeacherError) -> None:
+        settlement = settlement_of(outcome, worst, self.teacher.cost_usd)
         self._budget.settle(worst, settlement.cost_usd)
         self._settled.set()
         self._ledger.settle(key, settlement)
@@ -283,6 +274,23 @@ def departures(exchange: Exchange, pictures: Sequence[bytes], destination: str) 
         )
         for sha256, picture in zip(exchange.images.split(), pictures, strict=True)
     ]
+
+
+def exchange_of(key: str, request: Request, teacher: str) -> Exchange:
+    """The row of a request before its first attempt."""
+    return Exchange(key=key, images=" ".join(request.images), prompt=request.prompt, teacher=teacher, cost_usd=0.0)
+
+
+def settlement_of(
+    outcome: Reply | TeacherError, worst: float, cost_usd: Callable[[tuple[int, int]], float]
+) -> Settlement:
+    """What an attempt came to, and its cost: the worst case where nobody can tell [USD]."""
+    if isinstance(outcome, TeacherError) and not isinstance(outcome, Rejection):
+        return Settlement(PARKED, outcome.code, "", 0.0 if outcome.code in UNBILLED_ENDS else worst)
+    cost, usage = worst if outcome.usage is None else cost_usd(outcome.usage), outcome.usage or (0, 0)
+    if isinstance(outcome, Rejection):
+        return Settlement(outcome.code, outcome.raw, "", 0.0 if outcome.billed is False else cost, *usage)
+    return Settlement(ACCEPTED, told(outcome), outcome.model, cost, *usage)
 
 
 def told(reply: Reply) -> str:
