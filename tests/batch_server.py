@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from teacher_server import Handler, TeacherServer, answers_to, completion
+from teacher_server import Handler, TeacherServer, answers_to, completion, good, serving
 
 Work = Callable[[dict[str, Any]], dict[str, Any] | None]
 """One line of a batch -> its response, or None for a request that expires."""
@@ -126,14 +125,5 @@ class BatchServer(TeacherServer):
 @contextmanager
 def batch_server(work: Work = well, *, polls: int = 2, mode: Any = None) -> Iterator[BatchServer]:
     """A server whose batches are done at the `polls`-th look."""
-    from teacher_server import good
-
-    server = BatchServer(Queue(work, polls=polls), lambda _number: mode or good)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with serving(BatchServer(Queue(work, polls=polls), lambda _number: mode or good)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 Mode = Callable[["Handler"], None]
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
@@ -104,7 +104,16 @@ class TeacherServer(ThreadingHTTPServer):
 @contextmanager
 def teacher_server(*modes: Mode) -> Iterator[TeacherServer]:
     """A server that runs through the modes, one a request, and stays with the last."""
-    server = TeacherServer(lambda number: modes[min(number, len(modes)) - 1])
+    with serving(TeacherServer(lambda number: modes[min(number, len(modes)) - 1])) as server:
+        yield server
+
+
+S = TypeVar("S", bound=TeacherServer)
+
+
+@contextmanager
+def serving(server: S) -> Iterator[S]:
+    """Run a server in a thread of its own."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from students import picture, tiny_config, tiny_run
+from students import open_gates, picture, tiny_config, tiny_run
 from transformers import MistralConfig, MistralForCausalLM
 
 from assistant.chat import Conversation, Message
@@ -21,9 +21,7 @@ LENGTH = 14
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = tiny_run(tmp_path_factory.mktemp("base"))
-    for name, parameter in run.student.named_parameters():
-        if name.endswith("gate"):
-            parameter.data.fill_(0.5)
+    open_gates(run.student)
     run.student.requires_grad_(False)
     return run
 

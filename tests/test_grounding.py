@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from instruction_data import write_dataset
-from students import conversation, picture, tiny_run
+from students import conversation, open_gates, picture, tiny_run
 from torch import Tensor, nn
 
 from assistant.chat import CLASSIFY_PROMPT, Conversation, Message, class_answer
@@ -393,9 +393,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A fresh student with its gates opened."""
     run = tiny_run(tmp_path_factory.mktemp("base"))
-    for name, parameter in run.student.named_parameters():
-        if name.endswith("gate"):
-            parameter.data.fill_(0.5)
+    open_gates(run.student)
     return run
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from students import tiny_run
+from students import open_gates, tiny_run
 
 from assistant.chat import Message
 from assistant.demonstrations import Shots
@@ -39,9 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def assistant(tmp_path_factory: pytest.TempPathFactory) -> Assistant:
     run = tiny_run(tmp_path_factory.mktemp("base"))
-    for name, parameter in run.student.named_parameters():
-        if name.endswith("gate"):
-            parameter.data.fill_(0.5)
+    open_gates(run.student)
     run.student.requires_grad_(False)
     return Assistant(run)
 
