@@ -35,21 +35,6 @@ Maemi = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def maemi(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Maemi:
-    """Run a command in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "warnoptions", ["default"])  # the command must not switch the tests' filter off
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
-
-
-@pytest.fixture
 def tiff(tmp_path: Path) -> Path:
     return write_tiff(tmp_path / "discs.tif")
 

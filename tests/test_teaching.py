@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,24 +14,8 @@ from assistant.config import TeachConfig
 from data_gen.exports import export
 from data_gen.pipeline import teach
 from data_gen.synth import write_synthetic
-from serve import cli
 
 Maemi = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def maemi(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Maemi:
-    """Run a command in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "warnoptions", ["default"])
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")
