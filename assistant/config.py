@@ -228,6 +228,8 @@ class TeachConfig(Section):
     base_url: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never a setting."""
+    ca_file: str | None = None
+    """Certificates (PEM) of the authority that vouches for the endpoint; None trusts those of the system."""
     tasks: tuple[Literal["caption", "vqa", "comparison", "classification", "metadata"], ...] = (
         "caption",
         "vqa",

@@ -56,7 +56,9 @@ class BatchDesk:
     def __init__(
         self, permit: Permit, teacher: HostedTeacher, ledger: Ledger, budget: Budget, config: TeachConfig
     ) -> None:
-        self._client = open_client(permit, api_key_env=config.api_key_env, max_reply_bytes=MAX_OUTPUT_BYTES)
+        self._client = open_client(
+            permit, api_key_env=config.api_key_env, ca_file=config.ca_file, max_reply_bytes=MAX_OUTPUT_BYTES
+        )
         self._teacher, self._ledger, self._budget, self._config = teacher, ledger, budget, config
         self._waiting: dict[str, dict[str, _Errand]] = {}
         """Errands of each batch in flight, by the key of their exchange."""
@@ -286,6 +288,8 @@ class BatchDesk:
                     "no_batches", f"{self._teacher.destination} has no batch queue. Set teach.batch=false."
                 ) from None
             raise self._teacher.refused(error.status_code, error.response.headers, error.response.text) from None
+        except openai.APIConnectionError as error:
+            raise self._teacher.unreachable(error) from None
         except (TimeoutError, openai.OpenAIError, ValueError) as error:
             raise Rejection("connection", type(error).__name__, again=True, billed=None) from None
         if isinstance(result, str):

@@ -45,7 +45,7 @@ OPEN_VERDICTS = frozenset(
     }
 )
 """Verdicts about the way, not about the answer: such a request is asked again by the next run."""
-UNBILLED_ENDS = frozenset({"unauthorised", "no_model", "quota"})
+UNBILLED_ENDS = frozenset({"unauthorised", "no_model", "quota", "untrusted"})
 
 
 class PricedTeacher(Teacher, Protocol):

@@ -160,10 +160,14 @@ def grant(manifest: Path, *, destination: str, allow: Consent) -> Permit:
     return Permit(destination, frozenset(allowed))
 
 
-def open_client(permit: Permit, *, api_key_env: str, max_reply_bytes: int = MAX_REPLY_BYTES) -> AsyncOpenAI:
+def open_client(
+    permit: Permit, *, api_key_env: str, ca_file: str | None = None, max_reply_bytes: int = MAX_REPLY_BYTES
+) -> AsyncOpenAI:
     """The one HTTP client of the package: no redirects, no proxies from the environment, no retries of its own.
 
-    Raises TeacherError `no_key` where the environment variable is not set.
+    `ca_file` holds the certificates (PEM) of the authority to trust in place of the system's.
+
+    Raises TeacherError `no_key` where the environment variable is not set, `bad_ca_file` where the file holds none.
     """
     key = os.environ.get(api_key_env, "")
     if not key.strip():
@@ -178,14 +182,29 @@ def open_client(permit: Permit, *, api_key_env: str, max_reply_bytes: int = MAX_
         http_client=DefaultAsyncHttpxClient(
             follow_redirects=False,
             trust_env=False,
-            transport=_bounded_transport(max_reply_bytes, tls=permit.destination.startswith("https:")),
+            transport=_bounded_transport(max_reply_bytes, _trust(permit.destination, ca_file)),
         ),
     )
     client.organization = client.project = None  # never taken from the environment
     return client
 
 
-def _bounded_transport(most: int, *, tls: bool) -> Any:
+def _trust(destination: str, ca_file: str | None) -> ssl.SSLContext | bool:
+    """Whose certificates are believed; True for the authorities that the system knows."""
+    if not destination.startswith("https:"):
+        # A teacher on this machine speaks plain HTTP; a context without certificates trusts nobody, and loads at once.
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if ca_file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise TeacherError(
+            "bad_ca_file", f"teach.ca_file: {ca_file} cannot be used ({error.strerror}). Name a PEM file."
+        ) from None
+
+
+def _bounded_transport(most: int, trust: ssl.SSLContext | bool) -> Any:
     """A transport whose replies end with an error where they pass that many bytes, before they fill the memory."""
     import httpx2
 
@@ -215,8 +234,7 @@ def _bounded_transport(most: int, *, tls: bool) -> Any:
             response.stream = BoundedStream(response.stream)
             return response
 
-    # A teacher on this machine speaks plain HTTP; a context without certificates trusts nobody, and loads at once.
-    return BoundedTransport(trust_env=False, verify=True if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    return BoundedTransport(trust_env=False, verify=trust)
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import itertools
 import json
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ class HostedTeacher:
         }
         self._permit = permit
         self._config = config
-        self._client = open_client(permit, api_key_env=config.api_key_env)
+        self._client = open_client(permit, api_key_env=config.api_key_env, ca_file=config.ca_file)
         self._answers_as = answers_as
         self._image_tokens: list[float] = []
 
@@ -224,7 +225,7 @@ class HostedTeacher:
         except openai.APIStatusError as error:
             raise self.refused(error.status_code, error.response.headers, error.response.text) from None
         except openai.APIConnectionError as error:
-            raise _connection(error) from None
+            raise self.unreachable(error) from None
 
     def refused(self, status: int, headers: Mapping[str, str], body: str) -> TeacherError:
         """An HTTP error as a rejection of this attempt, or as the end of the job."""
@@ -254,6 +255,22 @@ class HostedTeacher:
             case _:
                 return Rejection("bad_request", raw, billed=False)
 
+    def unreachable(self, error: Exception) -> TeacherError:
+        """A connection that failed as a rejection of this attempt, or as the end of the job."""
+        import httpx2
+
+        cause = error.__cause__
+        if isinstance(cause, httpx2.DecodingError):
+            return Rejection("bad_reply", str(cause), again=True, billed=None)
+        if reason := _distrust(error):
+            return TeacherError(
+                "untrusted",
+                f"{self._permit.destination} does not prove who it is ({reason}), so nothing was sent. Correct "
+                "teach.base_url, or name your own authority's certificates in teach.ca_file.",
+            )
+        never_sent = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
+        return Rejection("connection", type(cause).__name__, again=True, billed=False if never_sent else None)
+
     def _check_model(self, reply: Reply) -> None:
         self._answers_as = self._answers_as or reply.model
         if reply.model != self._answers_as:
@@ -278,14 +295,13 @@ class HostedTeacher:
         return text.replace(self._client.api_key, "[key]")
 
 
-def _connection(error: Exception) -> Rejection:
-    import httpx2
-
-    cause = error.__cause__
-    if isinstance(cause, httpx2.DecodingError):
-        return Rejection("bad_reply", str(cause), again=True, billed=None)
-    never_sent = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
-    return Rejection("connection", type(cause).__name__, again=True, billed=False if never_sent else None)
+def _distrust(error: BaseException | None) -> str | None:
+    """Why the certificate of the other side was not believed; None where that was not the trouble."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @cache

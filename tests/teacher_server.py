@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,8 +87,11 @@ class TeacherServer(ThreadingHTTPServer):
     request_queue_size = 128
     handler: type[Handler] = Handler
 
-    def __init__(self, mode: Callable[[int], Mode]) -> None:
+    def __init__(self, mode: Callable[[int], Mode], tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), self.handler)
+        self.scheme = "https" if tls else "http"
+        self.socket = tls.wrap_socket(self.socket, server_side=True) if tls else self.socket
+        self.handshakes = 0
         self.mode = mode
         self.seen: list[Handler] = []
         self.strays: list[str] = []
@@ -95,16 +99,20 @@ class TeacherServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}/v1"
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        self.handshakes += 1
+        return super().get_request()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is part of the tests."""
 
 
 @contextmanager
-def teacher_server(*modes: Mode) -> Iterator[TeacherServer]:
+def teacher_server(*modes: Mode, tls: ssl.SSLContext | None = None) -> Iterator[TeacherServer]:
     """A server that runs through the modes, one a request, and stays with the last."""
-    with serving(TeacherServer(lambda number: modes[min(number, len(modes)) - 1])) as server:
+    with serving(TeacherServer(lambda number: modes[min(number, len(modes)) - 1], tls)) as server:
         yield server
 
 

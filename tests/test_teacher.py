@@ -8,14 +8,17 @@ import hashlib
 import io
 import json
 import logging
+import ssl
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import trustme
 from teacher_server import (
     USAGE,
     Mode,
@@ -443,6 +446,65 @@ def test_an_endpoint_that_only_redirects_ends_the_job(tmp_path: Path) -> None:
         assert desk.stopped is not None
         assert desk.stopped.code == "redirect"
         assert (len(server.seen), server.strays) == (desk_module.PATIENCE, [])
+
+
+def impostors() -> dict[str, tuple[trustme.CA, trustme.LeafCert]]:
+    """Authorities to trust, and certificates that they did not give to this machine at this time."""
+    ours, theirs = trustme.CA(), trustme.CA()
+    ended = datetime(2020, 1, 1, tzinfo=UTC)
+    return {
+        "self-signed": (ours, theirs.issue_cert("127.0.0.1")),
+        "another host": (ours, ours.issue_cert("teacher.example")),
+        "expired": (ours, ours.issue_cert("127.0.0.1", not_before=ended - timedelta(days=9), not_after=ended)),
+    }
+
+
+def tls_of(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    return context
+
+
+@pytest.mark.parametrize("impostor", ["self-signed", "another host", "expired"])
+def test_an_endpoint_that_does_not_prove_who_it_is_gets_nothing(tmp_path: Path, impostor: str) -> None:
+    """The first handshake ends the job: no byte of a request leaves, nothing is paid, and the error says what to do."""
+    authority, certificate = impostors()[impostor]
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with teacher_server(good, tls=tls_of(certificate)) as server:
+        office = Office(server, tmp_path, ca_file=str(tmp_path / "ca.pem"))
+        desk = office.ask(*map(request, range(10)), concurrency=1)
+        assert desk.stopped is not None
+        assert desk.stopped.code == "untrusted"
+        assert "teach.ca_file" in desk.stopped.message
+        assert server.handshakes == 1
+        assert server.seen == []
+        assert (office.exchange(request(0)).verdict, office.exchange(request(0)).cost_usd) == (PARKED, 0.0)
+
+
+def test_a_sites_own_authority_is_trusted_where_it_is_named(tmp_path: Path) -> None:
+    """What the system does not know is refused, and answered once `ca_file` vouches for it."""
+    ours = trustme.CA()
+    ours.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with teacher_server(good, tls=tls_of(ours.issue_cert("127.0.0.1"))) as server:
+        stopped = Office(server, tmp_path).ask(request()).stopped
+        assert stopped is not None
+        assert stopped.code == "untrusted"
+        office = Office(server, tmp_path, ca_file=str(tmp_path / "ca.pem"))
+        assert office.ask(request()).stopped is None
+        assert (office.exchange(request()).verdict, len(server.seen)) == (ACCEPTED, 1)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a certificate"], ids=["missing", "empty", "no certificate"])
+def test_a_file_without_certificates_is_named(tmp_path: Path, content: bytes | None) -> None:
+    """One sentence with the name of the file and the setting."""
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(TeacherError, match=r"bad_ca_file: teach.ca_file: .*ca.pem") as caught:
+        HostedTeacher(
+            permit_for("https://127.0.0.1:1/v1"), TeachConfig(api_key_env="MAEMI_TEST_KEY", ca_file=str(path))
+        )
+    assert "None" not in caught.value.message
 
 
 WRONG_FORMS = {
