@@ -51,6 +51,8 @@ class Entry:
     nm_per_pixel: float | None = None
     stays: bool = False
     """Must not leave the machine, whatever is allowed for the others."""
+    named_group: bool = False
+    """The group is what the index says, not what the name of the file tells."""
 
 
 class Catalogue:
@@ -66,21 +68,35 @@ class Catalogue:
         self.warnings: list[str] = []
         self.count = 0
         labels: dict[str, str] = {}
+        self._given: dict[str, str] = {}
         self._blocks = False
         for entry in self._entries():
             self.count += 1
             if entry.split is None:
                 labels.setdefault(entry.group, entry.label or "")
+            elif self._given.setdefault(entry.group, entry.split) != entry.split:
+                self._torn(entry, self._given[entry.group])
         if not self.count:
             raise DatasetError("no_images", f"{images} holds no micrographs. Name a folder with images in it.")
+        labels = {group: label for group, label in labels.items() if group not in self._given}
         if 0 < len(labels) < len(SPLITS) and self.count >= len(SPLITS):
             labels = self._block_labels()
-        self._splits = assign_splits(labels, shares=shares, seed=seed)
+        self._splits = assign_splits(labels, shares=shares, seed=seed) | self._given
 
     def __iter__(self) -> Iterator[tuple[Entry, str]]:
         """Every entry with its split."""
         for entry in self._entries():
             yield entry, entry.split or self._splits[entry.group]
+
+    def _torn(self, entry: Entry, other: str) -> None:
+        """The index puts one group into two splits: an error where it names the group, else told once."""
+        told = f"{self.root / INDEX} puts {entry.group!r} into {other} and into {entry.split}"
+        if entry.named_group:
+            raise DatasetError("bad_index", f"{told}. One sample goes to one split: correct it.")
+        if not self.warnings:
+            self.warnings.append(
+                f"{told}, by the names of the files one sample. Scores on such splits are too good; add a group column."
+            )
 
     def _block_labels(self) -> dict[str, str]:
         """Groups of neighbouring files, for want of better: the splits may then share a sample."""
@@ -89,7 +105,7 @@ class Catalogue:
             "The files show fewer than three groups, so neighbouring files were taken as groups; the splits may share "
             f"a sample. Write an {INDEX} with a group column to split by sample."
         )
-        return {entry.group: entry.label or "" for entry in self._entries()}
+        return {entry.group: entry.label or "" for entry in self._entries() if entry.group not in self._given}
 
     def _entries(self) -> Iterator[Entry]:
         if (self.root / TRUTH).is_file():
@@ -101,7 +117,7 @@ class Catalogue:
         for entry in entries:
             if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in self._keep):
                 entry = replace(entry, stays=True)
-            yield _blocked(entry) if self._blocks and entry.split is None else entry
+            yield _blocked(entry) if self._blocks and entry.group not in self._given else entry
 
 
 def assign_splits(labels: Mapping[str, str], *, shares: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -212,9 +228,17 @@ def _from_index(root: Path) -> Iterator[Entry]:
                     "bad_index",
                     f"{root / INDEX}, line {position + 2}: path {name!r} or split {split!r} is not usable. Correct it.",
                 ) from None
-            group = row.get("group") or _group_hint(name)
-            stays = (row.get("egress") or "").strip().lower() in _NO
-            yield Entry(position, name, row.get("label") or None, group, row.get("source") or name, given, stays=stays)
+            group, stays = row.get("group") or "", (row.get("egress") or "").strip().lower() in _NO
+            yield Entry(
+                position,
+                name,
+                row.get("label") or None,
+                group or _group_hint(name),
+                row.get("source") or name,
+                given,
+                stays=stays,
+                named_group=bool(group),
+            )
 
 
 def _from_folders(root: Path) -> Iterator[Entry]:

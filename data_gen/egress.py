@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from assistant.micrograph import Micrograph
 
 OPENAI_URL = "https://api.openai.com/v1"
+MANIFEST = "egress.jsonl"
+"""The list of what would leave, in the directory of the data set."""
 MAX_REPLY_BYTES = 2**20
 """A reply of a few sentences is a few kilobytes; a larger body is not a reply."""
 

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from assistant.chat import IMAGE_MARKER
-from assistant.errors import DatasetError
+from data_gen.reader import parquet_file, split_files
 from data_gen.review import Decision, applied, decisions_about
 from data_gen.writer import PARTIAL, disk_errors
 
 Format = Literal["llava", "sharegpt"]
 FORMATS: tuple[Format, ...] = ("llava", "sharegpt")
-SPLITS = ("train", "validation", "test")
 BATCH = 64
 SPEAKERS = {"user": "human", "assistant": "gpt"}
 KEPT = ("task", "facet", "label", "group", "source", "teacher")
@@ -30,11 +29,9 @@ Row = Mapping[str, Any]
 def export(directory: Path, form: Format) -> Path:
     """Write a data set in another format to `directory/exports/FORMAT`; returns that folder.
 
-    Raises DatasetError `no_dataset` or `disk`.
+    Raises DatasetError `no_dataset`, `damaged_dataset` or `disk`.
     """
-    files = {split: sorted(directory.glob(f"data/{split}-*.parquet")) for split in SPLITS}
-    if not any(files.values()):
-        raise DatasetError("no_dataset", f"{directory} holds no data set. Name the --out of `maemi teach`.")
+    files = split_files(directory)
     out = directory / "exports" / form
     decisions = decisions_about(directory)
     write = {"llava": _llava_row, "sharegpt": _sharegpt_row}[form]
@@ -42,24 +39,20 @@ def export(directory: Path, form: Format) -> Path:
         (out / "images").mkdir(parents=True, exist_ok=True)
         shown: set[str] = set()
         for split, paths in files.items():
-            if paths:
-                shown |= _write_rows(out / f"{split}.json", reviewed_rows(paths, decisions), write)
+            shown |= _write_rows(out / f"{split}.json", reviewed_rows(paths, decisions), write)
         # What an earlier export showed and this one does not must not stay behind.
         for path in (out / "images").iterdir():
             if f"images/{path.name}" not in shown:
                 path.unlink()
         if form == "sharegpt":
-            splits = [split for split, paths in files.items() if paths]
-            _publish(out / "dataset_info.json", json.dumps(_dataset_info(splits), indent=2) + "\n")
+            _publish(out / "dataset_info.json", json.dumps(_dataset_info(list(files)), indent=2) + "\n")
     return out
 
 
 def reviewed_rows(paths: list[Path], decisions: Mapping[str, Decision]) -> Iterator[dict[str, Any]]:
     """The rows of parquet files as people left them, a bounded number at a time."""
-    import pyarrow.parquet as parquet
-
     for path in paths:
-        with parquet.ParquetFile(path) as file:
+        with parquet_file(path) as file:
             for batch in file.iter_batches(BATCH):
                 for row in batch.to_pylist():
                     if (kept := applied(row, decisions.get(row["id"]))) is not None:

@@ -187,16 +187,23 @@ def difference_hash(picture: np.ndarray) -> int:
 
 
 class NearDuplicates:
-    """Finds an earlier picture whose hash differs in at most `bits` bits; remembers 16 bytes per picture."""
+    """Finds an earlier picture whose hash differs in at most `bits` bits; remembers 16 bytes per picture.
+
+    An even picture has no hash to compare: only the same file is its duplicate.
+    """
 
     def __init__(self, bits: int) -> None:
         self._bits = bits
         self._hashes = np.zeros(64, dtype=np.uint64)
         self._positions = np.zeros(64, dtype=np.int64)
         self._count = 0
+        self._even: dict[str, int] = {}
 
-    def add(self, position: int, dhash: int) -> int | None:
+    def add(self, position: int, dhash: int, sha256: str) -> int | None:
         """Position of the first near-duplicate seen before, or None; only pictures that are new are remembered."""
+        if not dhash:
+            first = self._even.setdefault(sha256, position)
+            return None if first == position else first
         distance = np.bitwise_count(self._hashes[: self._count] ^ np.uint64(dhash))
         near = np.flatnonzero(distance <= self._bits)
         if len(near):

@@ -36,6 +36,7 @@ TYPICAL = frozenset(
 )
 """Quantities that say something about a class, and not about where one picture was taken."""
 SUREST = 0.5
+MOST_NAME_BYTES = 200
 Sheet = dict[str, str]
 
 
@@ -87,6 +88,8 @@ def measured_sheet(label: str, facts: Sequence[Mapping[str, Any]]) -> Sheet:
     """
     words = label.replace("_", " ")
     unknown = {facet: f"Nothing is on file about the {facet} of {words}." for facet in FACETS}
+    if not facts:
+        return unknown
     kinds = Counter(str(record["kind"]) for record in facts)
     values: dict[tuple[str, str], list[float]] = {}
     for record in facts:
@@ -107,9 +110,14 @@ def measured_sheet(label: str, facts: Sequence[Mapping[str, Any]]) -> Sheet:
 
 
 def save_sheet(label: str, sheet: Sheet, folder: Path) -> Path:
-    """Write a sheet into `folder`, where `knowledge_sheets` finds it."""
+    """Write a sheet into `folder`, where `knowledge_sheets` finds it.
+
+    Raises DatasetError `bad_label` for a class that cannot name a file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{label}.txt"
+    if path.parent != folder or not label.isprintable() or len(path.name.encode()) > MOST_NAME_BYTES:
+        raise DatasetError("bad_label", f"The class {label!r} cannot name a file. Rename it.")
     partial = path.with_suffix(".partial")
     partial.write_text("".join(f"{facet}: {text}\n" for facet, text in sheet.items()), encoding="utf-8")
     partial.replace(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from data_gen.catalogue import INDEX, TRUTH, Catalogue, Entry
 from data_gen.evidence import Evidence, known_text
 from data_gen.examine import examine, redacted
 from data_gen.redaction import shareable
-from data_gen.tasks import PER_IMAGE, Question, conversation_about, questions_about
+from data_gen.requests import FACTUAL_TASKS, conversation_request, request_about
+from data_gen.specimens import evidence_of
+from data_gen.tasks import Question
 from data_gen.teacher import Request
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ def show(image: Path, *, config: TeachConfig) -> dict[str, Any]:
         {
             "task": request.task,
             "questions": [_told(question) for question in request.questions],
-            **({"prompt": request.prompt} if hosted and request.task in {"caption", "vqa"} else {}),
+            **({"prompt": request.prompt} if hosted and request.task not in FACTUAL_TASKS else {}),
         }
         for request in _requests(told, config, looking=hosted)
     ]
@@ -55,21 +58,13 @@ def show(image: Path, *, config: TeachConfig) -> dict[str, Any]:
 
 
 def _requests(evidence: Evidence, config: TeachConfig, *, looking: bool) -> Iterator[Request]:
-    about, known, most = (evidence.sha256,), known_text(evidence), config.paraphrases
     for task in config.tasks:
-        count = config.questions_per_image if task == "vqa" else PER_IMAGE.get(task, 1)
-        asked = questions_about(
-            evidence,
-            task,
-            seed=config.seed,
-            count=count,
-            paraphrases=most,
-            looking=looking and task in {"caption", "vqa"},
-        )
-        if asked:
-            yield Request(about, task, tuple(asked), known, most)
-    if "vqa" in config.tasks and (turn := conversation_about(evidence, seed=config.seed, paraphrases=most)):
-        yield Request(about, "conversation", (turn,), known)
+        if task != "comparison" and (
+            request := request_about((evidence,), task, config=config, looks=looking and task not in FACTUAL_TASKS)
+        ):
+            yield request
+    if "vqa" in config.tasks and (request := conversation_request(evidence, config=config)):
+        yield request
 
 
 def _told(question: Question) -> dict[str, Any]:
@@ -79,17 +74,8 @@ def _told(question: Question) -> dict[str, Any]:
 
 
 def _evidence(image: Path, record: dict[str, Any]) -> Evidence:
-    entry = _listed(image)
-    names = ("sha256", "size", "nm_per_pixel", "instrument", "facts", "metadata_line", "facts_line")
-    return Evidence(
-        path=image.name,
-        label=entry.label if entry else None,
-        group="",
-        split="",
-        truth=entry.truth if entry else {},
-        true_nm_per_pixel=entry.nm_per_pixel if entry else None,
-        **{name: record[name] for name in names},
-    )
+    entry = _listed(image) or Entry(0, image.name, None, "", "")
+    return evidence_of(replace(entry, name=image.name), "", record)
 
 
 def _listed(image: Path) -> Entry | None:

@@ -61,7 +61,7 @@ class SplitWriter:
     def __init__(self, folder: Path, split: str) -> None:
         import pyarrow.parquet as parquet
 
-        self.path = folder / f"{split}-00000-of-00001.parquet"
+        self.split, self.path = split, folder / f"{split}-00000-of-00001.parquet"
         self.rows = 0
         self._partial = self.path.with_name(f".{self.path.name}{PARTIAL}")
         self._schema = features().arrow_schema
@@ -80,6 +80,7 @@ class SplitWriter:
                 use_dictionary=["images.list.element.bytes"],
                 dictionary_pagesize_limit=2**30,
                 write_statistics=False,
+                write_page_checksum=True,
             )
             # Readers see plain bytes: that they are written from a dictionary is no part of the format.
             plain = base64.b64encode(self._schema.serialize().to_pybytes())

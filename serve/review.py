@@ -18,7 +18,8 @@ import gradio as gr
 from starlette.applications import Starlette
 
 from assistant.errors import DatasetError
-from data_gen.exports import SPLITS
+from data_gen.catalogue import SPLITS
+from data_gen.reader import parquet_file, split_files
 from data_gen.review import Reviews, Verdict, answer_of
 from serve.app import mount
 from serve.guard import App, Guard
@@ -62,23 +63,19 @@ class Place:
 class Book:
     """The rows of a data set directory, opened one row group at a time.
 
-    Raises DatasetError `no_dataset`.
+    Raises DatasetError `no_dataset` or `damaged_dataset`.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.places = list(self._index())
-        if not self.places:
-            raise DatasetError("no_dataset", f"{directory} holds no rows. Name the --out of `maemi teach`.")
         self.tasks = sorted({place.task for place in self.places})
         self.read = lru_cache(maxsize=2)(_read_group)
 
     def _index(self) -> Iterator[Place]:
-        import pyarrow.parquet as parquet
-
-        for split in SPLITS:
-            for path in sorted(self.directory.glob(f"data/{split}-*.parquet")):
-                with parquet.ParquetFile(path) as file:
+        for split, paths in split_files(self.directory).items():
+            for path in paths:
+                with parquet_file(path) as file:
                     for group in range(file.num_row_groups):
                         known = file.read_row_group(group, columns=["id", "task", "facet"]).to_pylist()
                         for offset, row in enumerate(known):
@@ -90,9 +87,7 @@ class Book:
 
 
 def _read_group(path: Path, group: int) -> list[dict[str, Any]]:
-    import pyarrow.parquet as parquet
-
-    with parquet.ParquetFile(path) as file:
+    with parquet_file(path) as file:
         rows: list[dict[str, Any]] = file.read_row_group(group).to_pylist()
         return rows
 

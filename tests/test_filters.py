@@ -85,11 +85,11 @@ def test_difference_hash_sees_what_is_there_and_not_how_bright() -> None:
     assert code == int("".join("1" if cell else "0" for cell in cells), 2)
     assert difference_hash(brighter) == code
     near = NearDuplicates(2)
-    assert near.add(7, code) is None
-    assert near.add(8, difference_hash(noisy)) == 7
-    assert near.add(9, difference_hash(picture[:, ::-1].copy())) is None
-    assert near.add(10, code ^ 0b111) is None
-    assert near.add(11, code ^ (1 << 63) ^ 1) == 7
+    assert near.add(7, code, "") is None
+    assert near.add(8, difference_hash(noisy), "") == 7
+    assert near.add(9, difference_hash(picture[:, ::-1].copy()), "") is None
+    assert near.add(10, code ^ 0b111, "") is None
+    assert near.add(11, code ^ (1 << 63) ^ 1, "") == 7
 
 
 def test_near_duplicates_equal_a_plain_search() -> None:
@@ -101,7 +101,7 @@ def test_near_duplicates_equal_a_plain_search() -> None:
     near, kept = NearDuplicates(2), []
     for position, code in enumerate(codes):
         expected = next((other for other in kept if (codes[other] ^ code).bit_count() <= 2), None)
-        assert near.add(position, code) == expected
+        assert near.add(position, code, "") == expected
         if expected is None:
             kept.append(position)
     assert len(kept) == 100

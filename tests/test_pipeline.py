@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from teacher_server import answers_to, completion, good, teacher_server
 
@@ -452,6 +454,53 @@ def test_the_index_is_honoured(tmp_path: Path) -> None:
     (tmp_path / "index.csv").write_text("file\na.png\n")
     with pytest.raises(DatasetError, match="bad_index"):
         Catalogue(tmp_path, shares=SHARES, seed=0)
+
+
+ROWS = st.lists(
+    st.tuples(st.sampled_from("pqrstu"), st.sampled_from(["", "train", "val", "test"]), st.sampled_from("xyz")),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(rows=ROWS, seed=st.integers(0, 99))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_sample_is_in_two_splits_whatever_the_index_says(
+    tmp_path: Path, rows: list[tuple[str, str, str]], seed: int
+) -> None:
+    """Any mixture of named groups, given splits and labels: every file once, and every group in one split, or refused.
+
+    A group that the index puts into one split for some of its files takes the others along.
+    """
+    lines = [f"{i}.png,{group},{split},{label}" for i, (group, split, label) in enumerate(rows)]
+    (tmp_path / "index.csv").write_text("\n".join(["path,group,split,label", *lines]))
+    given_splits = defaultdict(set)
+    for group, split, _ in rows:
+        given_splits[group] |= {split.replace("val", "validation")} - {""}
+    if any(len(splits) > 1 for splits in given_splits.values()):
+        with pytest.raises(DatasetError, match=r"bad_index: .* One sample goes to one split"):
+            Catalogue(tmp_path, shares=SHARES, seed=seed)
+        return
+    catalogue = Catalogue(tmp_path, shares=SHARES, seed=seed)
+    entries = list(catalogue)
+    assert [entry.name for entry, _ in entries] == [f"{i}.png" for i in range(len(rows))]
+    found = defaultdict(set)
+    for (entry, split), (group, _, _) in zip(entries, rows, strict=True):
+        # Fewer than three groups are cut into blocks, which the card tells; never one whose split is given.
+        blocks = catalogue.warnings and not given_splits[group]
+        found[entry.group if blocks else group].add(split)
+    assert all(len(splits) == 1 for splits in found.values())
+    assert all(found[group] == splits for group, splits in given_splits.items() if splits)
+
+
+def test_an_index_that_splits_by_image_is_honoured_and_told(tmp_path: Path) -> None:
+    """Without a group column the index is law, and the card says what its scores are worth."""
+    lines = [f"lot7/edge_{i:02d}.png,{'test' if i % 4 == 0 else 'train'}" for i in range(8)]
+    (tmp_path / "index.csv").write_text("\n".join(["path,split", *lines]))
+    catalogue = Catalogue(tmp_path, shares=SHARES, seed=0)
+    assert [split for _, split in catalogue] == ["test", "train", "train", "train"] * 2
+    assert len(catalogue.warnings) == 1
+    assert "add a group column" in catalogue.warnings[0]
 
 
 def test_partners_are_of_the_same_split_and_as_often_alike_as_not() -> None:

@@ -69,9 +69,11 @@ class Item:
 
 
 def load_split(directory: Path, split: str) -> list[Example]:
-    """All rows of a split. Raises DatasetError `no_dataset`, `damaged_dataset` or `empty_split`."""
+    """All rows of a split. Raises DatasetError `no_dataset`, `damaged_dataset`, `disk` or `empty_split`."""
+    import pyarrow.parquet as parquet
     from datasets import Image, Sequence, load_dataset
     from datasets.exceptions import DatasetGenerationError
+    from pyarrow.dataset import ParquetFragmentScanOptions
 
     files = sorted(directory.glob(f"data/{split}-*.parquet"))
     if not files:
@@ -79,12 +81,19 @@ def load_split(directory: Path, split: str) -> list[Example]:
             "no_dataset", f"{directory} has no {split} split (data/{split}-*.parquet). Run `maemi teach`."
         )
     try:
-        table = load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
+        for file in files:  # `load_dataset` prints what it stumbles over
+            parquet.read_schema(file)
+        checked = ParquetFragmentScanOptions(page_checksum_verification=True)
+        names = {split: [str(file) for file in files]}
+        table = load_dataset("parquet", data_files=names, split=split, fragment_scan_options=checked)
         table = table.cast_column("images", Sequence(Image(decode=False)))
         known: dict[bytes, bytes] = {}
         examples = [_example(row, known) for row in table]
-    except (DatasetGenerationError, KeyError, TypeError, ValueError, IndexError) as error:
-        reason = str(error.__cause__ or error).split("\n")[0]
+    except (DatasetGenerationError, KeyError, TypeError, ValueError, IndexError, OSError) as error:
+        cause = error.__cause__ or error
+        reason = str(cause).split("\n")[0].rstrip(".")
+        if isinstance(cause, OSError) and cause.errno:
+            raise DatasetError("disk", f"{directory} ({split}): {reason}. Free space or mend the disk.") from None
         raise DatasetError(
             "damaged_dataset", f"{directory} ({split}) cannot be read: {reason}. Teach it again."
         ) from None
