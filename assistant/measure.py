@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from assistant.measurements.claims import disagreements
 from assistant.measurements.corrections import Known, corrected, corrected_stream
-from assistant.measurements.facts import FACT_NAMES, Fact, Facts, not_applicable
+from assistant.measurements.facts import FACT_NAMES, Fact, Facts, digits, not_applicable, quantity
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,10 +30,12 @@ __all__ = [
     "Known",
     "corrected",
     "corrected_stream",
+    "digits",
     "disagreements",
     "figures",
     "measure",
     "measure_pixels",
+    "quantity",
 ]
 
 DIRECTED = 0.5
@@ -46,6 +48,9 @@ OUTLINED = 0.74
 """Least separability of fibres and ground at which a fibre's outline can be trusted."""
 CROWDED, PARALLEL = 0.5, 0.7
 """Coverage and anisotropy from which fibres lie side by side."""
+MANY_CUT, NONE_CUT = 0.6, 0.95
+"""Share of bodies that are compact before any is cut, up to which a count is least and from which it is most sure."""
+LEAST_SURE = 0.3
 FEWEST_NEIGHBOURS = 3
 FEWEST_FOR_PERCENTILES = 5
 FINE = 10.0
@@ -170,7 +175,9 @@ def _add_neighbours(sheet: _Sheet, objects: Objects, *, certainty: float, factor
 
 
 def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
-    certainty = found.share_confidence
+    # Where bodies had to be cut apart, a person may well have cut elsewhere, or not at all.
+    uncut = (objects.candidate.compact - MANY_CUT) / (NONE_CUT - MANY_CUT)
+    certainty = found.share_confidence * min(max(uncut, LEAST_SURE), 1.0)
     note = "bright objects" if objects.candidate.bright else "dark objects"
     # One object may as well be a part of something larger than the frame.
     sheet.add("count", objects.count, confidence=certainty * (1.0 if objects.count > 1 else 0.7), note=note)

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,36 +67,45 @@ class Catalogue:
         self.root = images
         self._keep = tuple(keep)
         self.warnings: list[str] = []
-        self.count = 0
+        self.count, self._named = 0, False
         labels: dict[str, str] = {}
+        told: dict[str, Counter[str]] = {}
         self._given: dict[str, str] = {}
+        """Splits of the groups for which the index gives one."""
         self._blocks = False
         for entry in self._entries():
             self.count += 1
             if entry.split is None:
                 labels.setdefault(entry.group, entry.label or "")
-            elif self._given.setdefault(entry.group, entry.split) != entry.split:
-                self._torn(entry, self._given[entry.group])
+            else:
+                told.setdefault(entry.group, Counter())[entry.split] += 1
+                self._named |= entry.named_group
         if not self.count:
             raise DatasetError("no_images", f"{images} holds no micrographs. Name a folder with images in it.")
+        self._given = {group: max(SPLITS, key=splits.__getitem__) for group, splits in told.items()}
+        self._warn_of_torn([group for group, splits in told.items() if len(splits) > 1])
         labels = {group: label for group, label in labels.items() if group not in self._given}
         if 0 < len(labels) < len(SPLITS) and self.count >= len(SPLITS):
             labels = self._block_labels()
         self._splits = assign_splits(labels, shares=shares, seed=seed) | self._given
 
     def __iter__(self) -> Iterator[tuple[Entry, str]]:
-        """Every entry with its split."""
+        """Every entry with its split: that of its group, where the index names groups or leaves the split open."""
         for entry in self._entries():
-            yield entry, entry.split or self._splits[entry.group]
+            by_image = entry.split is not None and not entry.named_group
+            yield entry, entry.split if by_image and entry.split else self._splits[entry.group]
 
-    def _torn(self, entry: Entry, other: str) -> None:
-        """The index puts one group into two splits: an error where it names the group, else told once."""
-        told = f"{self.root / INDEX} puts {entry.group!r} into {other} and into {entry.split}"
-        if entry.named_group:
-            raise DatasetError("bad_index", f"{told}. One sample goes to one split: correct it.")
-        if not self.warnings:
+    def _warn_of_torn(self, groups: Sequence[str]) -> None:
+        """Tell of groups that the index puts into several splits: one sample belongs to one."""
+        if groups and self._named:
             self.warnings.append(
-                f"{told}, by the names of the files one sample. Scores on such splits are too good; add a group column."
+                f"{INDEX} puts {len(groups)} of its groups ({groups[0]}) into several splits; each went whole to the "
+                "split that most of its files name."
+            )
+        elif groups:
+            self.warnings.append(
+                f"{INDEX} splits files that are of one sample by their names ({groups[0]}); scores on such splits are "
+                "too good. Add a group column."
             )
 
     def _block_labels(self) -> dict[str, str]:

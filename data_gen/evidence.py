@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from assistant.chat import class_answer
+from assistant.measure import digits, quantity
 
 PROMPTS = Path(__file__).parent / "prompts"
 TRUTH_TOLERANCE = 0.25
@@ -25,9 +26,15 @@ UNDIRECTED, DIRECTED = 0.25, 0.6
 """Anisotropy below which no direction is preferred, and from which one is where no truth says so."""
 SURE = 0.6
 """A measurement less sure than this is taught only where a known truth confirms it."""
-FEWEST_COUNTED = 5
+FEWEST_COUNTED = 8
 """Fewer objects may be the few that stood out of many, so they are taught only where a known truth confirms them."""
-OF_OBJECTS = frozenset({"count", "mean_diameter", "d10_diameter", "d90_diameter", "aspect_ratio", "nearest_neighbour"})
+OF_OBJECTS = frozenset(
+    {
+        *("count", "mean_diameter", "d10_diameter", "d90_diameter", "aspect_ratio", "nearest_neighbour"),
+        "coverage",
+    }
+)
+OF_FIBRES = frozenset({"fibre_width", "coverage"})
 ROUND, LONG = 1.3, 1.6
 """Aspect ratio below which structures are nearly round, and from which they are long."""
 NARROW, BROAD = 1.5, 2.0
@@ -41,7 +48,8 @@ CANDIDATES = 4
 SINGLE_FORMS = frozenset({"comb", "cantilever", "serpentine", "bridge", "gear", "grid"})
 PLURAL_FORMS = frozenset({"lines", "pillars", "holes"})
 REGULARITY = {"periodic": 3, "aligned": 2, "layered": 2, "random": 1, "network": 1, "clustered": 1}
-FIBROUS = frozenset({"fibres", "nanowires"})
+FIBROUS = ("fibre", "fiber", "filament", "wire", "whisker", "tube", "hair", "yarn")
+"""What the name of a class of long thin things has in it."""
 FOREIGN = frozenset({"debris", "contamination"})
 
 
@@ -100,19 +108,6 @@ def class_words() -> dict[str, dict[str, str]]:
             key, _, text = line.partition(":")
             entry[key] = text.strip()
     return classes
-
-
-def number(value: float) -> str:
-    """Three significant digits, never an exponent."""
-    if value == 0 or not abs(value) < 1e15:
-        return f"{value:g}"
-    text = f"{value:.3g}"
-    return f"{float(text):.0f}" if "e+" in text else f"{float(text):.12f}".rstrip("0") if "e-" in text else text
-
-
-def quantity(value: float, unit: str) -> str:
-    """A value with its unit as it is written in answers: "312 nm", "4.2 px", "12 %", "84"."""
-    return f"{number(value)} {unit}".strip()
 
 
 def chance(*parts: object) -> random.Random:
@@ -184,7 +179,7 @@ def _measured_slots(evidence: Evidence) -> dict[str, str]:
         text = quantity(fact["value"], fact["unit"])
         # What the auxiliary line leaves out is not taught: nobody reads 317 nm off a picture by eye.
         if f"{name.replace('_', ' ')} {text}" in evidence.facts_line and _may_be_taught(evidence, fact):
-            values[name] = fact["value"]
+            values[name] = float(digits(fact["value"], fact["unit"]))
             # Without a word for it, the share of dark bodies is no porosity: it may be particles, or the ground.
             shown = "dark_share" if name == "porosity" and not pores else name
             slots |= {shown: text, f"has_{shown}": "yes", f"{shown}_method": fact["method"]}
@@ -223,15 +218,17 @@ def _may_be_taught(evidence: Evidence, fact: Mapping[str, Any]) -> bool:
     if isinstance(evidence.truth.get(name), int | float):
         return _agrees(evidence, fact)
     measured = {item["name"]: item["value"] for item in evidence.facts["items"]}
-    if name in OF_OBJECTS and (measured.get("count") or 0) < FEWEST_COUNTED and "count" not in evidence.truth:
+    kind = evidence.facts["kind"]
+    counted = "count" in evidence.truth or (measured.get("count") or 0) >= FEWEST_COUNTED
+    if name in OF_OBJECTS and kind in {"particles", "pores"} and not counted:
         return False
     if name == "orientation" and (measured.get("anisotropy") or 0) < DIRECTED:
         return False
-    # Cones, needles and beams have a width that narrows: they pass for fibres to a measurement.
-    if name == "fibre_width" and evidence.label in class_words().keys() - FIBROUS:
+    # Cones, beams, cracks and layers pass for fibres to a measurement.
+    if name in OF_FIBRES and kind == "fibres" and not any(word in (evidence.label or "").lower() for word in FIBROUS):
         return False
     # A peak in the spectrum of a picture without bodies or lines is as often a trace of the scan or of JPEG.
-    if name == "period" and evidence.facts["kind"] not in {"lines", "particles", "pores"}:
+    if name == "period" and kind not in {"lines", "particles", "pores"}:
         return False
     return float(fact["confidence"]) >= SURE
 
@@ -357,7 +354,8 @@ def pair_slots(first: Evidence, second: Evidence, *, seed: int) -> dict[str, str
 def _value(evidence: Evidence, name: str) -> tuple[float, str] | None:
     for fact in evidence.facts["items"]:
         if fact["name"] == name and fact["value"] is not None:
-            return float(fact["value"]), str(fact["unit"])
+            # As it is written in the answer: what looks alike is not called the larger.
+            return float(digits(fact["value"], fact["unit"])), str(fact["unit"])
     return None
 
 

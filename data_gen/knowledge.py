@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from assistant.errors import DatasetError
-from data_gen.evidence import PROMPTS, quantity
+from assistant.measure import quantity
+from data_gen.evidence import PROMPTS
 from data_gen.filters import text_verdict
 from data_gen.replies import Rejection
 from data_gen.tasks import Question

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from assistant import measure
+
 SOURCES = {"tag": "file tag", "sidecar": "side-car file", "banner": "info bar", "user": "you"}
 VENDORS = {
     "thermo": "Thermo Fisher",
@@ -72,10 +74,10 @@ def reading(info: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A measured value with its unit, in three digits."""
+    """A measured value with its unit, in the digits that it is good for."""
     if unit == "nm":
         return length(value)
-    return digits(value) + {"": "", "%": " %", "deg": "°", "1/um^2": " /µm²"}.get(unit, f" {unit}")
+    return measure.digits(value, unit) + {"": "", "%": " %", "deg": "°", "1/um^2": " /µm²"}.get(unit, f" {unit}")
 
 
 def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:

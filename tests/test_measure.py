@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from assistant.measure import FACT_NAMES, Fact, Facts, disagreements, measure, measure_pixels
+from assistant.measure import FACT_NAMES, Fact, Facts, disagreements, measure, measure_pixels, quantity
 from assistant.measurements import bodies, lines, picture, rims, segmentation, texture
 from assistant.micrograph import Calibration, Micrograph, Window
 
@@ -185,6 +185,32 @@ def test_dark_round_holes_are_pores_with_a_porosity() -> None:
     assert value(facts, "count") == 45
     assert value(facts, "porosity") == pytest.approx(100 * sum(np.pi * r**2 for *_, r in places) / 256**2, abs=1)
     assert not facts["coverage"].applies
+
+
+def test_a_few_specks_in_noise_are_not_the_dark_half_of_the_noise() -> None:
+    """Where the grey levels of bodies and ground overlap, a threshold would call a third of the ground a pore."""
+    rng = np.random.default_rng(2)
+    ripple = ndimage.gaussian_filter(rng.normal(0, 1, (256, 256)), 12)
+    picture = 0.6 + 0.02 * ripple / ripple.std()
+    specks = np.zeros_like(picture)
+    for _ in range(14):
+        depth, (y, x) = rng.uniform(0.2, 0.6), rng.uniform(10, 246, 2)
+        speck = discs((256, 256), [(y, x, rng.uniform(2, 4))])
+        specks, picture = np.maximum(specks, speck), picture - depth * speck
+    facts = measure_pixels(noisy(picture, sigma=0.1, blur=0.0, seed=2), nm_per_pixel=None)
+    assert facts.kind == "pores"
+    assert facts["porosity"].confidence < 0.5
+    assert abs(value(facts, "porosity") - 100 * specks.mean()) < 3
+
+
+def test_cut_bodies_are_counted_less_surely_than_separate_ones() -> None:
+    """A meander that watershed cuts at its necks may be one body to a person; discs that lie apart are not doubted."""
+    apart = measure_pixels(noisy(discs((420, 420), lattice((420, 420), 70, 16))), nm_per_pixel=None)["count"]
+    bends = [(0, 0), (26, 0), (52, 0), (52, 26), (52, 52), (26, 52)]
+    hooks = [(y + down, x + right, 16.0) for y in (40, 180, 320) for x in (40, 180, 320) for down, right in bends]
+    cut = measure_pixels(noisy(discs((420, 420), hooks)), nm_per_pixel=None)["count"]
+    assert apart.confidence > 0.85
+    assert 0 < cut.confidence < 0.6
 
 
 def test_debris_is_not_counted_with_large_particles() -> None:
@@ -579,8 +605,22 @@ FACTS = Facts(
 def test_the_line_is_short_stable_and_in_order_of_importance() -> None:
     """It is part of the student's input, so its wording must never move, and 1312 nm never reads 1.31e+03."""
     assert FACTS.line() == (
-        "count 84; mean diameter 1310 nm; aspect ratio 1.04; nearest neighbour 2400000 nm; coverage 0.0123 %; noise 3 %"
+        "count 84; mean diameter 1310 nm; aspect ratio 1.04; nearest neighbour 2400000 nm; coverage 0.012 %; noise 3 %"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (312.04, "nm", "312 nm"), (1312.4, "nm", "1310 nm"), (2.4e6, "nm", "2400000 nm"), (4.18, "px", "4.18 px"),
+        (151.6, "deg", "152 deg"), (7.14, "deg", "7 deg"), (33.87, "%", "34 %"), (9.01, "%", "9 %"),
+        (0.0123456, "%", "0.012 %"), (1e-9, "%", "0.000000001 %"), (99.96, "%", "100 %"), (0.0869, "", "0.09"),
+        (0.0039, "", "0"), (1.5, "", "1.5"), (84, "", "84"), (1e6, "", "1000000"), (0.0, "nm", "0 nm"),
+    ],
+)  # fmt: skip
+def test_a_value_has_the_digits_that_it_is_good_for(value: float, unit: str, text: str) -> None:
+    """Never an exponent, never 7.14 degrees from a measurement that is good to one."""
+    assert quantity(value, unit) == text
 
 
 def test_the_line_has_at_most_twelve_entries() -> None:

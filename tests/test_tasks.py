@@ -11,7 +11,8 @@ import pytest
 
 from assistant.chat import CAPTION_PROMPT, CLASSIFY_PROMPT, class_answer
 from assistant.errors import DatasetError
-from data_gen.evidence import PROMPTS, Evidence, chance, class_words, known_text, number, pair_slots, slots_of
+from assistant.measure import quantity
+from data_gen.evidence import PROMPTS, Evidence, chance, class_words, known_text, pair_slots, slots_of
 from data_gen.filters import numbers_agree
 from data_gen.scenes.words import CLASS_WORDS
 from data_gen.synth import CLASSES
@@ -48,7 +49,7 @@ def evidence(index: int = 0, **changes: Any) -> Evidence:
         words = {facet: rng.choice(options) for facet, options in CLASS_WORDS[label].items() if facet != "defects"}
         words["defects"] = [rng.choice(CLASS_WORDS[label]["defects"])] if rng.random() < 0.5 else []
         words["tilt_deg"] = rng.choice((0.0, 30.0))
-    line = "; ".join(f"{f['name'].replace('_', ' ')} {number(f['value'])} {f['unit']}".strip() for f in facts)  # type: ignore[arg-type]
+    line = "; ".join(f"{f['name'].replace('_', ' ')} {quantity(f['value'], f['unit'])}" for f in facts)  # type: ignore[arg-type]
     known = Evidence(
         path=f"{index}.tif",
         sha256=f"{index:064x}",
@@ -423,8 +424,10 @@ def test_an_unsure_measurement_is_not_taught_without_a_truth() -> None:
     Seen failing on real alloys ("1 objects can be counted") without these limits.
     """
 
-    def taught(name: str, confidence: float = 0.9, kind: str = "particles", **measured: float) -> bool:
-        known = evidence(9, truth={}, measured=measured)
+    def taught(
+        name: str, label: str = "tips", confidence: float = 0.9, kind: str = "particles", **measured: float
+    ) -> bool:
+        known = evidence(9, label=label, truth={}, measured=measured)
         facts = [{**fact, "confidence": confidence} for fact in known.facts["items"]]
         return name in slots_of(replace(known, facts={"kind": kind, "items": facts}), seed=0)
 
@@ -432,12 +435,28 @@ def test_an_unsure_measurement_is_not_taught_without_a_truth() -> None:
     assert not taught("count", confidence=0.5)
     assert not taught("count", count=3.0)
     assert not taught("mean_diameter", count=3.0)
+    assert taught("coverage")
+    assert not taught("coverage", count=3.0), "the few that stood out do not cover what all cover"
     assert taught("orientation", orientation=40.0, anisotropy=0.7)
     assert not taught("orientation", orientation=40.0, anisotropy=0.4)
     assert not taught("directed", anisotropy=0.4)
     assert not taught("fibre_width", kind="fibres", fibre_width=50.0), "tips pass for fibres"
+    assert not taught("fibre_width", "ebc_coating", kind="fibres", fibre_width=50.0), "layers do, too"
+    assert taught("fibre_width", "our_nanowires", kind="fibres", fibre_width=50.0)
     assert taught("period", kind="lines", period=200.0)
     assert not taught("period", kind="texture", period=200.0)
+
+
+def test_what_reads_alike_is_not_called_the_larger() -> None:
+    """Two values are compared as they are written: 0.35 % is no higher noise than 0.35 %."""
+
+    def compared(first: float, second: float) -> str | None:
+        pair = [evidence(i, measured={"anisotropy": 0.1, "noise": noise}) for i, noise in enumerate((first, second))]
+        return pair_slots(pair[0], pair[1], seed=0).get("noisier")
+
+    assert compared(6.0, 2.0) == "1"
+    assert compared(0.004, 0.0051) == "2"
+    assert compared(5.0, 5.9) is None
 
 
 def test_dark_bodies_are_pores_only_where_somebody_says_so() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from assistant.measurements.facts import Fact, Facts, number
+from assistant.measurements.facts import Fact, Facts, quantity
 
 TOLERANCE = 0.2
 ANGLE_TOLERANCE = 15.0
@@ -81,6 +81,6 @@ def disagreements(answer: str, facts: Sequence[Facts], known: str = "") -> list[
         verdicts = [_compared(fact, value, unit) for fact in measured]
         if not verdicts or any(verdict is not False for verdict in verdicts) or wording in known:
             continue
-        values = " or ".join(f"{number(fact.value or 0.0)} {fact.unit}".strip() for fact in measured)
+        values = " or ".join(quantity(fact.value or 0.0, fact.unit) for fact in measured)
         found.append(f"the answer says {wording} for {name.replace('_', ' ')}, but {values} was measured")
     return list(dict.fromkeys(found))

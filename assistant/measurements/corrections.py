@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from assistant.measurements.claims import _compared, _stated
-from assistant.measurements.facts import Facts, number
+from assistant.measurements.facts import Facts, quantity
 
 SAME = 0.01
 """Metadata are quoted, not estimated: a stated value may differ by its rounding only."""
@@ -49,7 +49,7 @@ def corrected(sentence: str, known: Known) -> str:
     for name, wording, value, unit in list(_stated(sentence)):
         fact = known.facts.get(name)
         if fact is not None and fact.value is not None and fact.confidence > 0 and not _compared(fact, value, unit):
-            sentence = sentence.replace(wording, f"{number(fact.value)} {fact.unit}".strip(), 1)
+            sentence = sentence.replace(wording, quantity(fact.value, fact.unit), 1)
     return sentence
 
 

@@ -112,15 +112,26 @@ def not_applicable(name: str, method: str, note: str) -> Fact:
     return Fact(name, None, "", method, 0.0, note)
 
 
-def number(value: float) -> str:
-    """Three significant digits, never an exponent."""
-    text = f"{value:.3g}"
-    if "e" not in text:
-        return text
-    return f"{float(text):.0f}" if abs(value) >= 1 else f"{float(text):.12f}".rstrip("0").rstrip(".")
+def digits(value: float, unit: str) -> str:
+    """A value in as many digits as a measurement is good for, never with an exponent.
+
+    Whole degrees, two digits of a percentage, hundredths of a ratio, three digits of a length.
+    """
+    if not abs(value) < 1e15:
+        return f"{value:g}"
+    if unit == "deg":
+        return f"{value:.0f}"
+    if unit:
+        value = float(f"{value:.{2 if unit == '%' else 3}g}")
+    return f"{value:.{12 if unit else 2}f}".rstrip("0").rstrip(".")
+
+
+def quantity(value: float, unit: str) -> str:
+    """A measured value with its unit, as it is written in lines and answers: "312 nm", "4.2 px", "12 %", "84"."""
+    return f"{digits(value, unit)} {unit}".rstrip()
 
 
 def phrase(fact: Fact) -> str:
     """Name, value and unit as they stand in the line: "mean diameter 312 nm"."""
     assert fact.value is not None
-    return f"{fact.name.replace('_', ' ')} {number(fact.value)} {fact.unit}".rstrip()
+    return f"{fact.name.replace('_', ' ')} {quantity(fact.value, fact.unit)}"

@@ -43,6 +43,8 @@ ELONGATED = 5.0
 """Median aspect ratio from which separate objects are fibres."""
 TWO_PHASES = 0.74
 """Least separability at which an area share of a picture without separate objects means something."""
+UNSURE = 0.45
+"""Confidence of a share where the phases overlap."""
 APART = 0.95
 """Share of compact bodies before any cut from which long objects lie apart."""
 FAINTEST = 0.55
@@ -171,7 +173,11 @@ def _as_pores(found: Findings, objects: Objects, rim: Rim) -> Findings:
     if found.period is not None or (dark.compact > PLAIN and _stable(found.picture, dark)):
         found.objects = replace(objects, outset=-rim.outset)
     else:
-        dark_phase = opened(found.picture.calm <= two_phases(found.picture).threshold)
+        phases, dark_phase = two_phases(found.picture), objects.foreground
+        if phases.separability > TWO_PHASES:
+            dark_phase = opened(found.picture.calm <= phases.threshold)
+        else:  # a threshold would cut the noise of the ground in two
+            found.share_confidence = min(found.share_confidence, UNSURE)
         rim = rim_of(found.picture, dark_phase, sloping=_is_foam(dark_phase))
     found.kind, found.phase, found.share = "pores", rim.opening, float(rim.opening.mean())
     return found
@@ -198,7 +204,7 @@ def _as_fibres(found: Findings, fibres: Fibres) -> Findings:
     found.phase = fibres.mask
     if fibres.separability > 0.68 and fibres.resolved:
         found.share = fibres.coverage
-        found.share_confidence = 0.7 if fibres.separability > TWO_PHASES else 0.45
+        found.share_confidence = 0.7 if fibres.separability > TWO_PHASES else UNSURE
     return found
 
 

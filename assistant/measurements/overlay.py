@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from assistant.measurements.canvas import AMBER, INK, MARGIN, ROSE, TEAL, WHITE, Canvas, hue, ramp
-from assistant.measurements.facts import Fact, Facts, number
+from assistant.measurements.facts import Fact, Facts, digits
 from assistant.measurements.findings import Findings
 from assistant.measurements.picture import CROP, F32, F64, Mask, block_mean
 from assistant.measurements.segmentation import Objects
@@ -255,7 +255,7 @@ def _said(fact: Fact) -> str:
 def _quantity(value: float, unit: str) -> str:
     if unit == "nm" and value >= 1000:
         value, unit = (value / 1e6, "mm") if value >= 1e6 else (value / 1e3, "µm")
-    return number(value) + {"deg": "°", "": ""}.get(unit, f" {unit}")
+    return digits(value, unit) + {"deg": "°", "": ""}.get(unit, f" {unit}")
 
 
 def figures(
