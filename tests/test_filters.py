@@ -92,6 +92,15 @@ def test_difference_hash_sees_what_is_there_and_not_how_bright() -> None:
     assert near.add(11, code ^ (1 << 63) ^ 1, "") == 7
 
 
+def test_an_even_picture_is_a_duplicate_of_the_same_file_only() -> None:
+    """It has no edges to hash, and two black frames of two instruments are two pictures."""
+    near = NearDuplicates(2)
+    assert near.add(1, 0, "one") is None
+    assert near.add(2, 0, "two") is None
+    assert near.add(3, 0, "one") == 1
+    assert near.add(4, 1, "one") is None
+
+
 def test_near_duplicates_equal_a_plain_search() -> None:
     """The growing table finds what comparing every pair finds."""
     rng = chance("hashes")

@@ -280,31 +280,46 @@ def test_a_ledger_of_a_later_version_is_refused(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_of_many_starts_at_once_one_writes(tmp_path: Path) -> None:
-    """Eight processes at one moment: one gets the book, seven are told who has it; a killed owner's lock is free."""
-    script = (
-        "import sys, time; from pathlib import Path; from data_gen.ledger import Ledger\n"
-        "from assistant.errors import DatasetError\n"
-        "try:\n    Ledger(Path(sys.argv[1])); print('mine', flush=True); sys.stdin.read()\n"
-        "except DatasetError as error:\n    print(error.code, flush=True)\n"
-    )
-    path = tmp_path / "ledger.sqlite"
+STARTER = """
+import sys
+from pathlib import Path
+from assistant.errors import DatasetError
+from data_gen.ledger import Ledger
+try:
+    Ledger(Path(sys.argv[1]))
+    print("mine", flush=True)
+    sys.stdin.read()
+except DatasetError as error:
+    print(error.code, flush=True)
+"""
+
+
+def started_at_once(path: Path, count: int) -> list[str]:
+    """What so many processes are told that open one ledger at one moment; the owner is killed at the end."""
+    pipe = subprocess.PIPE
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(path)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(8)
+        subprocess.Popen([sys.executable, "-c", STARTER, str(path)], cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+        for _ in range(count)
     ]
     told = []
     for process in processes:
         assert process.stdout is not None
         told.append(process.stdout.readline().strip())
-    assert sorted(told) == ["locked"] * 7 + ["mine"]
     for process in processes:
         process.kill()
         process.communicate()
+    return sorted(told)
+
+
+def test_of_many_starts_at_once_one_writes(tmp_path: Path) -> None:
+    """Eight processes: one gets the book, seven are told who has it; a killed owner's lock is free."""
+    path = tmp_path / "ledger.sqlite"
+    assert started_at_once(path, 8) == ["locked"] * 7 + ["mine"]
     Ledger(path).close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_of_a_hundred_double_starts_one_of_each_writes(tmp_path: Path) -> None:
+    """Two at a time, each time over the lock of an owner that was killed."""
+    assert [started_at_once(tmp_path / "ledger.sqlite", 2) for _ in range(100)] == [["locked", "mine"]] * 100

@@ -14,8 +14,9 @@ from teacher_server import Handler, answers_to, completion, good, teacher_server
 from tiny_micrographs import draw_tiny
 
 from assistant.config import PriceConfig, TeachConfig
+from assistant.errors import DatasetError
 from data_gen.consultation import PROBES
-from data_gen.knowledge import FACETS, knowledge_sheets
+from data_gen.knowledge import FACETS, knowledge_sheets, measured_sheet, save_sheet
 from data_gen.pipeline import teach
 
 CLASSES = ("particles", "our_dimples")
@@ -49,6 +50,21 @@ def test_offline_sheets_are_authored_or_measured(images: Path, tmp_path: Path) -
     assert list(ours) == list(FACETS)
     assert re.match(r"Of \d+ pictures \d+ look like ", ours["structure"])
     assert ours["safety"] == "Nothing is on file about the safety of our dimples."
+
+
+@pytest.mark.parametrize("label", ["a/b", "../../outside", "x" * 300, "line\nbreak"])
+def test_a_class_that_cannot_name_a_file_is_told(tmp_path: Path, label: str) -> None:
+    """A label from an index is a text: it leads nowhere outside the folder, and the error says what to do."""
+    with pytest.raises(DatasetError, match=r"bad_label: .*Rename it"):
+        save_sheet(label, measured_sheet(label, []), tmp_path / "out" / "knowledge")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_class_without_pictures_to_learn_from_has_an_empty_sheet() -> None:
+    """All of its pictures are held out: nothing is on file, and nothing is made up."""
+    sheet = measured_sheet("our_dimples", [])
+    assert list(sheet) == list(FACETS)
+    assert all(text.startswith("Nothing is on file") for text in sheet.values())
 
 
 def test_hosted_sheets_are_asked_once(images: Path, tmp_path: Path) -> None:
