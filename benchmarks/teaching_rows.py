@@ -134,7 +134,7 @@ def section(found: dict[str, Any], rows: list[Row], gallery: Gallery) -> str:
     total = sum(sum(counts.values()) for counts in found["rows"].values())
     lines = [
         f"{total} rows about {found['images']} micrographs in {found['seconds']:.0f} s on {found['cpus']} cores: "
-        f"{found['cpu_s_per_image']:.2f} s of processor time per picture, most of it for reading scale bars.",
+        f"{found['cpu_s_per_image']:.2f} s of processor time per picture.",
         "",
         f"| split | {' | '.join(tasks)} | all |",
         f"|---|{'---|' * len(tasks)}---|",

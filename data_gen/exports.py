@@ -62,14 +62,18 @@ def reviewed_rows(paths: list[Path], decisions: Mapping[str, Decision]) -> Itera
 def _llava_row(row: Row, images: list[str]) -> dict[str, Any]:
     """LLaVA's form: `image` is one path, or a list where there are several."""
     shown = images[0] if len(images) == 1 else images
-    told = {name: row[name] for name in KEPT}
-    return {"id": row["id"], "image": shown, "conversations": _conversations(row)} | told
+    return {"id": row["id"], "image": shown, "conversations": _conversations(row), **_told(row)}
 
 
 def _sharegpt_row(row: Row, images: list[str]) -> dict[str, Any]:
     """ShareGPT's form with images, as LLaMA-Factory's `dataset_info.json` describes it."""
-    told = {name: row[name] for name in ("id", *KEPT)}
-    return {"conversations": _conversations(row), "images": images} | told
+    return {"conversations": _conversations(row), "images": images, "id": row["id"], **_told(row)}
+
+
+def _told(row: Row) -> dict[str, str]:
+    """What else is told of a row: also that it must not leave the machine, where that is so."""
+    egress = json.loads(row["provenance"]).get("egress")
+    return {name: row[name] for name in KEPT} | ({"egress": egress} if egress else {})
 
 
 def _conversations(row: Row) -> list[dict[str, str]]:

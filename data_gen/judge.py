@@ -135,11 +135,9 @@ class _Judge:
         if verdict is not None:
             self._lesson.reject(verdict, files=files, item=question.id, question=question.text, raw=list(wordings))
             return None
-        record = {
-            "files": files,
-            "sha256": list(request.images),
-            "row": row_of(question, wordings, shown, teacher=teacher),
-        }
+        stays = not self._lesson.staying.isdisjoint(files)
+        row = row_of(question, wordings, shown, teacher=teacher, stays=stays)
+        record = {"files": files, "sha256": list(request.images), "row": row}
         return {
             "split": shown[0].split,
             "question": question.canonical,

@@ -18,9 +18,17 @@ def common_label(shown: Sequence[Evidence]) -> str | None:
 
 
 def row_of(
-    question: Question, wordings: Sequence[str], shown: Sequence[Evidence], *, teacher: Mapping[str, Any]
+    question: Question,
+    wordings: Sequence[str],
+    shown: Sequence[Evidence],
+    *,
+    teacher: Mapping[str, Any],
+    stays: bool = False,
 ) -> dict[str, Any]:
-    """The columns of a row but its pictures; the first wording is the target. `teacher` goes into the provenance."""
+    """The columns of a row but its pictures; the first wording is the target.
+
+    `teacher` goes into the provenance, and so does that a picture must not leave the machine, where it `stays`.
+    """
     first, images = shown[0], [evidence.sha256 for evidence in shown]
     provenance = {
         "item": question.id,
@@ -29,6 +37,7 @@ def row_of(
         "origin": first.source,
         "states": dict(question.states),
         "teacher": teacher,
+        **({"egress": "no"} if stays else {}),
     }
     measured = [evidence.facts for evidence in shown]
     return {

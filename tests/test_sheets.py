@@ -16,6 +16,7 @@ from tiny_micrographs import draw_tiny
 from assistant.config import PriceConfig, TeachConfig
 from assistant.errors import DatasetError
 from data_gen.consultation import PROBES
+from data_gen.exports import export
 from data_gen.knowledge import FACETS, knowledge_sheets, measured_sheet, save_sheet
 from data_gen.pipeline import teach
 
@@ -131,8 +132,13 @@ def test_a_file_that_the_index_keeps_here_is_taught_offline(images: Path, tmp_pa
         assert sent
     tables = [parquet.read_table(path, columns=["provenance", "teacher"]) for path in (tmp_path / "out").glob("data/*")]
     for row in (row for table in tables for row in table.to_pylist()):
-        kept = set(json.loads(row["provenance"])["files"]) & set(names[1::2])
-        assert row["teacher"] == "offline" if kept else "openai:m"
+        provenance = json.loads(row["provenance"])
+        kept = set(provenance["files"]) & set(names[1::2])
+        assert row["teacher"] == ("offline" if kept else "openai:m")
+        assert provenance.get("egress") == ("no" if kept else None)
+    exported = json.loads((export(tmp_path / "out", "llava") / "train.json").read_text())
+    assert {row.get("egress") for row in exported} == {"no", None}
+    assert all((row.get("egress") == "no") == (row["teacher"] == "offline") for row in exported)
 
 
 def test_half_a_sheet_is_never_seen(tmp_path: Path) -> None:

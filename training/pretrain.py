@@ -27,15 +27,25 @@ from training.stages import PretrainStage, VisionStage
 from training.trainer import Progress, fit
 
 VOCABULARY = 1024
+VISION_BATCH = 32
 BASE_NAME = "maemi-tiny-base"
 """What runs call this language model; it travels inside them."""
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "[INST]", "[/INST]", IMAGE_MARKER)
 
 
 def pretrain(
-    config: Config, data: Path, out: Path, *, vision_steps: int, steps: int, progress: Progress | None = None
+    config: Config,
+    data: Path,
+    out: Path,
+    *,
+    vision_steps: int,
+    steps: int,
+    vision_batch: int = VISION_BATCH,
+    progress: Progress | None = None,
 ) -> Path:
     """Make a student from a data set. Returns its model directory, `out/model`.
+
+    `vision_batch` images a step go through the encoders alone, which is cheap beside the conversations of the rest.
 
     Raises DatasetError and RunError.
     """
@@ -51,9 +61,9 @@ def pretrain(
 
     labelled = [example for example in examples if example.label and len(example.images) == 1]
     labels = sorted({example.label for example in labelled if example.label})
-    run = _with_steps(run, vision_steps)
+    run = _with(run, steps=vision_steps, batch_size=vision_batch)
     _fit(run, VisionStage(run.student, len(labels)), labelled, labels, out / "vision", progress)
-    run = _with_steps(run, steps)
+    run = _with(run, steps=steps, batch_size=config.training.batch_size)
     _fit(run, PretrainStage(run.student, config.loss, len(labels)), examples, labels, out / "joint", progress)
 
     run.student.decoder.lm.save_pretrained(str(base))
@@ -112,8 +122,8 @@ def write_language_model(directory: Path, tokenizer: PreTrainedTokenizerFast) ->
     tokenizer.save_pretrained(str(directory))
 
 
-def _with_steps(run: Run, steps: int) -> Run:
-    training = run.config.training.model_copy(update={"steps": steps})
+def _with(run: Run, **changes: int) -> Run:
+    training = run.config.training.model_copy(update=changes)
     return replace(run, config=run.config.model_copy(update={"training": training}))
 
 
@@ -146,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--config", type=Path, default=None)
     parser.add_argument("--vision-steps", type=int, default=1200)
+    parser.add_argument("--vision-batch", type=int, default=VISION_BATCH)
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c")
     parsed = parser.parse_args(arguments)
@@ -160,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parsed.data,
         parsed.out,
         vision_steps=parsed.vision_steps,
+        vision_batch=parsed.vision_batch,
         steps=parsed.steps,
         progress=tell,
     )
