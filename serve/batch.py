@@ -7,22 +7,23 @@ the journal, whole or not at all. Knows nothing about the model: a loader brings
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Column, Engine, Float, Integer, LargeBinary, MetaData, String, Table, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
-from assistant.errors import ConfigError, MaemiError, MicrographError
+from assistant.errors import ConfigError, MaemiError
+from serve.jobs import Captioner, Job, Load, Result, caption_jobs
 from serve.rows import CaptionRow, in_groups, write_rows, writer_for
 from serve.store import open_sqlite, write_transaction
+from serve.workers import in_processes, on_ray
 
 BATCH = 32
 """Images captioned together, and rows put into the journal at one time."""
@@ -43,47 +44,8 @@ results = Table(
 settings = Table("settings", metadata, Column("key", String, primary_key=True), Column("value", String))
 
 
-class Captioner(Protocol):
-    """What a loader brings; `assistant.inference.Assistant` is one."""
-
-    def caption(self, images: Sequence[Any]) -> list[str]:
-        """One caption per image."""
-
-
-Load = Callable[[], Captioner]
-"""Brings the model into a process; must be picklable where there are several."""
 Progress = Callable[[int, int, str], None]
 """Called with images done, images in all, and a short text."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One file to caption, as it was when the job began."""
-
-    folder: Path
-    path: Path
-    size: int
-    mtime_ns: int
-    pixel_size_nm: float | None = None
-
-    @property
-    def name(self) -> bytes:
-        """Key of the file: its path inside the folder."""
-        return os.fsencode(self.path.relative_to(self.folder))
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one file: the columns of the journal."""
-
-    name: bytes
-    size: int
-    mtime_ns: int
-    sha256: str | None = None
-    caption: str | None = None
-    pixel_size_nm: float | None = None
-    confidence: float | None = None
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -197,20 +159,6 @@ class Journal:
             return connection.execute(select(results).where(results.c.name == job.name)).first()
 
 
-def caption_jobs(captioner: Captioner, jobs: Sequence[Job]) -> list[Result]:
-    """Caption a few files; a file that fails, or fails the model, takes only itself down."""
-    read = {job: _read(job) for job in jobs}
-    good = [job for job in jobs if not isinstance(read[job], Result)]
-    try:
-        captions = captioner.caption([read[job] for job in good]) if good else []
-    except Exception as error:  # the one boundary: a model that fails on a batch is asked again image by image
-        if len(jobs) == 1:
-            return [_failed(jobs[0], getattr(error, "code", "caption_failed"), _sentence(error))]
-        return [result for job in jobs for result in caption_jobs(captioner, [job])]
-    said = dict(zip(good, captions, strict=True))
-    return [_captioned(job, read[job], said[job]) if job in said else read[job] for job in jobs]
-
-
 def _find_jobs(folder: Path, pixel_size_nm: float | None) -> list[Job]:
     from assistant.micrograph import find_micrographs
 
@@ -231,56 +179,13 @@ def _run(jobs: Sequence[Job], load: Load, *, workers: int, ray: str | None) -> I
     """Finished batches, in any order."""
     batches = in_groups(jobs, BATCH)
     if ray is not None:
-        from serve.workers import on_ray
-
         yield from on_ray(batches, load, address=ray)
     elif workers > 1:
-        from serve.workers import in_processes
-
         yield from in_processes(batches, load, workers=workers)
     elif jobs:
         captioner = load()
         for batch in batches:
             yield caption_jobs(captioner, batch)
-
-
-def _read(job: Job) -> Any:
-    """The micrograph of a job, or the Result of a file that cannot be read or changed meanwhile."""
-    from assistant.micrograph import read_micrograph
-
-    try:
-        micrograph = read_micrograph(job.path, pixel_size_nm=job.pixel_size_nm)
-        status = job.path.stat()
-    except MicrographError as error:
-        return _failed(job, error.code, error.message)
-    except OSError as error:
-        return _failed(job, "unreadable", error.strerror or "the file cannot be read")
-    if (status.st_size, status.st_mtime_ns) != (job.size, job.mtime_ns):
-        return _failed(job, "changed", "The file changed while it was read. Run the command again.")
-    return micrograph
-
-
-def _captioned(job: Job, micrograph: Any, caption: str) -> Result:
-    calibration = micrograph.calibration
-    return Result(
-        job.name,
-        job.size,
-        job.mtime_ns,
-        sha256=micrograph.sha256,
-        caption=caption,
-        pixel_size_nm=calibration.nm_per_pixel if calibration else None,
-        confidence=calibration.confidence if calibration else None,
-    )
-
-
-def _failed(job: Job, code: str, message: str) -> Result:
-    return Result(job.name, job.size, job.mtime_ns, error=f"{code}: {message}")
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, MaemiError):
-        return error.message
-    return f"The model failed on this image ({type(error).__name__})."
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from itertools import islice
 from multiprocessing.process import BaseProcess
 
 from assistant.errors import ConfigError, MaemiError
-from serve.batch import Captioner, Job, Load, Result, caption_jobs
+from serve.jobs import Captioner, Job, Load, Result, caption_jobs
 
 AHEAD = 2
 """Batches handed to each worker before it asks."""
