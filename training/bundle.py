@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ TEXT_ROWS = (
 def bundle(run: Path, out: Path, *, scores: Mapping[str, Any], recipe: str) -> None:
     """Write `out`: the run with every tensor in bfloat16, and a card of its recipe and scores. Raises RunError."""
     loaded = load_run(run, device="cpu")
+    # Where it began is named in the recipe; the folder is of the machine that it was made on.
+    started = loaded.config.init and Path(loaded.config.init).name
+    loaded = replace(loaded, config=loaded.config.model_copy(update={"init": started}))
 
     def write(staging: Path) -> None:
         write_model(loaded, staging, card=card(scores, recipe))
