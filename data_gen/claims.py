@@ -38,10 +38,10 @@ def claim_verdict(
     """
     measured = [_facts(record) for record in facts]
     for wording in wordings:
-        if disagreements(wording, measured):
-            return "measured_disagrees"
         if _miscounts(wording, measured):
             return "count_disagrees"
+        if disagreements(wording, measured):
+            return "measured_disagrees"
         if label is not None and _names_another(wording, label, classes):
             return "label_disagrees"
     return None

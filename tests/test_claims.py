@@ -52,5 +52,5 @@ def test_any_wording_and_any_picture_of_a_pair() -> None:
     one, two = facts(count=(12, "")), facts(count=(84, ""))
     say = ["There are 84 particles.", "There are 12 particles."]
     assert claim_verdict(say, facts=[one, two], label=None, classes=CLASSES) is None
-    assert claim_verdict(say, facts=[one], label=None, classes=CLASSES) == "measured_disagrees"
+    assert claim_verdict(say, facts=[one], label=None, classes=CLASSES) == "count_disagrees"
     assert claim_verdict(["This is a powder."], facts=[one, two], label=None, classes=CLASSES) is None

@@ -7,7 +7,14 @@ from assistant.measure import Fact, Facts, Known, corrected, corrected_stream
 
 FACTS = Facts(
     "particles",
-    (Fact("count", 24.0, "", "watershed", 0.9), Fact("mean_diameter", 312.0, "nm", "equal area", 0.9)),
+    (
+        Fact("count", 24.0, "", "watershed", 0.9),
+        Fact("mean_diameter", 312.0, "nm", "equal area", 0.9),
+        Fact("coverage", 30.0, "%", "area", 0.9),
+        Fact("anisotropy", 0.1712, "", "tensor", 0.8),
+        Fact("contrast", 19.6, "%", "deviation", 0.9),
+        Fact("noise", 0.386, "%", "difference", 0.8),
+    ),
 )
 KNOWN = Known(FACTS, hv_kv=20.0, wd_mm=5.0, magnification=500.0, nm_per_pixel=385.2)
 NOTHING = Known(Facts("texture", ()))
@@ -25,6 +32,14 @@ NOTHING = Known(Facts("texture", ()))
         ("The magnification is 4000x.", "The magnification is 500x."),
         ("The count is 30 and the mean diameter is 900 nm.", "The count is 24 and the mean diameter is 312 nm."),
         ("The count is 25.", "The count is 25."),
+        ("32 structures were counted; it is 10 kV.", "24 structures were counted; it is 20 kV."),
+        ("No, 3 pores were counted.", "No, 24 pores were counted."),
+        ("There are more than 50 structures.", "There are more than 50 structures."),
+        ("It has 2 phases.", "It has 2 phases."),
+        ("No, the anisotropy is only 0.02.", "No, the anisotropy is only 0.17."),
+        ("The noise is 9.1 %, which is high.", "The noise is 0.39 %, which is high."),
+        ("The contrast is 20 %.", "The contrast is 20 %."),
+        ("The coverage is above 50 %.", "The coverage is above 50 %."),
         ("The tip radius is 40 nm.", "The tip radius is 40 nm."),
         ("It shows nanowires.", "It shows nanowires."),
     ],

@@ -26,30 +26,44 @@ NAMES = {
     "fibre_width": r"fib(?:re|er)[\s-](?:width|diameter)s?",
     "mean_diameter": r"mean (?:diameter|size)|average (?:diameter|size)",
     "period": r"period|pitch",
-    "porosity": r"porosity",
+    "porosity": r"porosity|share of (?:the )?dark \w+",
     "coverage": r"coverage|area fraction",
     "orientation": r"orientation|main direction",
+    "aspect_ratio": r"aspect ratio",
+    "anisotropy": r"anisotropy",
+    "contrast": r"contrast",
+    "noise": r"noise",
     "count": r"count|number of \w+|there are",
 }
+SHARES = frozenset({"coverage", "porosity"})
+RATIO_TOLERANCE = 0.02
 NM = {"nm": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3, "mm": 1e6, "å": 0.1, "pm": 1e-3}
 _NUMBER = re.compile(
     r"(?<![\w.])(\d[\d,]*(?:\.\d+)?)[\s-]?(nm|[uµμ]m|mm|pm|å|px|pixels?|%|percent|deg(?:rees?)?|°)?(?![\w.]*\d)",
     re.IGNORECASE,
 )
+_COUNTED = re.compile(r"\s*(?:separate\s+)?(?:structures?|objects?|particles?|pores?|bodies)\b", re.IGNORECASE)
+_LIMIT = re.compile(r"\b(?:than|above|below|over|under|exceeds|at least|at most|up to)\s+$", re.IGNORECASE)
 _CLAUSE = re.compile(r"[;!?\n]|\.(?=\s|$)|,\s")
 
 
 def _stated(text: str) -> Iterator[tuple[str, str, float, str]]:
-    """Quantity, wording, value and unit of every number whose clause names one measured quantity before it."""
+    """Quantity, wording, value and unit of every number whose clause names a measured quantity.
+
+    The name stands before the number, but what is counted after it; a limit ("more than 50") states no value.
+    """
     for clause in _CLAUSE.split(text):
         for match in _NUMBER.finditer(clause):
-            before = clause[: match.start()]
-            named = [
-                (m.end(), name) for name, words in NAMES.items() for m in re.finditer(rf"\b(?:{words})\b", before, re.I)
-            ]
-            if named:
-                unit = (match[2] or "").lower()
-                yield max(named)[1], match[0].strip(), float(match[1].replace(",", "")), unit
+            before, unit = clause[: match.start()], (match[2] or "").lower()
+            name = "count" if not unit and _COUNTED.match(clause, match.end()) else _last_named(before)
+            if name and not _LIMIT.search(before):
+                yield name, match[0].strip(), float(match[1].replace(",", "")), unit
+
+
+def _last_named(text: str) -> str | None:
+    """The measured quantity that a text names last."""
+    named = [(m.end(), name) for name, words in NAMES.items() for m in re.finditer(rf"\b(?:{words})\b", text, re.I)]
+    return max(named)[1] if named else None
 
 
 def _compared(fact: Fact, value: float, unit: str) -> bool | None:
@@ -66,8 +80,8 @@ def _compared(fact: Fact, value: float, unit: str) -> bool | None:
         return None
     if fact.unit == "deg":
         return abs((value - fact.value + 90) % 180 - 90) <= ANGLE_TOLERANCE
-    slack = TOLERANCE * abs(fact.value)
-    return abs(value - fact.value) <= (max(slack, SHARE_TOLERANCE) if fact.unit == "%" else slack)
+    least = SHARE_TOLERANCE if fact.name in SHARES else RATIO_TOLERANCE
+    return abs(value - fact.value) <= max(TOLERANCE * abs(fact.value), least)
 
 
 def disagreements(answer: str, facts: Sequence[Facts], known: str = "") -> list[str]:
