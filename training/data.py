@@ -89,7 +89,7 @@ def load_split(directory: Path, split: str) -> list[Example]:
         table = table.cast_column("images", Sequence(Image(decode=False)))
         known: dict[bytes, bytes] = {}
         examples = [_example(row, known) for row in table]
-    except (DatasetGenerationError, KeyError, TypeError, ValueError, IndexError, OSError) as error:
+    except (DatasetGenerationError, AttributeError, KeyError, TypeError, ValueError, IndexError, OSError) as error:
         cause = error.__cause__ or error
         reason = str(cause).split("\n")[0].rstrip(".")
         if isinstance(cause, OSError) and cause.errno:
