@@ -67,7 +67,7 @@ class Catalogue:
         self.root = images
         self._keep = tuple(keep)
         self.warnings: list[str] = []
-        self.count, self._named = 0, False
+        self.count, named = 0, False
         labels: dict[str, str] = {}
         told: dict[str, Counter[str]] = {}
         self._given: dict[str, str] = {}
@@ -79,11 +79,11 @@ class Catalogue:
                 labels.setdefault(entry.group, entry.label or "")
             else:
                 told.setdefault(entry.group, Counter())[entry.split] += 1
-                self._named |= entry.named_group
+                named |= entry.named_group
         if not self.count:
             raise DatasetError("no_images", f"{images} holds no micrographs. Name a folder with images in it.")
         self._given = {group: max(SPLITS, key=splits.__getitem__) for group, splits in told.items()}
-        self._warn_of_torn([group for group, splits in told.items() if len(splits) > 1])
+        self._warn_of_torn([group for group, splits in told.items() if len(splits) > 1], named=named)
         labels = {group: label for group, label in labels.items() if group not in self._given}
         if 0 < len(labels) < len(SPLITS) and self.count >= len(SPLITS):
             labels = self._block_labels()
@@ -92,12 +92,12 @@ class Catalogue:
     def __iter__(self) -> Iterator[tuple[Entry, str]]:
         """Every entry with its split: that of its group, where the index names groups or leaves the split open."""
         for entry in self._entries():
-            by_image = entry.split is not None and not entry.named_group
-            yield entry, entry.split if by_image and entry.split else self._splits[entry.group]
+            by_image = None if entry.named_group else entry.split
+            yield entry, by_image or self._splits[entry.group]
 
-    def _warn_of_torn(self, groups: Sequence[str]) -> None:
+    def _warn_of_torn(self, groups: Sequence[str], *, named: bool) -> None:
         """Tell of groups that the index puts into several splits: one sample belongs to one."""
-        if groups and self._named:
+        if groups and named:
             self.warnings.append(
                 f"{INDEX} puts {len(groups)} of its groups ({groups[0]}) into several splits; each went whole to the "
                 "split that most of its files name."

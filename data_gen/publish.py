@@ -103,8 +103,10 @@ class _Drawn:
     def _blind(self, row: Row) -> bool:
         """True for a row that is one too many of those that need no picture; which ones stay is drawn by row."""
         answer, share = self._predictable.get(row.question, ("", 1.0))
+        if row.answer != answer:
+            return False
         record = json.loads(row.record)["row"]
-        if row.answer != answer or chance(self._lesson.config.seed, record["id"], "blind").random() < share:
+        if chance(self._lesson.config.seed, record["id"], "blind").random() < share:
             return False
         self._lesson.reject("blind_answerable", id=record["id"], question=row.question, raw=record["references"])
         return True
