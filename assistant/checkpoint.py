@@ -191,11 +191,12 @@ def _assemble(config: Config, *, base: str, tokenizer: Path | str, device: str, 
     from assistant.activations import keep_less
     from assistant.adapters import prepare_nf4
     from assistant.decoder import load_language_model
+    from assistant.precision import weights_dtype
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    lm = load_language_model(base, quantization=config.decoder.quantization, device=device, dtype=dtype)
+    quantization = config.decoder.quantization
+    lm = load_language_model(base, quantization=quantization, device=device, dtype=weights_dtype(device))
     prepare_nf4(lm)
     keep_less(lm)
     try:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from assistant.errors import ConfigError
+from assistant.precision import Precision
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -200,7 +201,8 @@ class TrainingConfig(Section):
     """Share of conversations that are trained without the auxiliary text."""
     augment: bool = True
     gradient_checkpointing: bool = False
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
+    """Number format of training's products: `auto` is bfloat16 where processor or GPU is made for it, else float32."""
     save_every: Positive = 100
     """Optimizer steps between checkpoints."""
     keep_checkpoints: Positive = 2

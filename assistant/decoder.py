@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from assistant.errors import ConfigError, RunError
+from assistant.families import check_family
 
 ANY_TURN = 0
 PADDING = -1
-FAMILY = frozenset({"llama", "mistral", "qwen2"})
-"""Architectures (`model_type`) with Llama's decoder layer: RMSNorm, rotary attention, SwiGLU, one head on top."""
 
 
 @dataclass(frozen=True)
@@ -223,15 +222,6 @@ def load_language_model(source: str, *, quantization: str, device: str, dtype: t
         where = "a local directory" if Path(source).exists() else "a hub id (needs --online) or a local directory"
         raise RunError("no_model", f"language model {source!r} cannot be loaded: {reason} Give {where}.") from None
     return lm.requires_grad_(False).eval()
-
-
-def check_family(source: str, model_type: str | None) -> None:
-    """Raise ConfigError `unknown_family` for an architecture the cross-attention has not been proved on."""
-    if model_type not in FAMILY:
-        known = ", ".join(sorted(FAMILY))
-        raise ConfigError(
-            "unknown_family", f"{source} is a {model_type!r} model, none of the Llama family ({known}). Take one of it."
-        )
 
 
 def align_index(index: Tensor, *, past: int, length: int) -> Tensor:

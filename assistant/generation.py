@@ -21,6 +21,7 @@ from transformers import Cache, DynamicLayer
 
 from assistant.decoder import VisualContext
 from assistant.model import MaemiForConditionalGeneration
+from assistant.precision import weights_dtype
 
 SLOTS = 32
 """Conversations continued at one time."""
@@ -115,8 +116,9 @@ class Rows:
 
 @contextmanager
 def computing(device: torch.device) -> Iterator[None]:
-    """Without gradients, and in bfloat16 where the device is made for it. Leave it before every `yield`."""
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    """Without gradients, in the format of the device's weights. Leave it before every `yield`."""
+    in_bfloat16 = weights_dtype(str(device)) == torch.bfloat16
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
         yield
 
 

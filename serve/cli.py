@@ -88,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("maemi").setLevel(logging.INFO)
     sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 

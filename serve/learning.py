@@ -189,17 +189,20 @@ def plan(
       maemi plan --config configs/llama2-7b.yaml --gpu-gib 12
     """
     from assistant.config import load_config
+    from assistant.precision import decide
     from training.memory import plan_memory
 
-    predicted = plan_memory(load_config(config, overrides or ()), gpu_gib=gpu_gib)
+    settings = load_config(config, overrides or ())
+    predicted, here = plan_memory(settings, gpu_gib=gpu_gib), decide(settings.training.precision, "cpu")
     if json:
-        terminal.print_json(predicted.as_dict())
+        terminal.print_json(predicted.as_dict() | {"precision_on_cpu": here.as_dict()})
         return
     rows = [(part, f"{size / 2**30:.2f}") for part, size in predicted.table()]
     terminal.print_table("One fine-tuning step", ("part", ">GiB"), rows)
     for card in predicted.cards:
         fix = "no setting helps" if card.settings is None else "fits with --set " + " --set ".join(card.settings)
         terminal.say(f"{card.gib:g} GiB: {'fits' if card.fits else fix}")
+    terminal.say(f"On this machine's processor training would compute in {here}.")
 
 
 @app.command(short_help="Write a stock PEFT LoRA adapter.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,8 @@ Tell = Callable[[int, int, str], None]
 TellPart = Callable[[str, int, int, str], None]
 """Progress of several parts: name, done, total, a short text."""
 
+LINE_EVERY_S = 30.0
+"""Time between two lines of progress where there is no terminal [s]."""
 CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
 
 
@@ -76,6 +79,19 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
 
 
+def lines_of_progress(clock: Callable[[], float] = time.monotonic) -> TellPart:
+    """Progress for a log: one line every half minute, so that nobody takes a long part for a dead one."""
+    last = clock()
+
+    def tell(part: str, done: int, total: int, text: str) -> None:
+        nonlocal last
+        if clock() - last >= LINE_EVERY_S:
+            last = clock()
+            note(f"{part}: {done} of {total}{f', {text}' if text else ''}")
+
+    return tell
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Tell]:
     """A progress bar for one part."""
@@ -85,9 +101,9 @@ def progress(title: str) -> Iterator[Tell]:
 
 @contextmanager
 def parts() -> Iterator[TellPart]:
-    """Progress bars, one per named part, on stderr and only when that is a terminal."""
+    """Progress of named parts on stderr: a bar for each on a terminal, else a line every half minute."""
     if not sys.stderr.isatty():
-        yield lambda part, done, total, text: None
+        yield lines_of_progress()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Co
 
 from assistant.checkpoint import attach_adapter, new_run
 from assistant.config import load_config
-from assistant.decoder import FAMILY, load_language_model
+from assistant.decoder import load_language_model
 from assistant.errors import ConfigError, RunError
+from assistant.families import FAMILY
 from training.bases import BASES, table
 from training.shapes import language_model_shape, shape_in
 

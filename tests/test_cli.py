@@ -400,7 +400,7 @@ def test_a_closed_pipe_leaves_no_trace(tiff: Path) -> None:
     assert process.stderr
     process.stdout.close()
     assert b"Traceback" not in process.stderr.read()
-    assert process.wait(20) == 0
+    assert process.wait(300) == 0
     process.stderr.close()
 
 
@@ -414,7 +414,7 @@ def test_ctrl_c_stops_the_server_cleanly(student: Path, tmp_path: Path) -> None:
         _wait_until_healthy(f"http://127.0.0.1:{port}/healthz", process)
         assert (tmp_path / "state" / "maemi" / "answers.sqlite").stat().st_mode & 0o077 == 0
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
         process.communicate()
@@ -426,7 +426,7 @@ def test_ctrl_c_stops_the_server_cleanly(student: Path, tmp_path: Path) -> None:
 def _wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
     import httpx
 
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
         assert process.poll() is None
         try:

@@ -97,7 +97,7 @@ class Watched:
         command = [sys.executable, "-m", "serve.cli", "teach", str(self.images), "--out", str(self.out)]
         done = subprocess.run(
             [*command, "--config", str(self.config), *extra],
-            env=self.environment, cwd=ROOT, stdin=stdin, capture_output=True, text=True, check=False, timeout=100,
+            env=self.environment, cwd=ROOT, stdin=stdin, capture_output=True, text=True, check=False, timeout=500,
         )  # fmt: skip
         return done.returncode, done.stderr + done.stdout
 

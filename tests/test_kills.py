@@ -246,7 +246,7 @@ def test_ctrl_c_takes_the_replies_that_are_paid_for(maemi: Maemi, images: Path, 
 
     def slow(handler: Handler) -> None:
         sent.set()
-        release.wait(20)
+        release.wait(300)
         says_its_prompt(handler)
 
     with teacher_server(slow) as server:
@@ -259,12 +259,13 @@ def test_ctrl_c_takes_the_replies_that_are_paid_for(maemi: Maemi, images: Path, 
             [sys.executable, "-c", "import sys; from serve.cli import main; sys.exit(main())", *argv],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert sent.wait(60)
+        while not sent.wait(1.0):  # however long a busy machine takes to start it
+            assert run.poll() is None
         time.sleep(0.3)
         run.send_signal(signal.SIGINT)
         time.sleep(0.3)
         release.set()
-        _, err = run.communicate(timeout=60)
+        _, err = run.communicate(timeout=300)
         assert run.returncode == 130, err
         assert "interrupted" in err
         keys = [handler.headers["idempotency-key"] for handler in server.seen]

@@ -42,8 +42,8 @@ from training.memory import (
     nf4_bytes,
     plan_memory,
     step_parts,
-    student_parameters,
 )
+from training.parameters import student_parameters
 from training.shapes import LlamaShape, language_model_shape
 
 # PEFT asks transformers for a property by the name it had before
@@ -294,12 +294,24 @@ def peak_of(seen: profile) -> int:
 # ---------------------------------------------------------------------------------- the plan
 
 
-def test_student_parameters_are_those_of_the_built_student(tmp_path: Path) -> None:
-    """Guards the counting without storage against a student that is really built, and its language model left out."""
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"vit": {"patch_size": 8, "dim": 48, "depth": 3, "heads": 2}},
+        {"hnf": {"patch_sizes": [8, 16, 32], "dim": 32, "order": 4, "merge": "mean"}},
+        {"hnf": {"patch_sizes": [16], "dim": 32, "dynamics": "ode_rnn"}},
+        {"text_encoder": {"dim": 32, "depth": 1, "grounded_depth": 3, "heads": 2, "max_tokens": 16}},
+        {"decoder": {"cross_attention_every": 2, "cross_attention_dim": 24, "cross_attention_heads": 2}},
+    ],
+    ids=lambda settings: next(iter(settings), "defaults"),
+)  # fmt: skip
+def test_student_parameters_are_those_of_the_built_student(settings: dict[str, Any]) -> None:
+    """Guards the arithmetic against students that are really built, and their language model left out."""
     from assistant.model import MaemiConfig, MaemiForConditionalGeneration, architecture_of
 
+    config = Config.model_validate({"image_size": 64, **settings})
     lm = llama(TINY)
-    config = Config(image_size=64)
     student = MaemiForConditionalGeneration(MaemiConfig(architecture_of(config), lm.config), lm)
     counted = student_parameters(config, TINY)
     assert counted.vit == sum(p.numel() for p in student.vit.parameters())

@@ -323,7 +323,7 @@ def test_workers_change_nothing_and_do_not_outlive_their_parent(micrographs: Pat
 
     killed_at(folder, tmp_path / "two", "measuring 9", workers=2, before=look)
     assert len(children) >= 2
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=300)
     assert alive == []
     teach(folder, tmp_path / "two", config=TeachConfig(), workers=1)
     assert files(tmp_path / "one") == files(tmp_path / "two")

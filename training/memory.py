@@ -12,12 +12,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from assistant.config import AdapterConfig, Config, HNFConfig, ViTConfig, load_config
+from assistant.config import AdapterConfig, Config, HNFConfig, load_config
 from assistant.errors import ConfigError
+from training.parameters import student_parameters
 from training.shapes import BUNDLED_SHAPE, LlamaShape, image_encoder_sizes, language_model_shape, shape_in
 
 GIB = 1024**3
@@ -67,46 +67,6 @@ def adapter_parameters(shape: LlamaShape, adapter: AdapterConfig) -> tuple[int, 
             trained += experts * (r if adapter.router_input == "z" else d_in)
             trained += experts * d_out if name in adapter.mov_modules else 0
     return shape.layers * trained, shape.layers * frozen
-
-
-@dataclass(frozen=True)
-class StudentParameters:
-    """Parameters of everything but the language model and its adapter."""
-
-    vit: int
-    rest: int
-
-
-def student_parameters(config: Config, shape: LlamaShape) -> StudentParameters:
-    """Count the parameters of encoders, grounding and cross-attention by building them without storage."""
-    sections = config.model_dump_json(include={"image_size", "vit", "hnf", "text_encoder", "decoder"})
-    return _count_student(sections, shape)
-
-
-@lru_cache(maxsize=32)
-def _count_student(sections: str, shape: LlamaShape) -> StudentParameters:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from assistant.model import MaemiConfig, MaemiForConditionalGeneration
-
-    stated = json.loads(sections)
-    tower, vit = stated["vit"]["tower"], image_encoder_sizes(ViTConfig.model_validate(stated["vit"]))
-    stated["vit"] |= {"tower": None} | asdict(vit)
-    text = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=64,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=1,
-        vocab_size=shape.vocab,
-    )
-    with torch.device("meta"):
-        student = MaemiForConditionalGeneration(MaemiConfig(stated, text), LlamaForCausalLM(text))
-    in_lm = sum(p.numel() for p in student.decoder.lm.parameters())
-    in_vit = sum(p.numel() for p in student.vit.parameters())
-    rest = sum(p.numel() for p in student.parameters()) - in_lm - in_vit
-    # A tower sees three channels, has no bias on its patches, and a norm before its blocks.
-    return StudentParameters(in_vit + (2 * vit.patch_size**2 * vit.dim + vit.dim if tower else 0), rest)
 
 
 # ---------------------------------------------------------------------------------- activations
@@ -159,9 +119,7 @@ def hnf_activations(image_size: int, hnf: HNFConfig, *, p: int) -> int:
 
     An upper bound for the dynamics "ode_rnn", whose fields are smaller.
     """
-    from assistant.hnf import default_heads
-
-    dim, heads = hnf.dim, hnf.heads or default_heads(hnf.dim)
+    dim, heads = hnf.dim, hnf.heads or max(1, hnf.dim // 64)
     total = 0
     for patch in hnf.patch_sizes:
         patches = (image_size // patch) ** 2
@@ -269,7 +227,7 @@ def step_parts(config: Config, shape: LlamaShape) -> dict[str, int]:
     """Predicted bytes per part at the peak of one step; the language model computes in bfloat16, moments are fp32."""
     training, decoder = config.training, config.decoder
     tokens, p = training.batch_size * training.max_tokens, BF16
-    q = BF16 if training.precision == "bf16" else FP32  # what autocast gives the parts around the language model
+    q = FP32 if training.precision == "fp32" else BF16  # what autocast gives the parts around the language model
     trained, frozen = adapter_parameters(shape, config.adapter)
     student = student_parameters(config, shape)
     thawed = student.rest + (student.vit if config.vit.trainable else 0)

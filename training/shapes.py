@@ -9,6 +9,7 @@ from pathlib import Path
 
 from assistant.config import ViTConfig
 from assistant.errors import ConfigError
+from assistant.families import check_family
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def shape_in(file: Path) -> LlamaShape:
     try:
         stated = json.loads(file.read_text(encoding="utf-8"))
         stated = stated.get("text_config") or stated
-        _check_family(file, stated.get("model_type", "llama"))
+        check_family(str(file.parent), stated.get("model_type", "llama"))
         return LlamaShape(
             hidden=int(stated["hidden_size"]),
             intermediate=int(stated["intermediate_size"]),
@@ -165,12 +166,6 @@ def shape_in(file: Path) -> LlamaShape:
         raise ConfigError(
             "bad_base", f"{file} does not state a Llama-family shape: {reason}. Name another directory."
         ) from None
-
-
-def _check_family(file: Path, model_type: str) -> None:
-    from assistant.decoder import check_family
-
-    check_family(str(file.parent), model_type)
 
 
 def image_encoder_sizes(vit: ViTConfig) -> ImageEncoderSizes:

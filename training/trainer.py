@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from assistant.checkpoint import (
 )
 from assistant.config import Config, dump_config
 from assistant.errors import RunError
+from assistant.precision import decide
 from training.data import Collator, Conversations, fingerprint, load_split
 from training.stages import InstructionStage
 
@@ -38,6 +40,7 @@ Progress = Callable[[int, int, str], None]
 
 VISION_PARTS = ("vit", "hnf", "vit_projection", "hnf_projection")
 STAGE_WEIGHTS = "stage.safetensors"
+log = logging.getLogger("maemi.training")
 
 
 def train(config: Config, data: Path, out: Path, *, device: str = "auto", progress: Progress | None = None) -> Path:
@@ -134,7 +137,7 @@ def fit(
     trainer = StudentTrainer(
         model=stage,
         run=run,
-        args=_arguments(run.config, out, on_cpu=next(stage.parameters()).device.type == "cpu"),
+        args=_arguments(run.config, out, device=next(stage.parameters()).device),
         train_dataset=dataset,
         data_collator=collator,
         optimizers=(optimizer, cosine_schedule(optimizer, settings.steps, settings.warmup)),
@@ -307,14 +310,16 @@ def _shapes_from(start: Config, wanted: Config) -> Config:
     return wanted.model_copy(update=shapes)
 
 
-def _arguments(config: Config, out: Path, *, on_cpu: bool) -> TrainingArguments:
-    settings = config.training
+def _arguments(config: Config, out: Path, *, device: torch.device) -> TrainingArguments:
+    settings, on_cpu = config.training, device.type == "cpu"
+    decision = decide(settings.precision, str(device))
+    log.info("training computes in %s", decision)
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
         max_grad_norm=settings.max_grad_norm,
-        bf16=settings.precision == "bf16",
+        bf16=decision.precision == "bf16",
         use_cpu=on_cpu,
         logging_steps=10,
         save_strategy="steps",

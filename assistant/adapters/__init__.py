@@ -10,6 +10,7 @@
 Knows nothing about micrographs: any model with linear layers will do, in full precision or in 4-bit NF4.
 """
 
+import assistant.adapters.uncompiled  # noqa: F401  # isort: skip - before anything imports PEFT
 from assistant.adapters.config import AdapterError, DyAMoPEConfig, DyQLoRAFAConfig
 from assistant.adapters.export import export_lora
 from assistant.adapters.model import DyAMoPEModel, DyQLoRAFAModel, register
