@@ -68,6 +68,7 @@ class Look:
             wd_mm=instrument.wd_mm,
             magnification=instrument.magnification,
             nm_per_pixel=calibration.nm_per_pixel if calibration else None,
+            detector=instrument.detector,
         )
 
 
@@ -129,7 +130,7 @@ class Assistant:
     ) -> Iterator[str]:
         """Stream the answer to a question in pieces of text.
 
-        About a single image, numbers that contradict metadata or measurement are replaced by what is known.
+        A sentence with a number that is no fact gives way to what is known of the images, or to what is missing.
         `images` are all images of the conversation in order; those that `history` does not count stand before the
         new question. `aux` is the user's own description, added to metadata and measured facts.
         Raises MicrographError, and ConfigError `empty_question` or `too_long`, before the first piece.
@@ -139,7 +140,7 @@ class Assistant:
         looks = self.look_all(images)
         conversation = self._fit(_compose(looks, question, history, aux or ""), max_new_tokens)
         pieces = self._text(self._stream(conversation, looks, max_new_tokens, sampling))
-        yield from corrected_stream(pieces, looks[0].known) if len(looks) == 1 else pieces
+        yield from corrected_stream(pieces, *(look.known for look in looks)) if looks else pieces
 
     def caption(self, images: Sequence[Image], *, max_new_tokens: int = 128) -> list[str]:
         """One caption per image, in order. Raises MicrographError for the first image that cannot be read.

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from assistant.measurements.claims import disagreements
-from assistant.measurements.corrections import Known, corrected, corrected_stream
-from assistant.measurements.facts import FACT_NAMES, Fact, Facts, digits, not_applicable, quantity
+from assistant.measurements.claims import read_claims
+from assistant.measurements.corrections import Known, corrected, corrected_stream, disagreements
+from assistant.measurements.facts import FACT_NAMES, Fact, Facts, not_applicable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,12 +30,11 @@ __all__ = [
     "Known",
     "corrected",
     "corrected_stream",
-    "digits",
     "disagreements",
     "figures",
     "measure",
     "measure_pixels",
-    "quantity",
+    "read_claims",
 ]
 
 DIRECTED = 0.5

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from assistant.measure import Fact, Facts, disagreements
+from assistant.measure import Fact, Facts, disagreements, read_claims
 
 COUNT_TOLERANCE = 0.2
 FEWEST = 3
 """Fewer are said of parts and sides as often as of objects ("two phases")."""
 SUREST = 0.5
 """A count must be at least this sure to contradict anything."""
-_WORDS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
-)
-_COUNTED = re.compile(
-    rf"""\b(\d{{1,6}}|{"|".join(_WORDS)})\s+(?:(?!nm\b|um\b|px\b)[a-z-]+\s+){{0,2}}?
-    (?:particles?|pores?|objects?|structures?|grains?|fib(?:re|er)s?|wires?|lines?|holes?|bodies|cells|pillars?)\b""",
-    re.IGNORECASE | re.VERBOSE,
-)
 _NAMED = (
     r"\b(?:class|category|type|kind|shows?|is|are|of|depicts?|displays?|contains?)\s+"
     r"(?:of\s+)?(?:an?\s+|the\s+)?(?:[\w-]+\s+)?"
@@ -52,18 +43,14 @@ def _facts(record: Mapping[str, Any]) -> Facts:
     return Facts(**{**record, "items": items})
 
 
-def _counts(text: str) -> Iterator[int]:
-    for match in _COUNTED.finditer(text):
-        word = match[1].lower()
-        yield _WORDS.index(word) if word in _WORDS else int(word)
-
-
 def _miscounts(text: str, measured: Sequence[Facts]) -> bool:
     found = [fact.value for facts in measured if (fact := facts.get("count")) and fact.confidence >= SUREST]
     counts = [value for value in found if value is not None]
     return bool(counts) and any(
-        number >= FEWEST and all(abs(number - count) > COUNT_TOLERANCE * count + 0.5 for count in counts)
-        for number in _counts(text)
+        claim.quantity == "count"
+        and claim.amount.value >= FEWEST
+        and all(abs(claim.amount.value - count) > COUNT_TOLERANCE * count + 0.5 for count in counts)
+        for claim in read_claims(text)
     )
 
 

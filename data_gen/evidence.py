@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from assistant.chat import class_answer
-from assistant.measure import digits, quantity
+from assistant.quantities import digits, written
 
 PROMPTS = Path(__file__).parent / "prompts"
 TRUTH_TOLERANCE = 0.25
@@ -176,7 +176,7 @@ def _measured_slots(evidence: Evidence) -> dict[str, str]:
             # Where the truth has a number the measurement has failed, and there is something to be told.
             slots |= {} if name in evidence.truth else {f"has_{name}": "no"}
             continue
-        text = quantity(fact["value"], fact["unit"])
+        text = written(fact["value"], fact["unit"])
         # What the auxiliary line leaves out is not taught: nobody reads 317 nm off a picture by eye.
         if f"{name.replace('_', ' ')} {text}" in evidence.facts_line and _may_be_taught(evidence, fact):
             values[name] = float(digits(fact["value"], fact["unit"]))
@@ -295,16 +295,16 @@ def _offered_slots(evidence: Evidence, slots: Mapping[str, str], rng: random.Ran
         if name in slots:
             value = float(f"{measured[name]['value'] * factor:.1g}")
             value = max(value, 1.0) if name == "count" else value
-            offered[limit] = quantity(value, measured[name]["unit"])
+            offered[limit] = written(value, measured[name]["unit"])
             offered[verdict] = "yes" if measured[name]["value"] > value else "no"
     if evidence.nm_per_pixel is not None:
         limit_nm = float(f"{evidence.nm_per_pixel * rng.choice((0.4, 0.5, 0.7, 1.4, 2.0, 2.5)):.1g}")
-        offered["pixel_limit"] = quantity(limit_nm, "nm")
+        offered["pixel_limit"] = written(limit_nm, "nm")
         offered["pixel_below"] = "yes" if evidence.nm_per_pixel < limit_nm else "no"
     right, factor = rng.random() < 0.5, rng.choice((0.5, 0.7, 1.5, 2.0))
     if "period" in slots:
         period = measured["period"]
-        offered["offered_period"] = quantity(period["value"] * (1.0 if right else factor), period["unit"])
+        offered["offered_period"] = written(period["value"] * (1.0 if right else factor), period["unit"])
         offered["offered_period_right"] = "yes" if right else "no"
     return offered
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from assistant.quantities import Amount, read_amounts
+
 BLIND_SHARE = 0.9
 """A question whose commonest answer is right more often than this needs no picture."""
 BLIND_ROWS = 10
@@ -34,24 +36,6 @@ _HEDGE = re.compile(
 )
 _MARKUP = re.compile(r"<[a-z/!]|!\[|\]\(|https?://|www\.|javascript:|```", re.IGNORECASE)
 _FORMULA = re.compile(r"^\s*[=+@\t\r]")
-_NUMBER = re.compile(
-    r"(?<![\w.])[-−]?\d+(?:[ ,]\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?\s*(nm|um|µm|μm|mm|kv|px|pixels?|%|°|deg)?"
-)
-_UNITS = {
-    "nm": ("length", 1.0),
-    "um": ("length", 1e3),
-    "µm": ("length", 1e3),
-    "μm": ("length", 1e3),
-    "mm": ("length", 1e6),
-    "kv": ("voltage", 1.0),
-    "px": ("pixels", 1.0),
-    "pixel": ("pixels", 1.0),
-    "pixels": ("pixels", 1.0),
-    "%": ("share", 1.0),
-    "°": ("angle", 1.0),
-    "deg": ("angle", 1.0),
-    "": ("number", 1.0),
-}
 _INVISIBLE = re.compile("[\U000e0000-\U000e007f\ufe00-\ufe0f\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
 
@@ -63,23 +47,10 @@ def clean(text: str) -> str:
     return " ".join(text.split())
 
 
-def numbers(text: str) -> list[tuple[str, float]]:
-    """Every number of a text as (dimension, value); lengths in nm, a bare number has the dimension "number"."""
-    found = []
-    for match in _NUMBER.finditer(text.lower()):
-        unit = match[1] or ""
-        digits = match[0][: len(match[0]) - len(unit)].replace("−", "-").replace(",", "").replace(" ", "")
-        dimension, scale = _UNITS[unit]
-        found.append((dimension, float(digits) * scale))
-    return found
-
-
 def numbers_agree(answer: str, known: str) -> bool:
     """True where every number of the answer stands in the known text, within 10 % and in the same dimension."""
-    facts = numbers(known)
-    return all(
-        any(dimension == other and _close(value, fact) for other, fact in facts) for dimension, value in numbers(answer)
-    )
+    facts = read_amounts(known)
+    return all(any(_close(stated, fact) for fact in facts) for stated in read_amounts(answer))
 
 
 def refuses(text: str) -> bool:
@@ -120,7 +91,7 @@ def yes_or_no(answer: str) -> str | None:
 def wordings_agree(answers: Sequence[str]) -> bool:
     """True where all wordings give the same yes or no and the same numbers."""
     verdicts = {yes_or_no(answer) for answer in answers} - {None}
-    counts = {tuple(sorted((dimension, f"{value:.3g}") for dimension, value in numbers(a))) for a in answers}
+    counts = {tuple(sorted((amount.dimension, f"{amount.base:.3g}") for amount in read_amounts(a))) for a in answers}
     return len(verdicts) < 2 and len(counts) < 2
 
 
@@ -216,5 +187,6 @@ class NearDuplicates:
         return None
 
 
-def _close(value: float, fact: float) -> bool:
-    return abs(value - fact) <= NUMBER_TOLERANCE * abs(fact) + 1e-9
+def _close(stated: Amount, fact: Amount) -> bool:
+    near = abs(stated.base - fact.base) <= NUMBER_TOLERANCE * abs(fact.base) + 1e-9
+    return stated.dimension == fact.dimension and near

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from assistant.errors import DatasetError
-from assistant.measure import quantity
+from assistant.quantities import QUANTITIES, written
 from data_gen.evidence import PROMPTS
 from data_gen.filters import text_verdict
 from data_gen.replies import Rejection
@@ -32,9 +32,7 @@ FACETS = {
     "applications": "What they are used for.",
     "outlook": "Where their development leads.",
 }
-TYPICAL = frozenset(
-    {"aspect_ratio", "circularity", "coverage", "fibre_width", "line_width", "mean_diameter", "period", "porosity"}
-)
+TYPICAL = frozenset(name for name, quantity in QUANTITIES.items() if quantity.typical)
 """Quantities that say something about a class, and not about where one picture was taken."""
 SUREST = 0.5
 MOST_NAME_BYTES = 200
@@ -98,7 +96,7 @@ def measured_sheet(label: str, facts: Sequence[Mapping[str, Any]]) -> Sheet:
             if fact["value"] is not None and fact["confidence"] >= SUREST:
                 values.setdefault((fact["name"], fact["unit"]), []).append(float(fact["value"]))
     lines = [
-        f"The {name.replace('_', ' ')} is {quantity(statistics.median(found), unit)} in the median of {len(found)}."
+        f"The {name.replace('_', ' ')} is {written(statistics.median(found), unit)} in the median of {len(found)}."
         for (name, unit), found in sorted(values.items())
         if 2 * len(found) > len(facts) and name in TYPICAL
     ]

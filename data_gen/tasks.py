@@ -15,12 +15,13 @@ from functools import cache
 from pathlib import Path
 
 from assistant.errors import DatasetError
+from assistant.quantities import QUANTITIES
 from data_gen.evidence import PROMPTS, Evidence, chance, pair_slots, prompt_lines, slots_of
 
 PER_IMAGE = {"caption": 2, "classification": 2, "metadata": 2}
 """Questions of one picture by task; of captions and classes the item that serving asks is always among them."""
 SERVED = frozenset({"caption", "classification"})
-MEASURED = frozenset({"count", "mean_diameter", "nearest_neighbour", "period", "line_width", "fibre_width"})
+ASKED = frozenset(name for name, quantity in QUANTITIES.items() if quantity.asked)
 """Quantities that are also asked for where they could not be measured."""
 TURNS = 4
 """Most turns of a conversation."""
@@ -231,7 +232,7 @@ def _askable(
 def _rationed(questions: list[Question], rng: random.Random) -> list[Question]:
     """At most one question that no picture answers, and one about a quantity that this picture does not have."""
     fixed = {item.name for item in items() if item.fixed}
-    unmeasured = {q.id for q in questions if any(q.states.get(f"has_{name}") == "no" for name in MEASURED)}
+    unmeasured = {q.id for q in questions if any(q.states.get(f"has_{name}") == "no" for name in ASKED)}
     for rare in (fixed, unmeasured):
         chosen = rng.choice([question.id for question in questions if question.id in rare] or [""])
         questions = [question for question in questions if question.id not in rare or question.id == chosen]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from assistant import measure
+from assistant import quantities
 
 SOURCES = {"tag": "file tag", "sidecar": "side-car file", "banner": "info bar", "user": "you"}
 VENDORS = {
@@ -77,7 +77,7 @@ def quantity(value: float, unit: str) -> str:
     """A measured value with its unit, in the digits that it is good for."""
     if unit == "nm":
         return length(value)
-    return measure.digits(value, unit) + {"": "", "%": " %", "deg": "°", "1/um^2": " /µm²"}.get(unit, f" {unit}")
+    return quantities.digits(value, unit) + {"": "", "%": " %", "deg": "°", "1/um^2": " /µm²"}.get(unit, f" {unit}")
 
 
 def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:

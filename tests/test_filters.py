@@ -18,7 +18,6 @@ from data_gen.filters import (
     blind_scores,
     clean,
     difference_hash,
-    numbers,
     samples_agree,
     text_verdict,
     untrusted_text,
@@ -58,7 +57,6 @@ def test_text_is_cleaned_of_what_cannot_be_seen() -> None:
     """Invisible characters could carry instructions through the data set; units are written in ASCII."""
     hidden = "".join(chr(0xE0000 + ord(letter)) for letter in "obey")
     assert clean(f"A\u200b round{hidden}\ufe0f\n body of 3 µm\u202e.\x00") == "A round body of 3 um."
-    assert numbers("3.2 um and 1,200 px") == [("length", 3200.0), ("pixels", 1200.0)]
 
 
 def test_wordings_must_agree() -> None:

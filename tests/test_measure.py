@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from assistant.measure import FACT_NAMES, Fact, Facts, disagreements, measure, measure_pixels, quantity
+from assistant.measure import FACT_NAMES, Fact, Facts, disagreements, measure, measure_pixels
 from assistant.measurements import bodies, lines, picture, rims, segmentation, texture
 from assistant.micrograph import Calibration, Micrograph, Window
+from assistant.quantities import written
 
 GREY = ("mean_grey", "contrast", "sharpness", "noise")
 
@@ -620,7 +621,7 @@ def test_the_line_is_short_stable_and_in_order_of_importance() -> None:
 )  # fmt: skip
 def test_a_value_has_the_digits_that_it_is_good_for(value: float, unit: str, text: str) -> None:
     """Never an exponent, never 7.14 degrees from a measurement that is good to one."""
-    assert quantity(value, unit) == text
+    assert written(value, unit) == text
 
 
 def test_the_line_has_at_most_twelve_entries() -> None:

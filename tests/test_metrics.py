@@ -19,7 +19,6 @@ from training.metrics import (
     expected_calibration_error,
     majority_answers,
     nearest_question_answers,
-    parse_quantities,
     text_scores,
     yes_no_balance,
 )
@@ -246,41 +245,6 @@ def test_bad_probabilities_are_refused(p: list[list[float]], y: list[int]) -> No
 
 
 # ---------------------------------------------------------------------------------- facts
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("about 1.2 um", [(1.2, "um")]),
-        ("1,200 nm, 20 000x and 1,2 µm", [(1200, "nm"), (20000, "x"), (1.2, "um")]),
-        ("0,125 \N{GREEK SMALL LETTER MU}m", [(0.125, "um")]),
-        ("84 particles of 312nm at 4.2 nm per pixel", [(84, ""), (312, "nm"), (4.2, "nm/px")]),
-        ("80-90 nm", [(85, "nm")]),
-        ("from 250 nm to 0.4 um", [(0.325, "um")]),
-        ("between 1 and 2 microns", [(1.5, "um")]),
-        ("5 kV and 312 nm", [(5, "kV"), (312, "nm")]),
-        ("312 ± 20 nm", [(312, "nm")]),
-        ("10 x 20 µm", [(10, "um"), (20, "um")]),
-        ("2 x 10^3 nm or 1.5e3 nm", [(2000, "nm"), (1500, "nm")]),
-        ("20-nm grains cover 35 % at 45°", [(20, "nm"), (35, "%"), (45, "deg")]),
-        ("D10 of a 3D image, 2024-05-17 10:31", []),
-        ("5 um^2 with 12 per µm²", [(5, "um^2"), (12, "1/um^2")]),
-        ("-5 degrees; \N{MINUS SIGN}5 deg", [(-5, "deg"), (-5, "deg")]),
-        ("", []),
-    ],
-)
-def test_quantities_in_text(text: str, expected: list[tuple[float, str]]) -> None:
-    """Guards separators, spellings, ranges and names that look like numbers."""
-    found = [(pytest.approx(q.value), q.unit) for q in parse_quantities(text)]
-    assert [(value, unit) for value, unit in expected] == found
-
-
-@given(st.text(alphabet="0123456789.,-–±x nmuµ%°e^kV/", max_size=60))
-@settings(max_examples=200, deadline=None)
-def test_any_text_can_be_read(text: str) -> None:
-    """Guards against an exception or an unordered range from whatever a model writes."""
-    for quantity in parse_quantities(text):
-        assert quantity.low <= quantity.value <= quantity.high
 
 
 SIZE = {"name": "mean_diameter", "value": 1200.0, "unit": "nm", "method": "segmentation", "confidence": 0.9}

@@ -11,7 +11,7 @@ import pytest
 
 from assistant.chat import CAPTION_PROMPT, CLASSIFY_PROMPT, class_answer
 from assistant.errors import DatasetError
-from assistant.measure import quantity
+from assistant.quantities import written
 from data_gen.evidence import PROMPTS, Evidence, chance, class_words, known_text, pair_slots, slots_of
 from data_gen.filters import numbers_agree
 from data_gen.scenes.words import CLASS_WORDS
@@ -49,7 +49,7 @@ def evidence(index: int = 0, **changes: Any) -> Evidence:
         words = {facet: rng.choice(options) for facet, options in CLASS_WORDS[label].items() if facet != "defects"}
         words["defects"] = [rng.choice(CLASS_WORDS[label]["defects"])] if rng.random() < 0.5 else []
         words["tilt_deg"] = rng.choice((0.0, 30.0))
-    line = "; ".join(f"{f['name'].replace('_', ' ')} {quantity(f['value'], f['unit'])}" for f in facts)  # type: ignore[arg-type]
+    line = "; ".join(f"{f['name'].replace('_', ' ')} {written(f['value'], f['unit'])}" for f in facts)  # type: ignore[arg-type]
     known = Evidence(
         path=f"{index}.tif",
         sha256=f"{index:064x}",

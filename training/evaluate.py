@@ -18,9 +18,10 @@ import torch
 from assistant.chat import Conversation, Message
 from assistant.inference import Assistant, Look
 from assistant.measure import Facts
+from assistant.quantities import read_amounts
 from training.baselines import convolutional_accuracy, linear_probe_accuracy
 from training.data import Example, decode_image, load_split
-from training.facts import parse_quantities, yes_or_no
+from training.facts import yes_or_no
 from training.metrics import (
     bootstrap_interval,
     classification_scores,
@@ -227,8 +228,8 @@ def agrees(answer: str, reference: str, label: str | None) -> bool | None:
     said = yes_or_no(reference)
     if said is not None and reference.lower().startswith(("yes", "no,", "no.")):
         checks.append(yes_or_no(answer) is said)
-    stated = parse_quantities(answer)
-    for known in parse_quantities(reference):
+    stated = read_amounts(answer)
+    for known in read_amounts(reference):
         same = [quantity.to(known.unit) for quantity in stated]
         checks.append(any(q is not None and abs(q.value - known.value) <= 0.2 * abs(known.value) for q in same))
     words = label.replace("_", " ").lower() if label else ""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from assistant.errors import DatasetError
+from assistant.quantities import UNITS, Amount, canonical_unit, read_amounts
 
 FactKind = Literal["class", "word", "yes_no", "count", "size", "orientation"]
 
@@ -41,135 +42,6 @@ CLASS_WORDS: Mapping[str, str] = {
     "powder": r"powders?",
     "tips": r"tips?",
 }
-
-# A unit and what it is worth; units convert within their dimension only.
-UNIT_SCALE: Mapping[str, tuple[str, float]] = {
-    "pm": ("length", 1e-3),
-    "angstrom": ("length", 0.1),
-    "nm": ("length", 1.0),
-    "um": ("length", 1e3),
-    "mm": ("length", 1e6),
-    "cm": ("length", 1e7),
-    "nm/px": ("pixel size", 1.0),
-    "um/px": ("pixel size", 1e3),
-    "V": ("voltage", 1.0),
-    "kV": ("voltage", 1e3),
-    "x": ("magnification", 1.0),
-    "kx": ("magnification", 1e3),
-}
-
-# ---------------------------------------------------------------------------------- quantities
-
-_NANOMETRE = r"(?:nm|nanomet(?:er|re)s?)"
-_MICROMETRE = r"(?:[uµμ]m|microns?|micromet(?:er|re)s?)"
-_PIXEL = r"(?:px|pix|pixels?)"
-_SQUARED = r"(?:\^2|²|2)"
-_AREA = rf"(?:{_MICROMETRE}{_SQUARED}|square\s+{_MICROMETRE})"
-UNIT_SPELLINGS = {  # the longer reading first: "nm/px" before "nm"
-    "nm/px": rf"{_NANOMETRE}\s*(?:/|per)\s*{_PIXEL}",
-    "um/px": rf"{_MICROMETRE}\s*(?:/|per)\s*{_PIXEL}",
-    "1/um^2": rf"(?:1?/\s?|per\s+){_AREA}|{_MICROMETRE}(?:\^-2|⁻²)",
-    "um^2": _AREA,
-    "nm^2": rf"{_NANOMETRE}{_SQUARED}|square\s+{_NANOMETRE}",
-    "px^2": rf"{_PIXEL}{_SQUARED}|square\s+{_PIXEL}",
-    "nm": _NANOMETRE,
-    "um": _MICROMETRE,
-    "mm": r"mm|millimet(?:er|re)s?",
-    "cm": r"cm|centimet(?:er|re)s?",
-    "pm": r"pm|picomet(?:er|re)s?",
-    "angstrom": r"å|angstroms?",
-    "px": _PIXEL,
-    "%": r"%|percent|per\s+cent",
-    "deg": r"°|deg|degrees?",
-    "kV": r"kv|kilovolts?",
-    "V": r"v|volts?",
-    "kx": r"k\s?[x×](?!\s*\d)",
-    "x": r"[x×](?!\s*\d)|times",
-}
-_UNIT = "|".join(f"(?P<u{i}>{spelling})" for i, spelling in enumerate(UNIT_SPELLINGS.values()))
-_INTEGER = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?:[ \u00a0\u2009\u202f]\d{3})+|\d+)(?!\d)"
-_NUMBER = rf"(?P<mantissa>[-−]?{_INTEGER}(?:[.,]\d+)?)(?:(?:e|\s*[x×]\s*10\^)(?P<power>[-+−]?\d+))?"
-_QUANTITY = re.compile(rf"(?<![\w.]){_NUMBER}(?:[\s-]?(?:{_UNIT})(?![a-z\d^²⁻])|(?!\w))", re.IGNORECASE)
-_DATE_OR_TIME = re.compile(r"\b\d{4}-\d{2}-\d{2}\b|\b\d{1,2}:\d{2}(?::\d{2})?\b")
-_TO = re.compile(r"\s*(?:-|–|—|to)\s*", re.IGNORECASE)
-_AND = re.compile(r"\s*and\s*", re.IGNORECASE)
-_BETWEEN = re.compile(r"\bbetween\s*$", re.IGNORECASE)
-_PLUS_MINUS = re.compile(r"\s*(?:±|\+/-|plus or minus)\s*", re.IGNORECASE)
-_BY = re.compile(r"\s*(?:x|×|by)\s*", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A number in a text with its unit ("" where none stands); `low` and `high` differ for a stated range."""
-
-    value: float
-    unit: str
-    low: float
-    high: float
-
-    def to(self, unit: str) -> Quantity | None:
-        """Return the quantity in another unit, None where the two do not convert."""
-        if self.unit == unit:
-            return self
-        if self.unit not in UNIT_SCALE or unit not in UNIT_SCALE:
-            return None
-        (dimension, scale), (asked, per) = UNIT_SCALE[self.unit], UNIT_SCALE[unit]
-        if dimension != asked:
-            return None
-        factor = scale / per
-        return Quantity(self.value * factor, unit, self.low * factor, self.high * factor)
-
-
-def _number(match: re.Match[str]) -> float:
-    digits = match["mantissa"].replace("−", "-")
-    digits = re.sub(r"[ \u00a0\u2009\u202f]", "", digits)
-    if re.fullmatch(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", digits):
-        digits = digits.replace(",", "")
-    power = int((match["power"] or "0").replace("−", "-"))
-    return float(digits.replace(",", ".")) * 10.0 ** max(-99, min(99, power))
-
-
-def _unit(match: re.Match[str]) -> str:
-    return next((unit for i, unit in enumerate(UNIT_SPELLINGS) if match[f"u{i}"]), "")
-
-
-def _point(value: float, unit: str) -> Quantity:
-    return Quantity(value, unit, value, value)
-
-
-def _range(first: Quantity, last: Quantity) -> Quantity | None:
-    """Join the ends of a range; the first end may leave the unit to the last."""
-    low = first.to(last.unit) if first.unit else _point(first.value, last.unit)
-    if low is None or low.value > last.value:
-        return None
-    return Quantity((low.value + last.value) / 2, last.unit, low.value, last.value)
-
-
-def parse_quantities(text: str) -> list[Quantity]:
-    """Find the numbers of a text with their units, in order.
-
-    "80-90 nm", "250 nm to 0.4 um" and "between 1 and 2 um" are one range, "312 ± 20 nm" is 312 nm,
-    "10 x 20 um" are two lengths, and dates, times and names ("D10", "3D") are no quantities.
-    """
-    text = _DATE_OR_TIME.sub(lambda match: "#" * len(match[0]), text)
-    matches = list(_QUANTITY.finditer(text))
-    found: list[Quantity] = []  # from the last to the first, so a unit can reach back over "x"
-    next_start = len(text)
-    for match in reversed(matches):
-        quantity, link = _point(_number(match), _unit(match)), text[match.end() : next_start]
-        joined = None
-        if found and (_TO.fullmatch(link) or (_AND.fullmatch(link) and _BETWEEN.search(text[: match.start()]))):
-            joined = _range(quantity, found[-1])
-        elif found and _PLUS_MINUS.fullmatch(link):
-            joined = _point(quantity.value, quantity.unit or found[-1].unit)
-        elif found and not quantity.unit and _BY.fullmatch(link):
-            quantity = _point(quantity.value, found[-1].unit)
-        if joined:
-            found.pop()
-        found.append(joined or quantity)
-        next_start = match.start()
-    return found[::-1]
-
 
 # ---------------------------------------------------------------------------------- stated facts
 
@@ -204,7 +76,7 @@ class FactTarget:
         with a unit or without; the fact named "orientation".
         """
         value: Any = record.get("value")
-        unit = canonical_unit(str(record.get("unit") or ""))
+        unit = _known_unit(str(record.get("unit") or ""))
         if isinstance(value, str) and value.lower() in ("yes", "no"):
             value = value.lower() == "yes"
         kind = record.get("kind") or _kind_of(value, unit, name=str(record.get("name") or ""))
@@ -217,18 +89,12 @@ class FactTarget:
         return cls(kind, value, unit, float(record.get("tolerance", TOLERANCE)), choices)
 
 
-def canonical_unit(unit: str) -> str:
-    """Return the unit as `Quantity` writes it ("µm" -> "um").
-
-    Raises: DatasetError for a unit that no answer could state.
-    """
-    for name, spelling in UNIT_SPELLINGS.items():
-        if unit == name or re.fullmatch(spelling, unit, re.IGNORECASE):
-            return name
-    if unit:
-        known = ", ".join(UNIT_SPELLINGS)
-        raise DatasetError("bad_fact", f"Unit {unit!r} of a fact is unknown. Use one of {known}.")
-    return ""
+def _known_unit(unit: str) -> str:
+    """The unit as `UNITS` names it ("µm" -> "um"). Raises DatasetError for one that no answer could state."""
+    known = canonical_unit(unit) if unit else ""
+    if known is None:
+        raise DatasetError("bad_fact", f"Unit {unit!r} of a fact is unknown. Use one of {', '.join(UNITS)}.")
+    return known
 
 
 def _fits(value: object, kind: FactKind) -> bool:
@@ -280,28 +146,32 @@ def yes_or_no(text: str) -> bool | None:
     return False if _NEGATION.search(text) and not said else None
 
 
-def _near(quantity: Quantity, expected: float, tolerance: float) -> bool:
+def _near(amount: Amount, expected: float, tolerance: float) -> bool:
     """Say whether a quantity is near enough; a range counts by its middle and may span a factor of two."""
-    narrow = quantity.low == quantity.high or 0 < quantity.high <= 2 * quantity.low
-    return narrow and abs(quantity.value - expected) <= tolerance * abs(expected) * (1 + 1e-9)
+    narrow = amount.low == amount.high or 0 < amount.high <= 2 * amount.low
+    return narrow and abs(amount.value - expected) <= tolerance * abs(expected) * (1 + 1e-9)
 
 
-def _count_in(answer: str) -> Quantity | None:
-    for quantity in parse_quantities(answer):
-        if not quantity.unit:
-            return quantity
+def _count_in(answer: str) -> Amount | None:
+    for amount in read_amounts(answer):
+        if not amount.unit:
+            return amount
     for word in re.findall(r"[a-z]+", answer.lower()):
         if word in COUNT_WORDS:
-            return _point(float(COUNT_WORDS.index(word) + 2), "")
-    return _point(0.0, "") if re.search(r"\b(?:no|none|zero)\b", answer, re.IGNORECASE) else None
+            return _count(float(COUNT_WORDS.index(word) + 2))
+    return _count(0.0) if re.search(r"\b(?:no|none|zero)\b", answer, re.IGNORECASE) else None
 
 
-def _size_in(answer: str, unit: str) -> Quantity | None:
+def _count(number: float) -> Amount:
+    return Amount(number, "", number, number)
+
+
+def _size_in(answer: str, unit: str) -> Amount | None:
     """Return the first quantity of the asked dimension; a pixel size may leave out its "per pixel"."""
-    for quantity in parse_quantities(answer):
-        same = quantity.to(unit)
+    for amount in read_amounts(answer):
+        same = amount.to(unit)
         if same is None and unit.endswith("/px"):
-            same = quantity.to(unit.removesuffix("/px"))
+            same = amount.to(unit.removesuffix("/px"))
         if same is not None:
             return same
     return None

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assistant.errors import DatasetError
-from training.facts import FactTarget, Quantity, check_answer, parse_quantities, yes_no_balance
+from training.facts import FactTarget, check_answer, yes_no_balance
 
 Floats = NDArray[np.float64]
 Metric = Callable[[list[str], list[str]], float]
@@ -40,7 +40,6 @@ ECE_BINS = 15
 __all__ = [  # the facts an answer states have their own file, and are scored from here
     "ClassificationScores",
     "FactTarget",
-    "Quantity",
     "TextScores",
     "bootstrap_interval",
     "check_answer",
@@ -48,7 +47,6 @@ __all__ = [  # the facts an answer states have their own file, and are scored fr
     "expected_calibration_error",
     "majority_answers",
     "nearest_question_answers",
-    "parse_quantities",
     "text_scores",
     "yes_no_balance",
 ]

@@ -1,100 +1,110 @@
-"""Which numbers of an answer the measurement contradicts. Knows nothing about pixels, models or conversations.
+"""What a text claims in numbers: which quantity, which amount, asserted, denied or as a limit.
 
-A number is contradicted where its clause names a measured quantity, its unit can be compared, and no picture of the
-conversation has a value near it. A number that no measurement speaks about is left alone.
+Knows nothing about pixels, models or what is true.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from assistant.measurements.facts import Fact, Facts, quantity
+from assistant.quantities import QUANTITIES, Amount, read_amounts
 
-TOLERANCE = 0.2
-ANGLE_TOLERANCE = 15.0
-"""[deg]"""
-SHARE_TOLERANCE = 5.0
-"""[percentage points]"""
-SUREST = 0.5
-"""A fact must be at least this sure to contradict anything."""
-
-NAMES = {
-    "nearest_neighbour": r"nearest[\s-]neighbou?r\w*|spacing",
-    "line_edge_roughness": r"(?:line[\s-]?)?edge roughness|LER",
-    "line_width": r"line[\s-]?widths?|lines are",
-    "fibre_width": r"fib(?:re|er)[\s-](?:width|diameter)s?",
-    "mean_diameter": r"mean (?:diameter|size)|average (?:diameter|size)",
-    "period": r"period|pitch",
-    "porosity": r"porosity|share of (?:the )?dark \w+",
-    "coverage": r"coverage|area fraction",
-    "orientation": r"orientation|main direction",
-    "aspect_ratio": r"aspect ratio",
-    "anisotropy": r"anisotropy",
-    "contrast": r"contrast",
-    "noise": r"noise",
-    "count": r"count|number of \w+|there are",
-}
-SHARES = frozenset({"coverage", "porosity"})
-RATIO_TOLERANCE = 0.02
-NM = {"nm": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3, "mm": 1e6, "å": 0.1, "pm": 1e-3}
-_NUMBER = re.compile(
-    r"(?<![\w.])(\d[\d,]*(?:\.\d+)?)[\s-]?(nm|[uµμ]m|mm|pm|å|px|pixels?|%|percent|deg(?:rees?)?|°)?(?![\w.]*\d)",
-    re.IGNORECASE,
+NUMBER_WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
 )
-_COUNTED = re.compile(r"\s*(?:separate\s+)?(?:structures?|objects?|particles?|pores?|bodies)\b", re.IGNORECASE)
-_LIMIT = re.compile(r"\b(?:than|above|below|over|under|exceeds|at least|at most|up to)\s+$", re.IGNORECASE)
-_CLAUSE = re.compile(r"[;!?\n]|\.(?=\s|$)|,\s")
+BY_DIMENSION = {"voltage": "voltage", "magnification": "magnification", "pixel size": "pixel_size"}
+"""Dimensions that only one quantity has."""
+_THINGS = r"structures?|objects?|particles?|pores?|bodies|body|grains?|fib(?:re|er)s?|wires?|holes?|cells?|pillars?"
+_COUNTED = re.compile(rf"\s*(?:(?!nm\b|um\b|px\b)[a-z-]+\s+){{0,2}}?(?:{_THINGS})\b", re.IGNORECASE)
+_SAMPLE_SIZE = re.compile(r"\bn\s*=\s*$", re.IGNORECASE)
+_IN_WORDS = re.compile(rf"\b({'|'.join(NUMBER_WORDS[2:])})(?=\s+(?:[a-z-]+\s+){{0,2}}?(?:{_THINGS})\b)", re.IGNORECASE)
+_CLAUSE = re.compile(r"[;!?\n]|\.(?=\s|$)|,\s|\s(?:and|but|while|whereas|with)\s", re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:not|never|no longer|cannot be)\b|n['’]t\b", re.IGNORECASE)
+_ABOVE = re.compile(
+    r"\b(?:more than|greater than|larger than|above|over|exceeds|exceeding|at least|>)\s*$", re.IGNORECASE
+)
+_BELOW = re.compile(r"\b(?:less than|fewer than|smaller than|below|under|at most|up to|<)\s*$", re.IGNORECASE)
+_ABOUT = re.compile(
+    r"\b(?:about|around|roughly|approximately|approx\.?|some|nearly|almost|circa|ca\.)\s*$|[~≈]\s*$", re.IGNORECASE
+)
 
 
-def _stated(text: str) -> Iterator[tuple[str, str, float, str]]:
-    """Quantity, wording, value and unit of every number whose clause names a measured quantity.
+@dataclass(frozen=True)
+class Claim:
+    """One number of a text."""
 
-    The name stands before the number, but what is counted after it; a limit ("more than 50") states no value.
-    """
-    for clause in _CLAUSE.split(text):
-        for match in _NUMBER.finditer(clause):
-            before, unit = clause[: match.start()], (match[2] or "").lower()
-            name = "count" if not unit and _COUNTED.match(clause, match.end()) else _last_named(before)
-            if name and not _LIMIT.search(before):
-                yield name, match[0].strip(), float(match[1].replace(",", "")), unit
-
-
-def _last_named(text: str) -> str | None:
-    """The measured quantity that a text names last."""
-    named = [(m.end(), name) for name, words in NAMES.items() for m in re.finditer(rf"\b(?:{words})\b", text, re.I)]
-    return max(named)[1] if named else None
+    quantity: str | None
+    """Its name in `QUANTITIES`; None where the text names none of them."""
+    amount: Amount
+    wording: str
+    limit: Literal["", "above", "below"] = ""
+    denied: bool = False
+    about: bool = False
 
 
-def _compared(fact: Fact, value: float, unit: str) -> bool | None:
-    """Whether a stated value agrees with a fact; None where the units cannot be compared."""
-    assert fact.value is not None
-    if fact.unit == "nm" and unit in NM:
-        value *= NM[unit]
-    elif not (
-        (fact.unit == "px" and unit.startswith(("px", "pixel")))
-        or (fact.unit == "%" and unit in ("%", "percent"))
-        or (fact.unit == "deg" and (unit.startswith("deg") or unit == "°"))
-        or (fact.unit == "" and unit == "")
-    ):
-        return None
-    if fact.unit == "deg":
-        return abs((value - fact.value + 90) % 180 - 90) <= ANGLE_TOLERANCE
-    least = SHARE_TOLERANCE if fact.name in SHARES else RATIO_TOLERANCE
-    return abs(value - fact.value) <= max(TOLERANCE * abs(fact.value), least)
+def read_claims(text: str) -> list[Claim]:
+    """Every number of a text as a claim, in order; counts also in words ("twelve particles")."""
+    return sorted([*_in_digits(text), *_in_words(text)], key=lambda claim: claim.amount.start)
 
 
-def disagreements(answer: str, facts: Sequence[Facts], known: str = "") -> list[str]:
-    """One sentence per number of an answer that contradicts what was measured in every picture that has the quantity.
+def _in_digits(text: str) -> Iterator[Claim]:
+    for amount in read_amounts(text):
+        start, stop = _clause_around(text, amount)
+        before, after = text[start : amount.start], text[amount.stop : stop]
+        limit: Literal["", "above", "below"] = (
+            "above" if _ABOVE.search(before) else "below" if _BELOW.search(before) else ""
+        )
+        quantity = _quantity_of(amount, before, after)
+        if quantity == "pixel_size":  # "4.2 nm/px" and "one pixel is 4.2 nm" are the same length
+            amount = replace(amount, unit=amount.unit.removesuffix("/px"))
+        yield Claim(
+            quantity,
+            amount,
+            text[amount.start : amount.stop].strip(),
+            limit,
+            denied=_DENIED.search(before) is not None,
+            about=_ABOUT.search(before) is not None,
+        )
 
-    `known` is text that was given with the pictures; a number that stands there is not doubted.
-    """
-    found: list[str] = []
-    for name, wording, value, unit in _stated(answer):
-        measured = [fact for f in facts if (fact := f.get(name)) is not None and fact.confidence >= SUREST]
-        verdicts = [_compared(fact, value, unit) for fact in measured]
-        if not verdicts or any(verdict is not False for verdict in verdicts) or wording in known:
-            continue
-        values = " or ".join(quantity(fact.value or 0.0, fact.unit) for fact in measured)
-        found.append(f"the answer says {wording} for {name.replace('_', ' ')}, but {values} was measured")
-    return list(dict.fromkeys(found))
+
+def _in_words(text: str) -> Iterator[Claim]:
+    for match in _IN_WORDS.finditer(text):
+        number = float(NUMBER_WORDS.index(match[1].lower()))
+        yield Claim("count", Amount(number, "", number, number, match.start(), match.end()), match[1])
+
+
+def _clause_around(text: str, amount: Amount) -> tuple[int, int]:
+    ends = [match for match in _CLAUSE.finditer(text) if not amount.start <= match.start() < amount.stop]
+    start = max((match.end() for match in ends if match.end() <= amount.start), default=0)
+    return start, min((match.start() for match in ends if match.start() >= amount.stop), default=len(text))
+
+
+def _quantity_of(amount: Amount, before: str, after: str) -> str | None:
+    """By the unit where only one quantity has it; then by what is counted; then by the name nearest before or after."""
+    dimension = amount.dimension
+    if dimension in BY_DIMENSION:
+        return BY_DIMENSION[dimension]
+    if not amount.unit and (_COUNTED.match(after) or _SAMPLE_SIZE.search(before)):
+        return "count"
+    if dimension == "length" and re.match(r"\s*(?:per|/|a)\s*(?:px|pixel)\b", after, re.IGNORECASE):
+        return "pixel_size"
+    named = _named(before)
+    if named:
+        return max(named)[1]
+    following = _named(after)
+    return min(following)[1] if following else None
+
+
+def _named(text: str) -> list[tuple[int, str]]:
+    """Where a text names which quantity; of two names for one place the longer counts."""
+    found = [
+        (match.end(), match.start(), name)
+        for name, quantity in QUANTITIES.items()
+        for match in re.finditer(rf"\b(?:{quantity.words})\b", text, re.IGNORECASE)
+    ]
+    longest = {stop: min(start for s, start, _ in found if s == stop) for stop, _, _ in found}
+    return [(stop, name) for stop, start, name in found if start == longest[stop]]

@@ -1,26 +1,34 @@
-"""Makes the numbers of an answer those of the reader and the measurement. Knows nothing about pixels or models.
+"""An answer held against what is known of its pictures: a number in it is a fact, or is not said.
 
-A language model words an answer; what it says of voltage, magnification, pixel size, working distance or a measured
-quantity is replaced by what is known, where something is known and the answer strays from it. A sentence that quotes
-metadata the file does not have, or a length of an image without scale, gives way to one that says so.
+A language model words an answer; it decides no number. A sentence whose numbers are all facts stays as it is. One that
+states a number which is known to be another gives way to the facts it speaks of; one that states what nobody knows, to
+what is missing. Knows nothing about pixels or models.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from assistant.measurements.claims import _compared, _stated
-from assistant.measurements.facts import Facts, quantity
+from assistant.measurements.claims import Claim, read_claims
+from assistant.measurements.facts import Fact, Facts
+from assistant.quantities import QUANTITIES, Amount, converted, digits, states, written
 
-SAME = 0.01
-"""Metadata are quoted, not estimated: a stated value may differ by its rounding only."""
-_KILOVOLT = re.compile(r"(\d[\d,]*(?:\.\d+)?)\s?kV\b")
-_MAGNIFICATION = re.compile(r"(?<![\w.])(\d[\d,]*(?:\.\d+)?)\s?x\b")
-_LENGTH = re.compile(r"(?<![\w.])(\d[\d,]*(?:\.\d+)?)\s?(nm|um|mm)\b")
-_SENTENCE_END = re.compile(r"(?<=[.!?;])\s")
-_IN_NM = {"nm": 1.0, "um": 1e3, "mm": 1e6}
+ABOUT = 0.1
+""""About 300 nm" states 312 nm. Relative."""
+TEACHABLE = 0.2
+"""What a teacher may be off by: people estimate. Relative."""
+TEACHABLE_ANGLE, TEACHABLE_SHARE = 15.0, 5.0
+"""The same of directions [deg] and of shares [percentage points]."""
+SUREST = 0.5
+"""A fact must be at least this sure to contradict a teacher."""
+NOT_IN_THE_FILE = frozenset({"voltage", "working_distance", "magnification"})
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
+_DETECTOR = re.compile(
+    r"\bdetector(?:\s+(?:used|mode|type|name))?\s*(?:is|was|:|=)\s*(?:an?\s+|the\s+)?([\w()+/-]+)", re.I
+)
+_NO_NAME = frozenset({"not", "unknown", "named", "given", "no", "none"})
 
 
 @dataclass(frozen=True)
@@ -32,78 +40,165 @@ class Known:
     wd_mm: float | None = None
     magnification: float | None = None
     nm_per_pixel: float | None = None
+    detector: str | None = None
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether no sentence about the instrument or the scale can state what nobody knows."""
-        return None not in (self.hv_kv, self.wd_mm, self.magnification, self.nm_per_pixel)
+    def value_of(self, name: str) -> tuple[float, str] | None:
+        """Value and unit of a quantity; None where it is not known."""
+        read = {
+            "voltage": (self.hv_kv, "kV"),
+            "working_distance": (self.wd_mm, "mm"),
+            "magnification": (self.magnification, "x"),
+            "pixel_size": (self.nm_per_pixel, "nm"),
+        }
+        if name in read:
+            value, unit = read[name]
+            return None if value is None else (value, unit)
+        fact = self.facts.get(name)
+        return (fact.value, fact.unit) if fact is not None and fact.value is not None and fact.confidence > 0 else None
+
+    def values(self) -> Iterator[tuple[float, str]]:
+        """Every known value with its unit."""
+        yield from filter(None, map(self.value_of, QUANTITIES))
 
 
-def corrected(sentence: str, known: Known) -> str:
-    """One sentence with its numbers put right, or what is not known in its place; words stay."""
-    if invented := list(_invented(sentence, known)):
-        return " ".join(invented) + sentence[len(sentence.rstrip()) :]
-    sentence = _KILOVOLT.sub(_quoting(known.hv_kv, "{} kV"), sentence)
-    sentence = _MAGNIFICATION.sub(_quoting(known.magnification, "{}x"), sentence)
-    sentence = _LENGTH.sub(lambda match: _length(match, known), sentence)
-    for name, wording, value, unit in list(_stated(sentence)):
-        fact = known.facts.get(name)
-        if fact is not None and fact.value is not None and fact.confidence > 0 and not _compared(fact, value, unit):
-            sentence = sentence.replace(wording, quantity(fact.value, fact.unit), 1)
-    return sentence
+def corrected(text: str, *known: Known) -> str:
+    """A text with every sentence a fact, or what is not known in its place; sentences without numbers stay.
 
-
-def corrected_stream(pieces: Iterable[str], known: Known) -> Iterator[str]:
-    """Pieces of an answer, as they come; from a sentence's first digit on it is held back until it is complete.
-
-    Where something is not known of the picture, a sentence may have to give way, so it is held back from its start.
+    With several pictures a number may be that of any of them.
     """
-    held, told = "", 0
+    return "".join(corrected_stream([text], *known))
+
+
+def corrected_stream(pieces: Iterable[str], *known: Known) -> Iterator[str]:
+    """The pieces of an answer sentence by sentence, each held back until it is complete and checked."""
+    held, replaced = "", set[str]()
     for piece in pieces:
         held += piece
         while end := _SENTENCE_END.search(held):
             sentence, held = held[: end.end()], held[end.end() :]
-            yield corrected(sentence, known)[told:]
-            told = 0
-        if known.is_complete and not any(letter.isdigit() for letter in held) and len(held) > told:
-            yield held[told:]
-            told = len(held)
-    yield corrected(held, known)[told:]
+            yield from _checked(sentence, known, replaced)
+    if held:
+        yield from _checked(held, known, replaced)
 
 
-def _invented(sentence: str, known: Known) -> Iterator[str]:
-    """What has to be said instead of a sentence that states what nobody can know from this file."""
-    if known.hv_kv is None and _KILOVOLT.search(sentence):
-        yield "The file does not give the voltage."
-    if known.magnification is None and _MAGNIFICATION.search(sentence):
-        yield "The file does not give the magnification."
-    lengths = list(_LENGTH.finditer(sentence))
-    distances = [match for match in lengths if "working distance" in sentence[: match.start()].lower()]
-    if known.wd_mm is None and distances:
-        yield "The file does not give the working distance."
-    if known.nm_per_pixel is None and len(lengths) > len(distances):
-        yield "The image is not calibrated."
+def _checked(sentence: str, known: Sequence[Known], replaced: set[str]) -> Iterator[str]:
+    """The sentence, or what is said instead of it, once: with what stood between it and the next."""
+    instead = _instead_of(sentence, known)
+    if instead is None:
+        yield sentence
+        return
+    fresh = [text for text in dict.fromkeys(instead) if text not in replaced]
+    replaced.update(fresh)
+    if fresh:
+        yield " ".join(fresh) + sentence[len(sentence.rstrip()) :]
 
 
-def _quoting(value: float | None, form: str) -> Callable[[re.Match[str]], str]:
-    def replacement(match: re.Match[str]) -> str:
-        said = float(match[1].replace(",", ""))
-        if value is None or abs(said - value) <= SAME * abs(value):
-            return match[0]
-        return form.format(f"{value:.4g}" if value < 1e4 else f"{value:.0f}")
+def _instead_of(sentence: str, known: Sequence[Known]) -> list[str] | None:
+    """What has to be said instead of a sentence; None where it may stay."""
+    claims = read_claims(sentence)
+    wrong_detector = list(_wrong_detector(sentence, known))
+    if all(_is_true(claim, known) for claim in claims) and not wrong_detector:
+        return None
+    return [*(text for claim in claims for text in _facts_instead(claim, known)), *wrong_detector]
 
-    return replacement
+
+def _is_true(claim: Claim, known: Sequence[Known]) -> bool:
+    if claim.quantity is None:
+        return any(_states(claim, value, unit) for k in known for value, unit in k.values())
+    found = [value for k in known if (value := k.value_of(claim.quantity)) is not None]
+    return any(_states(claim, value, unit) for value, unit in found)
 
 
-def _length(match: re.Match[str], known: Known) -> str:
-    """A length that its clause calls a pixel size or a working distance."""
-    clause = re.split(r"[;]|,\s|\sand\s", match.string[: match.start()])[-1].lower()
-    after = match.string[match.end() :].lower().lstrip()
-    said = float(match[1].replace(",", "")) * _IN_NM[match[2]]
-    if "pixel" in clause or after.startswith(("per pixel", "/px", "/pixel")):
-        right, shown = known.nm_per_pixel, f"{known.nm_per_pixel or 0:.4g} nm"
-    elif "working distance" in clause:
-        right, shown = None if known.wd_mm is None else known.wd_mm * 1e6, f"{known.wd_mm or 0:.3g} mm"
+def _states(claim: Claim, value: float, unit: str) -> bool:
+    """Whether a claim is true of a value; what cannot be compared is not."""
+    amount = claim.amount.to(unit)
+    if amount is None:
+        return False
+    if claim.limit:
+        said = value > amount.value if claim.limit == "above" else value < amount.value
     else:
-        return match[0]
-    return match[0] if right is None or abs(said - right) <= SAME * right else shown
+        near = claim.about and abs(amount.value - value) <= ABOUT * abs(value)
+        said = near or bool(states(claim.amount, value, unit))
+    return said is not claim.denied
+
+
+def _facts_instead(claim: Claim, known: Sequence[Known]) -> Iterator[str]:
+    if claim.quantity is None:
+        yield _missing_length(claim.amount, known) or "That value was not measured in this image."
+        return
+    values = [k.value_of(claim.quantity) for k in known]
+    for number, value in enumerate(values, 1):
+        if value is not None:
+            said = sentence_of(claim.quantity, *value)
+            yield said if len(known) == 1 else f"Image {number}: {said[0].lower()}{said[1:]}"
+    if not any(values):
+        yield missing(claim.quantity, calibrated=_missing_length(claim.amount, known) is None)
+
+
+def _missing_length(amount: Amount, known: Sequence[Known]) -> str | None:
+    """Why a real length cannot be told, where the reason is that no picture has a scale."""
+    is_length = converted(1.0, amount.unit, "nm") is not None
+    return "The image is not calibrated." if is_length and all(k.nm_per_pixel is None for k in known) else None
+
+
+def sentence_of(name: str, value: float, unit: str) -> str:
+    """A fact as a sentence."""
+    if name == "count":
+        return f"{digits(value, unit)} structure{' was' if value == 1 else 's were'} counted."
+    if name == "magnification":
+        return f"The magnification is {value:.10g}x."
+    shown = written(value, unit) if QUANTITIES[name].source == "measured" else f"{value:.4g} {unit}"
+    return f"The {QUANTITIES[name].said} is {shown}."
+
+
+def missing(name: str, *, calibrated: bool) -> str:
+    """What is said of a quantity that is not known."""
+    if name in NOT_IN_THE_FILE:
+        return f"The file does not give the {QUANTITIES[name].said}."
+    if name == "pixel_size" or not calibrated:
+        return "The image is not calibrated."
+    return f"The {QUANTITIES[name].said} could not be measured in this image."
+
+
+def _wrong_detector(sentence: str, known: Sequence[Known]) -> Iterator[str]:
+    """A detector is quoted from the file, or is not named."""
+    names = [k.detector for k in known if k.detector]
+    for match in _DETECTOR.finditer(sentence):
+        said = match[1].casefold()
+        if said in _NO_NAME or any(said in name.casefold() for name in names):
+            continue
+        yield (
+            f"The detector is {' or '.join(dict.fromkeys(names))}." if names else "The file does not name the detector."
+        )
+
+
+def disagreements(answer: str, facts: Sequence[Facts], known: str = "") -> list[str]:
+    """One sentence per number of a text that is far from what was measured in every picture that has the quantity.
+
+    For texts that were not held against the facts: a teacher's. `known` is text that was given with the pictures; a
+    number that stands there is not doubted.
+    """
+    found: list[str] = []
+    for claim in read_claims(answer):
+        measured = [
+            f for each in facts if claim.quantity and (f := each.get(claim.quantity)) and f.confidence >= SUREST
+        ]
+        verdicts = [_teachable(claim, fact) for fact in measured]
+        if claim.limit or not verdicts or any(verdict is not False for verdict in verdicts) or claim.wording in known:
+            continue
+        values = " or ".join(written(fact.value or 0.0, fact.unit) for fact in measured)
+        name = QUANTITIES[claim.quantity or ""].said
+        found.append(f"the answer says {claim.wording} for {name}, but {values} was measured")
+    return list(dict.fromkeys(found))
+
+
+def _teachable(claim: Claim, fact: Fact) -> bool | None:
+    """Whether an estimate is near enough to a fact; None where the units cannot be compared."""
+    assert fact.value is not None
+    amount = claim.amount.to(fact.unit)
+    if amount is None:
+        return None
+    if fact.unit == "deg":
+        return abs((amount.value - fact.value + 90) % 180 - 90) <= TEACHABLE_ANGLE
+    least = TEACHABLE_SHARE if fact.name in ("coverage", "porosity") else 0.02
+    return abs(amount.value - fact.value) <= max(TEACHABLE * abs(fact.value), least)

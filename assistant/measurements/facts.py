@@ -5,48 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from assistant.quantities import MEASURED, QUANTITIES, written
+
 Kind = Literal["particles", "pores", "lines", "fibres", "texture", "uniform"]
 KINDS: tuple[Kind, ...] = ("particles", "pores", "lines", "fibres", "texture", "uniform")
 
-FACT_NAMES = (
-    "count",
-    "mean_diameter",
-    "median_diameter",
-    "d10_diameter",
-    "d90_diameter",
-    "aspect_ratio",
-    "circularity",
-    "nearest_neighbour",
-    "coverage",
-    "porosity",
-    "orientation",
-    "anisotropy",
-    "period",
-    "line_width",
-    "line_edge_roughness",
-    "fibre_width",
-    "mean_grey",
-    "contrast",
-    "sharpness",
-    "noise",
-)
-LINE_ORDER = (
-    "count",
-    "mean_diameter",
-    "d10_diameter",
-    "d90_diameter",
-    "aspect_ratio",
-    "nearest_neighbour",
-    "coverage",
-    "porosity",
-    "period",
-    "line_width",
-    "line_edge_roughness",
-    "fibre_width",
-    "orientation",
-    "anisotropy",
-    "contrast",
-    "noise",
+FACT_NAMES = MEASURED
+LINE_ORDER = tuple(
+    quantity.name for quantity in sorted(QUANTITIES.values(), key=lambda q: q.line or 0) if quantity.line is not None
 )
 LINE_ENTRIES = 12
 
@@ -112,26 +78,7 @@ def not_applicable(name: str, method: str, note: str) -> Fact:
     return Fact(name, None, "", method, 0.0, note)
 
 
-def digits(value: float, unit: str) -> str:
-    """A value in as many digits as a measurement is good for, never with an exponent.
-
-    Whole degrees, two digits of a percentage, hundredths of a ratio, three digits of a length.
-    """
-    if not abs(value) < 1e15:
-        return f"{value:g}"
-    if unit == "deg":
-        return f"{value:.0f}"
-    if unit:
-        value = float(f"{value:.{2 if unit == '%' else 3}g}")
-    return f"{value:.{12 if unit else 2}f}".rstrip("0").rstrip(".")
-
-
-def quantity(value: float, unit: str) -> str:
-    """A measured value with its unit, as it is written in lines and answers: "312 nm", "4.2 px", "12 %", "84"."""
-    return f"{digits(value, unit)} {unit}".rstrip()
-
-
 def phrase(fact: Fact) -> str:
     """Name, value and unit as they stand in the line: "mean diameter 312 nm"."""
     assert fact.value is not None
-    return f"{fact.name.replace('_', ' ')} {quantity(fact.value, fact.unit)}"
+    return f"{QUANTITIES[fact.name].said} {written(fact.value, fact.unit)}"

@@ -15,26 +15,20 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from assistant.measurements.canvas import AMBER, INK, MARGIN, ROSE, TEAL, WHITE, Canvas, hue, ramp
-from assistant.measurements.facts import Fact, Facts, digits
+from assistant.measurements.facts import Fact, Facts
 from assistant.measurements.findings import Findings
 from assistant.measurements.picture import CROP, F32, F64, Mask, block_mean
 from assistant.measurements.segmentation import Objects
 from assistant.measurements.texture import gradients
+from assistant.quantities import QUANTITIES, digits
 
 if TYPE_CHECKING:
     from PIL import Image
 
 FIGURES: dict[str, tuple[str, ...]] = {
-    "objects": ("count", "mean_diameter", "median_diameter", "d10_diameter", "d90_diameter", "aspect_ratio",
-                "circularity"),
-    "neighbours": ("nearest_neighbour",),
-    "share": ("coverage", "porosity"),
-    "direction": ("orientation", "anisotropy"),
-    "period": ("period",),
-    "lines": ("line_width", "line_edge_roughness"),
-    "fibres": ("fibre_width",),
-    "grey": ("mean_grey", "contrast", "noise", "sharpness"),
-}  # fmt: skip
+    figure: tuple(quantity.name for quantity in QUANTITIES.values() if quantity.figure == figure)
+    for figure in ("objects", "neighbours", "share", "direction", "period", "lines", "fibres", "grey")
+}
 """Each figure with the facts it shows."""
 SMOOTHING = 0.8
 """Blur of a drawn outline [px of the small copy]."""
