@@ -86,6 +86,8 @@ class Page:
 
     def respond(self, talk: Talk, size: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Answer the question that waits: chat, talk, panel."""
+        if not talk.turns:
+            raise ConfigError("no_question", "Ask something about a micrograph first.")
         micrographs = self._read(talk.pictures, size)
         *history, question = talk.turns
         said, warnings, told_at = "", [], time.monotonic()

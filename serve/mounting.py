@@ -104,6 +104,9 @@ def mount(server: Starlette, page: Blocks, *, looks: str = "") -> Starlette:
 
     The page's files go when the server stops.
     """
+    if page.workspace is not None:
+        for block in page.blocks.values():
+            block.GRADIO_CACHE = str(page.workspace.root)  # a file field leaves an empty file there at every call
     page.queue(max_size=QUEUE, default_concurrency_limit=CONCURRENT, api_open=False)
     mounted: Starlette = gr.mount_gradio_app(
         server,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -27,6 +28,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
 from serve.guard import App, Event, Receive, Scope, Send, error_body, kind_of
+from serve.uploads import remove
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -49,6 +51,8 @@ NOT_FOUND = "There is nothing here, or it belongs to somebody else."
 PAGES = ("/", "/config")
 """Where a browser or a Gradio client begins; the cookie is given out here."""
 ASSETS = ("/theme.css", "/favicon.ico", "/assets/{path:path}", "/static/{path:path}", "/gradio_api/info")
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a malformed upload is told to who sent it
 
 Prepare = Callable[[Scope, Receive], Awaitable[Receive]]
 """Puts the owner into a request before the page sees it; returns where its body comes from.
@@ -108,11 +112,11 @@ class Sessions:
         """Take files into a fresh folder of their owner; nothing of an upload that is refused or cut stays."""
         assert self._workspace is not None
         request = Request(scope, receive)
-        folder = self._workspace.folder(owner_of(request))
+        folder = await asyncio.to_thread(self._workspace.folder, owner_of(request))
         try:
             files = await _receive_files(request, folder)
         except BaseException:
-            self._workspace.remove(folder)
+            remove(folder)
             raise
         await JSONResponse(files)(scope, receive, send)
 
@@ -120,12 +124,16 @@ class Sessions:
         call = await _read_call(scope, receive)
         if not isinstance(call.get("data"), list):
             raise HTTPException(400, "The call has no list `data`.")
-        name, trigger = scope["path_params"].get("name"), call.get("trigger_id")
-        named = [number for number, fn in self._page.fns.items() if fn.api_name == name]
-        number = self._endpoint(call.get("fn_index", *named[:1]))
+        named = (n for n, fn in self._page.fns.items() if fn.api_name == scope["path_params"].get("name"))
+        given = None if "/call/" in scope["path"] else call.get("fn_index")
+        number, trigger = self._endpoint(next(named, None) if given is None else given), call.get("trigger_id")
+        if "/run/" in scope["path"] and self._page.fns[number].queue:
+            raise HTTPException(
+                404, "This endpoint is reached through /gradio_api/queue/join or /gradio_api/call/NAME."
+            )
         session = _owned(scope, call.get("session_hash") or secrets.token_urlsafe(16))
         known = {"data": call["data"], "fn_index": number, "session_hash": session}
-        return _replayed(known | {"trigger_id": trigger if isinstance(trigger, int) else None}, receive)
+        return _replayed(known | {"trigger_id": trigger if isinstance(trigger, int) else None}, scope, receive)
 
     async def _own_cancel(self, scope: Scope, receive: Receive) -> Receive:
         call = await _read_call(scope, receive)
@@ -133,7 +141,7 @@ class Sessions:
         if event not in self._page._queue.pending_event_ids_session.get(session, ()):
             raise HTTPException(404, NOT_FOUND)
         number = self._endpoint(call.get("fn_index"))
-        return _replayed({"event_id": event, "session_hash": session, "fn_index": number}, receive)
+        return _replayed({"event_id": event, "session_hash": session, "fn_index": number}, scope, receive)
 
     def _endpoint(self, number: object) -> int:
         """The number of an endpoint that the page has and that runs here, not in the browser."""
@@ -236,9 +244,12 @@ async def _read_call(scope: Scope, receive: Receive) -> dict[str, Any]:
     return call
 
 
-def _replayed(call: Mapping[str, Any], receive: Receive) -> Receive:
+def _replayed(call: Mapping[str, Any], scope: Scope, receive: Receive) -> Receive:
     """A body anew, then whatever the client sends."""
-    body: list[Event] = [{"type": "http.request", "body": json.dumps(call).encode(), "more_body": False}]
+    content = json.dumps(call).encode()
+    ours = {b"content-type": b"application/json", b"content-length": str(len(content)).encode()}
+    scope["headers"] = [*((name, value) for name, value in scope["headers"] if name not in ours), *ours.items()]
+    body: list[Event] = [{"type": "http.request", "body": content, "more_body": False}]
 
     async def replay() -> Event:
         return body.pop() if body else await receive()

@@ -54,10 +54,6 @@ class Workspace:
         self._sweep()
         return Path(tempfile.mkdtemp(prefix=f"{owner}-", dir=self.root))
 
-    def remove(self, folder: Path) -> None:
-        """Remove a folder whose files are not needed."""
-        shutil.rmtree(folder, ignore_errors=True)
-
     def stage(self, files: Sequence[str | Path], owner: str) -> list[Path]:
         """Put uploaded files into one fresh folder, so that side-cars are found; returns the pictures.
 
@@ -84,7 +80,12 @@ class Workspace:
         return path
 
     def _sweep(self) -> None:
-        for folder in self.root.iterdir():
+        for path in self.root.iterdir():
             with suppress(FileNotFoundError):  # another thread sweeps too
-                if time.time() - folder.stat().st_mtime > LIFETIME_S:
-                    self.remove(folder)
+                if time.time() - path.stat().st_mtime > LIFETIME_S:
+                    remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
