@@ -175,6 +175,14 @@ def test_the_page_serves_itself(taught: Path, desk: Desk) -> None:
         assert "MAEMI review" in page.text
         assert not re.findall(r'(?:src|href)="https?://(?!127\.0\.0\.1)[^"]+"', page.text)
         assert httpx.get(base, headers={"host": "evil.example"}).status_code >= 400
+        opened = next(
+            e["id"] for e in httpx.get(f"{base}/config").json()["dependencies"] if e["targets"][0][1] == "load"
+        )
+        call = {"data": [ANY, ANY, OPEN], "fn_index": opened, "session_hash": "a"}
+        assert httpx.post(f"{base}/gradio_api/queue/join", json=call).status_code == 200
+        told = httpx.get(f"{base}/gradio_api/queue/data?session_hash=a").text
+        assert '"success":true' in told
+        assert "rows decided" in told
         for path in ("upload", "file=/etc/passwd", "upload_progress?upload_id=a"):  # it takes no files, and gives none
             assert httpx.get(f"{base}/gradio_api/{path}").status_code == 404, path
 

@@ -63,7 +63,8 @@ class Visitor:
 
     def endpoints(self) -> Iterator[tuple[dict[str, Any], list[str]]]:
         """Every endpoint that runs on the server, with the kinds of its inputs: from the page's own settings."""
-        kinds = {component["id"]: component["type"] for component in self.settings["components"]}
+        known = {component["id"]: component for component in self.settings["components"]}
+        kinds = {n: "size" if "ixel size" in str(c["props"].get("label")) else c["type"] for n, c in known.items()}
         for endpoint in self.settings["dependencies"]:
             if endpoint["backend_fn"]:
                 yield endpoint, [kinds[number] for number in endpoint["inputs"]]
@@ -112,12 +113,14 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def visit(url: str) -> Iterator[Any]:
-    """Opens browsers: without logins they differ by their cookie alone."""
+    """Opens browsers: without logins they differ by their cookie alone, with logins by the login alone."""
     visitors: list[Visitor] = []
     locked = httpx.get(url).status_code == 401
 
     def open_(login: tuple[str, str] = ADA) -> Visitor:
         visitors.append(Visitor(url, login if locked else None))
+        if locked:
+            visitors[-1].http.cookies = visitors[0].http.cookies
         return visitors[-1]
 
     yield open_
@@ -159,7 +162,7 @@ def spellings(secret: Path, own: str) -> Iterator[Any]:
         yield {"path": path, "meta": META}
         yield {"path": path}
     yield {"path": str(secret), "url": f"/gradio_api/file={secret}", "orig_name": Path(own).name, "meta": META}
-    yield {"path": own, "url": str(secret), "is_stream": True, "meta": META}
+    yield spelled_own(own, secret)
     yield {"path": "", "url": str(secret), "meta": META}
     yield {"path": [str(secret)], "meta": META}
     yield {"file": {"path": str(secret), "meta": META}}
@@ -167,9 +170,18 @@ def spellings(secret: Path, own: str) -> Iterator[Any]:
     yield str(secret)
 
 
+def spelled_own(own: str, secret: Path) -> dict[str, Any]:
+    """An upload that claims to be found elsewhere: taken, but from where it lies."""
+    return {"path": own, "url": str(secret), "is_stream": True, "meta": META}
+
+
+def answered(reply: str) -> bool:
+    return any(sign in reply for sign in ('"success":true', "event: complete", "event: generating", '"data":'))
+
+
 def filled(kinds: list[str], file: Any) -> list[Any]:
     """Inputs of an endpoint with one file in every field that takes one."""
-    values = {"multimodaltextbox": {"text": "What?", "files": [file]}, "state": None}
+    values = {"multimodaltextbox": {"text": "What?", "files": [file]}, "state": None, "size": "2 nm"}
     return [values.get(kind, [file] if kind in FILE_FIELDS else "particles, powder") for kind in kinds]
 
 
@@ -183,7 +195,7 @@ def test_only_an_upload_can_be_named(visit: Any, secrets: dict[str, Path], tmp_p
     reached = 0
     for kind, secret in secrets.items():
         digest = sha256(secret.read_bytes()).hexdigest()
-        for number, named in enumerate(spellings(secret, own)):
+        for number, named in enumerate([*spellings(secret, own)][: None if kind == "text" else 4]):
             for endpoint, kinds in visitor.endpoints():
                 if not set(kinds) & set(FILE_FIELDS):
                     continue
@@ -193,8 +205,7 @@ def test_only_an_upload_can_be_named(visit: Any, secrets: dict[str, Path], tmp_p
                     assert SECRET not in reply, (endpoint["api_name"], named)
                     assert digest not in reply, (endpoint["api_name"], named)
                     assert secret.name not in reply, (endpoint["api_name"], named)
-                    if not (isinstance(named, dict) and named.get("path") == own):
-                        assert "data:image" not in reply, (endpoint["api_name"], named)
+                    assert not answered(reply) or named == spelled_own(own, secret), (endpoint["api_name"], named)
     assert reached > 100
 
 
@@ -206,10 +217,6 @@ def test_every_endpoint_takes_what_was_uploaded(visit: Any, tmp_path: Path) -> N
     assert len(fields) >= 4
     for endpoint, kinds in fields:
         data = filled(kinds, {"path": own, "meta": META})
-        if endpoint["api_name"] == "recalibrate":
-            data[-1] = "2 nm"
-        data = ["2 nm" if kind == "textbox" and place == len(kinds) - 1 else value
-                for place, (kind, value) in enumerate(zip(kinds, data, strict=True))]  # fmt: skip
         told = "".join(visitor.replies(endpoint, data, f"own-{endpoint['id']}"))
         assert '"success":true' in told, (endpoint["api_name"], told[-500:])
         assert "event: complete" in told, (endpoint["api_name"], told[-500:])
@@ -235,7 +242,7 @@ def test_files_are_given_to_their_owner_alone(visit: Any, secrets: dict[str, Pat
         endpoint, kinds = next((e, k) for e, k in bob.endpoints() if e["api_name"] == way)
         for reply in bob.replies(endpoint, filled(kinds, {"path": own, "meta": META}), f"theft-{way}"):
             assert "own.tif" not in reply
-            assert "data:image" not in reply
+            assert not answered(reply)
 
 
 def test_a_conversation_is_its_owners_alone(visit: Any, tmp_path: Path) -> None:
