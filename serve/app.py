@@ -6,49 +6,34 @@ browser anything but pictures we made and text that is escaped.
 
 from __future__ import annotations
 
-import functools
-import logging
-import secrets
+import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-from starlette.applications import Starlette
+from gradio.utils import get_upload_folder
 
 from assistant.chat import CAPTION_PROMPT, Message
-from assistant.errors import ConfigError, MaemiError, MicrographError
+from assistant.errors import ConfigError, MicrographError
 from serve.answering import Evidence, Question, classify_files, parse_labels, parse_pixel_size, read_images
 from serve.api import Desk, build_api
 from serve.guard import App, Credentials, Guard
+from serve.mounting import Blocks, as_text, mount
 from serve.panel import EMPTY, caption_table, class_table, panel, thumbnail
 from serve.rows import CaptionRow, write_rows
-from serve.uploads import PICTURES, SIDECARS, Workspace
+from serve.sessions import MAX_FILES, owner_of
+from serve.uploads import LIFETIME_S, PICTURES, SIDECARS, Workspace
 
 if TYPE_CHECKING:
     from assistant.micrograph import Micrograph
 
-STYLE = Path(__file__).with_name("page.css")
-MAX_FILE = 256 * 2**20
-"""Largest uploaded file [byte]."""
-MAX_FILES = 64
 MAX_QUESTION = 2000
-QUEUE = 32
 REFRESH_S = 0.05
 """Shortest time between two updates of an answer that is being written [s]."""
-SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Helvetica Neue", "Arial", "sans-serif")
-MONO = ("ui-monospace", "SF Mono", "Cascadia Mono", "DejaVu Sans Mono", "Consolas", "monospace")
-TEAL = (
-    "#eef6f6", "#d8eae9", "#b3d6d4", "#85bcba", "#529c9b", "#2b8081", "#0f6e73", "#0d5a5f", "#0d484c", "#0d3b3f",
-    "#062427",
-)  # fmt: skip
-GREY = (
-    "#f7f8f8", "#eef1f1", "#e0e5e5", "#c9d0d1", "#98a3a6", "#6b777c", "#4d585d", "#384146", "#262e32", "#1a2024",
-    "#12171a",
-)  # fmt: skip
-"""From light to dark."""
 SUGGESTIONS = (
     CAPTION_PROMPT,
     "How many structures are there?",
@@ -59,8 +44,6 @@ PLACEHOLDER = (
     "**Ask about a micrograph**\n\nDrop a TIFF, PNG, JPEG or BMP here, 8 to 32 bit, with its side-car file if it has "
     "one. Everything stays on this machine."
 )
-
-log = logging.getLogger("maemi.page")
 
 
 @dataclass(frozen=True)
@@ -74,54 +57,37 @@ class Talk:
     """The messages on the page."""
 
 
-def told(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """The boundary of the page: what we know how to say is said, anything else becomes a number in the log."""
-
-    @functools.wraps(handler)
-    def told_handler(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        try:
-            yield from handler(*args, **kwargs)
-        except MaemiError as error:
-            raise gr.Error(error.message, title="That did not work", print_exception=False) from None
-        except Exception:
-            number = secrets.token_hex(4)
-            log.exception("page request failed, id %s", number)
-            raise gr.Error(f"Something went wrong (id {number}). The log has the details.", title="Error") from None
-
-    return told_handler
-
-
 class Page:
     """What the buttons do; every method yields the new values of its outputs."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self.workspace = Workspace()
+        self.workspace = Workspace(get_upload_folder())
 
-    @told
     def take(
-        self, typed: Mapping[str, Any], talk: Talk, size: str
+        self, typed: Mapping[str, Any], talk: Talk, size: str, request: gr.Request
     ) -> Iterator[tuple[gr.MultimodalTextbox, list[Any], Talk]]:
         """Take a question and its files into the conversation: text field, chat, talk."""
-        text = (typed.get("text") or "").strip()
-        new = self._stage(typed.get("files") or [])
+        text, owner = (typed.get("text") or "").strip(), owner_of(request)
+        new = self._stage(typed.get("files") or [], owner)
         if not new and not talk.pictures:
             raise ConfigError("no_picture", "Add a micrograph first, with the clip beside the text field.")
         if len(text) > MAX_QUESTION:
             raise ConfigError("too_long", f"The question has more than {MAX_QUESTION} characters. Make it shorter.")
         content = [
-            {"path": str(self.workspace.picture(m)), "alt_text": path.name}
+            {"path": str(self.workspace.picture(m, owner)), "alt_text": path.name}
             for path, m in zip(new, self._read(new, size), strict=True)
         ]
         turns, waiting = _answered(talk.turns)
         question = Message("user", text or CAPTION_PROMPT, images=len(new) + waiting)
-        shown = (*talk.shown, {"role": "user", "content": [*content, question.text]})
+        shown = (*talk.shown, {"role": "user", "content": [*content, as_text(question.text)]})
         box = gr.MultimodalTextbox(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
         yield box, list(shown), Talk((*talk.pictures, *new), (*turns, question), shown)
 
-    @told
     def respond(self, talk: Talk, size: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Answer the question that waits: chat, talk, panel."""
+        if not talk.turns:
+            raise ConfigError("no_question", "Ask something about a micrograph first.")
         micrographs = self._read(talk.pictures, size)
         *history, question = talk.turns
         said, warnings, told_at = "", [], time.monotonic()
@@ -140,17 +106,15 @@ class Page:
         answered = replace(talk, turns=(*talk.turns, Message("assistant", said)), shown=shown)
         yield list(shown), answered, panel(cards, _about_the_answer(warnings, micrographs))
 
-    @told
     def recalibrate(self, talk: Talk, size: str) -> Iterator[str]:
         """Show the panel with another pixel size."""
         micrographs = self._read(talk.pictures, size)
         with self._desk.gate.turn():
             yield panel(self._cards(talk.pictures, micrographs))
 
-    @told
     def captions(self, files: list[str] | None, size: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Caption files one after another: table, two files to download."""
-        paths = self._stage(files or [])
+        paths = self._stage(files or [], owner_of(request))
         if not paths:
             raise ConfigError("no_picture", "Add micrographs first.")
         rows: list[tuple[CaptionRow, str]] = []
@@ -158,7 +122,7 @@ class Page:
         for path in paths:
             yield caption_table(rows, of=len(paths)), waiting, waiting
             rows.append(self._caption(path, size, _user(request)))
-        folder = self.workspace.folder()
+        folder = self.workspace.folder(owner_of(request))
         for name in ("captions.csv", "captions.jsonl"):
             write_rows(folder / name, (row for row, _ in rows))
         ready = (
@@ -166,23 +130,26 @@ class Page:
         )
         yield caption_table(rows, of=len(paths)), *ready
 
-    @told
     def add_examples(
-        self, label: str, files: list[str] | None, examples: dict[str, tuple[Path, ...]]
+        self, label: str, files: list[str] | None, examples: dict[str, tuple[Path, ...]], request: gr.Request
     ) -> Iterator[tuple[dict[str, tuple[Path, ...]], str, None]]:
         """Remember example files of a label: examples, their summary, the emptied file field."""
-        new = self._stage(files or [])
+        new = self._stage(files or [], owner_of(request))
         if not label.strip() or not new:
             raise ConfigError("no_example", "Name the label and add its pictures, then press the button.")
         examples = examples | {label.strip(): (*examples.get(label.strip(), ()), *new)}
         yield examples, ", ".join(f"{name}: {len(paths)}" for name, paths in examples.items()), None
 
-    @told
     def classify(
-        self, files: list[str] | None, labels: str, examples: dict[str, tuple[Path, ...]], size: str
+        self,
+        files: list[str] | None,
+        labels: str,
+        examples: dict[str, tuple[Path, ...]],
+        size: str,
+        request: gr.Request,
     ) -> Iterator[str]:
         """Classify files one after another: table."""
-        paths, names = self._stage(files or []), parse_labels(labels)
+        paths, names = self._stage(files or [], owner_of(request)), parse_labels(labels)
         if not paths:
             raise ConfigError("no_picture", "Add micrographs first.")
         results: list[dict[str, Any]] = []
@@ -199,10 +166,10 @@ class Page:
                 )
         yield class_table(results, of=len(paths))
 
-    def _stage(self, files: Sequence[str]) -> list[Path]:
+    def _stage(self, files: Sequence[str], owner: str) -> list[Path]:
         if len(files) > MAX_FILES:
             raise ConfigError("too_many", f"More than {MAX_FILES} files at once. Use `maemi caption FOLDER` for many.")
-        return self.workspace.stage(files)
+        return self.workspace.stage(files, owner)
 
     def _read(self, paths: Sequence[Path], size: str) -> list[Micrograph]:
         """Read pictures; the given pixel size counts for those whose metadata carry none."""
@@ -237,10 +204,11 @@ def _from_metadata(micrograph: Micrograph) -> bool:
     return micrograph.calibration is not None and micrograph.calibration.source != "banner"
 
 
-def build_page(desk: Desk) -> gr.Blocks:
+def build_page(desk: Desk) -> Blocks:
     """The three tabs, wired."""
     page = Page(desk)
-    with gr.Blocks(title="MAEMI", analytics_enabled=False, fill_width=True, delete_cache=(3600, 8 * 3600)) as blocks:
+    blocks = Blocks(page.workspace, title="MAEMI", delete_cache=(3600, LIFETIME_S))
+    with blocks:
         gr.HTML(
             '<header class="maemi-head"><h1>MAEMI</h1><p>Ask about electron micrographs. Nothing leaves this machine.'
             "</p></header>",
@@ -254,12 +222,11 @@ def build_page(desk: Desk) -> gr.Blocks:
             with gr.Tab("Classify"):
                 _classify_tab(page)
         gr.HTML(
-            f'<footer class="maemi-foot"><p>Model <b>{_escaped(desk.answerer.name)}</b>. Sizes and counts come from '
+            f'<footer class="maemi-foot"><p>Model <b>{escape(desk.answerer.name)}</b>. Sizes and counts come from '
             "measurement, sentences from a language model that can be wrong: check an answer against the measured "
             "values before you rely on it. Not for safety-critical decisions.</p></footer>",
             elem_classes="maemi-bare",
         )
-    blocks.queue(max_size=QUEUE, default_concurrency_limit=8)
     return blocks
 
 
@@ -267,64 +234,6 @@ def build_app(desk: Desk, *, credentials: Credentials | None = None) -> App:
     """The whole server: API and page behind the guard."""
     api = build_api(desk, schema=credentials is not None)
     return Guard(mount(api, build_page(desk)), credentials=credentials)
-
-
-def mount(server: Starlette, page: gr.Blocks, *, looks: str = "") -> Starlette:
-    """A page at `/` of a server, in the house's looks and `looks`, with nothing of Gradio's own beside it."""
-    mounted: Starlette = gr.mount_gradio_app(
-        server,
-        page,
-        path="/",
-        theme=theme(),
-        css=STYLE.read_text(encoding="utf-8") + looks,
-        show_error=False,
-        max_file_size=MAX_FILE,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
-    )
-    return mounted
-
-
-def theme() -> gr.themes.Base:
-    """Calm, with the fonts the reader's system already has."""
-    base = gr.themes.Base(
-        primary_hue=gr.themes.Color(*TEAL),
-        secondary_hue=gr.themes.Color(*TEAL),
-        neutral_hue=gr.themes.Color(*GREY),
-        radius_size=gr.themes.sizes.radius_lg,
-        font=SANS,
-        font_mono=MONO,
-    )
-    return base.set(
-        body_background_fill="#f7f8f8",
-        body_background_fill_dark="#12171a",
-        block_background_fill="#ffffff",
-        block_background_fill_dark="#191f23",
-        block_border_color="#e4e8e8",
-        block_border_color_dark="#2a3237",
-        block_label_text_color="#5d6870",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        button_primary_background_fill_dark="*primary_600",
-        button_primary_text_color="#ffffff",
-        button_secondary_background_fill="#ffffff",
-        button_secondary_background_fill_hover="#eef2f2",
-        button_secondary_background_fill_dark="#20272c",
-        button_secondary_background_fill_hover_dark="#293238",
-        button_secondary_border_color="#d5dbdb",
-        button_secondary_border_color_dark="#343d43",
-        button_border_width="1px",
-        input_background_fill="#fbfcfc",
-        input_background_fill_dark="#14191c",
-        input_border_color="#dfe4e4",
-        input_border_width="1px",
-        block_shadow="none",
-    )
 
 
 def _chat_tab(page: Page) -> None:
@@ -340,6 +249,8 @@ def _chat_tab(page: Page) -> None:
                 feedback_options=None,
                 allow_file_downloads=False,
                 allow_tags=False,
+                render_markdown=False,
+                latex_delimiters=[],
                 elem_classes="maemi-chat",
             )
             box = gr.MultimodalTextbox(
@@ -372,9 +283,7 @@ def _chat_tab(page: Page) -> None:
     answering.then(**ready)
     box.stop(cancels=[answering], **ready)
     for button, text in zip(suggestions, SUGGESTIONS, strict=True):
-        button.click(
-            functools.partial(_suggest, text), box, box, show_progress="hidden", api_visibility="private", queue=False
-        )
+        button.click(None, box, box, js=f"typed => ({{text: {json.dumps(text)}, files: typed?.files ?? []}})")
     size.submit(page.recalibrate, [talk, size], card, api_name="recalibrate")
     clear.click(
         lambda: ([], Talk(), EMPTY),
@@ -432,18 +341,13 @@ def _ready() -> gr.MultimodalTextbox:
     return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
 
 
-def _suggest(text: str, typed: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Put a suggested question into the text field and keep the files that wait there."""
-    return {"text": text, "files": (typed or {}).get("files") or []}
-
-
 def _answered(turns: tuple[Message, ...]) -> tuple[tuple[Message, ...], int]:
     """The turns without a question whose answer failed or was stopped, and how many pictures came with it."""
     return (turns[:-1], turns[-1].images) if turns and turns[-1].role == "user" else (turns, 0)
 
 
 def _answer(text: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": text}
+    return {"role": "assistant", "content": as_text(text)}
 
 
 def _about_the_answer(warnings: Sequence[str], micrographs: Sequence[Micrograph]) -> list[str]:
@@ -453,9 +357,3 @@ def _about_the_answer(warnings: Sequence[str], micrographs: Sequence[Micrograph]
 
 def _user(request: gr.Request) -> str:
     return str(request.request.scope.get("state", {}).get("user", "local")) if request.request else "local"
-
-
-def _escaped(text: str) -> str:
-    from html import escape
-
-    return escape(text)

@@ -17,12 +17,11 @@ from typing import Any
 import gradio as gr
 from starlette.applications import Starlette
 
-from assistant.errors import DatasetError
 from data_gen.catalogue import SPLITS
 from data_gen.reader import parquet_file, split_files
 from data_gen.review import Reviews, Verdict, answer_of
-from serve.app import mount
 from serve.guard import App, Guard
+from serve.mounting import Blocks, mount
 
 OPEN, ALL = "to review", "all"
 STATES = (OPEN, "accepted", "edited", "rejected", ALL)
@@ -196,10 +195,7 @@ class Page:
         if place is None:
             return self._open(queue, place)
         answer, remark, reviewer, split, task, state = words
-        try:
-            self._desk.decide(place, verdict, answer, remark, reviewer)
-        except DatasetError as error:
-            raise gr.Error(error.message, print_exception=False) from None
+        self._desk.decide(place, verdict, answer, remark, reviewer)
         found = self._desk.chosen(split, task, state)
         return self._open(found, next((at for at in found if at > place), found[0] if found else None))
 
@@ -213,10 +209,11 @@ class Page:
         return place, list(queue), f'<p class="maemi-progress">{escape(told)}</p>', *self._desk.shown(place), ""
 
 
-def build_review_page(desk: Desk) -> gr.Blocks:
+def build_review_page(desk: Desk) -> Blocks:
     """One row at a time: pictures to the left, words and decisions to the right."""
     page, bare = Page(desk), "maemi-bare"
-    with gr.Blocks(title="MAEMI review", analytics_enabled=False, fill_width=True) as blocks:
+    blocks = Blocks(title="MAEMI review")
+    with blocks:
         gr.HTML(HEADER, elem_classes=bare)
         with gr.Row():
             split = gr.Dropdown([ANY, *SPLITS], value=ANY, label="Split")

@@ -6,11 +6,13 @@ Gradio or models.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,19 +28,38 @@ LIFETIME_S = 8 * 3600
 
 
 class Workspace:
-    """A private folder for the files of all conversations; old ones are swept out, the rest goes with the process."""
+    """A private folder for the files of all conversations; old ones are swept out, the rest goes with the process.
 
-    def __init__(self) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="maemi-"))
-        weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
+    Everything in it belongs to an owner: folders begin with the owner's name.
+    """
 
-    def stage(self, files: Sequence[str | Path]) -> list[Path]:
+    def __init__(self, parent: Path | str | None = None) -> None:
+        if parent is not None:
+            Path(parent).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root = Path(os.path.realpath(tempfile.mkdtemp(prefix="maemi-", dir=parent)))
+        self.close = weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
+        """Removes everything; a second call does nothing."""
+
+    def owns(self, owner: str, path: object) -> bool:
+        """Whether this is the very path of a file that was handed out to an owner: no link, no `..`, no URL."""
+        if not isinstance(path, str) or not path.startswith(f"{self.root}/{owner}-"):
+            return False
+        try:
+            return os.path.realpath(path) == path and os.path.isfile(path)
+        except (OSError, ValueError):
+            return False
+
+    def folder(self, owner: str) -> Path:
+        """A fresh folder."""
+        self._sweep()
+        return Path(tempfile.mkdtemp(prefix=f"{owner}-", dir=self.root))
+
+    def stage(self, files: Sequence[str | Path], owner: str) -> list[Path]:
         """Put uploaded files into one fresh folder, so that side-cars are found; returns the pictures.
 
         What is no side-car counts as a picture: reading it says what is wrong with it.
         """
-        self._sweep()
-        folder = Path(tempfile.mkdtemp(dir=self.root))
+        folder = self.folder(owner)
         staged = []
         for file in map(Path, files):
             target = folder / file.name
@@ -48,21 +69,23 @@ class Workspace:
             staged.append(target)
         return [path for path in staged if path.suffix.lower() not in SIDECARS]
 
-    def picture(self, micrograph: Micrograph) -> Path:
+    def picture(self, micrograph: Micrograph, owner: str) -> Path:
         """A PNG of the windowed micrograph, small enough for a page."""
         from PIL import Image
 
         image = Image.fromarray(micrograph.to_display())
         image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
-        folder = Path(tempfile.mkdtemp(dir=self.root))
-        image.save(folder / "micrograph.png")
-        return folder / "micrograph.png"
-
-    def folder(self) -> Path:
-        """A fresh folder for files to download."""
-        return Path(tempfile.mkdtemp(dir=self.root))
+        path = self.folder(owner) / "micrograph.png"
+        image.save(path)
+        return path
 
     def _sweep(self) -> None:
-        for folder in self.root.iterdir():
-            if time.time() - folder.stat().st_mtime > LIFETIME_S:
-                shutil.rmtree(folder, ignore_errors=True)
+        for path in self.root.iterdir():
+            with suppress(FileNotFoundError):  # another thread sweeps too
+                if time.time() - path.stat().st_mtime > LIFETIME_S:
+                    remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

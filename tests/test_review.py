@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import httpx
 import pytest
 from serving import running
@@ -163,7 +162,6 @@ def test_the_page_escapes_what_it_shows(desk: Desk) -> None:
     assert not any(tag in html for tag in ("<script", "<img", "<b>&", "<iframe"))
 
 
-@pytest.mark.filterwarnings("ignore:.*no_silent_downcasting")
 def test_the_page_serves_itself(taught: Path, desk: Desk) -> None:
     """A real server shows the first row, names no other host, and turns a foreign host name away."""
 
@@ -177,6 +175,16 @@ def test_the_page_serves_itself(taught: Path, desk: Desk) -> None:
         assert "MAEMI review" in page.text
         assert not re.findall(r'(?:src|href)="https?://(?!127\.0\.0\.1)[^"]+"', page.text)
         assert httpx.get(base, headers={"host": "evil.example"}).status_code >= 400
+        opened = next(
+            e["id"] for e in httpx.get(f"{base}/config").json()["dependencies"] if e["targets"][0][1] == "load"
+        )
+        call = {"data": [ANY, ANY, OPEN], "fn_index": opened, "session_hash": "a"}
+        assert httpx.post(f"{base}/gradio_api/queue/join", json=call).status_code == 200
+        told = httpx.get(f"{base}/gradio_api/queue/data?session_hash=a").text
+        assert '"success":true' in told
+        assert "rows decided" in told
+        for path in ("upload", "file=/etc/passwd", "upload_progress?upload_id=a"):  # it takes no files, and gives none
+            assert httpx.get(f"{base}/gradio_api/{path}").status_code == 404, path
 
 
 def test_the_controls_walk_through_the_rows(desk: Desk) -> None:
@@ -192,7 +200,7 @@ def test_the_controls_walk_through_the_rows(desk: Desk) -> None:
         assert len(left) == len(queue) - number - 1
     assert place is None
     assert "No row is left" in page.choose("test", "caption", OPEN)[4]
-    with pytest.raises(gr.Error, match="A decision needs a name"):
+    with pytest.raises(DatasetError, match="A decision needs a name"):
         page.reject(queue, queue[0], "", "", "", "test", "caption", OPEN)
 
 
