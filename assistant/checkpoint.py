@@ -17,21 +17,18 @@ and Markdown are written or read. Knows nothing about training or images.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from assistant.config import AdapterConfig, Config, dump_config, load_config
+from assistant.disk import MANIFEST, recover, verify_directory, write_directory
 from assistant.errors import RunError
+from assistant.inspection import inspect_model, inspect_run, loading, tensor_shapes
 from assistant.model import MaemiConfig, MaemiForConditionalGeneration, MaemiProcessor, architecture_of
 
 BUNDLED = Path(__file__).parent / "weights"
-MANIFEST = "manifest.json"
 STUDENT = "student.safetensors"
 TRAVELLING_BASE_BYTES = 200 * 1024**2
 
@@ -57,50 +54,6 @@ class Run:
         )
 
 
-def write_directory(final: Path, write: Callable[[Path], None]) -> None:
-    """Fill a directory so that `final` is either what it was or whole: stage, fsync, manifest, rename."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    recover(final)
-    staging = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    write(staging)
-    files = sorted(path for path in staging.rglob("*") if path.is_file())
-    entries = {str(path.relative_to(staging)): _entry(path) for path in files}
-    (staging / MANIFEST).write_text(json.dumps({"format": 1, "files": entries}, indent=1, sort_keys=True) + "\n")
-    for path in [*files, staging / MANIFEST, *(p for p in staging.rglob("*") if p.is_dir()), staging]:
-        _fsync(path)
-    replaced = _replaced(final)
-    shutil.rmtree(replaced, ignore_errors=True)
-    if final.exists():
-        final.rename(replaced)
-    staging.rename(final)
-    _fsync(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def recover(final: Path) -> None:
-    """Put back the old directory where a write was killed between moving it away and moving the new one in."""
-    if not final.exists() and _replaced(final).is_dir():
-        _replaced(final).rename(final)
-
-
-def verify_directory(path: Path) -> None:
-    """Compare a directory with its manifest. Raises RunError `no_run` or `damaged_run`."""
-    try:
-        entries = json.loads((path / MANIFEST).read_text())["files"]
-    except FileNotFoundError:
-        raise RunError(
-            "no_run", f"{path} is not a run directory (no {MANIFEST}). Name one `maemi train` wrote."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RunError("damaged_run", f"{path / MANIFEST} cannot be read. Train again or restore the run.") from None
-    for name, expected in entries.items():
-        file = path / name
-        if not file.is_file() or _entry(file) != expected:
-            raise RunError("damaged_run", f"{file} is missing or changed. Train again or restore the run.")
-
-
 def resolve_run(path: Path | None) -> Path:
     """The verified model directory of a run; None is the bundled student."""
     if path is None:
@@ -109,13 +62,33 @@ def resolve_run(path: Path | None) -> Path:
     recover(path / "model")
     if not path.is_dir():
         raise RunError("no_run", f"{path} is not a directory. Name a run that `maemi train` wrote.")
-    return _verified(path if (path / MANIFEST).exists() else path / "model")
+    if (path / MANIFEST).exists():
+        return _verified(path)
+    if not (path / "model").exists() and (newest := newest_checkpoint(path / "checkpoints")):
+        raise RunError("no_run", f"{path} is not finished. Train it to its end, or name its checkpoint {newest}.")
+    return _verified(path / "model")
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Checkpoints of a training run, oldest first."""
+    found = [path for path in directory.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that verifies and holds nothing but data; damaged ones are passed over."""
+    for path in reversed(checkpoints(directory)):
+        try:
+            return _verified(path)
+        except RunError:
+            continue
+    return None
 
 
 def load_run(path: Path | None, *, device: str = "auto") -> Run:
     """Load a student in evaluation mode; `device="auto"` takes CUDA where there is one.
 
-    Raises RunError `no_run`, `damaged_run`, `no_model` or `wrong_shapes`.
+    Raises RunError `no_run`, `damaged_run`, `unknown_format`, `code_in_run`, `no_model` or `wrong_shapes`.
     """
     directory = resolve_run(path)
     config = load_config(directory / "config.yaml")
@@ -126,15 +99,11 @@ def load_run(path: Path | None, *, device: str = "auto") -> Run:
         tokenizer=directory / "tokenizer",
         device=device,
         path=directory,
+        shapes=tensor_shapes(directory / STUDENT),
     )
     _load_student(run.student, directory / STUDENT)
     if (directory / "adapter").is_dir():
-        from peft import PeftModel
-
-        import assistant.adapters  # noqa: F401 - registers the two tuners with PEFT
-
-        decoder = run.student.decoder
-        decoder.lm = PeftModel.from_pretrained(decoder.lm, str(directory / "adapter"), autocast_adapter_dtype=False)
+        _load_adapter(run.student, directory / "adapter")
     run.student.eval().requires_grad_(False)
     return run
 
@@ -184,7 +153,16 @@ def attach_adapter(student: MaemiForConditionalGeneration, adapter: AdapterConfi
     student.decoder.lm = get_peft_model(student.decoder.lm, config, autocast_adapter_dtype=False)
 
 
-def _assemble(config: Config, *, base: str, tokenizer: Path | str, device: str, path: Path | None) -> Run:
+def _assemble(
+    config: Config,
+    *,
+    base: str,
+    tokenizer: Path | str,
+    device: str,
+    path: Path | None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Run:
+    """Build a student; `shapes` are those of its weights, which it must have before any memory is taken for them."""
     import torch
     from transformers import AutoTokenizer
 
@@ -196,21 +174,46 @@ def _assemble(config: Config, *, base: str, tokenizer: Path | str, device: str, 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     quantization = config.decoder.quantization
+    if Path(base).is_dir():
+        inspect_model(Path(base))
     lm = load_language_model(base, quantization=quantization, device=device, dtype=weights_dtype(device))
     prepare_nf4(lm)
     keep_less(lm)
     try:
-        words = AutoTokenizer.from_pretrained(str(tokenizer))
-    except (OSError, ValueError) as error:
+        words = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare exceptions for what it cannot read
         reason = str(error).split("\n")[0]
         raise RunError("no_model", f"the tokenizer of {base} cannot be loaded: {reason} Restore it.") from None
     if words.pad_token_id is None:
         words.pad_token = words.eos_token
     architecture = MaemiConfig(architecture_of(config), lm.config, pad_token_id=words.pad_token_id)
+    if shapes is not None:
+        with torch.device("meta"):  # on a language model of its own: a decoder hooks itself into the one it is given
+            _check_shapes(MaemiForConditionalGeneration(architecture), shapes, path)
     student = MaemiForConditionalGeneration(architecture, lm)
     student.to(device)
     processor = MaemiProcessor(words, config.image_size, config.text_encoder.max_tokens)
     return Run(student, processor, config, path)
+
+
+def _check_shapes(
+    student: MaemiForConditionalGeneration, shapes: Mapping[str, tuple[int, ...]], path: Path | None
+) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in student.student_state().items()}
+    wrong = next((name for name in {**wanted, **shapes} if wanted.get(name) != shapes.get(name)), None)
+    if wrong:
+        raise RunError("wrong_shapes", f"{path}: {wrong} does not fit the configuration. Restore the run.")
+
+
+def _load_adapter(student: MaemiForConditionalGeneration, directory: Path) -> None:
+    from peft import PeftModel
+
+    import assistant.adapters  # noqa: F401 - registers the two tuners with PEFT
+
+    tensor_shapes(directory / "adapter_model.safetensors")  # without it PEFT would look for a pickle
+    with loading(directory):
+        lm = student.decoder.lm
+        student.decoder.lm = PeftModel.from_pretrained(lm, str(directory), autocast_adapter_dtype=False)
 
 
 def _load_student(student: MaemiForConditionalGeneration, file: Path) -> None:
@@ -244,22 +247,5 @@ def _copy_base(run: Run, target: Path) -> None:
 
 def _verified(path: Path) -> Path:
     verify_directory(path)
+    inspect_run(path)
     return path
-
-
-def _replaced(final: Path) -> Path:
-    return final.with_name(f".{final.name}.replaced")
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

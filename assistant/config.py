@@ -18,6 +18,10 @@ from assistant.errors import ConfigError
 from assistant.precision import Precision
 
 Positive = Annotated[int, Field(gt=0)]
+Width = Annotated[int, Field(gt=0, le=16_384)]
+"""A width, or a number of tokens of one text: more would be a damaged file, not a model."""
+Count = Annotated[int, Field(gt=0, le=1024)]
+"""A number of layers, heads, experts, images or terms."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 MatchText = Literal["question_answer", "answer", "auxiliary"]
@@ -36,25 +40,25 @@ class ViTConfig(Section):
     """Name of an open_clip model (`ViT-B-16`); None builds the ViT described below."""
     pretrained: Path | None = None
     """Local weights of the open_clip tower."""
-    patch_size: Positive = 16
-    dim: Positive = 192
-    depth: Positive = 4
-    heads: Positive = 6
+    patch_size: Width = 16
+    dim: Width = 192
+    depth: Count = 4
+    heads: Count = 6
     trainable: bool = True
 
 
 class HNFConfig(Section):
     """Hierarchical Network Fusion (MultiFusion-LLM, arXiv 2408.13661)."""
 
-    patch_sizes: tuple[Positive, ...] = (16, 32, 64)
-    dim: Positive = 128
-    k: Positive = 9
+    patch_sizes: Annotated[tuple[Width, ...], Field(max_length=16)] = (16, 32, 64)
+    dim: Width = 128
+    k: Count = 9
     """Neighbours of a patch in the vision graph."""
-    order: Positive = 3
+    order: Count = 3
     """Number of Chebyshev terms."""
-    steps: Positive = 1
+    steps: Count = 1
     """Runge-Kutta steps of the neural ODE from 0 to 1."""
-    heads: Positive | None = None
+    heads: Count | None = None
     """Attention heads of the neural ODE; None takes one per 64 of the width."""
     edge_weights: Literal["binary", "cosine"] = "binary"
     dynamics: Literal["fields", "ode_rnn"] = "fields"
@@ -74,11 +78,11 @@ class HNFConfig(Section):
 class TextEncoderConfig(Section):
     """Text encoder and image-grounded text encoder."""
 
-    dim: Positive = 128
-    depth: Positive = 2
-    grounded_depth: Positive = 2
-    heads: Positive = 4
-    max_tokens: Positive = 64
+    dim: Width = 128
+    depth: Count = 2
+    grounded_depth: Count = 2
+    heads: Count = 4
+    max_tokens: Width = 64
 
 
 class DecoderConfig(Section):
@@ -87,13 +91,13 @@ class DecoderConfig(Section):
     base: str | None = None
     """Hub id or local directory of a Llama-family model; None takes the base of `init`."""
     quantization: Literal["nf4", "none"] = "nf4"
-    cross_attention_every: Positive = 1
-    cross_attention_dim: Positive = 192
+    cross_attention_every: Count = 1
+    cross_attention_dim: Width = 192
     """Bottleneck width of the cross-attention; a multiple of `cross_attention_heads`."""
-    cross_attention_heads: Positive = 6
+    cross_attention_heads: Count = 6
     memory: Literal["image", "fused", "both"] = "both"
     """What the decoder attends to: image tokens, grounded question states, or both."""
-    max_images: Positive = 16
+    max_images: Count = 16
     """Images one conversation can index."""
 
     @model_validator(mode="after")
@@ -107,8 +111,8 @@ class AdapterConfig(Section):
     """DyQLoRA-FA or DyA-MoPE on the linear layers of the decoder; the PEFT configs have the same names."""
 
     kind: Literal["dyqlora_fa", "dya_mope", "none"] = "dyqlora_fa"
-    r_min: Positive = 4
-    r_max: Positive = 16
+    r_min: Width = 4
+    r_max: Width = 16
     alpha: float = 16.0
     rslora: bool = False
     """Scale by alpha / sqrt(b) instead of alpha / b."""
@@ -122,9 +126,9 @@ class AdapterConfig(Section):
     target_modules: tuple[str, ...] | None = None
     """Names of linear layers; None takes all linear layers of the decoder layers."""
 
-    experts: Positive = 4
+    experts: Count = 4
     """This and all that follow: of DyA-MoPE alone."""
-    top_k: Positive | None = None
+    top_k: Count | None = None
     """Experts a token uses; None mixes all."""
     renormalise: bool = True
     """Make the gates of the top k sum to 1 again."""
@@ -271,7 +275,7 @@ class Config(Section):
     seed: int = 0
     init: str | None = "bundled"
     """Student to start from: `bundled`, a run directory, or None for fresh vision parts on `decoder.base`."""
-    image_size: Positive = 128
+    image_size: Width = 128
     """Side of the square the image encoders see [px]."""
     vit: ViTConfig = ViTConfig()
     hnf: HNFConfig = HNFConfig()

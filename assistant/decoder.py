@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from assistant.errors import ConfigError, RunError
+from assistant.errors import ConfigError, MaemiError, RunError
 from assistant.families import check_family
 
 ANY_TURN = 0
@@ -215,9 +215,11 @@ def load_language_model(source: str, *, quantization: str, device: str, dtype: t
             bnb_4bit_compute_dtype=dtype,
         )
     try:
-        check_family(source, AutoConfig.from_pretrained(source).model_type)
-        lm = AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
+        check_family(source, AutoConfig.from_pretrained(source, trust_remote_code=False).model_type)
+        lm = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
+    except MaemiError:
+        raise
+    except Exception as error:  # every loader below has exceptions of its own
         reason = str(error).split("\n")[0]
         where = "a local directory" if Path(source).exists() else "a hub id (needs --online) or a local directory"
         raise RunError("no_model", f"language model {source!r} cannot be loaded: {reason} Give {where}.") from None

@@ -7,12 +7,17 @@ MaemiError
 ├── RunError          a run directory or model file cannot be used
 ├── TeacherError      the teacher cannot answer, or its answer cannot be used
 ├── EgressError       data would leave the machine without permission
-└── ServerError       the server cannot start or cannot take the request
+├── ServerError       the server cannot start or cannot take the request
+└── Stopped           a signal ended the command where it can go on
 """
+
+from signal import Signals
 
 
 class MaemiError(Exception):
     """Base of every error that is meant for a person: a stable `code` and a `message` that ends with what to do."""
+
+    exit_code = 2
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)
@@ -49,3 +54,11 @@ class EgressError(MaemiError):
 
 class ServerError(MaemiError):
     """The server cannot start, or cannot take a request."""
+
+
+class Stopped(MaemiError):
+    """A signal ended the command after everything done was saved."""
+
+    def __init__(self, signal: Signals) -> None:
+        super().__init__("stopped", f"Stopped by {signal.name}, saved. The same command goes on where it stopped.")
+        self.exit_code = 128 + signal

@@ -107,7 +107,8 @@ def load_run(run: Path | None) -> Captioner:
 
 def run_digest(run: Path | None) -> str:
     """What names the weights of a run, wherever the directory moves."""
-    from assistant.checkpoint import MANIFEST, resolve_run
+    from assistant.checkpoint import resolve_run
+    from assistant.disk import MANIFEST
 
     return sha256((resolve_run(run) / MANIFEST).read_bytes()).hexdigest()
 

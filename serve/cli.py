@@ -106,6 +106,7 @@ def _run(arguments: list[str]) -> int:
         return done.exit_code
     except MaemiError as error:
         terminal.print_error(error.code, error.message)
+        return error.exit_code
     except TyperException as error:
         terminal.print_error("usage", f"{error.format_message()} See: maemi --help")
     except (KeyboardInterrupt, Abort):

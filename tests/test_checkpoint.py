@@ -12,18 +12,10 @@ import pytest
 import torch
 from students import conversation, picture, tiny_run
 
-from assistant import checkpoint
-from assistant.checkpoint import (
-    MANIFEST,
-    Run,
-    attach_adapter,
-    load_run,
-    recover,
-    save_model,
-    verify_directory,
-    write_directory,
-)
+from assistant import disk
+from assistant.checkpoint import Run, attach_adapter, load_run, save_model
 from assistant.config import AdapterConfig
+from assistant.disk import MANIFEST, recover, verify_directory, write_directory
 from assistant.errors import RunError
 
 
@@ -91,11 +83,16 @@ def test_weights_of_another_shape_are_refused(run: Run, tmp_path: Path) -> None:
     save_model(run, tmp_path / "model")
     config = tmp_path / "model" / "config.yaml"
     config.write_text(config.read_text().replace("grounded_depth: 1", "grounded_depth: 2"))
-    manifest = json.loads((tmp_path / "model" / MANIFEST).read_text())
-    del manifest["files"]["config.yaml"]
-    (tmp_path / "model" / MANIFEST).write_text(json.dumps(manifest))
+    sign(tmp_path / "model")
     with pytest.raises(RunError, match="wrong_shapes"):
         load_run(tmp_path / "model", device="cpu")
+
+
+def sign(model: Path) -> None:
+    """Write the manifest that an attacker would: every file is as the manifest says."""
+    files = sorted(path for path in model.rglob("*") if path.is_file() and path.name != MANIFEST)
+    entries = {path.relative_to(model).as_posix(): disk._entry(path) for path in files}
+    (model / MANIFEST).write_text(json.dumps({"format": 1, "files": entries}))
 
 
 def test_a_failed_write_leaves_the_old_directory(tmp_path: Path) -> None:
@@ -130,8 +127,8 @@ def write_until(fatal: int, place: Path) -> bool:
 
         return call
 
-    checkpoint._fsync = deadly(checkpoint._fsync)
-    checkpoint.shutil.rmtree = deadly(checkpoint.shutil.rmtree)  # type: ignore[assignment]
+    disk.fsync = deadly(disk.fsync)
+    disk.shutil.rmtree = deadly(disk.shutil.rmtree)  # type: ignore[assignment]
     Path.rename = deadly(Path.rename)  # type: ignore[method-assign]
     write_directory(place / "d", lambda staging: fill(staging, "new"))
     os._exit(0)

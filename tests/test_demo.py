@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from assistant.checkpoint import BUNDLED, MANIFEST
+from assistant.checkpoint import BUNDLED
+from assistant.disk import MANIFEST
 from serve.demo import run_demo
 
 

@@ -1,6 +1,7 @@
 """Training: what should move moves, what is frozen stays, and an interrupted run ends as an uninterrupted one."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from instruction_data import write_dataset
 from safetensors.torch import load_file
 from students import tiny_config, tiny_run, write_tiny_base
 
-from assistant.checkpoint import attach_adapter
+from assistant import precision
+from assistant.checkpoint import attach_adapter, checkpoints, newest_checkpoint
 from assistant.config import Config
-from assistant.errors import DatasetError, RunError
+from assistant.errors import DatasetError, RunError, Stopped
 from training.data import Collator, Conversations, augment, counter_generator, load_split
 from training.stages import InstructionStage, PretrainStage, VisionStage
-from training.trainer import checkpoints, newest_checkpoint, parameter_groups, train
+from training.trainer import parameter_groups, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use_cpu.*", "ignore:.*lr_scheduler.step.*")
 
@@ -49,6 +51,11 @@ def stop_at(step: int) -> Callable[[int, int, str], None]:
     return progress
 
 
+def interrupted(config: Config, data: Path, out: Path, *, after: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(config, data, out, device="cpu", progress=stop_at(after))
+
+
 def test_an_interrupted_run_ends_bit_identical(data: Path, base: Path, tmp_path: Path) -> None:
     """Augmentation, turns, dropout of the facts, ranks and held moments must all depend on the step alone."""
     train(settings(base), data, tmp_path / "whole")
@@ -67,7 +74,7 @@ def test_a_damaged_checkpoint_is_passed_over(data: Path, base: Path, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         train(settings(base), data, out, progress=stop_at(5))
     newest = checkpoints(out / "checkpoints")[-1]
-    (newest / "optimizer.pt").write_bytes(b"torn")
+    (newest / "optimizer.safetensors").write_bytes(b"torn")
     assert newest_checkpoint(out / "checkpoints") == checkpoints(out / "checkpoints")[-2]
     train(settings(base), data, out)
     train(settings(base), data, tmp_path / "whole")
@@ -163,3 +170,147 @@ def test_missing_and_torn_data_are_named(tmp_path: Path) -> None:
     (tmp_path / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(DatasetError, match="damaged_dataset"):
         load_split(tmp_path, "train")
+
+
+# ---------------------------------------------------------------------------------- runs that go wrong
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, step: int, value: float = float("nan")) -> None:
+    """Every loss from a step on is multiplied by `value`."""
+    forward = InstructionStage.forward
+    seen = {"steps": 0}
+
+    def call(self: InstructionStage, **batch: Any) -> dict[str, torch.Tensor]:
+        losses = forward(self, **batch)
+        seen["steps"] += 1
+        return losses if seen["steps"] < step else losses | {"loss": losses["loss"] * value}
+
+    monkeypatch.setattr(InstructionStage, "forward", call)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("matching", [1.0, 0.0])
+def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, matching: float
+) -> None:
+    """Before, step 4 of 6 was saved with NaN, and the run was lost for ever, or delivered as a success."""
+    config = settings(base, f"loss.itm.weight={matching}")
+    with monkeypatch.context() as broken:
+        poisoned(broken, step)
+        for _ in range(2):  # the same command again says the same
+            with pytest.raises(RunError, match=r"diverged: the loss of step \d is nan"):
+                train(config, data, tmp_path / "run", device="cpu")
+            broken.undo()
+            poisoned(broken, 1)
+    saved = [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")]
+    assert saved == [f"checkpoint-{n}" for n in range(2, step, 2)]
+    assert not (tmp_path / "run" / "model").exists()
+    if saved:  # another run, of other settings, goes on from it
+        start = tmp_path / "run" / "checkpoints" / saved[-1]
+        other = settings(base, f"init={start}", "training.steps=1", "training.learning_rate=1e-4")
+        assert (train(other, data, tmp_path / "other", device="cpu") / "model").is_dir()
+    train(config, data, tmp_path / "run", device="cpu")  # and without the fault this one ends
+    for name, tensor in load_file(tmp_path / "run" / "model" / "student.safetensors").items():
+        assert torch.isfinite(tensor).all(), name
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient can be NaN where the loss is not: the step that spoils the weights must not reach the disk."""
+
+    def spoil(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> None:
+        self.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
+    with pytest.raises(RunError, match="diverged"):
+        train(settings(base, "training.save_every=1"), data, tmp_path / "run", device="cpu")
+    assert checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+def test_other_base_weights_are_another_run(data: Path, base: Path, tmp_path: Path) -> None:
+    """Weights changed in place between kill and resume went unnoticed."""
+    import shutil
+
+    mine = Path(shutil.copytree(base, tmp_path / "base"))
+    config = settings(mine)
+    interrupted(config, data, tmp_path / "run", after=3)
+    weights = mine / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(RunError, match=r"other_run: .* of other base weights"):
+        train(config, data, tmp_path / "run", device="cpu")
+
+
+def test_a_checkpoint_holds_no_pickle(data: Path, base: Path, tmp_path: Path) -> None:
+    interrupted(settings(base), data, tmp_path / "run", after=3)
+    newest = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    kinds = {path.suffix for path in newest.rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".yaml", ".safetensors", ".jinja"}
+
+
+def test_a_checkpoint_with_a_pickle_is_passed_over(data: Path, base: Path, tmp_path: Path) -> None:
+    """What an older version wrote, or somebody put there, is not read."""
+    from test_checkpoint import sign
+
+    interrupted(settings(base), data, tmp_path / "run", after=5)
+    newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    (newest / "optimizer.pt").write_bytes(b"\x80\x04")
+    sign(newest)
+    assert newest_checkpoint(newest.parent) == newest.with_name("checkpoint-2")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_step_at_hand(
+    data: Path, base: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    """SIGTERM lost everything since the last checkpoint; now the step at hand is saved, and the end is the same."""
+    config = settings(base, "training.save_every=100")
+
+    def stop(done: int, total: int, text: str) -> None:
+        if done == 2:
+            signal.raise_signal(number)
+
+    with pytest.raises(Stopped) as stopped:
+        train(config, data, tmp_path / "run", device="cpu", progress=stop)
+    assert stopped.value.exit_code == status
+    saved = [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")]
+    assert saved in (["checkpoint-2"], ["checkpoint-3"])
+    train(config, data, tmp_path / "run", device="cpu")
+    train(config, data, tmp_path / "whole", device="cpu")
+    ended, whole = (load_file(tmp_path / name / "model" / "student.safetensors") for name in ("run", "whole"))
+    assert all(torch.equal(ended[name], whole[name]) for name in whole)
+
+
+def test_precision_is_decided_once(data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that began in float32 goes on in float32 on a processor that is made for bfloat16."""
+    config = settings(base, "training.precision=auto")
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: frozenset())
+    interrupted(config, data, tmp_path / "run", after=3)
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: frozenset({"amx_bf16"}))
+    train(config, data, tmp_path / "run", device="cpu")
+    assert "precision: fp32" in (tmp_path / "run" / "model" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("said", ["os", "safetensors", "torch"])
+def test_a_full_disk_is_said_so(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """Whatever library meets it, and the same command goes on once there is space."""
+    import errno
+
+    from training import trainer
+
+    def full(*args: Any) -> None:
+        if said == "os":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        raise RuntimeError("[enforce fail] No space left on device" if said == "torch" else "I/O error (os error 28)")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(trainer, "save_training_state", full)
+        with pytest.raises(RunError, match="disk_full"):
+            train(settings(base), data, tmp_path / "run", device="cpu")
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert (train(settings(base), data, tmp_path / "run", device="cpu") / "model").is_dir()

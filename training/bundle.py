@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from assistant.checkpoint import load_run, write_directory, write_model
+from assistant.checkpoint import load_run, write_model
+from assistant.disk import write_directory
 from training.pretrain import BASE_NAME
 
 ABOUT = """\

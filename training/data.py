@@ -102,7 +102,7 @@ def load_split(directory: Path, split: str) -> list[Example]:
     return examples
 
 
-def fingerprint(directory: Path) -> str:
+def data_fingerprint(directory: Path) -> str:
     """Hash of the data files' bytes, to tell whether a run resumes on the data it began with."""
     digest = hashlib.sha256()
     for file in sorted(directory.glob("data/*.parquet")):

@@ -9,8 +9,12 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,21 +23,25 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from assistant.adapters.rank import innermost
 from assistant.checkpoint import (
+    BUNDLED,
     Run,
     attach_adapter,
+    checkpoints,
     load_run,
     new_run,
+    newest_checkpoint,
     save_model,
-    verify_directory,
-    write_directory,
     write_model,
 )
 from assistant.config import Config, dump_config
-from assistant.errors import RunError
+from assistant.disk import MANIFEST, fingerprint, told_when_full, verify_directory, write_directory
+from assistant.errors import RunError, Stopped
 from assistant.precision import decide
-from training.data import Collator, Conversations, fingerprint, load_split
+from training.data import Collator, Conversations, data_fingerprint, load_split
 from training.stages import InstructionStage
+from training.state import load_optimizer, load_random_state, save_training_state
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and a short text."""
@@ -46,10 +54,11 @@ log = logging.getLogger("maemi.training")
 def train(config: Config, data: Path, out: Path, *, device: str = "auto", progress: Progress | None = None) -> Path:
     """Fine-tune a student; the same call resumes after any interruption. Returns the run directory.
 
-    Raises ConfigError, DatasetError, and RunError `busy_run`, `other_run` or those of `load_run`.
+    Raises ConfigError, DatasetError, Stopped after a signal, and RunError `busy_run`, `other_run`, `diverged`,
+    `disk_full` or those of `load_run`.
     """
-    with locked(out):
-        claim(out, config, fingerprint(data))
+    with locked(out), told_when_full(out):
+        config = claim(out, config, data_fingerprint(data), device=device)
         if (out / "model").is_dir():
             verify_directory(out / "model")
             return out
@@ -66,6 +75,7 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
         )
         collator = Collator(run.processor, max_tokens=config.training.max_tokens)
         fit(stage, run, dataset, collator, parameter_groups(run), out, progress=progress)
+        require_finite(stage, config.training.steps, [], out / "checkpoints")
         save_model(run, out / "model")
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         return out
@@ -124,7 +134,8 @@ def fit(
     """Run a stage to its last step and return its log: one entry per logged step with every loss."""
     settings = run.config.training
     optimizer = torch.optim.AdamW(list(groups), weight_decay=settings.weight_decay, betas=(0.9, 0.98))
-    callbacks: list[TrainerCallback] = [Log(out / "metrics.jsonl", progress)]
+    signals = Signals()
+    callbacks: list[TrainerCallback] = [Log(out / "metrics.jsonl", progress), signals]
     if hasattr(run.student.decoder.lm, "peft_config"):
         from assistant.adapters import hold_inactive, precondition
 
@@ -146,7 +157,8 @@ def fit(
     trainer.pop_callback(PrinterCallback)
     newest = newest_checkpoint(out / "checkpoints")
     stage.train()
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    with signals.caught():
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     run.student.eval()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
@@ -158,13 +170,22 @@ class StudentTrainer(Trainer):
         super().__init__(**kwargs)
         self.run = run
         self._parts: dict[str, list[float]] = {}
+        self._losses: deque[float] = deque(maxlen=5)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         losses = model(**inputs)
+        self._note(float(losses["loss"].detach()))
         for name, value in losses.items():
             if name != "loss":
                 self._parts.setdefault(name, []).append(float(value.detach()))
         return losses["loss"]
+
+    def _note(self, loss: float) -> None:
+        """Remember a loss; one that is not finite ends the run before anything is learned from it."""
+        if not math.isfinite(loss):
+            what = f"the loss of step {self.state.global_step + 1} is {loss}"
+            raise diverged(what, self._losses, Path(self.args.output_dir))
+        self._losses.append(loss)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
@@ -186,6 +207,7 @@ class StudentTrainer(Trainer):
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if not self.args.should_save:
             return
+        require_finite(self.model, self.state.global_step, self._losses, directory.parent)
         write_directory(directory, self._write_checkpoint)
         for old in checkpoints(directory.parent)[: -self.run.config.training.keep_checkpoints]:
             shutil.rmtree(old)
@@ -195,14 +217,55 @@ class StudentTrainer(Trainer):
 
         write_model(self.run, staging)
         save_file(stage_state(self.model), str(staging / STAGE_WEIGHTS))
-        self._save_optimizer_and_scheduler(str(staging))
-        self._save_rng_state(str(staging))
+        save_training_state(staging, innermost(self.optimizer), self.lr_scheduler)
         self.state.save_to_json(str(staging / "trainer_state.json"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         from safetensors.torch import load_file
 
         self.model.load_state_dict(load_file(str(Path(resume_from_checkpoint) / STAGE_WEIGHTS)), strict=False)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_optimizer(Path(checkpoint), innermost(self.optimizer), self.lr_scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_random_state(Path(checkpoint))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """There is none: nothing trains in float16."""
+
+
+class Signals(TrainerCallback):
+    """SIGTERM and SIGINT end training after the step at hand, with a checkpoint; a second SIGINT ends it at once."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Raises Stopped once training has saved and ended for a signal."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._catch) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.signal is not None:
+            raise Stopped(self.signal)
+
+    def _catch(self, number: int, frame: Any) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.signal is not None and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
 
 
 class DynamicRank(TrainerCallback):
@@ -260,34 +323,59 @@ def stage_state(stage: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().cpu().contiguous() for name, p in kept.items()}
 
 
-def checkpoints(directory: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
-    found = [path for path in directory.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
+def require_finite(stage: nn.Module, step: int, losses: Iterable[float], directory: Path) -> None:
+    """Raise RunError `diverged` where a weight that is trained is not finite: such a model is never saved."""
+    for name, parameter in stage.named_parameters():
+        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+            raise diverged(f"after step {step} {name} is not finite", losses, directory)
 
 
-def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that verifies; damaged ones are passed over."""
-    for path in reversed(checkpoints(directory)):
-        try:
-            verify_directory(path)
-        except RunError:
-            continue
-        return path
-    return None
+def diverged(what: str, losses: Iterable[float], directory: Path) -> RunError:
+    """The end of a run that learned nonsense, with what can be gone on from; `directory` holds its checkpoints."""
+    before = ", ".join(f"{loss:.3g}" for loss in losses)
+    newest = newest_checkpoint(directory)
+    whole = f"{newest} is whole: start from it by --set init={newest}" if newest else "No checkpoint was written: start"
+    return RunError(
+        "diverged",
+        f"{what}{f' (before: {before})' if before else ''}. Nothing was saved of it. {whole} with another --out and a "
+        "lower training.learning_rate.",
+    )
 
 
-def claim(out: Path, config: Config, data: str) -> None:
-    """Bind a run directory to a configuration and data, or make sure it is bound to these. Raises RunError."""
-    record = {"config": dump_config(config), "data": data}
+def claim(out: Path, config: Config, rows: str, *, device: str) -> Config:
+    """Bind a run directory to settings, data and base, or make sure that it is bound to these.
+
+    Returns the settings with their precision decided: once, where the run began. Raises RunError `other_run`.
+    """
     file = out / "run.json"
-    if file.exists():
-        if json.loads(file.read_text()) != record:
-            raise RunError("other_run", f"{out} holds a run of other settings or data. Choose another --out.")
-        return
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.rename(file)
+    record = {"config": dump_config(config), "data": rows, "base": base_fingerprint(config)}
+    bound = json.loads(file.read_text()) if file.exists() else None
+    if bound is None:
+        where = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+        decision = decide(config.training.precision, where)
+        log.info("training computes in %s", decision)
+        bound = record | {"precision": decision.precision}
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(bound, indent=1) + "\n")
+        partial.rename(file)
+    other = next((name for name, value in record.items() if bound.get(name, value) != value), None)
+    if other:
+        raise RunError("other_run", f"{out} holds a run of other {BOUND[other]}. Choose another --out.")
+    precision = bound.get("precision", config.training.precision)
+    return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
+
+
+BOUND = {"config": "settings", "data": "data", "base": "base weights"}
+
+
+def base_fingerprint(config: Config) -> str:
+    """SHA-256 of the weights a run starts from; a hub id that is not on this disk stands for itself."""
+    if config.init is None:
+        base = Path(config.decoder.base or "")
+        return fingerprint(base) if base.is_dir() else str(base)
+    start = BUNDLED if config.init == "bundled" else Path(config.init)
+    manifest = next((p for p in (start / MANIFEST, start / "model" / MANIFEST) if p.is_file()), None)
+    return fingerprint(manifest) if manifest else str(start)  # the manifest holds the hash of every file
 
 
 @contextmanager
@@ -312,14 +400,12 @@ def _shapes_from(start: Config, wanted: Config) -> Config:
 
 def _arguments(config: Config, out: Path, *, device: torch.device) -> TrainingArguments:
     settings, on_cpu = config.training, device.type == "cpu"
-    decision = decide(settings.precision, str(device))
-    log.info("training computes in %s", decision)
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
         max_grad_norm=settings.max_grad_norm,
-        bf16=decision.precision == "bf16",
+        bf16=decide(settings.precision, str(device)).precision == "bf16",
         use_cpu=on_cpu,
         logging_steps=10,
         save_strategy="steps",

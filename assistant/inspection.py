@@ -1,0 +1,100 @@
+"""Looks at model files before any of them is loaded: nothing that runs, no pickle, no size beyond belief.
+
+Knows nothing about what a model is for.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from assistant.errors import MaemiError, RunError
+
+DATA = frozenset({".json", ".safetensors", ".yaml", ".md", ".jinja", ".txt", ".model"})
+"""What a run directory may hold."""
+JSON_LIMIT, HEADER_LIMIT = 64 * 2**20, 16 * 2**20
+"""Largest JSON file, and largest header of a safetensors file, that is read [byte]."""
+CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "custom_generate"})
+"""Where a configuration names Python files that Transformers would import."""
+LARGEST: Mapping[str, int] = {
+    "hidden_size": 2**16,
+    "intermediate_size": 2**19,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 1024,
+    "vocab_size": 2**22,
+    "r_max": 4096,
+    "experts": 256,
+}
+"""Sizes of a language model or an adapter beyond which a configuration is not believed."""
+
+
+def inspect_run(directory: Path) -> None:
+    """Refuse a run whose files are not data, or ask for code. Raises RunError `code_in_run` or `damaged_run`."""
+    for file in sorted(directory.rglob("*")):
+        if file.is_file() and file.suffix not in DATA:
+            raise RunError("code_in_run", f"{file} is not data that a run may hold. Remove it or take another run.")
+        if file.suffix == ".safetensors":
+            tensor_shapes(file)
+    for folder in (directory, *(path for path in directory.iterdir() if path.is_dir())):
+        inspect_model(folder)
+
+
+def inspect_model(directory: Path) -> None:
+    """Refuse a model directory whose configuration asks for code or for impossible sizes. Raises RunError."""
+    for file in sorted(directory.glob("*.json")):
+        if file.stat().st_size > JSON_LIMIT:
+            raise RunError("damaged_run", f"{file} is larger than {JSON_LIMIT // 2**20} MiB. Restore the model.")
+        if file.name in ("tokenizer.json", "vocab.json"):  # a vocabulary may hold any word, and names no code
+            continue
+        try:
+            document = json.loads(file.read_bytes())
+        except (ValueError, RecursionError):
+            raise RunError("damaged_run", f"{file} is not JSON. Restore the model.") from None
+        for key, value in _entries(document):
+            if key in CODE_KEYS and value:
+                raise RunError(
+                    "code_in_run", f"{file} asks for code of its own ({key}), which is never run. Take another model."
+                )
+            if isinstance(value, int) and value > LARGEST.get(key, value):
+                raise RunError("damaged_run", f"{file}: {key} {value} is beyond belief. Restore the model.")
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file, from its header alone. Raises RunError `damaged_run`."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if not 2 <= length <= min(HEADER_LIMIT, file.stat().st_size - 8):
+                raise ValueError("the header is too long")
+            header = json.loads(stream.read(length))
+        return {name: tuple(map(int, part["shape"])) for name, part in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error, RecursionError):
+        raise RunError("damaged_run", f"{file} is not a safetensors file. Train again or restore the run.") from None
+
+
+@contextmanager
+def loading(part: object) -> Iterator[None]:
+    """Whatever a library says of a part that it cannot load is an error of that part. Raises RunError `damaged_run`."""
+    try:
+        yield
+    except MaemiError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+        raise RunError("damaged_run", f"{part} cannot be loaded ({reason}). Restore it or train again.") from None
+
+
+def _entries(document: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of a JSON document with its value, at any depth."""
+    waiting = [document]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value

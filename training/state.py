@@ -1,0 +1,77 @@
+"""What a training run needs beside its weights to go on bit for bit: optimizer, schedule, random numbers.
+
+Stock checkpoints pickle these; here they are safetensors and JSON, which can hold nothing that runs. Knows nothing
+about models.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OPTIMIZER = "optimizer.safetensors"
+STATE = "training_state.json"
+
+
+def save_training_state(directory: Path, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    """Write optimizer, schedule and the random state of Python, NumPy, the CPU and every GPU."""
+    from safetensors.torch import save_file
+
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {"random.cpu": torch.random.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"random.cuda.{n}": s for n, s in enumerate(torch.cuda.random.get_rng_state_all())}
+    plain: dict[str, dict[str, Any]] = {}
+    for number, entries in state["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"state.{number}.{key}"] = value.detach().cpu().contiguous().clone()
+            else:
+                plain.setdefault(str(number), {})[key] = value
+    save_file(tensors, str(directory / OPTIMIZER))
+    name, keys, *rest = np.random.get_state()
+    document = {
+        "param_groups": state["param_groups"],
+        "plain": plain,
+        "scheduler": scheduler.state_dict(),
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+    }
+    (directory / STATE).write_text(json.dumps(document))
+
+
+def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    """Put optimizer and schedule back."""
+    from safetensors.torch import load_file
+
+    document = json.loads((directory / STATE).read_text())
+    state: dict[int, dict[str, Any]] = {int(number): dict(entries) for number, entries in document["plain"].items()}
+    for name, tensor in load_file(str(directory / OPTIMIZER)).items():
+        kind, number, *key = name.split(".", 2)
+        if kind == "state":
+            state.setdefault(int(number), {})[key[0]] = tensor
+    groups = [{**group, "betas": tuple(group["betas"])} for group in document["param_groups"]]  # JSON has no tuples
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    scheduler.load_state_dict(document["scheduler"])
+
+
+def load_random_state(directory: Path) -> None:
+    """Put the random state back."""
+    from safetensors.torch import load_file
+
+    document, tensors = json.loads((directory / STATE).read_text()), load_file(str(directory / OPTIMIZER))
+    version, numbers, gauss = document["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = document["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    torch.random.set_rng_state(tensors["random.cpu"])
+    if torch.cuda.is_available():
+        for n in range(torch.cuda.device_count()):
+            if f"random.cuda.{n}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"random.cuda.{n}"], n)
