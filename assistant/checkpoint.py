@@ -25,7 +25,7 @@ from pathlib import Path
 from assistant.config import AdapterConfig, Config, dump_config, load_config
 from assistant.disk import MANIFEST, recover, verify_directory, write_directory
 from assistant.errors import RunError
-from assistant.inspection import inspect_model, inspect_run, loading, tensor_shapes
+from assistant.inspection import inspect_adapter, inspect_model, inspect_run, loading, tensor_shapes
 from assistant.model import MaemiConfig, MaemiForConditionalGeneration, MaemiProcessor, architecture_of
 
 BUNDLED = Path(__file__).parent / "weights"
@@ -210,7 +210,7 @@ def _load_adapter(student: MaemiForConditionalGeneration, directory: Path) -> No
 
     import assistant.adapters  # noqa: F401 - registers the two tuners with PEFT
 
-    tensor_shapes(directory / "adapter_model.safetensors")  # without it PEFT would look for a pickle
+    inspect_adapter(directory)
     with loading(directory):
         lm = student.decoder.lm
         student.decoder.lm = PeftModel.from_pretrained(lm, str(directory), autocast_adapter_dtype=False)

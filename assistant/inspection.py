@@ -20,6 +20,7 @@ JSON_LIMIT, HEADER_LIMIT = 64 * 2**20, 16 * 2**20
 """Largest JSON file, and largest header of a safetensors file, that is read [byte]."""
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "custom_generate"})
 """Where a configuration names Python files that Transformers would import."""
+ADAPTER_KINDS = ("DYQLORAFA", "DYAMOPE")
 LARGEST: Mapping[str, int] = {
     "hidden_size": 2**16,
     "intermediate_size": 2**19,
@@ -55,12 +56,30 @@ def inspect_model(directory: Path) -> None:
         except (ValueError, RecursionError):
             raise RunError("damaged_run", f"{file} is not JSON. Restore the model.") from None
         for key, value in _entries(document):
-            if key in CODE_KEYS and value:
+            kernel = key.endswith("_implementation") and "/" in str(value)  # compiled code from a hub
+            if (key in CODE_KEYS and value) or kernel:
                 raise RunError(
                     "code_in_run", f"{file} asks for code of its own ({key}), which is never run. Take another model."
                 )
             if isinstance(value, int) and value > LARGEST.get(key, value):
                 raise RunError("damaged_run", f"{file}: {key} {value} is beyond belief. Restore the model.")
+
+
+def inspect_adapter(directory: Path) -> None:
+    """Refuse an adapter that is none of ours, or larger than its weights. Raises RunError `damaged_run`."""
+    shapes = tensor_shapes(directory / "adapter_model.safetensors")  # without it PEFT would look for a pickle
+    file = directory / "adapter_config.json"
+    settings = json.loads(file.read_bytes()) if file.is_file() else None
+    if not isinstance(settings, dict) or settings.get("peft_type") not in ADAPTER_KINDS:
+        raise RunError("damaged_run", f"{file} is no adapter of {' or '.join(ADAPTER_KINDS)}. Restore the run.")
+    widest = max((side for shape in shapes.values() for side in shape), default=0)
+    if any(not isinstance(settings.get(key, 0), int) or settings.get(key, 0) > widest for key in ("r_max", "experts")):
+        raise RunError("damaged_run", f"{file} asks for more than its weights hold. Restore the run.")
+    library = str((settings.get("auto_mapping") or {}).get("parent_library") or "transformers")
+    if library.split(".")[0] != "transformers":
+        raise RunError("code_in_run", f"{file} asks for the library {library}, which is never imported.")
+    if settings.get("modules_to_save") or isinstance(settings.get("target_modules"), str):
+        raise RunError("damaged_run", f"{file} names modules in a way that no run does. Restore the run.")
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:

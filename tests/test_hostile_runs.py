@@ -114,6 +114,20 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], set[str]]] = {
         lambda model: edit_json(model / "adapter" / "adapter_config.json", peft_type="EVIL"),
         {"damaged_run"},
     ),
+    "an adapter with a library": (
+        lambda model: edit_json(
+            model / "adapter" / "adapter_config.json", auto_mapping={"base_model_class": "E", "parent_library": "evil"}
+        ),
+        {"code_in_run"},
+    ),
+    "an adapter with a pattern": (
+        lambda model: edit_json(model / "adapter" / "adapter_config.json", target_modules="(a+)+$"),
+        {"damaged_run"},
+    ),
+    "a kernel from a hub": (
+        lambda model: edit_json(model / "base" / "config.json", _attn_implementation="somebody/kernel"),
+        {"code_in_run"},
+    ),
     "a base beyond belief": (
         lambda model: edit_json(model / "base" / "config.json", vocab_size=2**40),
         {"damaged_run"},
