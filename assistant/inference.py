@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assistant.answers import checked
 from assistant.chat import (
     CAPTION_PROMPT,
     Conversation,
@@ -31,7 +32,7 @@ from assistant.errors import ConfigError
 from assistant.generation import GREEDY, advance, complete, computing, likelihoods, next_token, read
 from assistant.generation import Sampling as Sampling
 from assistant.labels import prototype_scores, rank_labels
-from assistant.measure import Facts, Known, corrected_stream, disagreements, measure
+from assistant.measure import Facts, Known, disagreements, measure
 from assistant.micrograph import Micrograph, read_micrograph, to_model_input
 from assistant.recall import Recall
 
@@ -69,6 +70,8 @@ class Look:
             magnification=instrument.magnification,
             nm_per_pixel=calibration.nm_per_pixel if calibration else None,
             detector=instrument.detector,
+            microscope=instrument.model or instrument.vendor,
+            date=instrument.date,
         )
 
 
@@ -128,19 +131,39 @@ class Assistant:
         max_new_tokens: int = 128,
         sampling: Sampling = GREEDY,
     ) -> Iterator[str]:
-        """Stream the answer to a question in pieces of text.
+        """Stream the answer to a question sentence by sentence: what of the student's draft is fact, or the facts.
 
-        A sentence with a number that is no fact gives way to what is known of the images, or to what is missing.
         `images` are all images of the conversation in order; those that `history` does not count stand before the
         new question. `aux` is the user's own description, added to metadata and measured facts.
         Raises MicrographError, and ConfigError `empty_question` or `too_long`, before the first piece.
         """
+        looks = self.look_all(images)
+        pieces = self.draft(
+            [look.micrograph for look in looks],
+            question,
+            history=history,
+            aux=aux,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+        )
+        yield from checked(pieces, question, [look.known for look in looks])
+
+    def draft(
+        self,
+        images: Sequence[Image],
+        question: str,
+        *,
+        history: Sequence[Message] = (),
+        aux: str | None = None,
+        max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
+    ) -> Iterator[str]:
+        """What the student itself words, piece by piece, held against nothing. Arguments and errors as of `ask`."""
         if not question.strip():
             raise ConfigError("empty_question", "The question is empty. Ask something about the image.")
         looks = self.look_all(images)
         conversation = self._fit(_compose(looks, question, history, aux or ""), max_new_tokens)
-        pieces = self._text(self._stream(conversation, looks, max_new_tokens, sampling))
-        yield from corrected_stream(pieces, *(look.known for look in looks)) if looks else pieces
+        yield from self._text(self._stream(conversation, looks, max_new_tokens, sampling))
 
     def caption(self, images: Sequence[Image], *, max_new_tokens: int = 128) -> list[str]:
         """One caption per image, in order. Raises MicrographError for the first image that cannot be read.
@@ -310,18 +333,18 @@ class Assistant:
         with_aux: bool = True,
     ) -> list[str]:
         """Greedy answers to single questions, their numbers put right; of each image its facts alone stay in memory."""
-        known: dict[int, Known] = {}
+        known: dict[int, tuple[str, Known]] = {}
 
         def posed(numbers: Sequence[int]) -> list[Posed]:
             asked = pose(numbers)
-            known.update((n, look.known) for n, (look, _) in zip(numbers, asked, strict=True))
+            known.update((n, (question, look.known)) for n, (look, question) in zip(numbers, asked, strict=True))
             return [
                 (_compose([look if with_aux else replace(look, aux="")], question, (), ""), [look])
                 for look, question in asked
             ]
 
         texts = self._complete(count, posed, max_new_tokens)
-        return ["".join(corrected_stream([text], known[number])) for number, text in enumerate(texts)]
+        return ["".join(checked([text], known[n][0], [known[n][1]])) for n, text in enumerate(texts)]
 
     def _text(self, tokens: Iterator[int]) -> Iterator[str]:
         """Decode a stream of tokens into pieces of text, holding back bytes of an unfinished character."""

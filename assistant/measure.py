@@ -11,7 +11,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from assistant.measurements.claims import read_claims
-from assistant.measurements.corrections import Known, corrected, corrected_stream, disagreements
+from assistant.measurements.corrections import (
+    Known,
+    corrected,
+    corrected_stream,
+    disagreements,
+    missing,
+    sentence_of,
+    true_claims,
+)
 from assistant.measurements.facts import FACT_NAMES, Fact, Facts, not_applicable
 
 if TYPE_CHECKING:
@@ -34,7 +42,10 @@ __all__ = [
     "figures",
     "measure",
     "measure_pixels",
+    "missing",
     "read_claims",
+    "sentence_of",
+    "true_claims",
 ]
 
 DIRECTED = 0.5

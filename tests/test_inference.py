@@ -64,7 +64,7 @@ def test_an_image_is_read_and_encoded_once(assistant: Assistant, files: list[Pat
 
 def test_aux_and_history_change_the_prompt(assistant: Assistant, files: list[Path]) -> None:
     def tokens(**options: object) -> str:
-        return "".join(assistant.ask(files[:1], "Size?", max_new_tokens=6, **options))  # type: ignore[arg-type]
+        return "".join(assistant.draft(files[:1], "Size?", max_new_tokens=6, **options))  # type: ignore[arg-type]
 
     history = (Message("user", "What is it?", images=1), Message("assistant", "It shows powder."))
     answers = {tokens(), tokens(aux="etched wafer, lot 7"), tokens(history=history)}
@@ -105,24 +105,24 @@ def test_a_second_question_in_a_chat_reads_new_tokens_alone(assistant: Assistant
     watch = assistant.student.decoder.lm.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    first = "".join(assistant.ask(files[:1], "What is it?", max_new_tokens=6))
+    first = "".join(assistant.draft(files[:1], "What is it?", max_new_tokens=6))
     asked = lengths[0]
     history = (Message("user", "What is it?", images=1), Message("assistant", first))
     lengths.clear()
-    second = "".join(assistant.ask(files[:1], "Size?", history=history, max_new_tokens=6))
+    second = "".join(assistant.draft(files[:1], "Size?", history=history, max_new_tokens=6))
     assert lengths[0] < asked
     lengths.clear()
-    changed = "".join(assistant.ask(files[1:2], "Size?", history=history, max_new_tokens=6))
+    changed = "".join(assistant.draft(files[1:2], "Size?", history=history, max_new_tokens=6))
     assert lengths[0] > asked
     watch.remove()
     for images, said in ((files[:1], second), (files[1:2], changed)):
         fresh = Assistant(assistant.run)
-        assert "".join(fresh.ask(images, "Size?", history=history, max_new_tokens=6)) == said
+        assert "".join(fresh.draft(images, "Size?", history=history, max_new_tokens=6)) == said
 
 
 def test_a_seed_gives_the_same_draw(assistant: Assistant, files: list[Path]) -> None:
     def drawn(seed: int) -> str:
-        return "".join(assistant.ask(files[:1], "Size?", max_new_tokens=12, sampling=Sampling(1.0, 1.0, seed)))
+        return "".join(assistant.draft(files[:1], "Size?", max_new_tokens=12, sampling=Sampling(1.0, 1.0, seed)))
 
     assert drawn(3) == drawn(3)
     assert len({drawn(seed) for seed in range(4)}) > 1

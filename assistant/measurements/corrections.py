@@ -23,6 +23,7 @@ TEACHABLE_ANGLE, TEACHABLE_SHARE = 15.0, 5.0
 """The same of directions [deg] and of shares [percentage points]."""
 SUREST = 0.5
 """A fact must be at least this sure to contradict a teacher."""
+PERCENTILES = {"d10_diameter": "10th", "d90_diameter": "90th"}
 NOT_IN_THE_FILE = frozenset({"voltage", "working_distance", "magnification"})
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
 _DETECTOR = re.compile(
@@ -41,6 +42,8 @@ class Known:
     magnification: float | None = None
     nm_per_pixel: float | None = None
     detector: str | None = None
+    microscope: str | None = None
+    date: str | None = None
 
     def value_of(self, name: str) -> tuple[float, str] | None:
         """Value and unit of a quantity; None where it is not known."""
@@ -91,6 +94,11 @@ def _checked(sentence: str, known: Sequence[Known], replaced: set[str]) -> Itera
     replaced.update(fresh)
     if fresh:
         yield " ".join(fresh) + sentence[len(sentence.rstrip()) :]
+
+
+def true_claims(sentence: str, known: Sequence[Known]) -> bool:
+    """Whether every number and every detector that a sentence states is that of one of the pictures."""
+    return _instead_of(sentence, known) is None
 
 
 def _instead_of(sentence: str, known: Sequence[Known]) -> list[str] | None:
@@ -147,6 +155,8 @@ def sentence_of(name: str, value: float, unit: str) -> str:
         return f"{digits(value, unit)} structure{' was' if value == 1 else 's were'} counted."
     if name == "magnification":
         return f"The magnification is {value:.10g}x."
+    if name in PERCENTILES:
+        return f"The {PERCENTILES[name]} percentile of the diameters is {written(value, unit)}."
     shown = written(value, unit) if QUANTITIES[name].source == "measured" else f"{value:.4g} {unit}"
     return f"The {QUANTITIES[name].said} is {shown}."
 

@@ -1,0 +1,119 @@
+"""Answers: what of a draft is fact stays, the rest gives way to facts or to what is missing."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assistant.answers import asked_for, checked
+from assistant.measure import Fact, Facts, Known
+
+FACTS = Facts(
+    "particles",
+    (
+        Fact("count", 24.0, "", "watershed", 0.9),
+        Fact("mean_diameter", 312.0, "nm", "equal area", 0.9),
+        Fact("coverage", 30.0, "%", "area", 0.9),
+    ),
+)
+KNOWN = Known(FACTS, hv_kv=20.0, nm_per_pixel=4.2, detector="SE2")
+NOTHING = Known(Facts("texture", ()))
+DESCRIBED = "Measured: count 24; mean diameter 312 nm; coverage 30 %."
+
+
+def answer(draft: str, question: str, *known: Known) -> str:
+    return "".join(checked(list(draft), question, known or (KNOWN,)))
+
+
+@pytest.mark.parametrize(
+    ("question", "draft"),
+    [
+        ("How many structures are there?", "There are 24 structures."),
+        ("How large are they?", "The mean diameter is 312 nm."),
+        ("How large are they?", "Their mean diameter is about 0.31 um."),
+        ("At which voltage was it taken?", "It was taken at 20 kV."),
+        ("What is the pixel size?", "One pixel is 4.2 nm."),
+        ("How many structures are there, and how large?", "24 structures were counted. Their mean diameter is 312 nm."),
+    ],
+)
+def test_a_true_answer_to_the_question_stays(question: str, draft: str) -> None:
+    assert answer(draft, question).startswith(draft)
+
+
+@pytest.mark.parametrize(
+    ("question", "draft", "said"),
+    [
+        # an invented number, a garbled one, a true fact that was not asked for
+        ("How many structures are there?", "There are 31 structures.", "24 structures were counted."),
+        ("How many structures are there?", "The 24 distright structures be.", "24 structures were counted."),
+        ("How many structures are there?", "The coverage is 30 %.", "24 structures were counted."),
+        ("At which voltage was it taken?", "The metadata do not give the setings.", "The voltage is 20 kV."),
+        ("What is the magnification?", "The magnification is 5000x.", "The file does not give the magnification."),
+        ("Which detector was used?", "The detector was ETD.", "The detector is SE2."),
+        ("How wide are the lines?", "They are 40 nm wide.", "The line width could not be measured in this image."),
+    ],
+)
+def test_what_is_asked_is_answered_by_facts(question: str, draft: str, said: str) -> None:
+    assert answer(draft, question).strip() == said
+
+
+@pytest.mark.parametrize("draft", ["It shows nanowires.", "The surface is smooth.", "Yes, it is a powder.", "The lis."])
+@pytest.mark.parametrize(
+    ("question", "word"),
+    [
+        ("What is this?", "class"),
+        ("Which class does this micrograph belong to?", "class"),
+        ("What shape do they have?", "shape"),
+        ("What does the surface look like?", "surface"),
+        ("How are they arranged?", "arrangement"),
+    ],
+)
+def test_words_about_the_sample_are_withheld(question: str, word: str, draft: str) -> None:
+    """No calibrated head knows them: of ten real pictures two were named rightly, and every surface was smooth."""
+    said = answer(draft, question)
+    assert f"The {word} cannot be told from this image" in said
+    assert DESCRIBED in said
+    assert draft not in said
+
+
+def test_a_description_is_what_is_known() -> None:
+    said = answer("A MEMS device with a comb shape at 20 kV.", "Describe this micrograph.")
+    assert said == f"{DESCRIBED} Read from the file: voltage 20 kV; pixel size 4.2 nm; detector SE2."
+    assert answer("A film.", "Describe this micrograph.", NOTHING) == (
+        "Nothing could be measured in this image. The image is not calibrated."
+    )
+
+
+def test_a_sentence_that_says_more_than_its_number_does_not_stay() -> None:
+    """The number is right and the word beside it is a guess."""
+    said = answer("The 24 structures are nanowires.", "How many structures are there?")
+    assert said == "24 structures were counted."
+
+
+def test_a_sentence_comes_once() -> None:
+    draft = "24 structures were counted. 24 structures were counted. 24 structures were counted."
+    assert answer(draft, "How many are there?") == "24 structures were counted."
+
+
+def test_each_picture_has_its_own_facts() -> None:
+    other = Known(Facts("particles", (Fact("count", 7.0, "", "m", 0.9),)))
+    said = answer("Image 1 has more.", "How many structures are there?", KNOWN, other)
+    assert said == "Image 1: 24 structures were counted. Image 2: 7 structures were counted."
+
+
+def test_a_pixel_size_is_no_size_of_structures() -> None:
+    assert asked_for("What is the pixel size?") == ["pixel_size"]
+    assert asked_for("How large are the structures?")[0] == "mean_diameter"
+
+
+@given(
+    st.text(alphabet="abcdeghimnoprstuw 0123456789.,%-", max_size=120),
+    st.sampled_from(["What is this?", "How many are there?", "How large are they?", "Describe this micrograph."]),
+)
+@settings(max_examples=300, deadline=None)
+def test_no_draft_brings_a_number_that_is_no_fact(draft: str, question: str) -> None:
+    """Whatever a model writes, the numbers of the answer are those of the facts."""
+    from assistant.quantities import read_amounts
+
+    facts = {24.0, 312.0, 0.312, 30.0, 20.0, 4.2}
+    for amount in read_amounts(answer(draft, question)):
+        assert any(abs(amount.value - fact) <= 0.05 * fact for fact in facts), amount
