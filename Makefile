@@ -1,3 +1,4 @@
+# make install   install into .venv what a user needs, and nothing that only tests need
 # make demo   install into .venv and run the whole loop on this machine
 # make test   install into .venv and run the tests
 # make check  lint, format, types and tests: what a change must pass
@@ -9,9 +10,11 @@ INSTALLED := $(VENV)/installed
 # A process per core, a file of tests to each; more threads than that only wait for one another.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test check clean
+.PHONY: install demo test check clean
 
-demo: $(INSTALLED)
+install: $(VENV)/installed-chat
+
+demo: install
 	$(BIN)/maemi demo --out demo
 
 test: $(INSTALLED)
@@ -23,9 +26,13 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(TESTS)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(VENV)/installed-chat: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ocr]'
+	touch $@
+
+$(INSTALLED): $(VENV)/installed-chat
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from assistant.measurements.claims import read_claims
+from assistant.measurements.claims import Claim, read_claims
 from assistant.measurements.corrections import (
     Known,
     corrected,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FACT_NAMES",
+    "Claim",
     "Fact",
     "Facts",
     "Known",

@@ -55,8 +55,20 @@ ConfigFile = Annotated[Path | None, typer.Option(help="YAML file; what it does n
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting, as in training.steps=50.")]
 
 
+def print_version(wanted: bool) -> None:
+    """`maemi --version`: the installed version, and nothing else."""
+    if wanted:
+        from importlib.metadata import version
+
+        terminal.say(f"maemi {version('maemi')}")
+        raise Exit
+
+
 @app.callback()
 def everywhere(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
     online: Annotated[bool, typer.Option("--online", help="Allow downloads that a config names.")] = False,
 ) -> None:
     """Ask, caption, classify and fine-tune on electron micrographs, on this machine alone."""

@@ -7,7 +7,8 @@ from instruction_data import write_dataset
 from students import tiny_run
 
 from assistant.inference import Assistant
-from training.evaluate import agrees, evaluate_assistant
+from training.evaluate import evaluate_assistant
+from training.facts import agrees
 
 TEXT = ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor_exact_stem")
 
@@ -36,6 +37,13 @@ def test_the_report_has_the_promised_shape(tmp_path: Path) -> None:
         ("It shows powder.", "It shows nanowires.", "nanowires", False),
         ("These are nanowires.", "It shows nanowires.", "nanowires", True),
         ("Rough.", "The surface is rough.", "nanowires", None),
+        ("It is not a powder.", "It shows powder.", "powder", False),
+        ("These are nanofibres, not particles.", "It shows fibres.", "fibres", True),
+        ("It shows nano-wires.", "It shows nanowires.", "nanowires", True),
+        ("320 nm; or 100 nm; or 5 nm.", "The mean diameter is 100 nm.", None, False),
+        ("The mean diameter is not 100 nm.", "The mean diameter is 100 nm.", None, False),
+        ("The period is 100 nm.", "The mean diameter is 100 nm.", None, False),
+        ("61 to 140 nm, 85 nm in the mean.", "The mean diameter is 85 nm.", None, False),
     ],
 )
 def test_facts_are_judged(answer: str, reference: str, label: str | None, verdict: bool | None) -> None:

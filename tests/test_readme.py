@@ -37,7 +37,7 @@ def on_disk() -> set[str]:
         text=True,
         check=True,
     ).stdout.splitlines()
-    paths = {path for path in tracked if (ROOT / path).exists() and not path.endswith("__init__.py")}
+    paths = {path for path in tracked if (ROOT / path).exists() and not path.endswith(("__init__.py", "py.typed"))}
     grouped = {f"{folder}/" for path in paths for folder in LISTED_BY_FOLDER if path.startswith(f"{folder}/")}
     return {path for path in paths if not path.startswith(LISTED_BY_FOLDER)} | grouped
 

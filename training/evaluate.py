@@ -18,10 +18,9 @@ import torch
 from assistant.chat import Conversation, Message
 from assistant.inference import Assistant, Look
 from assistant.measure import Facts
-from assistant.quantities import read_amounts
 from training.baselines import convolutional_accuracy, linear_probe_accuracy
 from training.data import Example, decode_image, load_split
-from training.facts import yes_or_no
+from training.facts import agrees
 from training.metrics import (
     bootstrap_interval,
     classification_scores,
@@ -217,25 +216,6 @@ def classification_report(assistant: Assistant, rows: Sequence[Example], looks: 
         "ece": _rounded(scores.ece),
         "n": len(truth),
     }
-
-
-def agrees(answer: str, reference: str, label: str | None) -> bool | None:
-    """Whether an answer states every checkable fact of the reference; None where that states none.
-
-    Facts are yes or no, each number with its unit within 20 %, and the class where the reference names it.
-    """
-    checks = []
-    said = yes_or_no(reference)
-    if said is not None and reference.lower().startswith(("yes", "no,", "no.")):
-        checks.append(yes_or_no(answer) is said)
-    stated = read_amounts(answer)
-    for known in read_amounts(reference):
-        same = [quantity.to(known.unit) for quantity in stated]
-        checks.append(any(q is not None and abs(q.value - known.value) <= 0.2 * abs(known.value) for q in same))
-    words = label.replace("_", " ").lower() if label else ""
-    if words and words in reference.lower():
-        checks.append(words in answer.lower())
-    return all(checks) if checks else None
 
 
 def baseline_report(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from assistant.errors import DatasetError
+from assistant.measure import Claim, read_claims
 from assistant.quantities import UNITS, Amount, canonical_unit, read_amounts
 
 FactKind = Literal["class", "word", "yes_no", "count", "size", "orientation"]
@@ -204,6 +205,38 @@ def check_answer(answer: str, expected: Mapping[str, Any] | FactTarget) -> bool 
         return _oriented(answer, number)
     stated = _size_in(answer, target.unit) if target.kind == "size" else _count_in(answer)
     return stated is not None and _near(stated, number, target.tolerance)
+
+
+def agrees(answer: str, reference: str, label: str | None) -> bool | None:
+    """Whether an answer states every checkable fact of a reference; None where that states none.
+
+    Facts are its yes or no, each number, and the class where the reference names it. Of each quantity the first number
+    of the answer counts, within the tolerance; a denial, an alternative or a number of something else states nothing.
+    """
+    checks: list[bool | None] = []
+    if re.match(r"\W*(?:yes|no)\b(?!\s+\w+s\b)", reference, re.IGNORECASE):
+        checks.append(yes_or_no(answer) is yes_or_no(reference))
+    stated = read_claims(answer)
+    checks += [_is_stated(claim, stated) for claim in read_claims(reference)]
+    if label and re.search(rf"\b(?:{_term(label)})\b", reference, re.IGNORECASE):
+        checks.append(check_answer(answer, FactTarget("class", label)))
+    return all(checks) if checks else None
+
+
+def _is_stated(fact: Claim, stated: Sequence[Claim]) -> bool:
+    same = [
+        (claim, amount)
+        for claim in stated
+        if claim.quantity in (fact.quantity, None) and (amount := claim.amount.to(fact.amount.unit)) is not None
+    ]
+    if not same:
+        return False
+    (first, amount), expected = same[0], fact.amount.value
+    if first.denied or first.limit != fact.limit:
+        return False
+    if fact.amount.unit == "deg":
+        return abs((amount.value - expected + 90) % 180 - 90) <= ORIENTATION_TOLERANCE
+    return _near(amount, expected, TOLERANCE)
 
 
 def yes_no_balance(answers: Sequence[str], expected: Sequence[bool]) -> dict[str, float | None]:
