@@ -45,6 +45,23 @@ class Sampling:
 GREEDY = Sampling()
 
 
+@dataclass(frozen=True)
+class Token:
+    """A token that was chosen, with its log-probability and the likeliest in its place."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+def observed(logits: Tensor, token: int, top: int, text_of: Callable[[int], str]) -> Token:
+    """What was chosen from the logits [1, V] of one step; probabilities at temperature 1."""
+    scores = logits[0].float().log_softmax(-1)
+    best = scores.topk(top)
+    likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return Token(text_of(token), float(scores[token]), tuple((text_of(index), score) for index, score in likeliest))
+
+
 class RoomyLayer(DynamicLayer):
     """Keys and values with room for the tokens to come, so that a step copies one token and not all before it."""
 

@@ -20,6 +20,7 @@ from assistant.answers import checked
 from assistant.chat import (
     CAPTION_PROMPT,
     Conversation,
+    Encoded,
     Message,
     auxiliary_text,
     class_answer,
@@ -29,8 +30,9 @@ from assistant.checkpoint import Run, load_run
 from assistant.decoder import VisualContext
 from assistant.demonstrations import Candidate, Shots, choose, demonstrate
 from assistant.errors import ConfigError
-from assistant.generation import GREEDY, advance, complete, computing, likelihoods, next_token, read
+from assistant.generation import GREEDY, Token, advance, complete, computing, likelihoods, next_token, observed, read
 from assistant.generation import Sampling as Sampling
+from assistant.grounding import CLS
 from assistant.labels import prototype_scores, rank_labels
 from assistant.measure import Facts, Known, disagreements, measure
 from assistant.micrograph import Micrograph, read_micrograph, to_model_input
@@ -38,6 +40,7 @@ from assistant.recall import Recall
 
 Image = Path | str | bytes | Micrograph
 Key = tuple[str, int, float | None]
+Watch = Callable[[Token], None]
 Posed = tuple[Conversation, Sequence["Look"]]
 """A conversation that waits for its answer, and its images in order."""
 CACHED_LOOKS = 64
@@ -130,11 +133,14 @@ class Assistant:
         aux: str | None = None,
         max_new_tokens: int = 128,
         sampling: Sampling = GREEDY,
+        watch: Watch | None = None,
+        top: int = 0,
     ) -> Iterator[str]:
         """Stream the answer to a question sentence by sentence: what of the student's draft is fact, or the facts.
 
         `images` are all images of the conversation in order; those that `history` does not count stand before the
-        new question. `aux` is the user's own description, added to metadata and measured facts.
+        new question. `aux` is the user's own description, added to metadata and measured facts. `watch` is called with
+        every token of the draft and its `top` likeliest alternatives.
         Raises MicrographError, and ConfigError `empty_question` or `too_long`, before the first piece.
         """
         looks = self.look_all(images)
@@ -145,6 +151,8 @@ class Assistant:
             aux=aux,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
+            watch=watch,
+            top=top,
         )
         yield from checked(pieces, question, [look.known for look in looks])
 
@@ -157,13 +165,30 @@ class Assistant:
         aux: str | None = None,
         max_new_tokens: int = 128,
         sampling: Sampling = GREEDY,
+        watch: Watch | None = None,
+        top: int = 0,
     ) -> Iterator[str]:
         """What the student itself words, piece by piece, held against nothing. Arguments and errors as of `ask`."""
         if not question.strip():
             raise ConfigError("empty_question", "The question is empty. Ask something about the image.")
         looks = self.look_all(images)
         conversation = self._fit(_compose(looks, question, history, aux or ""), max_new_tokens)
-        yield from self._text(self._stream(conversation, looks, max_new_tokens, sampling))
+        yield from self._text(self._stream(conversation, looks, max_new_tokens, sampling, watch, top))
+
+    @property
+    def converses(self) -> bool:
+        """Whether the language model was taught to talk: its tokenizer brings a chat template of its own."""
+        return bool(getattr(self.processor.tokenizer, "chat_template", None))
+
+    def converse(
+        self, text: str, *, history: Sequence[Message] = (), max_new_tokens: int = 128, sampling: Sampling = GREEDY
+    ) -> Iterator[str]:
+        """What the language model says to a text without pictures. Raises ConfigError `too_long`."""
+        turns = [{"role": m.role, "content": m.text} for m in (*history, Message("user", text))]
+        ids = self.processor.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        self._require_room(len(ids) + max_new_tokens)
+        encoded = Encoded(ids, [False] * len(ids), [0] * len(ids), [1] * len(ids), [[]])
+        yield from self._text(self._continued(encoded, (), max_new_tokens, sampling, self._plain(encoded)))
 
     def caption(self, images: Sequence[Image], *, max_new_tokens: int = 128) -> list[str]:
         """One caption per image, in order. Raises MicrographError for the first image that cannot be read.
@@ -255,6 +280,32 @@ class Assistant:
             states = self.student.encode_images(pixels.to(self.device))
         return states.memory, states.summary
 
+    def embed(self, *, images: Sequence[Image] = (), texts: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors [I, D] of images and [T, D] of texts in the space of image-text matching.
+
+        Both go through the projections of the contrastive loss (MVaEMa); how near an image lies to a text that fits it
+        is as good as that loss was trained. Raises MicrographError.
+        """
+        looks, student = self.look_all(images), self.student
+        with computing(self.device):
+            seen = [student.image_match(look.summary[: student.vit.dim][None]) for look in looks]
+            read_ = [student.text_match(self._text_state(text)) for text in texts]
+        size = student.text_match.out_features
+
+        def stacked(vectors: Sequence[Tensor]) -> np.ndarray:
+            if not vectors:
+                return np.zeros((0, size), np.float32)
+            return torch.nn.functional.normalize(torch.cat(list(vectors)).float(), dim=-1).cpu().numpy()
+
+        return stacked(seen), stacked(read_)
+
+    def _text_state(self, text: str) -> Tensor:
+        """The text encoder's summary [1, Dt] of a text, cut to what the encoder reads."""
+        ids = self.processor.tokenizer.encode(f" {text}", add_special_tokens=False)
+        ids = torch.tensor([ids[: self.student.text_encoder.max_tokens]], device=self.device)
+        state: Tensor = self.student.text_encoder(ids, torch.ones_like(ids, dtype=torch.bool))[:, CLS]
+        return state
+
     def label_probabilities(self, look: Look, labels: Sequence[str]) -> np.ndarray:
         """Probability [C] of each label among the labels, by the student's likelihood of naming it."""
         return self._label_likelihoods([look], demonstrate([], look.aux), labels).softmax(-1).double().numpy()
@@ -290,20 +341,51 @@ class Assistant:
         return batch, self._context(batch, [looks for _, looks in posed])
 
     def _stream(
-        self, conversation: Conversation, looks: Sequence[Look], max_new_tokens: int, sampling: Sampling
+        self,
+        conversation: Conversation,
+        looks: Sequence[Look],
+        max_new_tokens: int,
+        sampling: Sampling,
+        watch: Watch | None = None,
+        top: int = 0,
     ) -> Iterator[int]:
         """Yield the tokens of one answer as they come, without its end; keep what was read for the next question."""
-        generator = torch.Generator(device=self.device).manual_seed(sampling.seed)
         images, encoded = tuple(look.key for look in looks), self.processor.encode(conversation)
+        with computing(self.device):
+            prepared = self._prepare([(conversation, looks)])
+        yield from self._continued(encoded, images, max_new_tokens, sampling, prepared, watch, top)
+
+    def _token_text(self, token: int) -> str:
+        text: str = self.processor.tokenizer.decode([token])
+        return text
+
+    def _plain(self, encoded: Encoded) -> tuple[dict[str, Tensor], None]:
+        """The batch of one prompt that shows nothing."""
+        ids = torch.tensor([encoded.input_ids], device=self.device)
+        rows = {"image_index": torch.zeros_like(ids), "turn_index": torch.ones_like(ids)}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **rows}, None
+
+    def _continued(
+        self,
+        encoded: Encoded,
+        images: tuple[Key, ...],
+        max_new_tokens: int,
+        sampling: Sampling,
+        prepared: tuple[dict[str, Tensor], VisualContext | None],
+        watch: Watch | None = None,
+        top: int = 0,
+    ) -> Iterator[int]:
+        """Yield the tokens that follow a prompt as they come, without the end."""
+        generator = torch.Generator(device=self.device).manual_seed(sampling.seed)
         said: list[int] = []
         # inference mode is left before every yield, so a paused stream never changes its caller's mode
         with computing(self.device):
-            rows, logits = read(
-                self.student, *self._prepare([(conversation, looks)]), self._recall.take(images, encoded)
-            )
+            rows, logits = read(self.student, *prepared, self._recall.take(images, encoded))
         try:
             while len(said) < max_new_tokens:
                 token = next_token(logits, sampling, generator)
+                if watch is not None:
+                    watch(observed(logits, int(token), top, self._token_text))
                 if int(token) == self.processor.tokenizer.eos_token_id:
                     return
                 said.append(int(token))

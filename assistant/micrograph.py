@@ -48,7 +48,7 @@ __all__ = [
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
-SUFFIXES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", *rosettasciio.SUFFIXES})
+SUFFIXES = frozenset({".tif", ".tiff", *raster.SUFFIXES, *rosettasciio.SUFFIXES})
 VENDOR_NAMES = {
     "thermo": "Thermo",
     "zeiss": "Zeiss",
@@ -203,7 +203,7 @@ def _decoded(
     if len(data) > limits.max_bytes:
         raise MicrographError("too_large", f"{len(data)} bytes were given; the limit is {limits.max_bytes}.")
     records: list[tuple[Record, str]] = []
-    kind = next((name for magic, name in raster.MAGIC.items() if data.startswith(magic)), None)
+    kind = raster.kind_of(data)
     if kind is not None:
         frame = raster.decode(data, kind, page, limits)
     elif data.startswith(tiff.MAGIC):
@@ -215,7 +215,7 @@ def _decoded(
         records.append((record, "the file"))
     else:
         raise MicrographError(
-            "unsupported_format", "The bytes are no TIFF, PNG, JPEG or BMP. Export the image as TIFF."
+            "unsupported_format", "The bytes are no TIFF, PNG, JPEG, BMP, WebP or GIF. Export the image as TIFF."
         )
     notes = list(frame.warnings)
     records += _tag_records(frame, notes)

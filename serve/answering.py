@@ -1,21 +1,23 @@
 """A question about micrographs -> pictures read, facts measured, warnings raised: what every way in shares.
 
-Knows nothing about HTTP, terminals or how the model works; an `Answerer` is anything with the five methods below.
+Knows nothing about HTTP, terminals or how the model works; an `Answerer` is anything with the methods below.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from assistant.errors import ConfigError, MicrographError
+from serve.housekeeping import answer_without_picture
 
 if TYPE_CHECKING:
     from assistant.chat import Message
     from assistant.demonstrations import Shots
+    from assistant.generation import Token
     from assistant.inference import Sampling
     from assistant.measure import Facts
     from assistant.micrograph import Micrograph
@@ -56,6 +58,9 @@ class Answerer(Protocol):
     ) -> list[list[tuple[str, float]]]:
         """Per image the `top` labels with their probabilities, best first."""
 
+    def embed(self, *, images: Sequence[Any] = ..., texts: Sequence[str] = ...) -> tuple[Any, Any]:
+        """Unit vectors [I, D] of images and [T, D] of texts."""
+
     def facts_of(self, image: Any) -> Facts:
         """What was measured in an image."""
 
@@ -92,6 +97,9 @@ class Question:
     """0 is greedy."""
     top_p: float = 1.0
     seed: int = 0
+    watch: Callable[[Token], None] | None = None
+    """Called with every token that the model chooses."""
+    top_logprobs: int = 0
 
 
 def parse_pixel_size(text: str | None) -> float | None:
@@ -126,7 +134,14 @@ def read_images(
 
 
 def answer(answerer: Answerer, question: Question) -> Iterator[str | Evidence]:
-    """Yield the answer piece by piece, and last of all the evidence it is to be held against."""
+    """Yield the answer piece by piece, and last of all the evidence it is to be held against.
+
+    Without a picture the model converses where it can; else one honest sentence is the answer.
+    """
+    if not question.images:
+        yield from until_stop(_without_picture(answerer, question), question.stop)
+        yield Evidence([], [], [])
+        return
     pieces = answerer.ask(
         question.images,
         question.text,
@@ -142,13 +157,24 @@ def answer(answerer: Answerer, question: Question) -> Iterator[str | Evidence]:
     yield gather_evidence(answerer, question.images, "".join(said))
 
 
-def _sampling(question: Question) -> dict[str, Sampling]:
-    """The argument that makes `ask` draw tokens; none for greedy answers, which need no torch here."""
-    if question.temperature <= 0.0:
+def _without_picture(answerer: Answerer, question: Question) -> Iterator[str]:
+    if not getattr(answerer, "converses", False):
+        earlier = next((turn.text for turn in question.history if turn.role == "user"), "")
+        yield answer_without_picture(question.text, earlier)
+        return
+    yield from answerer.converse(  # type: ignore[attr-defined]  # only models that say so have it
+        question.text, history=question.history, max_new_tokens=question.max_new_tokens, **_sampling(question)
+    )
+
+
+def _sampling(question: Question) -> dict[str, Any]:
+    """The arguments that make `ask` draw tokens or tell them; none for greedy answers, which need no torch here."""
+    if question.temperature <= 0.0 and question.watch is None:
         return {}
     from assistant.inference import Sampling
 
-    return {"sampling": Sampling(question.temperature, question.top_p, question.seed)}
+    drawn = {"sampling": Sampling(question.temperature, question.top_p, question.seed)}
+    return drawn | ({"watch": question.watch, "top": question.top_logprobs} if question.watch else {})
 
 
 def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:

@@ -6,24 +6,40 @@ Pictures come in as `data:` URIs only; no URL is ever fetched. Knows nothing abo
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from assistant.errors import ConfigError, MaemiError, MicrographError, ServerError
-from serve.answering import Answerer, Evidence, Question, Reader, answer, read_images
-from serve.conversation import ApiError, Ask, parse_request
+from serve.answering import Answerer, Evidence, Question, Reader, answer
+from serve.chat_answer import ChatAnswer, Said
+from serve.conversation import ApiError, Ask, parse_body, parse_request
 from serve.gate import RETRY_AFTER_S, Gate, Relay
 from serve.guard import error_body, kind_of
+from serve.pictures import classify, embed, read_picture
+from serve.shapes import (
+    ChatReply,
+    ChatRequest,
+    ClassificationReply,
+    ClassificationRequest,
+    EmbeddingReply,
+    EmbeddingRequest,
+    ErrorReply,
+)
 
 if TYPE_CHECKING:
     from serve.store import AnswerStore
@@ -34,6 +50,16 @@ BUFFER_LIMIT = 512 * 2**20
 """Largest sum of the bodies being read at one time [byte]."""
 BODY_DEADLINE_S = 60.0
 log = logging.getLogger("maemi.api")
+REASONS = {
+    400: "The request is wrong; `param` says where.",
+    401: "No login, or a wrong one.",
+    404: "This server has no such model.",
+    408: "The body came too slowly.",
+    413: "The body is too large.",
+    429: "All places are taken, or too many failed logins. `Retry-After` says when to come back.",
+    500: "A fault of the server; the message has its number in the log.",
+    503: "The server cannot take or keep the request now.",
+}
 HTTP_MESSAGES = {404: "There is nothing at this path.", 405: "This path does not take that method."}
 
 
@@ -81,9 +107,9 @@ class Desk:
             )
 
 
-def build_api(desk: Desk, *, schema: bool = False) -> FastAPI:
-    """The application with `/healthz` and `/v1`; `schema` also serves `/openapi.json`."""
-    api = FastAPI(title="MAEMI", docs_url=None, redoc_url=None, openapi_url="/openapi.json" if schema else None)
+def build_api(desk: Desk) -> FastAPI:
+    """The application with `/healthz`, `/v1` and `/openapi.json`."""
+    api = FastAPI(title="MAEMI", docs_url=None, redoc_url=None, openapi_url="/openapi.json", version=version("maemi"))
     card = {"id": desk.answerer.name, "object": "model", "created": int(time.time()), "owned_by": "maemi"}
     bodies = _Bodies()
 
@@ -91,109 +117,92 @@ def build_api(desk: Desk, *, schema: bool = False) -> FastAPI:
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @api.get("/v1/models")
+    @api.get("/v1/models", responses=_errors(401, 429))
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [card]}
 
-    @api.get("/v1/models/{name:path}")
+    @api.get("/v1/models/{name:path}", responses=_errors(401, 404, 429))
     async def model(name: str) -> dict[str, Any]:
         _check_model(name, desk)
         return card
 
-    @api.post("/v1/chat/completions")
+    @api.post("/v1/chat/completions", response_model=ChatReply, **_takes(ChatRequest))
     async def chat_completions(request: Request) -> Response:
-        ask = parse_request(await bodies.read(request))
+        ask = await asyncio.to_thread(parse_request, await bodies.read(request))
         _check_model(ask.model, desk)
         await desk.gate.enter()
         try:
             question = await asyncio.to_thread(_question, ask, desk.read)
-            user = request.state.user if hasattr(request.state, "user") else "local"
-            items = Relay(lambda: desk.answer(question, user=user), desk.gate)
+            reply = ChatAnswer(ask, desk.answerer.name, desk.count_tokens)
+            items = Relay(lambda: reply.answers(question, partial(desk.answer, user=_user(request))), desk.gate)
         except BaseException:  # whatever happens before the relay holds the place, the place must not be lost
             desk.gate.leave()
             raise
-        reply = _Reply(ask, desk)
         if ask.stream:
             headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
             return StreamingResponse(reply.events(items), media_type="text/event-stream", headers=headers)
         return await _whole(reply, items, request)
 
+    @api.post("/v1/embeddings", response_model=EmbeddingReply, **_takes(EmbeddingRequest))
+    async def embeddings(request: Request) -> Response:
+        asked = await asyncio.to_thread(parse_body, await bodies.read(request), EmbeddingRequest)
+        _check_model(asked.model, desk)
+        return await _at_the_gate(desk, partial(embed, asked, desk))
+
+    @api.post("/v1/classifications", response_model=ClassificationReply, **_takes(ClassificationRequest))
+    async def classifications(request: Request) -> Response:
+        asked = await asyncio.to_thread(parse_body, await bodies.read(request), ClassificationRequest)
+        _check_model(asked.model, desk)
+        return await _at_the_gate(desk, partial(classify, asked, desk))
+
     @api.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def elsewhere(rest: str) -> Response:
-        raise HTTPException(404)
+        known = {route.path: route.methods for route in api.routes if isinstance(route, APIRoute)}
+        raise HTTPException(405 if f"/v1/{rest}" in known else 404)
 
     _add_error_handlers(api)
+    api.openapi = partial(_described, api)  # type: ignore[method-assign]
     return api
 
 
-class _Reply:
-    """One answer in the shapes of the protocol, whole or as events."""
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorReply, "description": REASONS[status]} for status in statuses}
 
-    def __init__(self, ask: Ask, desk: Desk) -> None:
-        self._ask, self._desk = ask, desk
-        self._id = f"chatcmpl-{secrets.token_hex(12)}"
-        self._created = int(time.time())
-        self._said: list[str] = []
-        self.evidence: dict[str, Any] = {}
 
-    def take(self, item: str | Evidence) -> str:
-        """Note one item; returns its text, empty for the evidence."""
-        if isinstance(item, str):
-            self._said.append(item)
-            return item
-        self.evidence = item.as_dict() | {"warnings": [*item.warnings, *self._ask.notes]}
-        return ""
+def _takes(shape: type[BaseModel]) -> dict[str, Any]:
+    """A route that reads its body itself, within limits: what it takes, and every error it can give."""
+    schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return {"responses": _errors(400, 401, 404, 408, 413, 429, 500, 503), "openapi_extra": {"requestBody": body}}
 
-    def whole(self) -> dict[str, Any]:
-        """The `chat.completion` object."""
-        message = {"role": "assistant", "content": "".join(self._said), "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._finish_reason()}
-        head = self._head("chat.completion", [choice])
-        return head | {"usage": self._usage(), "x-micrograph": self.evidence}
 
-    async def events(self, items: Relay[str | Evidence]) -> AsyncIterator[bytes]:
-        """The `chat.completion.chunk` events; an error after the start is an event of its own."""
-        yield self._chunk({"role": "assistant", "content": ""})
+def _described(api: FastAPI) -> dict[str, Any]:
+    """`/openapi.json`, with the shapes of the bodies that the routes read themselves."""
+    if api.openapi_schema is None:
+        document = get_openapi(title=api.title, version=api.version, routes=api.routes)
+        shapes = [(shape, "validation") for shape in (ChatRequest, EmbeddingRequest, ClassificationRequest)]
+        _, definitions = models_json_schema(shapes, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+        document["components"]["schemas"] |= definitions["$defs"]
+        api.openapi_schema = document
+    return api.openapi_schema
+
+
+async def _at_the_gate(desk: Desk, work: Callable[[], BaseModel | dict[str, Any]]) -> Response:
+    """Do something with the model once there is a place; a client that goes away does not free it too soon."""
+    await desk.gate.enter()
+
+    def hold() -> BaseModel | dict[str, Any]:
         try:
-            async for item in items:
-                text = self.take(item)
-                if text:
-                    yield self._chunk({"content": text})
-        except MaemiError as error:
-            yield b"data: " + error_body(error.message, code=error.code, kind="server_error") + b"\n\n"
-            return
+            return work()
         finally:
-            items.stop()
-        yield self._chunk({}, finish_reason=self._finish_reason(), extra={"x-micrograph": self.evidence})
-        if self._ask.include_usage:
-            yield _event(self._head("chat.completion.chunk", []) | {"usage": self._usage()})
-        yield b"data: [DONE]\n\n"
+            desk.gate.leave()
 
-    def _chunk(
-        self, delta: dict[str, str], *, finish_reason: str | None = None, extra: dict[str, Any] | None = None
-    ) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        usage = {"usage": None} if self._ask.include_usage else {}
-        return _event(self._head("chat.completion.chunk", [choice]) | usage | (extra or {}))
+    done = await asyncio.to_thread(hold)
+    return JSONResponse(done.model_dump(mode="json") if isinstance(done, BaseModel) else done)
 
-    def _head(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": self._created,
-            "model": self._desk.answerer.name,
-            "choices": choices,
-        }
 
-    def _usage(self) -> dict[str, int]:
-        count = self._desk.count_tokens
-        asked = sum(count(text) for text in (*(turn.text for turn in self._ask.history), self._ask.text))
-        said = count("".join(self._said))
-        return {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
-
-    def _finish_reason(self) -> str:
-        said = self._desk.count_tokens("".join(self._said))
-        return "length" if said >= self._ask.max_tokens else "stop"
+def _user(request: Request) -> str:
+    return str(request.state.user) if hasattr(request.state, "user") else "local"
 
 
 class _Bodies:
@@ -227,7 +236,7 @@ class _Bodies:
             raise ApiError(503, "busy", "Too much is being uploaded at once. Try again in a few seconds.")
 
 
-async def _whole(reply: _Reply, items: Relay[str | Evidence], request: Request) -> Response:
+async def _whole(reply: ChatAnswer, items: Relay[Said], request: Request) -> Response:
     try:
         async for item in items:
             reply.take(item)
@@ -240,7 +249,7 @@ async def _whole(reply: _Reply, items: Relay[str | Evidence], request: Request) 
 
 def _question(ask: Ask, read: Reader | None) -> Question:
     return Question(
-        images=read_images(ask.images, pixel_size_nm=ask.pixel_size_nm, read=read),
+        images=[read_picture(picture, pixel_size_nm=ask.pixel_size_nm, read=read) for picture in ask.images],
         text=ask.text,
         history=ask.history,
         aux=ask.description,
@@ -278,7 +287,3 @@ def _error(status: int, message: str, *, code: str, param: str | None = None) ->
     body = error_body(message, code=code, kind=kind_of(status), param=param)
     headers = {"retry-after": str(RETRY_AFTER_S)} if status in (429, 503) else None
     return Response(body, status_code=status, media_type="application/json", headers=headers)
-
-
-def _event(payload: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(payload, ensure_ascii=False).encode() + b"\n\n"

@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from assistant.chat import CAPTION_PROMPT, Message
+from serve.shapes import MAX_IMAGES, ChatMessage, ChatRequest, Sidecar
 
-MAX_MESSAGES = 200
-MAX_TEXT = 16_000
-"""Longest text of one message [characters]."""
-MAX_IMAGES = 16
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_ANSWER_TOKENS = 1024
 DEFAULT_ANSWER_TOKENS = 128
-DATA_URI = re.compile(r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream);base64,", re.IGNORECASE)
+MOST_VALUES = 200_000
+"""Most commas of a body: what a parser builds costs more than what it reads."""
+DATA_URI = re.compile(
+    r"\s*data:(?:image/[a-z0-9.+-]{1,40}|application/octet-stream)?(?:;[a-z0-9-]+=[^;,]{0,100}){0,4};base64,",
+    re.IGNORECASE,
+)
+BLANK = re.compile(r"[\s\u00a0]+|%0[AaDd]|%20")
 SURROGATE = re.compile("[\ud800-\udfff]")
+Body = TypeVar("Body", bound=BaseModel)
 
 
 class ApiError(Exception):
@@ -37,12 +42,20 @@ class ApiError(Exception):
 
 
 @dataclass(frozen=True)
+class Picture:
+    """The bytes of a picture and the side-car that was sent with it."""
+
+    data: bytes
+    sidecar: Sidecar | None = None
+
+
+@dataclass(frozen=True)
 class Ask:
     """A checked request."""
 
     model: str
-    images: tuple[bytes, ...]
-    """Bytes of all pictures of the conversation, in order."""
+    images: tuple[Picture, ...]
+    """All pictures of the conversation, in order."""
     text: str
     history: tuple[Message, ...]
     description: str | None
@@ -54,112 +67,26 @@ class Ask:
     seed: int
     stream: bool
     include_usage: bool
+    choices: int
+    top_logprobs: int | None
+    """Alternatives of each token to tell; None tells no log-probabilities."""
+    form: Literal["text", "json_object"] | Mapping[str, Any]
+    """What the answer has to be: text, some JSON, or JSON of a schema."""
     notes: tuple[str, ...]
     """What of the request has no effect here; told to the client as warnings."""
 
 
-class _Wire(BaseModel):
-    """Base of the shapes on the wire: no type is guessed, keys that other servers take are let pass."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=True)
-
-
-class _Text(_Wire):
-    type: Literal["text"]
-    text: Annotated[str, Field(max_length=MAX_TEXT)]
-
-
-class _ImageUrl(_Wire):
-    url: str
-
-
-class _Picture(_Wire):
-    type: Literal["image_url"]
-    image_url: _ImageUrl
-
-
-Part = Annotated[_Text | _Picture, Field(discriminator="type")]
-
-
-class _ChatMessage(_Wire):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: list[Part]
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _plain_text_is_one_part(cls, content: Any) -> Any:
-        return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-    @property
-    def text(self) -> str:
-        return "\n".join(part.text.strip() for part in self.content if isinstance(part, _Text)).strip()
-
-    @property
-    def urls(self) -> list[str]:
-        return [part.image_url.url for part in self.content if isinstance(part, _Picture)]
-
-
-class _StreamOptions(_Wire):
-    include_usage: bool = False
-
-
-class _ResponseFormat(_Wire):
-    type: Literal["text"]
-
-
-class _Extension(_Wire):
-    """What micrographs need and the protocol has no word for."""
-
-    description: Annotated[str, Field(max_length=2000)] | None = None
-    pixel_size_nm: Annotated[float, Field(ge=1e-4, le=1e7)] | None = None
-
-
-Limit = Annotated[int, Field(ge=1, le=MAX_ANSWER_TOKENS)]
-Stop = Annotated[str, Field(min_length=1, max_length=64)]
-
-
-class _ChatRequest(_Wire):
-    model: Annotated[str, Field(max_length=200)]
-    messages: Annotated[list[_ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    max_tokens: Limit | None = None
-    max_completion_tokens: Limit | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    stop: Annotated[list[Stop], Field(max_length=4)] | None = None
-    n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    response_format: _ResponseFormat | None = None
-    extension: Annotated[_Extension, Field(alias="x-micrograph")] = _Extension()
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_stop_is_a_list(cls, stop: Any) -> Any:
-        return [stop] if isinstance(stop, str) else stop
-
-    @model_validator(mode="after")
-    def _ends_with_the_user(self) -> _ChatRequest:
-        if self.messages[-1].role != "user":
-            raise ValueError("the last message must be by the user")
-        return self
-
-
 def parse_request(body: bytes) -> Ask:
-    """Check a request body. Raises ApiError, 400, for whatever is wrong with it."""
-    tree = _load(body)
-    try:
-        request = _ChatRequest.model_validate(tree)
-    except ValidationError as invalid:
-        _refuse(invalid)
+    """Check a request body. Raises ApiError, 400, for whatever is wrong with it. Blocks: run it in a thread."""
+    request = parse_body(body, ChatRequest)
     turns = _turns(request.messages)
-    images = tuple(_decode(url) for message in request.messages for url in message.urls)
-    if not images:
-        raise ApiError(400, "no_image", "The conversation shows no micrograph. Add an image_url part.", "messages")
-    if len(images) > MAX_IMAGES:
+    parts = [part for message in request.messages for part in message.pictures]
+    if len(parts) > MAX_IMAGES:
         raise ApiError(400, "too_many_images", f"More than {MAX_IMAGES} images in one conversation.", "messages")
+    images = tuple(Picture(decode_image(part.image_url.url), part.extension.sidecar) for part in parts)
+    if not turns or turns[-1].role != "user" or not (turns[-1].text or images):
+        raise ApiError(400, "invalid_value", "messages: the user asks nothing. End with a user's message.", "messages")
+    wanted = request.max_completion_tokens or request.max_tokens or DEFAULT_ANSWER_TOKENS
     return Ask(
         model=request.model,
         images=images,
@@ -167,25 +94,69 @@ def parse_request(body: bytes) -> Ask:
         history=tuple(turns[:-1]),
         description=request.extension.description,
         pixel_size_nm=request.extension.pixel_size_nm,
-        max_tokens=request.max_completion_tokens or request.max_tokens or DEFAULT_ANSWER_TOKENS,
-        stop=tuple(request.stop or ()),
+        max_tokens=min(wanted, MAX_ANSWER_TOKENS),
+        stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
         temperature=request.temperature or 0.0,
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=(request.seed or 0) % 2**63,
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
-        notes=tuple(_notes(request)),
+        choices=request.n or 1,
+        top_logprobs=request.top_logprobs or 0 if request.logprobs else None,
+        form=_form(request),
+        notes=tuple(_notes(request, wanted)),
     )
 
 
-def _load(body: bytes) -> Any:
+def parse_body(body: bytes, shape: type[Body]) -> Body:
+    """A request body as one of the shapes. Raises ApiError, 400, with the place and what is wrong there."""
+    tree = _load(body)
     try:
-        tree = json.loads(body, parse_constant=_no_constant, parse_float=_finite)
+        return shape.model_validate(tree)
+    except ValidationError as invalid:
+        _refuse(invalid)
+
+
+def decode_image(url: str) -> bytes:
+    """Bytes of a `data:` URI, however a client writes it; everything else is refused unopened. Raises ApiError."""
+    match = DATA_URI.match(url)
+    if not match:
+        is_data = url.lstrip()[:5].lower() == "data:"
+        code, what = (
+            ("not_an_image", "The data: URI is no image in base64. Write data:image/png;base64,....")
+            if is_data
+            else ("image_url_refused", "Images come as data: URIs (data:image/tiff;base64,...); URLs are not fetched.")
+        )
+        raise ApiError(400, code, what, "messages")
+    if len(url) * 3 // 4 > MAX_IMAGE_BYTES:
+        raise ApiError(400, "image_too_large", f"An image is larger than {MAX_IMAGE_BYTES // 2**20} MiB.", "messages")
+    text = BLANK.sub("", url[match.end() :]).rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(400, "bad_base64", "The data: URI of an image is not valid base64.", "messages") from None
+
+
+def _load(body: bytes) -> Any:
+    if body.count(b",") > MOST_VALUES:
+        raise ApiError(400, "too_many_values", f"The body holds more than {MOST_VALUES} values. Send less at once.")
+    try:
+        tree = from_json(body, allow_inf_nan=False, cache_strings="none")
     except (ValueError, RecursionError):
-        raise ApiError(400, "bad_json", "The body is not valid JSON.") from None
+        tree = _load_with_surrogates(body)
     if not isinstance(tree, dict):
         raise ApiError(400, "bad_json", "The body must be a JSON object.")
     return tree
+
+
+def _load_with_surrogates(body: bytes) -> Any:
+    """Half characters are JSON to Python alone: they are read, so that their place can be named."""
+    import json
+
+    try:
+        return json.loads(body, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError):
+        raise ApiError(400, "bad_json", "The body is not valid JSON.") from None
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -208,42 +179,54 @@ def _refuse(invalid: ValidationError) -> NoReturn:
     raise ApiError(400, "invalid_value", SURROGATE.sub("?", message), place or None) from None
 
 
-def _turns(messages: list[_ChatMessage]) -> list[Message]:
-    """Alternating turns, the user first: neighbours of one role are joined, system texts left out."""
+def _turns(messages: list[ChatMessage]) -> list[Message]:
+    """Alternating turns, the user first: neighbours of one role are joined; what only an assistant said before is not
+    asked about, and system texts and replies of tools are left out."""
     turns: list[Message] = []
     for message in messages:
-        if message.role in ("system", "developer"):
-            continue
-        role: Literal["user", "assistant"] = "user" if message.role == "user" else "assistant"
         if SURROGATE.search(message.text) or "\0" in message.text:
             raise ApiError(400, "invalid_value", "A message holds characters that are not text.", "messages")
-        if role == "assistant" and (not turns or message.urls):
-            raise ApiError(400, "bad_order", "A conversation begins with the user, who alone shows images.", "messages")
-        turn = Message(role, message.text, images=len(message.urls))
+        if message.role not in ("user", "assistant"):
+            continue
+        role: Literal["user", "assistant"] = "user" if message.role == "user" else "assistant"
+        if role == "assistant" and message.pictures:
+            raise ApiError(400, "bad_order", "Only the user shows images.", "messages")
+        if role == "assistant" and (not turns or not message.text):
+            continue  # a greeting, or an empty turn of a client that called a tool
+        turn = Message(role, message.text, images=len(message.pictures))
         if turns and turns[-1].role == role:
             before = turns.pop()
             turn = Message(role, f"{before.text}\n{turn.text}".strip(), images=before.images + turn.images)
         turns.append(turn)
+    if turns and turns[-1].role == "assistant":  # a client that wants its own beginning continued: answered anew
+        turns.pop()
     return turns
 
 
-def _decode(url: str) -> bytes:
-    """Bytes of a `data:` URI; everything else is refused unopened."""
-    match = DATA_URI.match(url)
-    if not match:
-        raise ApiError(
-            400, "image_url_refused", "Images come as data: URIs (data:image/tiff;base64,...); URLs are not fetched.",
-            "messages",
-        )  # fmt: skip
-    if len(url) * 3 // 4 > MAX_IMAGE_BYTES:
-        raise ApiError(400, "image_too_large", f"An image is larger than {MAX_IMAGE_BYTES // 2**20} MiB.", "messages")
-    try:
-        return base64.b64decode(url[match.end() :], validate=True)
-    except (binascii.Error, ValueError):
-        raise ApiError(400, "bad_base64", "The data: URI of an image is not valid base64.", "messages") from None
+def _form(request: ChatRequest) -> Literal["text", "json_object"] | Mapping[str, Any]:
+    wanted = request.response_format
+    if wanted is None or wanted.type == "text":
+        return "text"
+    if wanted.type == "json_object":
+        return "json_object"
+    if wanted.json_schema is None:
+        raise ApiError(400, "invalid_value", "response_format.json_schema: there is no schema.", "response_format")
+    return wanted.json_schema.schema_
 
 
-def _notes(request: _ChatRequest) -> list[str]:
+def _notes(request: ChatRequest, wanted: int) -> list[str]:
+    notes = []
     if any(message.role in ("system", "developer") for message in request.messages):
-        return ["system messages have no effect; describe the sample in x-micrograph.description"]
-    return []
+        notes.append("system messages have no effect; describe the sample in x-micrograph.description")
+    if wanted > MAX_ANSWER_TOKENS:
+        notes.append(f"an answer has at most {MAX_ANSWER_TOKENS} tokens here")
+    if request.logprobs:
+        notes.append("log-probabilities are those of the student's draft, before it was held against the facts")
+    ignored = [
+        name
+        for name in ("tools", "functions", "logit_bias", "frequency_penalty", "presence_penalty")
+        if getattr(request, name)
+    ]
+    if ignored:
+        notes.append(f"{', '.join(ignored)}: accepted, without effect")
+    return notes

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from assistant.micrograph import Micrograph
 
-PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
+PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 SIDECARS = (".txt", ".hdr")
 SHOWN_SIDE = 1024
 """Longest side of a picture as it is shown [px]."""

@@ -36,14 +36,25 @@ class MeasuringAssistant:
         aux: str | None = None,
         max_new_tokens: int = 128,
         sampling: Any = None,
+        watch: Any = None,
+        top: int = 0,
     ) -> Iterator[str]:
+        from assistant.generation import Token
+
         self.asked.append((len(images), question, tuple(history), aux))
         facts = [self.facts_of(image) for image in images]
         told = f"Turn {len(history) // 2 + 1}, {len(images)} image(s). " + " ".join(f.line() for f in facts)
         for word in told.split()[:max_new_tokens]:
             time.sleep(self.pause_s)
             self.words += 1
+            if watch:
+                watch(Token(word + " ", -0.5, ((word + " ", -0.5), ("the", -1.5))[:top]))
             yield word + " "
+
+    def embed(self, *, images: Sequence[Any] = (), texts: Sequence[str] = ()) -> tuple[Any, Any]:
+        grey = [[float(micrograph(i).pixels.mean()), 1.0, 0.0] for i in images]
+        words = [[float(len(text)), 0.0, 1.0] for text in texts]
+        return tuple(np.array(rows, np.float32).reshape(-1, 3) for rows in (grey, words))  # type: ignore[return-value]
 
     def caption(self, images: Sequence[Any]) -> list[str]:
         return [f"{micrograph(i).metadata_line()}; {self.facts_of(i).line()}" for i in images]

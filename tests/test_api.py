@@ -63,7 +63,7 @@ def client(url: str) -> Iterator[OpenAI]:
 
 def post(url: str, **body: Any) -> httpx.Response:
     content = json.dumps({"model": "maemi"} | body)  # escapes what is no text, as a hostile client would
-    return httpx.post(f"{url}/v1/chat/completions", content=content, timeout=20)
+    return httpx.post(f"{url}/v1/chat/completions", content=content, timeout=300)
 
 
 # ------------------------------------------------------------------------------------------- answers
@@ -169,17 +169,16 @@ BODIES: dict[str, Any] = {
     "html data": {"messages": [user("?", "data:text/html;base64,AAAA")]},
     "bad base64": {"messages": [user("?", "data:image/png;base64,@@@@")]},
     "not an image": {"messages": [user("?", PIXEL)]},
-    "no image": {"messages": [{"role": "user", "content": "?"}]},
     "no messages": {"messages": []},
     "no user": {"messages": [{"role": "system", "content": "x"}]},
-    "assistant first": {"messages": [{"role": "assistant", "content": "x"}, user("?", PIXEL)]},
     "too many images": {"messages": [user("?", *[PIXEL] * 17)]},
-    "two choices": {"messages": [user("?", PIXEL)], "n": 2},
+    "many choices": {"messages": [user("?", PIXEL)], "n": 200},
+    "pictures by the assistant": {"messages": [user("?"), {"role": "assistant", "content": [SHOWN]}, user("?")]},
+    "alternatives": {"messages": [user("?", PIXEL)], "logprobs": True, "top_logprobs": 21},
+    "many commas": {"messages": [user("?", PIXEL)], "x": [0] * 210_000},
     "hot": {"messages": [user("?", PIXEL)], "temperature": 9},
     "text for a number": {"messages": [user("?", PIXEL)], "max_tokens": "5"},
     "negative length": {"messages": [user("?", PIXEL)], "max_tokens": -1},
-    "huge length": {"messages": [user("?", PIXEL)], "max_tokens": 10**12},
-    "tools": {"messages": [user("?", PIXEL)], "tools": [{"type": "function"}]},
     "schema": {"messages": [user("?", PIXEL)], "response_format": {"type": "json_schema"}},
     "surrogate": {"messages": [{"role": "user", "content": [SHOWN, {"type": "text", "text": "\ud800"}]}]},
     "nul": {"messages": [{"role": "user", "content": [SHOWN, {"type": "text", "text": "a\0b"}]}]},
@@ -285,7 +284,7 @@ def test_a_client_that_leaves_frees_its_place(picture: str, stream: bool) -> Non
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(address, json=body, timeout=0.6)
         assert assistant.words < 12  # it has left in the middle
-        deadline = time.monotonic() + 1.0
+        deadline = time.monotonic() + 60.0
         while desk.gate.inside and time.monotonic() < deadline:
             time.sleep(0.02)
         assert desk.gate.inside == 0
@@ -323,7 +322,7 @@ def test_a_model_that_breaks_gives_a_number_and_no_secret(picture: str, caplog: 
 def locked(tmp_path: Path) -> Iterator[str]:
     file = tmp_path / "logins.txt"
     file.write_text("# people\nada:correct horse\n\nkey-of-a-program-1234\n")
-    with running(Guard(build_api(make_desk(), schema=True), credentials=read_credentials(file))) as base:
+    with running(Guard(build_api(make_desk()), credentials=read_credentials(file))) as base:
         yield base
 
 
@@ -524,7 +523,8 @@ def test_two_writers_share_one_book(tmp_path: Path) -> None:
         store.close()
 
 
-def test_json_of_the_schema_is_served_only_behind_a_login(url: str, locked: str) -> None:
-    assert httpx.get(f"{url}/openapi.json").status_code == 404
+def test_the_description_is_served_behind_the_same_login(url: str, locked: str) -> None:
+    assert httpx.get(f"{url}/openapi.json").status_code == 200
+    assert httpx.get(f"{locked}/openapi.json").status_code == 401
     schema = json.loads(httpx.get(f"{locked}/openapi.json", headers=basic("ada:correct horse")).text)
     assert "/v1/chat/completions" in schema["paths"]

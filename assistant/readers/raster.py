@@ -1,4 +1,4 @@
-"""PNG, JPEG and BMP pixels through Pillow, one named format at a time. Knows nothing about vendors."""
+"""PNG, JPEG, BMP, WebP and GIF pixels through Pillow, one named format at a time. Knows nothing about vendors."""
 
 import io
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_siz
 if TYPE_CHECKING:
     from PIL import Image
 
-MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP"}
+_MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF87a": "GIF", b"GIF89a": "GIF"}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 _CHANNELS = {"RGB": 3, "YCbCr": 3, "LAB": 3, "RGBA": 4, "RGBX": 4, "CMYK": 4, "LA": 2, "PA": 2}
 _BYTES = {"I": 4, "F": 4}
 _EXIF_ORIENTATION = 0x0112
@@ -22,8 +23,15 @@ _MAX_METADATA = 2**22  # bytes of a JPEG before its picture: Pillow joins segmen
 _MAX_SCANNED = 2**31  # pixels times progressive scans: every scan of a JPEG goes over the whole picture again
 
 
+def kind_of(data: bytes) -> str | None:
+    """The format that the first bytes name, None for none of these."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+
+
 def decode(data: bytes, kind: str, page: int | None, limits: ReadLimits) -> Frame:
-    """The picture as upright grey values; `kind` is "PNG", "JPEG" or "BMP". Raises MicrographError."""
+    """The picture as upright grey values, of a moving one the first; `kind` as of `kind_of`. Raises MicrographError."""
     if page not in (None, 0):
         raise MicrographError("no_such_page", f"Page {page} was asked for; a {kind} has only page 0.")
     from PIL import Image
