@@ -19,6 +19,7 @@ TITLE_WORDS = 6
 _TASK = re.compile(r"^\s*#+\s*task\b", re.IGNORECASE)
 _HISTORY = re.compile(r"<chat_history>(.*?)(?:</chat_history>|\Z)", re.IGNORECASE | re.DOTALL)
 _USER_LINE = re.compile(r"^\s*(?:user|human)\s*:\s*(.+)$", re.IGNORECASE | re.MULTILINE)
+_EMOJI = re.compile(r"\byour task\b.{0,200}\bemoji\b", re.IGNORECASE | re.DOTALL)
 _KEY = re.compile(r'"(title|tags|follow_ups|queries|text)"\s*:')
 _SAYS_TITLE = re.compile(
     r"\btitle\b.{0,80}\b(?:chat|conversation|thread)\b|\b(?:chat|conversation|thread)\b.{0,80}\btitle\b",
@@ -45,6 +46,8 @@ def answer_without_picture(text: str, earlier: str = "") -> str:
         }
         if asked:
             return json.dumps({asked[0]: makers[asked[0]]()}, ensure_ascii=False)
+    if _EMOJI.search(text):
+        return "\N{MICROSCOPE}"
     if _SAYS_TITLE.search(text) and (said or earlier):
         return subject
     return NO_PICTURE

@@ -199,6 +199,7 @@ def test_tasks_of_a_chat_client_get_json_of_their_shape(url: str, key: str, stre
 def test_a_greeting_gets_one_honest_sentence(client: OpenAI) -> None:
     reply = client.chat.completions.create(model="maemi", messages=[{"role": "user", "content": "hi"}])
     assert reply.choices[0].message.content == NO_PICTURE
+    assert answer_without_picture("Your task is to find one emoji for this message.") == "\N{MICROSCOPE}"
     assert (
         answer_without_picture("Give this conversation a title.", "How wide are the lines?") == "How wide are the lines"
     )
