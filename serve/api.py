@@ -49,6 +49,8 @@ BODY_LIMIT = 96 * 2**20
 BUFFER_LIMIT = 512 * 2**20
 """Largest sum of the bodies being read at one time [byte]."""
 BODY_DEADLINE_S = 60.0
+ALIAS = "maemi"
+"""A name that every server's model has."""
 log = logging.getLogger("maemi.api")
 REASONS = {
     400: "The request is wrong; `param` says where.",
@@ -161,7 +163,7 @@ def build_api(desk: Desk) -> FastAPI:
         raise HTTPException(405 if f"/v1/{rest}" in known else 404)
 
     _add_error_handlers(api)
-    api.openapi = partial(_described, api)  # type: ignore[method-assign]
+    api.openapi = partial(_described, api, [desk.answerer.name, ALIAS])  # type: ignore[method-assign]
     return api
 
 
@@ -176,13 +178,15 @@ def _takes(shape: type[BaseModel]) -> dict[str, Any]:
     return {"responses": _errors(400, 401, 404, 408, 413, 429, 500, 503), "openapi_extra": {"requestBody": body}}
 
 
-def _described(api: FastAPI) -> dict[str, Any]:
-    """`/openapi.json`, with the shapes of the bodies that the routes read themselves."""
+def _described(api: FastAPI, models: list[str]) -> dict[str, Any]:
+    """`/openapi.json`, with the shapes of the bodies that the routes read themselves and the models there are."""
     if api.openapi_schema is None:
         document = get_openapi(title=api.title, version=api.version, routes=api.routes)
         shapes = [(shape, "validation") for shape in (ChatRequest, EmbeddingRequest, ClassificationRequest)]
         _, definitions = models_json_schema(shapes, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
         document["components"]["schemas"] |= definitions["$defs"]
+        for shape, _ in shapes:
+            document["components"]["schemas"][shape.__name__]["properties"]["model"]["enum"] = models
         api.openapi_schema = document
     return api.openapi_schema
 
@@ -262,7 +266,7 @@ def _question(ask: Ask, read: Reader | None) -> Question:
 
 
 def _check_model(name: str, desk: Desk) -> None:
-    if name not in (desk.answerer.name, "maemi"):
+    if name not in (desk.answerer.name, ALIAS):
         raise ApiError(404, "model_not_found", f"This server has one model: {desk.answerer.name}.", "model")
 
 
