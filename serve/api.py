@@ -12,27 +12,25 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from assistant.errors import ConfigError, MaemiError, MicrographError, ServerError
 from serve.answering import Answerer, Evidence, Question, Reader, answer, read_images
+from serve.bodies import Bodies
 from serve.conversation import ApiError, Ask, parse_request
 from serve.gate import RETRY_AFTER_S, Gate, Relay
 from serve.guard import error_body, kind_of
+from serve.methods import WrongMethod
+from serve.metrics import Metrics
 
 if TYPE_CHECKING:
     from serve.store import AnswerStore
 
-BODY_LIMIT = 96 * 2**20
-"""Largest JSON body [byte]: four frames of 4k x 3k and 16 bit in base64."""
-BUFFER_LIMIT = 512 * 2**20
-"""Largest sum of the bodies being read at one time [byte]."""
-BODY_DEADLINE_S = 60.0
 log = logging.getLogger("maemi.api")
 HTTP_MESSAGES = {404: "There is nothing at this path.", 405: "This path does not take that method."}
 
@@ -47,6 +45,11 @@ class Desk:
     store: AnswerStore | None = None
     read: Reader | None = None
     """How uploads are read: in a sandbox, or in this process if None."""
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What is counted of all this."""
+        return Metrics(self.gate)
 
     def answer(self, question: Question, *, user: str) -> Iterator[str | Evidence]:
         """Answer, and enter what was said into the book however it ended."""
@@ -69,7 +72,8 @@ class Desk:
             self.record(question, "".join(said), user=user, outcome=outcome)
 
     def record(self, question: Question, said: str, *, user: str, outcome: str) -> None:
-        """Enter one answer into the book, where there is one."""
+        """Count one answer, and enter it into the book where there is one."""
+        self.metrics.answer(outcome)
         if self.store:
             self.store.record(
                 user=user,
@@ -85,7 +89,7 @@ def build_api(desk: Desk, *, schema: bool = False) -> FastAPI:
     """The application with `/healthz` and `/v1`; `schema` also serves `/openapi.json`."""
     api = FastAPI(title="MAEMI", docs_url=None, redoc_url=None, openapi_url="/openapi.json" if schema else None)
     card = {"id": desk.answerer.name, "object": "model", "created": int(time.time()), "owned_by": "maemi"}
-    bodies = _Bodies()
+    bodies = Bodies()
 
     @api.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -102,7 +106,7 @@ def build_api(desk: Desk, *, schema: bool = False) -> FastAPI:
 
     @api.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        ask = parse_request(await bodies.read(request))
+        ask = await bodies.parse(request, parse_request)
         _check_model(ask.model, desk)
         await desk.gate.enter()
         try:
@@ -117,6 +121,9 @@ def build_api(desk: Desk, *, schema: bool = False) -> FastAPI:
             headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
             return StreamingResponse(reply.events(items), media_type="text/event-stream", headers=headers)
         return await _whole(reply, items, request)
+
+    api.add_route("/metrics", desk.metrics.reply, include_in_schema=False)
+    api.router.routes.append(WrongMethod(api.routes))
 
     @api.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def elsewhere(rest: str) -> Response:
@@ -194,37 +201,6 @@ class _Reply:
     def _finish_reason(self) -> str:
         said = self._desk.count_tokens("".join(self._said))
         return "length" if said >= self._ask.max_tokens else "stop"
-
-
-class _Bodies:
-    """Reads request bodies within limits on each, on the time they take, and on all of them together."""
-
-    def __init__(self) -> None:
-        self._held = 0
-
-    async def read(self, request: Request) -> bytes:
-        """The whole body. Raises ApiError 413, 408 or 503."""
-        body, counted = bytearray(), 0
-        try:
-            async with asyncio.timeout(BODY_DEADLINE_S):
-                async for chunk in request.stream():
-                    body += chunk
-                    self._held += len(chunk)
-                    counted += len(chunk)
-                    self._check(len(body))
-        except TimeoutError:
-            raise ApiError(408, "too_slow", "The body came too slowly. Try again.") from None
-        except ClientDisconnect:
-            raise ApiError(400, "disconnected", "The client went away before the body was complete.") from None
-        finally:
-            self._held -= counted
-        return bytes(body)
-
-    def _check(self, length: int) -> None:
-        if length > BODY_LIMIT:
-            raise ApiError(413, "too_large", f"The body is larger than {BODY_LIMIT // 2**20} MiB.")
-        if self._held > BUFFER_LIMIT:
-            raise ApiError(503, "busy", "Too much is being uploaded at once. Try again in a few seconds.")
 
 
 async def _whole(reply: _Reply, items: Relay[str | Evidence], request: Request) -> Response:

@@ -266,7 +266,7 @@ def build_page(desk: Desk) -> gr.Blocks:
 def build_app(desk: Desk, *, credentials: Credentials | None = None) -> App:
     """The whole server: API and page behind the guard."""
     api = build_api(desk, schema=credentials is not None)
-    return Guard(mount(api, build_page(desk)), credentials=credentials)
+    return Guard(mount(api, build_page(desk)), credentials=credentials, metrics=desk.metrics)
 
 
 def mount(server: Starlette, page: gr.Blocks, *, looks: str = "") -> Starlette:
