@@ -11,25 +11,26 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from assistant.errors import ConfigError, MaemiError, MicrographError, ServerError
 from serve.answering import Answerer, Evidence, Question, Reader, answer
+from serve.bodies import Bodies
 from serve.chat_answer import ChatAnswer, Said
 from serve.conversation import ApiError, Ask, parse_body, parse_request
 from serve.gate import RETRY_AFTER_S, Gate, Relay
 from serve.guard import error_body, kind_of
+from serve.methods import WrongMethod
+from serve.metrics import Metrics
 from serve.pictures import classify, embed, read_picture
 from serve.shapes import (
     ChatReply,
@@ -44,11 +45,6 @@ from serve.shapes import (
 if TYPE_CHECKING:
     from serve.store import AnswerStore
 
-BODY_LIMIT = 96 * 2**20
-"""Largest JSON body [byte]: four frames of 4k x 3k and 16 bit in base64."""
-BUFFER_LIMIT = 512 * 2**20
-"""Largest sum of the bodies being read at one time [byte]."""
-BODY_DEADLINE_S = 60.0
 ALIAS = "maemi"
 """A name that every server's model has."""
 log = logging.getLogger("maemi.api")
@@ -76,6 +72,11 @@ class Desk:
     read: Reader | None = None
     """How uploads are read: in a sandbox, or in this process if None."""
 
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What is counted of all this."""
+        return Metrics(self.gate)
+
     def answer(self, question: Question, *, user: str) -> Iterator[str | Evidence]:
         """Answer, and enter what was said into the book however it ended."""
         said: list[str] = []
@@ -97,7 +98,8 @@ class Desk:
             self.record(question, "".join(said), user=user, outcome=outcome)
 
     def record(self, question: Question, said: str, *, user: str, outcome: str) -> None:
-        """Enter one answer into the book, where there is one."""
+        """Count one answer, and enter it into the book where there is one."""
+        self.metrics.answer(outcome)
         if self.store:
             self.store.record(
                 user=user,
@@ -113,7 +115,7 @@ def build_api(desk: Desk) -> FastAPI:
     """The application with `/healthz`, `/v1` and `/openapi.json`."""
     api = FastAPI(title="MAEMI", docs_url=None, redoc_url=None, openapi_url="/openapi.json", version=version("maemi"))
     card = {"id": desk.answerer.name, "object": "model", "created": int(time.time()), "owned_by": "maemi"}
-    bodies = _Bodies()
+    bodies = Bodies()
 
     @api.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -130,7 +132,7 @@ def build_api(desk: Desk) -> FastAPI:
 
     @api.post("/v1/chat/completions", response_model=ChatReply, **_takes(ChatRequest))
     async def chat_completions(request: Request) -> Response:
-        ask = await asyncio.to_thread(parse_request, await bodies.read(request))
+        ask = await bodies.parse(request, parse_request)
         _check_model(ask.model, desk)
         await desk.gate.enter()
         try:
@@ -147,20 +149,22 @@ def build_api(desk: Desk) -> FastAPI:
 
     @api.post("/v1/embeddings", response_model=EmbeddingReply, **_takes(EmbeddingRequest))
     async def embeddings(request: Request) -> Response:
-        asked = await asyncio.to_thread(parse_body, await bodies.read(request), EmbeddingRequest)
+        asked = await bodies.parse(request, partial(parse_body, shape=EmbeddingRequest))
         _check_model(asked.model, desk)
         return await _at_the_gate(desk, partial(embed, asked, desk))
 
     @api.post("/v1/classifications", response_model=ClassificationReply, **_takes(ClassificationRequest))
     async def classifications(request: Request) -> Response:
-        asked = await asyncio.to_thread(parse_body, await bodies.read(request), ClassificationRequest)
+        asked = await bodies.parse(request, partial(parse_body, shape=ClassificationRequest))
         _check_model(asked.model, desk)
         return await _at_the_gate(desk, partial(classify, asked, desk))
 
+    api.add_route("/metrics", desk.metrics.reply, include_in_schema=False)
+    api.router.routes.append(WrongMethod(api.routes))
+
     @api.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def elsewhere(rest: str) -> Response:
-        known = {route.path: route.methods for route in api.routes if isinstance(route, APIRoute)}
-        raise HTTPException(405 if f"/v1/{rest}" in known else 404)
+        raise HTTPException(404)
 
     _add_error_handlers(api)
     api.openapi = partial(_described, api, [desk.answerer.name, ALIAS])  # type: ignore[method-assign]
@@ -207,37 +211,6 @@ async def _at_the_gate(desk: Desk, work: Callable[[], BaseModel | dict[str, Any]
 
 def _user(request: Request) -> str:
     return str(request.state.user) if hasattr(request.state, "user") else "local"
-
-
-class _Bodies:
-    """Reads request bodies within limits on each, on the time they take, and on all of them together."""
-
-    def __init__(self) -> None:
-        self._held = 0
-
-    async def read(self, request: Request) -> bytes:
-        """The whole body. Raises ApiError 413, 408 or 503."""
-        body, counted = bytearray(), 0
-        try:
-            async with asyncio.timeout(BODY_DEADLINE_S):
-                async for chunk in request.stream():
-                    body += chunk
-                    self._held += len(chunk)
-                    counted += len(chunk)
-                    self._check(len(body))
-        except TimeoutError:
-            raise ApiError(408, "too_slow", "The body came too slowly. Try again.") from None
-        except ClientDisconnect:
-            raise ApiError(400, "disconnected", "The client went away before the body was complete.") from None
-        finally:
-            self._held -= counted
-        return bytes(body)
-
-    def _check(self, length: int) -> None:
-        if length > BODY_LIMIT:
-            raise ApiError(413, "too_large", f"The body is larger than {BODY_LIMIT // 2**20} MiB.")
-        if self._held > BUFFER_LIMIT:
-            raise ApiError(503, "busy", "Too much is being uploaded at once. Try again in a few seconds.")
 
 
 async def _whole(reply: ChatAnswer, items: Relay[Said], request: Request) -> Response:

@@ -233,7 +233,7 @@ def build_page(desk: Desk) -> Blocks:
 def build_app(desk: Desk, *, credentials: Credentials | None = None) -> App:
     """The whole server: API and page behind the guard."""
     api = build_api(desk)
-    return Guard(mount(api, build_page(desk)), credentials=credentials)
+    return Guard(mount(api, build_page(desk)), credentials=credentials, metrics=desk.metrics)
 
 
 def _chat_tab(page: Page) -> None:

@@ -12,8 +12,9 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import Abort, Exit, TyperException
@@ -33,33 +34,38 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 7860,
     auth: Annotated[Path | None, typer.Option(help="File with one user:password or key per line.")] = None,
     store: Annotated[Path | None, typer.Option(help="SQLite file that keeps every answer.")] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="Proxy that tells the clients' addresses; a network too."),
+    ] = None,
 ) -> None:
-    """Serve the page at /, the OpenAI-compatible API at /v1, and /healthz.
+    """Serve the page at /, the OpenAI-compatible API at /v1, /healthz and /metrics.
 
     \b
     Example:
-      maemi serve --host 0.0.0.0 --auth logins.txt
+      maemi serve --host 0.0.0.0 --auth logins.txt --trusted-proxy 10.0.0.2
     """
-    from serve.server import admit
+    from serve.server import admit, bind, parse_proxies, run_server, signals_last
 
-    credentials = admit(host, auth)
-    from serve.api import Desk
-    from serve.app import build_app
-    from serve.gate import Gate
-    from serve.sandbox import Sandbox
-    from serve.server import run_server
-    from serve.store import AnswerStore
+    credentials, proxies = admit(host, auth), parse_proxies(trusted_proxy or ())
+    logging.getLogger("maemi").setLevel(logging.WARNING)
+    listener = bind(host, port)  # a port that is taken is told before the model is loaded
+    with listener, signals_last(), tempfile.TemporaryDirectory(prefix="maemi-") as private:
+        tempfile.tempdir = private  # whatever anyone uploads goes when the server stops
+        os.environ["GRADIO_TEMP_DIR"] = private  # the default is a folder that all users of the machine share
+        from serve.api import Desk
+        from serve.app import build_app
+        from serve.gate import Gate
+        from serve.sandbox import Sandbox
+        from serve.store import AnswerStore
 
-    assistant = load(run)
-    book = AnswerStore(store or _state_folder() / "answers.sqlite")
-    tokenizer = assistant.processor.tokenizer
-    count, sandbox = (lambda text: len(tokenizer.encode(text, add_special_tokens=False))), Sandbox()
-    desk = Desk(assistant, Gate(), count, book, sandbox.read)
-    uploads = tempfile.TemporaryDirectory(prefix="maemi-uploads-")
-    os.environ["GRADIO_TEMP_DIR"] = uploads.name  # the default is a folder that all users of the machine share
-    terminal.note(f"{assistant.name} at http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops)")
-    with uploads, sandbox:
-        run_server(build_app(desk, credentials=credentials), host=host, port=port)
+        assistant = load(run)
+        book = AnswerStore(store or _state_folder() / "answers.sqlite")
+        count = partial(_count_tokens, assistant.processor.tokenizer)
+        told = f"{assistant.name} at http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops)"
+        with Sandbox() as sandbox:
+            application = build_app(Desk(assistant, Gate(), count, book, sandbox.read), credentials=credentials)
+            run_server(application, listener, proxies=proxies, ready=lambda: terminal.note(told))
 
 
 @app.command(short_help="Check this machine, with the network cut.")
@@ -123,6 +129,10 @@ def _run(arguments: list[str]) -> int:
         told = f"{type(error).__name__}: {error}. This is a fault in maemi; MAEMI_TRACEBACK=1 shows where."
         terminal.print_error("internal", told)
     return 2
+
+
+def _count_tokens(tokenizer: Any, text: str) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _state_folder() -> Path:

@@ -31,10 +31,20 @@ class Gate:
     def __init__(self, places: int = 1, waiting: int = 16, patience_s: float = PATIENCE_S) -> None:
         self._free = threading.Semaphore(places)
         self._lock = threading.Lock()
-        self._room = places + waiting
+        self._places, self._room = places, places + waiting
         self._patience_s = patience_s
         self.inside = 0
         """Requests that run or wait."""
+
+    @property
+    def running(self) -> int:
+        """Requests that hold a place."""
+        return min(self.inside, self._places)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for one."""
+        return self.inside - self.running
 
     async def enter(self) -> None:
         """Wait for a place without blocking the loop; `leave` gives it back."""

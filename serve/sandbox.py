@@ -61,22 +61,37 @@ class Sandbox:
 
         Raises MicrographError: its codes, or `reader_died`, or `too_slow`.
         """
-        worker = self._workers.get() or _Worker(self._program, memory=self._memory)
+        deadline = time.monotonic() + self._deadline_s
+        kept = self._workers.get()
         try:
-            reply, pixels = worker.ask(source, pixel_size_nm, time.monotonic() + self._deadline_s)
-        except BaseException as error:
-            worker.stop()
-            self._workers.put(None)  # the next picture starts a fresh worker
-            if not isinstance(error, OSError | ValueError):
-                raise
-            code, what = ("too_slow", "took too long") if isinstance(error, TimeoutError) else ("reader_died", "failed")
+            reply, pixels = self._ask(kept, source, pixel_size_nm, deadline)
+        except (OSError, ValueError) as error:
+            late = isinstance(error, TimeoutError)
+            code, what = ("too_slow", "took too long") if late else ("reader_died", "failed")
             raise MicrographError(
                 code, f"Reading this picture {what}, and was stopped. Save it again as TIFF or PNG."
             ) from None
-        self._workers.put(worker)
         if "error" in reply:
             raise MicrographError(*reply["error"])
         return _unpacked(reply, pixels, None if isinstance(source, bytes) else Path(source))
+
+    def _ask(
+        self, worker: _Worker | None, source: Path | bytes, pixel_size_nm: float | None, deadline: float
+    ) -> tuple[dict[str, Any], bytearray]:
+        """The reply of a worker, which then waits for the next picture; one that failed is stopped."""
+        fresh = worker is None
+        try:
+            worker = worker or _Worker(self._program, memory=self._memory)
+            reply = worker.ask(source, pixel_size_nm, deadline)
+        except BaseException as error:
+            if worker is not None:
+                worker.stop()
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError) and not fresh:
+                return self._ask(None, source, pixel_size_nm, deadline)  # it may have died of anything while it waited
+            self._workers.put(None)  # the next picture starts a fresh worker
+            raise
+        self._workers.put(worker)
+        return reply
 
     def __enter__(self) -> Sandbox:
         return self

@@ -74,13 +74,12 @@ def review_rows(directory: Path, *, port: int = REVIEW_PORT) -> None:
     """
     from data_gen.review import Reviews
     from serve.review import Book, build_review_app
-    from serve.server import run_server
+    from serve.server import bind, run_server
 
-    book = Book(directory)
+    book, listener = Book(directory), bind(REVIEW_HOST, port)
+    told = f"Review of {directory} at http://{REVIEW_HOST}:{port}; stop with Ctrl-C."
     with Reviews(directory) as reviews:
-        app = build_review_app(book, reviews)
-        terminal.say(f"Review of {directory} at http://{REVIEW_HOST}:{port}; stop with Ctrl-C.")
-        run_server(app, host=REVIEW_HOST, port=port)
+        run_server(build_review_app(book, reviews), listener, ready=lambda: terminal.say(told))
 
 
 def export_rows(directory: Path, form: str) -> Path:

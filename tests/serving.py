@@ -14,9 +14,9 @@ from serve.server import make_server
 
 
 @contextmanager
-def running(app: Any) -> Iterator[str]:
+def running(app: Any, **options: Any) -> Iterator[str]:
     """Serve an application in a thread; yields its base URL."""
-    server = make_server(app, host="127.0.0.1", port=0)
+    server = make_server(app, **options)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 300

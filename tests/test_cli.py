@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -404,34 +403,49 @@ def test_a_closed_pipe_leaves_no_trace(tiff: Path) -> None:
     process.stderr.close()
 
 
-def test_ctrl_c_stops_the_server_cleanly(student: Path, tmp_path: Path) -> None:
-    """The real thing: bind, answer /healthz, keep private files private, stop on SIGINT without a trace."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_stopped_server_leaves_nothing(student: Path, tiff: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """The real thing: bind, say so once it answers, take an upload, and leave none of it however it is stopped."""
+    import httpx
+
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    state = os.environ | {"XDG_STATE_HOME": str(tmp_path / "state"), "TMPDIR": str(tmp_path)}
+    url, folder = f"http://127.0.0.1:{port}", tmp_path / "temporary"
+    folder.mkdir()
+    state = os.environ | {"XDG_STATE_HOME": str(tmp_path / "state"), "TMPDIR": str(folder)}
     process = spawn("serve", "--run", student, "--port", port, env=state)
     try:
-        _wait_until_healthy(f"http://127.0.0.1:{port}/healthz", process)
+        assert process.stderr
+        told = process.stderr.readline().decode()
+        assert url in told
+        with httpx.Client(base_url=url) as browser:
+            assert browser.get("/healthz").json() == {"status": "ok"}  # at once: the address is told when it answers
+            browser.get("/")
+            assert (
+                browser.post("/gradio_api/upload", files={"files": ("discs.tif", tiff.read_bytes())}).status_code == 200
+            )
+        assert any(path.is_file() for path in folder.rglob("*"))
         assert (tmp_path / "state" / "maemi" / "answers.sqlite").stat().st_mode & 0o077 == 0
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=300)
     finally:
         process.kill()
         process.communicate()
     assert b"Traceback" not in out + err
-    assert process.returncode in {0, 130}
-    assert not list(tmp_path.glob("maemi-*"))
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGTERM)
+    assert not list(folder.iterdir())
 
 
-def _wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
-    import httpx
+def test_a_taken_port_is_told_before_the_model_is_loaded(maemi: Maemi, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, out, err = maemi("serve", "--run", tmp_path / "no such run", "--port", taken.getsockname()[1])
+    assert (code, out) == (2, "")
+    assert err.startswith("error: port_taken:")
+    assert "http://" not in err
 
-    deadline = time.monotonic() + 500
-    while time.monotonic() < deadline:
-        assert process.poll() is None
-        try:
-            assert httpx.get(url).json() == {"status": "ok"}
-            return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    pytest.fail("the server did not come up")
+
+def test_a_proxy_is_named_by_its_address(maemi: Maemi, tmp_path: Path) -> None:
+    code, _, err = maemi("serve", "--run", tmp_path / "no such run", "--trusted-proxy", "proxy.example")
+    assert code == 2
+    assert err.startswith("error: bad_proxy:")
+    assert len(err.splitlines()) == 1

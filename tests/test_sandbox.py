@@ -94,6 +94,19 @@ def test_only_that_picture_fails(hostile: Sandbox, picture: Path, order: str, co
     assert hostile.read(picture).calibration is not None
 
 
+def test_a_worker_that_died_waiting_is_replaced(picture: Path) -> None:
+    """Killed between two pictures, as by a kernel short of memory: the next picture is not to blame."""
+    with Sandbox(workers=1) as sandbox:
+        sandbox.read(picture)
+        for _ in range(2):
+            worker = sandbox._workers.get()
+            assert worker is not None
+            sandbox._workers.put(worker)
+            worker._process.kill()
+            worker._process.wait()
+            assert sandbox.read(picture).calibration is not None
+
+
 def test_workers_end_with_the_sandbox(picture: Path) -> None:
     with Sandbox(workers=1) as sandbox:
         sandbox.read(picture)
