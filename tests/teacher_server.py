@@ -58,7 +58,8 @@ class Handler(BaseHTTPRequestHandler):
 
     @property
     def prompt(self) -> str:
-        return str(self.request_body["messages"][0]["content"][0]["text"])
+        content = self.request_body["messages"][0]["content"]
+        return str(content if isinstance(content, str) else content[0]["text"])
 
     @property
     def pictures(self) -> list[bytes]:
