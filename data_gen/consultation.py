@@ -70,9 +70,9 @@ class _Consultation:
                 if losses.hopeless:
                     desk.stopped = losses.end(teacher.destination)
                 if not batches.stopped:
-                    # The first one alone: it learns how the endpoint wants to be asked.
-                    await ask_all(desk, self._errands(teacher, most=1), concurrency=1)
-                    await ask_all(desk, self._errands(teacher, most=PROBES - 1), concurrency=config.concurrency)
+                    # The first one learns how the endpoint wants to be asked.
+                    probes = self._errands(teacher, most=PROBES)
+                    await ask_all(desk, probes, concurrency=config.concurrency, first_alone=True)
                 self._estimate(teacher, budget_usd)
                 if not (probe or batches.stopped or desk.stopped):
                     await ask_all(desk, self._sheet_errands(sheets), concurrency=config.concurrency)
@@ -107,7 +107,7 @@ class _Consultation:
             stopped = stopped or losses.end(teacher.destination)
         report.stopped = str(stopped) if stopped else None
         report.refused = bool(stopped and stopped.code in REFUSALS and not losses.answered)
-        report.warnings += [f"{teacher.destination}: {adaptation}." for adaptation in teacher.dialect.adaptations]
+        report.warnings += [f"{adaptation}." for adaptation in teacher.dialect.adaptations]
         if len(models := self._ledger.models_of(teacher.name)) > 1:
             told = ", ".join(f"{clean(model) or 'no name'} ({count} answers)" for model, count in models.items())
             report.warnings.append(f"The endpoint answered under several names of its model: {told}.")

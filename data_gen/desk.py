@@ -280,17 +280,23 @@ async def ask_all(
     requests: AsyncIterator[tuple[Request, Callable[[], Awaitable[Sequence[bytes]]]]],
     *,
     concurrency: int,
+    first_alone: bool = False,
 ) -> None:
-    """Ask a stream of requests, at most `concurrency` at a time; the stream is read no faster than it is answered."""
+    """Ask a stream of requests, at most `concurrency` at a time; the stream is read no faster than it is answered.
+
+    `first_alone`: what the first one meets is known before there is a second.
+    """
     running: set[asyncio.Task[None]] = set()
+    most = 1 if first_alone else concurrency
     try:
         async for request, pictures in requests:
             if desk.stopped:
                 break
             running.add(asyncio.create_task(desk.ask(request, pictures)))
-            if len(running) >= concurrency:
+            if len(running) >= most:
                 finished, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 _collect(finished)
+                most = concurrency
         if running:
             finished, running = await asyncio.wait(running)
             _collect(finished)
@@ -334,7 +340,7 @@ def settlement_of(
 ) -> Settlement:
     """What an attempt came to, and its cost: the worst case where nobody can tell [USD]."""
     if isinstance(outcome, TeacherError) and not isinstance(outcome, Rejection):
-        return Settlement(PARKED, outcome.code, "", 0.0 if outcome.code in UNBILLED_ENDS else worst)
+        return Settlement(PARKED, str(outcome), "", 0.0 if outcome.code in UNBILLED_ENDS else worst)
     cost, usage = worst if outcome.usage is None else cost_usd(outcome.usage), outcome.usage or (0, 0)
     if isinstance(outcome, Rejection):
         return Settlement(outcome.code, outcome.raw, "", 0.0 if outcome.billed is False else cost, *usage)

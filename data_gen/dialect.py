@@ -26,8 +26,8 @@ class Adaptation:
     """In the endpoint's words."""
 
     def __str__(self) -> str:
-        done = f"{self.instead} is sent instead" if self.instead else "it is left out"
-        return f"{self.parameter} is refused, {done} ({self.reason})"
+        done = f"{self.instead} is sent in its place" if self.instead else "it is left out"
+        return f"{self.parameter} is refused by the endpoint, so {done} ({self.reason})"
 
 
 class Dialect:

@@ -193,24 +193,24 @@ def open_client(permit: Permit, config: TeachConfig, *, max_reply_bytes: int = M
         api_key=key,
         base_url=urlunsplit(parts._replace(query="")),
         default_query=dict(parse_qsl(parts.query, keep_blank_values=True)),
-        default_headers={**config.headers, **_key_header(key, config.auth_header)},
+        default_headers=config.headers,
         max_retries=0,
         http_client=DefaultAsyncHttpxClient(
             follow_redirects=False,
             trust_env=False,
-            transport=_bounded_transport(max_reply_bytes, _trust(permit.destination, config.ca_file)),
+            transport=_transport(
+                max_reply_bytes, _trust(permit.destination, config.ca_file), _key_header(key, config.auth_header)
+            ),
         ),
     )
     client.organization = client.project = None  # never taken from the environment
     return client
 
 
-def _key_header(key: str, auth_header: str) -> dict[str, Any]:
-    """The header that carries the key, and no other that does."""
-    from openai import omit
-
+def _key_header(key: str, auth_header: str) -> tuple[str, str]:
+    """Name and value of the header that carries the key."""
     name, _, scheme = auth_header.partition(":")
-    return {"Authorization": omit, name.strip(): f"{scheme.strip()} {key}".strip()}
+    return name.strip(), f"{scheme.strip()} {key}".strip()
 
 
 def _trust(destination: str, ca_file: str | None) -> ssl.SSLContext | bool:
@@ -228,8 +228,11 @@ def _trust(destination: str, ca_file: str | None) -> ssl.SSLContext | bool:
         ) from None
 
 
-def _bounded_transport(most: int, trust: ssl.SSLContext | bool) -> Any:
-    """A transport whose replies end with an error where they pass that many bytes, before they fill the memory."""
+def _transport(most: int, trust: ssl.SSLContext | bool, key_header: tuple[str, str]) -> Any:
+    """A transport whose replies end with an error where they pass that many bytes, before they fill the memory.
+
+    The key goes into the one header that carries it here, behind everything that logs headers.
+    """
     import httpx2
 
     class BoundedStream(httpx2.AsyncByteStream):
@@ -251,6 +254,8 @@ def _bounded_transport(most: int, trust: ssl.SSLContext | bool) -> Any:
         async def handle_async_request(self, request: Any) -> Any:
             # An unpacked reply could outgrow any bound on the bytes received.
             request.headers["accept-encoding"] = "identity"
+            del request.headers["authorization"]
+            request.headers[key_header[0]] = key_header[1]
             response = await super().handle_async_request(request)
             if response.headers.get("content-encoding", "identity") != "identity":
                 await response.aclose()

@@ -18,6 +18,8 @@ from assistant.errors import TeacherError
 from data_gen.replies import Rejection, retry_after
 
 REASON_CHARS = 300
+DEPTH = 8
+"""As far as the body of an error is looked into."""
 LIMITS = {"max_completion_tokens": "max_tokens", "max_tokens": "max_completion_tokens"}
 """The two names of the limit of output tokens, each with the other."""
 ADAPTABLE = frozenset({400, 404, 422, 500, 501})
@@ -94,7 +96,7 @@ class Refusal:
             return json.loads(self.body)
         except (ValueError, RecursionError):
             # A page of a proxy: its words without its markup.
-            return re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", self.body[:20_000], flags=re.DOTALL)
+            return re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", self.body[:4_000], flags=re.DOTALL)
 
 
 def verdict_of(refusal: Refusal, *, host: str, model: str, api_key_env: str, pictures: bool) -> TeacherError:
@@ -136,33 +138,35 @@ def verdict_of(refusal: Refusal, *, host: str, model: str, api_key_env: str, pic
             return Rejection("bad_request", raw, billed=False, end=end)
 
 
-def _messages(said: Any) -> Iterator[str]:
+def _messages(said: Any, depth: int = DEPTH) -> Iterator[str]:
     """The words in the body of an error, outermost first."""
     match said:
         case str():
             yield said
-        case list():
+        case list() if depth:
             for part in said[:8]:
-                yield from _messages(part)
-        case dict():
-            for key in ("message", "msg", "error", "detail", "errors", "title", "reason", "raw", "metadata"):
-                if key == "msg" and "loc" in said:
-                    yield ".".join(map(str, said["loc"])) + ":"
-                yield from _messages(said.get(key))
+                yield from _messages(part, depth - 1)
+        case {"loc": [*place], "msg": str(words)}:
+            yield f"{'.'.join(map(str, place))}: {words}"
+        case dict() if depth:
+            for key in ("message", "msg", "error", "detail", "errors", "title", "metadata", "raw"):
+                yield from _messages(said.get(key), depth - 1)
 
 
-def _places(said: Any) -> Iterator[str]:
+def _places(said: Any, depth: int = DEPTH) -> Iterator[str]:
     """The parameters that the body of an error names in fields of their own."""
-    if isinstance(said, list):
-        for part in said[:20]:
-            yield from _places(part)
-    if isinstance(said, dict):
-        if isinstance(said.get("param"), str) and said["param"]:
-            yield re.split(r"[.\[]", said["param"])[0]
-        if isinstance(said.get("loc"), list) and len(said["loc"]) > 1:
-            yield str(said["loc"][1])
-        for key in ("error", "detail", "message", "errors"):
-            yield from _places(said.get(key))
+    match said:
+        case list() if depth:
+            for part in said[:20]:
+                yield from _places(part, depth - 1)
+        case dict() if depth:
+            if isinstance(said.get("param"), str) and said["param"]:
+                yield re.split(r"[.\[]", said["param"])[0]
+            match said.get("loc"):
+                case ["body", str(name), *_]:
+                    yield name
+            for key in ("error", "detail", "message", "errors"):
+                yield from _places(said.get(key), depth - 1)
 
 
 def _first_named(words: str, sent: Collection[str]) -> list[str]:

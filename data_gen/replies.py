@@ -25,7 +25,7 @@ from pydantic import (
 
 from assistant.errors import TeacherError
 from data_gen.filters import clean, refuses
-from data_gen.unwrap import only_thought, unwrap
+from data_gen.unwrap import only_thought, spoken, unwrap
 
 RAW_CHARS = 4_000
 """Kept of a rejected reply."""
@@ -222,7 +222,7 @@ def _answers(choice: _Choice, ids: Sequence[str], spent: _Spent) -> dict[str, tu
     content = message.text
     if finish == "content_filter":
         raise Rejection("filtered", content or "")
-    silent = not (content or "").strip() or only_thought(content or "")
+    silent = not spoken(content or "") or only_thought(content or "")
     if finish in CUT or (silent and spent.all()):
         if silent:
             raise Rejection("no_room", f"finish_reason {finish}, no answer: {spent}")
@@ -238,7 +238,7 @@ def _answers(choice: _Choice, ids: Sequence[str], spent: _Spent) -> dict[str, tu
 
 def _told(content: str, thought: str) -> Body:
     """The answers in what was said; some endpoints take the whole of a reply for thinking, and say nothing."""
-    if not content.strip():
+    if not spoken(content):
         try:
             return _read_body(json.loads(thought))
         except (ValueError, RecursionError):
