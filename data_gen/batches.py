@@ -219,9 +219,9 @@ class BatchDesk:
             await self._hand_in(unusable)
 
     def _refusal(self, rejections: Collection[Rejection | None]) -> TeacherError | None:
-        """The end that every request of a batch met; None where some were answered, or too few were asked to tell."""
+        """The end that every request of a batch met; None where one met something else."""
         ends = [rejection.end for rejection in rejections if rejection and rejection.end]
-        return ends[0] if len(ends) == len(rejections) >= self._config.give_up_after else None
+        return ends[0] if ends and len(ends) == len(rejections) else None
 
     def _failure(self, batch: Any) -> TeacherError | None:
         """Why the provider took a batch back as a whole, in its own words."""
