@@ -63,7 +63,8 @@ class Handler(BaseHTTPRequestHandler):
 
     @property
     def pictures(self) -> list[bytes]:
-        parts = self.request_body["messages"][0]["content"][1:]
+        content = self.request_body["messages"][0]["content"]
+        parts = [] if isinstance(content, str) else content[1:]
         return [base64.b64decode(part["image_url"]["url"].partition(",")[2]) for part in parts]
 
     def reply(
