@@ -205,7 +205,9 @@ class HostedTeacher:
         messages: list[Any] = [{"role": "user", "content": content}]
         if complaint is not None:
             mend = _template("again").replace("{problem}", complaint.problem)
-            messages += [{"role": "assistant", "content": complaint.raw}, {"role": "user", "content": mend}]
+            # Some endpoints refuse a turn that says nothing.
+            said = complaint.raw or "(nothing)"
+            messages += [{"role": "assistant", "content": said}, {"role": "user", "content": mend}]
         return {"model": self._config.model, "messages": messages, **self.dialect.spoken(self._wished(request))}
 
     def read(self, body: str, request: Request) -> Reply:
@@ -293,7 +295,8 @@ class HostedTeacher:
                 "teach.base_url, or name your own authority's certificates in teach.ca_file.",
             )
         never_sent = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
-        return Rejection("connection", type(cause).__name__, again=True, billed=False if never_sent else None)
+        told = f"{type(cause).__name__}: {cause}"
+        return Rejection("connection", told, again=True, billed=False if never_sent else None)
 
     def _check_model(self, reply: Reply) -> None:
         self._answers_as = self._answers_as or reply.model
