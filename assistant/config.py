@@ -7,6 +7,7 @@ and malformed overrides are refused with the file, the key and the key that was 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from assistant.errors import ConfigError
 from assistant.precision import Precision
 
+_TOKEN = "[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+"""A word that may name a header (RFC 9110)."""
 Positive = Annotated[int, Field(gt=0)]
 Width = Annotated[int, Field(gt=0, le=16_384)]
 """A width, or a number of tokens of one text: more would be a damaged file, not a model."""
@@ -234,6 +237,16 @@ class TeachConfig(Section):
     base_url: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never a setting."""
+    auth_header: Annotated[str, Field(pattern=rf"^{_TOKEN}(:\s*{_TOKEN})?$")] = "Authorization: Bearer"
+    """The header that carries the key, and the word before it if any: `api-key`, `Authorization: Token`."""
+    headers: dict[Annotated[str, Field(pattern=rf"^{_TOKEN}$")], Annotated[str, Field(pattern=r"^[ -~]*$")]] = {}
+    """Further headers, none of which may carry a key."""
+    limit_parameter: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    """What the endpoint calls the limit of output tokens; where it refuses the name the other one is tried."""
+    extra_body: dict[str, Any] = {}
+    """Further parameters of a request (`reasoning_effort: low`); null leaves out one that is sent otherwise."""
+    give_up_after: Positive = 5
+    """So many requests lost from the start in the same way, or refused in a row, end the job."""
     ca_file: str | None = None
     """Certificates (PEM) of the authority that vouches for the endpoint; None trusts those of the system."""
     tasks: tuple[Literal["caption", "vqa", "comparison", "classification", "metadata"], ...] = (
@@ -267,6 +280,26 @@ class TeachConfig(Section):
     """How often the batch queue is looked at [s]."""
     near_duplicate_bits: Annotated[int, Field(ge=0, le=64)] = 2
     """Two images whose 64-bit difference hashes differ in at most this many bits are duplicates."""
+
+    @field_validator("headers")
+    @classmethod
+    def _headers_carry_no_key(cls, given: dict[str, str]) -> dict[str, str]:
+        for name in given:
+            if re.search(r"auth|key|token|secret|cookie", name, re.IGNORECASE):
+                raise ValueError(
+                    f"{name} may carry a key: export it in the variable of teach.api_key_env, see auth_header"
+                )
+            if name.lower() in {"host", "content-length", "content-type", "transfer-encoding", "connection"}:
+                raise ValueError(f"{name} is not for a setting to say")
+        return given
+
+    @field_validator("extra_body")
+    @classmethod
+    def _body_stays_ours(cls, given: dict[str, Any]) -> dict[str, Any]:
+        ours = {"model", "messages", "stream", "n", "max_tokens", "max_completion_tokens"} & given.keys()
+        if ours:
+            raise ValueError(f"{', '.join(sorted(ours))} cannot be set here")
+        return given
 
 
 class Config(Section):

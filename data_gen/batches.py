@@ -10,18 +10,18 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from assistant.errors import TeacherError
 from data_gen.budget import Budget
-from data_gen.desk import departures, exchange_of, settlement_of
+from data_gen.desk import SAID_CHARS, departures, exchange_of, settlement_of
 from data_gen.egress import Permit, open_client
 from data_gen.ledger import Ledger
 from data_gen.replies import Rejection, Reply
 from data_gen.tables import Batch, Departure, Exchange
-from data_gen.teacher import HostedTeacher, Request, request_key
+from data_gen.teacher import ADAPTED, HostedTeacher, Request, request_key
 
 if TYPE_CHECKING:
     from assistant.config import TeachConfig
@@ -48,6 +48,8 @@ class _Errand:
     pictures: Pictures
     complaint: Rejection | None = None
     """The unusable reply that this attempt asks to mend."""
+    sent: Mapping[str, Any] | None = None
+    """The body as it was handed in, without its messages."""
 
 
 class BatchDesk:
@@ -56,9 +58,7 @@ class BatchDesk:
     def __init__(
         self, permit: Permit, teacher: HostedTeacher, ledger: Ledger, budget: Budget, config: TeachConfig
     ) -> None:
-        self._client = open_client(
-            permit, api_key_env=config.api_key_env, ca_file=config.ca_file, max_reply_bytes=MAX_OUTPUT_BYTES
-        )
+        self._client = open_client(permit, config, max_reply_bytes=MAX_OUTPUT_BYTES)
         self._teacher, self._ledger, self._budget, self._config = teacher, ledger, budget, config
         self._waiting: dict[str, dict[str, _Errand]] = {}
         """Errands of each batch in flight, by the key of their exchange."""
@@ -137,6 +137,7 @@ class BatchDesk:
 
     def _line(self, key: str, errand: _Errand, pictures: Sequence[bytes]) -> bytes:
         body = self._teacher.body(errand.request, pictures, errand.complaint)
+        errand.sent = {name: value for name, value in body.items() if name != "messages"}
         line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         return json.dumps(line).encode() + b"\n"
 
@@ -167,11 +168,12 @@ class BatchDesk:
                     )
                 )
                 return str(batch.id)
-            except Rejection:
+            except Rejection as rejection:
+                last = rejection
                 if (found := await self._find(name)) is not None:
                     return found
                 await asyncio.sleep(self._config.batch_poll_s)
-        raise self._unavailable()
+        raise self._unavailable(last)
 
     async def _find(self, name: str) -> str | None:
         """What the provider calls the batch of that name; None where it has none."""
@@ -197,24 +199,41 @@ class BatchDesk:
         provider_id = known.provider_id or await self._find(name) or ""
         replies: dict[str, Mapping[str, Any]] = {}
         files: list[str] = []
+        failure: TeacherError | None = None
         if provider_id:
             ended = await self._ended(provider_id)
+            failure = self._failure(ended)
             files = [file for file in (ended.output_file_id, ended.error_file_id) if file]
             for file in files:
                 replies |= dict(_lines((await self._call(self._content(file), LONGEST_CALL_S)).text))
             files.append(ended.input_file_id)
         errands = self._waiting.pop(name)
-        unusable: dict[str, _Errand] = {}
-        for key in known.keys.split():
-            rejection = self._book(key, errands.get(key), replies.get(key))
-            errand = errands.get(key)
-            if rejection is not None and rejection.problem and errand is not None and errand.complaint is None:
-                unusable[key] = _Errand(errand.request, errand.pictures, rejection)
+        rejections = {key: self._book(key, errands.get(key), replies.get(key)) for key in known.keys.split()}
         self._ledger.note_batch(name, provider_id=provider_id, done=True)
         for file in files:
             await self._delete(file)
-        if unusable:
+        if failure := failure or self._refusal(rejections.values()):
+            raise failure
+        again = (_again(errands.get(key), rejection) for key, rejection in rejections.items())
+        if unusable := {request_key(self._teacher, errand.request): errand for errand in again if errand}:
             await self._hand_in(unusable)
+
+    def _refusal(self, rejections: Collection[Rejection | None]) -> TeacherError | None:
+        """The end that every request of a batch met; None where one met something else."""
+        ends = [rejection.end for rejection in rejections if rejection and rejection.end]
+        return ends[0] if ends and len(ends) == len(rejections) else None
+
+    def _failure(self, batch: Any) -> TeacherError | None:
+        """Why the provider took a batch back as a whole, in its own words."""
+        if batch.status != "failed":
+            return None
+        said = [error.message for error in (batch.errors and batch.errors.data) or () if error.message]
+        reason = self._teacher.refusal(400, {}, json.dumps(said[:1])).reason
+        return TeacherError(
+            "batch_failed",
+            f"The batch queue of {self._teacher.destination} took a batch back ({reason}). Mend that and run the same "
+            "command: nothing of it was billed. Or set teach.batch=false.",
+        )
 
     async def _ended(self, provider_id: str) -> Any:
         while True:
@@ -242,7 +261,8 @@ class BatchDesk:
         try:
             status, body = int(reply["status_code"]), json.dumps(reply["body"])
             if status != 200:
-                raise self._teacher.refused(status, {}, body)
+                sent = errand.sent or self._teacher.body(errand.request, ())
+                raise self._teacher.refused(status, {}, body, sent, bool(errand.request.images))
             answered = self._teacher.read(body, errand.request)
         except Rejection as rejection:
             return self._rejected(key, worst, rejection)
@@ -272,8 +292,9 @@ class BatchDesk:
             try:
                 return await self._once(call, deadline_s)
             except Rejection as rejection:
+                last = rejection
                 await asyncio.sleep(min(rejection.wait_s or self._config.batch_poll_s, 60.0))
-        raise self._unavailable()
+        raise self._unavailable(last)
 
     async def _once(self, call: Callable[[], Awaitable[R]], deadline_s: float | None = None) -> R:
         """One call. Raises Rejection where it may be repeated, TeacherError where not."""
@@ -287,7 +308,9 @@ class BatchDesk:
                 raise TeacherError(
                     "no_batches", f"{self._teacher.destination} has no batch queue. Set teach.batch=false."
                 ) from None
-            raise self._teacher.refused(error.status_code, error.response.headers, error.response.text) from None
+            refused = self._teacher.refused(error.status_code, error.response.headers, error.response.text)
+            # Asking again would meet the same, unless the endpoint says that it would not.
+            raise refused if not isinstance(refused, Rejection) or refused.again else refused.end or refused from None
         except openai.APIConnectionError as error:
             raise self._teacher.unreachable(error) from None
         except (TimeoutError, openai.OpenAIError, ValueError) as error:
@@ -296,12 +319,21 @@ class BatchDesk:
             raise Rejection("html", result, again=True, billed=None)
         return result
 
-    def _unavailable(self) -> TeacherError:
-        return TeacherError(
+    def _unavailable(self, last: Rejection) -> TeacherError:
+        return last.end or TeacherError(
             "unavailable",
-            f"The batch queue of {self._teacher.destination} does not answer. Run the same command later: a batch "
-            "that was handed in is found again.",
+            f"The batch queue of {self._teacher.destination} does not answer ({last.code}: {last.raw[:SAID_CHARS]}). "
+            "Run the same command later: a batch that was handed in is found again.",
         )
+
+
+def _again(errand: _Errand | None, rejection: Rejection | None) -> _Errand | None:
+    """The errand that asks once more: without what was refused, or with what was wrong in the first reply."""
+    if errand is None or rejection is None:
+        return None
+    if rejection.code == ADAPTED:
+        return _Errand(errand.request, errand.pictures, errand.complaint)
+    return _Errand(errand.request, errand.pictures, rejection) if rejection.problem and not errand.complaint else None
 
 
 def _lines(text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

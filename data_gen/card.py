@@ -38,6 +38,7 @@ _MEANING = {
     "refusal": "the teacher declined",
     "filtered": "the provider's filter stopped the reply",
     "truncated": "the reply was cut off",
+    "no_room": "the model thought until nothing was left for an answer",
     "hedge": "a guess, not an observation",
     "markup": "markup, a link, a formula or hidden characters",
     "empty": "no answer",

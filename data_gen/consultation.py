@@ -12,9 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from assistant.errors import TeacherError
 from data_gen.batches import BatchDesk
 from data_gen.budget import Budget, Estimate
-from data_gen.desk import OPEN_VERDICTS, Desk, ask_all
-from data_gen.egress import MANIFEST, Consent, destination_of, grant
+from data_gen.desk import OPEN_VERDICTS, Desk, Losses, ask_all
+from data_gen.dialect import Dialect
+from data_gen.egress import MANIFEST, Consent, Permit, destination_of, grant
 from data_gen.examine import redacted
+from data_gen.filters import clean
 from data_gen.knowledge import sheet_request
 from data_gen.lesson import Lesson
 from data_gen.redaction import check_words, sayable
@@ -25,6 +27,8 @@ Errands = AsyncIterator[tuple[Request, Callable[[], Awaitable[list[bytes]]]]]
 AUDIT = "egress-audit.jsonl"
 PROBES = 5
 """Requests that are asked first, to tell what all of them will cost."""
+REFUSALS = frozenset({"unauthorised", "no_model", "no_pictures", "no_api", "bad_request", "redirect", "untrusted"})
+"""Ends that no waiting mends."""
 
 
 def consult(
@@ -55,15 +59,20 @@ class _Consultation:
         price = config.price_per_million
         if budget_usd is not None and not (price.input or price.output):
             raise TeacherError("no_price", "A budget needs prices. Set teach.price_per_million.input and .output.")
-        teacher = HostedTeacher(permit, config, answers_as=self._ledger.model_of(f"openai:{config.model}"))
+        teacher = self._teacher(permit)
         budget = Budget(budget_usd, spent_usd=self._ledger.spent_usd())
-        desk = Desk(teacher, self._ledger, budget, max_retries=config.max_retries)
         try:
             async with BatchDesk(permit, teacher, self._ledger, budget, config) as batches:
                 if self._ledger.open_batches():
                     await batches.finish(self._errands(teacher))
+                losses = self._losses(teacher)
+                desk = Desk(teacher, self._ledger, budget, max_retries=config.max_retries, losses=losses)
+                if losses.hopeless:
+                    desk.stopped = losses.end(teacher.destination)
                 if not batches.stopped:
-                    await ask_all(desk, self._errands(teacher, most=PROBES), concurrency=config.concurrency)
+                    # The first one learns how the endpoint wants to be asked.
+                    probes = self._errands(teacher, most=PROBES)
+                    await ask_all(desk, probes, concurrency=config.concurrency, first_alone=True)
                 self._estimate(teacher, budget_usd)
                 if not (probe or batches.stopped or desk.stopped):
                     await ask_all(desk, self._sheet_errands(sheets), concurrency=config.concurrency)
@@ -71,9 +80,41 @@ class _Consultation:
         finally:
             await teacher.close()
             self._ledger.export_departures(self._lesson.out / AUDIT)
-        stopped = batches.stopped or desk.stopped
-        self._lesson.report.stopped = str(stopped) if stopped else None
+        self._report(teacher, batches.stopped or desk.stopped)
         return teacher
+
+    def _teacher(self, permit: Permit) -> HostedTeacher:
+        """The teacher as the ledger knows it: under which name it answers, what it refused."""
+        model, endpoint = self._config.model, permit.destination
+        learned = functools.partial(self._ledger.adapt, endpoint, model)
+        dialect = Dialect(self._ledger.adaptations(endpoint, model), learned=learned)
+        return HostedTeacher(permit, self._config, answers_as=self._ledger.model_of(f"openai:{model}"), dialect=dialect)
+
+    def _losses(self, teacher: HostedTeacher) -> Losses:
+        """What became of the requests of this data set, as far as there is no answer yet."""
+        losses = Losses(self._config.give_up_after)
+        for _, request, by in self._requests(teacher):
+            if by is teacher and (known := self._ledger.exchange(request_key(teacher, request))):
+                losses.count(known.verdict, known.reply)
+                if losses.answered:
+                    break
+        return losses
+
+    def _report(self, teacher: HostedTeacher, stopped: TeacherError | None) -> None:
+        """Why it ended, and what else is to be known of the endpoint."""
+        report, losses = self._lesson.report, self._losses(teacher)
+        if losses.lost and not losses.answered:
+            stopped = stopped or losses.end(teacher.destination)
+        report.stopped = str(stopped) if stopped else None
+        report.refused = bool(stopped and stopped.code in REFUSALS and not losses.answered)
+        report.warnings += [f"{adaptation}." for adaptation in teacher.dialect.adaptations]
+        if len(models := self._ledger.models_of(teacher.name)) > 1:
+            told = ", ".join(f"{clean(model) or 'no name'} ({count} answers)" for model, count in models.items())
+            report.warnings.append(f"The endpoint answered under several names of its model: {told}.")
+        if untold := self._ledger.unmetered(teacher.name):
+            report.warnings.append(
+                f"{untold} answers came without usage (numbers of tokens): each is booked at the most it can have cost."
+            )
 
     async def _ask_the_rest(self, desk: Desk, batches: BatchDesk, teacher: HostedTeacher) -> None:
         if self._config.batch:

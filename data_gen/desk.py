@@ -11,28 +11,31 @@ import hashlib
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
 from assistant.errors import TeacherError
 from data_gen.budget import Budget
 from data_gen.ledger import Ledger
-from data_gen.replies import Rejection, Reply
+from data_gen.replies import REMEDIES, Rejection, Reply
 from data_gen.tables import ACCEPTED, SENT, Departure, Exchange, Settlement
-from data_gen.teacher import Request, Teacher, request_key
+from data_gen.teacher import ADAPTED, Request, Teacher, request_key
 
 LONGEST_WAIT_S = 60.0
 """A request that is asked to wait longer is parked: the job goes on, and the next run asks it again."""
 MAX_WAITS = 20
 BACKOFF_S = (0.5, 8.0)
+SAID_CHARS = 160
+"""Of a reply, in a message."""
 PARKED = "parked"
 RATE_LIMITED = "rate_limited"
 PATIENCE = 5
-"""As many rejections in a row that name an end, no matter of which requests, end the job."""
+"""As many rejections in a row that name an end, no matter of which requests, end the job; `teach.give_up_after`."""
 OPEN_VERDICTS = frozenset(
     {
         SENT,
+        ADAPTED,
         PARKED,
         RATE_LIMITED,
         "deadline",
@@ -45,7 +48,7 @@ OPEN_VERDICTS = frozenset(
     }
 )
 """Verdicts about the way, not about the answer: such a request is asked again by the next run."""
-UNBILLED_ENDS = frozenset({"unauthorised", "no_model", "quota", "untrusted"})
+UNBILLED_ENDS = frozenset({"unauthorised", "no_model", "no_pictures", "quota", "untrusted"})
 
 
 class PricedTeacher(Teacher, Protocol):
@@ -64,6 +67,39 @@ class PricedTeacher(Teacher, Protocol):
 
 
 @dataclass
+class Losses:
+    """What became of the requests so far; where all were lost, and in one way, the rest is not worth paying for."""
+
+    patience: int = PATIENCE
+    answered: int = 0
+    lost: list[tuple[str, str]] = field(default_factory=list)
+    """Verdict and raw reply of each."""
+
+    def count(self, verdict: str, reply: str) -> None:
+        """Count what a request came to; one that is still open says nothing."""
+        if verdict == ACCEPTED:
+            self.answered += 1
+        elif verdict not in OPEN_VERDICTS:
+            self.lost.append((verdict, reply))
+
+    @property
+    def hopeless(self) -> bool:
+        """True where there is no answer, and as many losses of one kind as anyone has patience for."""
+        alike = len({verdict for verdict, _ in self.lost}) == 1
+        return not self.answered and alike and len(self.lost) >= self.patience
+
+    def end(self, destination: str) -> TeacherError:
+        """What a job ends with that brought no answer: the first reason, and what mends it."""
+        verdict, raw = self.lost[0]
+        said = " ".join(raw.split())[:SAID_CHARS]
+        remedy = REMEDIES.get(verdict, "Ask another model (teach.model); rejected.jsonl holds what it said.")
+        return TeacherError(
+            "nothing_usable",
+            f"None of {len(self.lost)} replies of {destination} can be used. The first: {verdict} ({said}). {remedy}",
+        )
+
+
+@dataclass
 class CircuitBreaker:
     """Opens after so many failures in a row, lets one request through after a rest, and gives up after some rests."""
 
@@ -77,7 +113,7 @@ class CircuitBreaker:
         """The other side answers."""
         self.failures = self.rested = 0
 
-    def failed(self) -> float:
+    def failed(self, reason: str) -> float:
         """Count a failure; gives the rest that is due [s].
 
         Raises TeacherError `unavailable` where the last rest did not help.
@@ -88,7 +124,7 @@ class CircuitBreaker:
         if self.rested == self.rests:
             raise TeacherError(
                 "unavailable",
-                f"The teacher failed {self.threshold} times in a row, and again after {self.rests} rests. "
+                f"The teacher failed {self.threshold} times in a row, and again after {self.rests} rests ({reason}). "
                 "Run the same command later: nothing that was answered is asked or paid for again.",
             )
         self.rested += 1
@@ -107,6 +143,7 @@ class Desk:
         *,
         max_retries: int,
         breaker: CircuitBreaker | None = None,
+        losses: Losses | None = None,
         longest_wait_s: float = LONGEST_WAIT_S,
     ) -> None:
         self.teacher = teacher
@@ -114,6 +151,7 @@ class Desk:
         self._budget = budget
         self._max_retries = max_retries
         self._breaker = breaker or CircuitBreaker()
+        self._losses = losses or Losses()
         self._longest_wait_s = longest_wait_s
         self._not_before = 0.0
         self._ends = 0
@@ -132,6 +170,7 @@ class Desk:
             return
         try:
             await self._until_settled(request, exchange_of(key, request, self.teacher.name), await pictures())
+            self._count(key)
         except TeacherError as end:
             self.stopped = self.stopped or end
 
@@ -147,6 +186,8 @@ class Desk:
                 self._breaker.succeeded()
                 self._ends = 0
                 return
+            if rejection.code == ADAPTED:
+                continue
             rest = self._rest_after(rejection)
             if not rejection.again or (rejection.problem and complaint):
                 return
@@ -161,6 +202,13 @@ class Desk:
             if failures > self._max_retries:
                 return
             await self._wait(rejection, failures, rest)
+
+    def _count(self, key: str) -> None:
+        """Raises the end that is due where nothing of what was asked can be used."""
+        if (settled := self._ledger.exchange(key)) is not None:
+            self._losses.count(settled.verdict, settled.reply)
+            if self._losses.hopeless:
+                raise self._losses.end(self.teacher.destination)
 
     async def _attempt(
         self, request: Request, exchange: Exchange, pictures: Sequence[bytes], complaint: Rejection | None
@@ -192,13 +240,13 @@ class Desk:
     def _rest_after(self, rejection: Rejection) -> float:
         """The rest that the breaker orders [s]; an answer that is merely unusable says nothing about the endpoint.
 
-        Raises the end that the rejection names, where PATIENCE is at an end.
+        Raises the end that the rejection names, where patience is at an end.
         """
         self._ends = self._ends + 1 if rejection.end else 0
-        if rejection.end and self._ends >= PATIENCE:
+        if rejection.end and self._ends >= self._losses.patience:
             raise rejection.end
-        unwell = (rejection.again and not rejection.problem) or rejection.code == "bad_request"
-        return self._breaker.failed() if unwell and rejection.code != RATE_LIMITED else 0.0
+        unwell = rejection.again and not rejection.problem and rejection.code != RATE_LIMITED
+        return self._breaker.failed(f"{rejection.code}: {rejection.raw[:SAID_CHARS]}") if unwell else 0.0
 
     async def _reserve(self, request: Request, complaint: Rejection | None) -> float:
         """Set the worst case aside; where others still hold money they may give back, wait for them first."""
@@ -232,17 +280,23 @@ async def ask_all(
     requests: AsyncIterator[tuple[Request, Callable[[], Awaitable[Sequence[bytes]]]]],
     *,
     concurrency: int,
+    first_alone: bool = False,
 ) -> None:
-    """Ask a stream of requests, at most `concurrency` at a time; the stream is read no faster than it is answered."""
+    """Ask a stream of requests, at most `concurrency` at a time; the stream is read no faster than it is answered.
+
+    `first_alone`: what the first one meets is known before there is a second.
+    """
     running: set[asyncio.Task[None]] = set()
+    most = 1 if first_alone else concurrency
     try:
         async for request, pictures in requests:
             if desk.stopped:
                 break
             running.add(asyncio.create_task(desk.ask(request, pictures)))
-            if len(running) >= concurrency:
+            if len(running) >= most:
                 finished, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 _collect(finished)
+                most = concurrency
         if running:
             finished, running = await asyncio.wait(running)
             _collect(finished)
@@ -286,7 +340,7 @@ def settlement_of(
 ) -> Settlement:
     """What an attempt came to, and its cost: the worst case where nobody can tell [USD]."""
     if isinstance(outcome, TeacherError) and not isinstance(outcome, Rejection):
-        return Settlement(PARKED, outcome.code, "", 0.0 if outcome.code in UNBILLED_ENDS else worst)
+        return Settlement(PARKED, str(outcome), "", 0.0 if outcome.code in UNBILLED_ENDS else worst)
     cost, usage = worst if outcome.usage is None else cost_usd(outcome.usage), outcome.usage or (0, 0)
     if isinstance(outcome, Rejection):
         return Settlement(outcome.code, outcome.raw, "", 0.0 if outcome.billed is False else cost, *usage)

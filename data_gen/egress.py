@@ -12,12 +12,13 @@ import io
 import ipaddress
 import json
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from assistant.errors import EgressError, TeacherError
 
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     import numpy as np
     from openai import AsyncOpenAI
 
+    from assistant.config import TeachConfig
     from assistant.micrograph import Micrograph
 
 OPENAI_URL = "https://api.openai.com/v1"
 MANIFEST = "egress.jsonl"
 """The list of what would leave, in the directory of the data set."""
+_SECRET = re.compile(r".*(?:key|token|secret|passw|auth).*|sig|code", re.IGNORECASE)
+"""Names of query parameters that carry keys; a query is shown in the manifest and in messages."""
 MAX_REPLY_BYTES = 2**20
 """A reply of a few sentences is a few kilobytes; a larger body is not a reply."""
 
@@ -124,6 +128,12 @@ def destination_of(base_url: str | None) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
         raise EgressError("bad_url", "teach.base_url must read https://host/path and hold no user name. Correct it.")
+    if parts.fragment or any(_SECRET.fullmatch(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
+        raise EgressError(
+            "bad_url",
+            "teach.base_url must hold no # and no key: a query like ?api-version=... is all. Export the key in the "
+            "variable that teach.api_key_env names.",
+        )
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
         raise EgressError(
             "insecure", f"{url} would carry the pictures in the clear. Use https, or a teacher on this machine."
@@ -162,33 +172,45 @@ def grant(manifest: Path, *, destination: str, allow: Consent) -> Permit:
     return Permit(destination, frozenset(allowed))
 
 
-def open_client(
-    permit: Permit, *, api_key_env: str, ca_file: str | None = None, max_reply_bytes: int = MAX_REPLY_BYTES
-) -> AsyncOpenAI:
+def open_client(permit: Permit, config: TeachConfig, *, max_reply_bytes: int = MAX_REPLY_BYTES) -> AsyncOpenAI:
     """The one HTTP client of the package: no redirects, no proxies from the environment, no retries of its own.
 
-    `ca_file` holds the certificates (PEM) of the authority to trust in place of the system's.
+    The query of the destination goes along with every request, and the key in the header that `config` names.
 
-    Raises TeacherError `no_key` where the environment variable is not set, `bad_ca_file` where the file holds none.
+    Raises TeacherError `no_key` where the environment variable is not set, `bad_ca_file` where the file of certificates
+    holds none.
     """
-    key = os.environ.get(api_key_env, "")
-    if not key.strip():
-        raise TeacherError("no_key", f"The environment variable {api_key_env} is not set. Export the API key in it.")
+    key = os.environ.get(config.api_key_env, "").strip()
+    if not key:
+        raise TeacherError(
+            "no_key", f"The environment variable {config.api_key_env} is not set. Export the API key in it."
+        )
 
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
+    parts = urlsplit(permit.destination)
     client = AsyncOpenAI(
-        api_key=key.strip(),
-        base_url=permit.destination,
+        api_key=key,
+        base_url=urlunsplit(parts._replace(query="")),
+        default_query=dict(parse_qsl(parts.query, keep_blank_values=True)),
+        default_headers=config.headers,
         max_retries=0,
         http_client=DefaultAsyncHttpxClient(
             follow_redirects=False,
             trust_env=False,
-            transport=_bounded_transport(max_reply_bytes, _trust(permit.destination, ca_file)),
+            transport=_transport(
+                max_reply_bytes, _trust(permit.destination, config.ca_file), _key_header(key, config.auth_header)
+            ),
         ),
     )
     client.organization = client.project = None  # never taken from the environment
     return client
+
+
+def _key_header(key: str, auth_header: str) -> tuple[str, str]:
+    """Name and value of the header that carries the key."""
+    name, _, scheme = auth_header.partition(":")
+    return name.strip(), f"{scheme.strip()} {key}".strip()
 
 
 def _trust(destination: str, ca_file: str | None) -> ssl.SSLContext | bool:
@@ -206,8 +228,11 @@ def _trust(destination: str, ca_file: str | None) -> ssl.SSLContext | bool:
         ) from None
 
 
-def _bounded_transport(most: int, trust: ssl.SSLContext | bool) -> Any:
-    """A transport whose replies end with an error where they pass that many bytes, before they fill the memory."""
+def _transport(most: int, trust: ssl.SSLContext | bool, key_header: tuple[str, str]) -> Any:
+    """A transport whose replies end with an error where they pass that many bytes, before they fill the memory.
+
+    The key goes into the one header that carries it here, behind everything that logs headers.
+    """
     import httpx2
 
     class BoundedStream(httpx2.AsyncByteStream):
@@ -229,6 +254,8 @@ def _bounded_transport(most: int, trust: ssl.SSLContext | bool) -> Any:
         async def handle_async_request(self, request: Any) -> Any:
             # An unpacked reply could outgrow any bound on the bytes received.
             request.headers["accept-encoding"] = "identity"
+            del request.headers["authorization"]
+            request.headers[key_header[0]] = key_header[1]
             response = await super().handle_async_request(request)
             if response.headers.get("content-encoding", "identity") != "identity":
                 await response.aclose()

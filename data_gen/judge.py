@@ -51,7 +51,7 @@ class _Judge:
                 continue
             answers, model = self._answers(by, request)
             answers = self._agreed(request, answers, by) if answers else answers
-            told_by = {"name": by.name, "model": model, **by.params}
+            told_by = {"name": by.name, "model": model, **by.params, **_adapted(by)}
             for question in request.questions:
                 if question.id in answers and (
                     row := self._row(question, answers[question.id], shown, request, told_by)
@@ -95,6 +95,10 @@ class _Judge:
         exchange = self._lesson.ledger.exchange(request_key(teacher, request))
         if exchange is None or exchange.verdict in OPEN_VERDICTS:
             self._lesson.report.unanswered += 1
+            if exchange is not None and exchange.reply:
+                self._lesson.note_open(
+                    exchange.verdict, images=list(request.images), task=request.task, raw=exchange.reply
+                )
             return {}, ""
         if exchange.verdict != ACCEPTED:
             self._lesson.reject(exchange.verdict, images=list(request.images), task=request.task, raw=exchange.reply)
@@ -156,3 +160,10 @@ class _Judge:
             label=common_label(shown),
             classes=self._classes,
         )
+
+
+def _adapted(teacher: Teacher) -> dict[str, Any]:
+    """What a hosted teacher was not asked as its parameters say, where its endpoint refused that."""
+    if not isinstance(teacher, HostedTeacher) or not teacher.dialect.adaptations:
+        return {}
+    return {"adapted": {adaptation.parameter: adaptation.instead for adaptation in teacher.dialect.adaptations}}

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 from assistant.errors import DatasetError
 from data_gen.database import Database
+from data_gen.dialect import Adaptation
 from data_gen.tables import (
     ACCEPTED,
     DAMAGED,
     SENT,
+    Adapted,
     Base,
     Batch,
     Departure,
@@ -34,8 +37,8 @@ from data_gen.tables import (
     seal,
 )  # fmt: skip
 
-VERSION = 2
-"""Of the tables; 1 had no checksums."""
+VERSION = 3
+"""Of the tables; 1 had no checksums, 2 no adaptations."""
 SEALED: dict[str, type[Exchange] | type[Measurement]] = {"exchanges": Exchange, "measurements": Measurement}
 
 
@@ -173,6 +176,32 @@ class Ledger(Database):
         query = select(Exchange.model).where(Exchange.teacher == teacher, Exchange.verdict == ACCEPTED).limit(1)
         with self._session() as session:
             return session.scalar(query)
+
+    def models_of(self, teacher: str) -> dict[str, int]:
+        """How many answers each model string of that teacher gave, the first of the alphabet first."""
+        accepted = (Exchange.teacher == teacher, Exchange.verdict == ACCEPTED)
+        query = select(Exchange.model, func.count()).where(*accepted).group_by(Exchange.model).order_by(Exchange.model)
+        with self._session() as session:
+            return {row[0]: row[1] for row in session.execute(query)}
+
+    def unmetered(self, teacher: str) -> int:
+        """Answers of that teacher that came without the number of their tokens."""
+        untold = (Exchange.input_tokens == 0, Exchange.output_tokens == 0)
+        query = select(func.count()).where(Exchange.teacher == teacher, Exchange.verdict == ACCEPTED, *untold)
+        with self._session() as session:
+            return int(session.scalar(query) or 0)
+
+    def adaptations(self, endpoint: str, model: str) -> list[Adaptation]:
+        """What that endpoint refused for that model, as it was learnt."""
+        known = select(Adapted).where(Adapted.endpoint == endpoint, Adapted.model == model)
+        query = known.order_by(Adapted.at, Adapted.parameter)
+        with self._session() as session:
+            return [Adaptation(row.parameter, row.instead, row.reason) for row in session.scalars(query)]
+
+    def adapt(self, endpoint: str, model: str, adaptation: Adaptation) -> None:
+        """Remember what an endpoint refused."""
+        row = {"endpoint": endpoint, "model": model, "at": _now(), **asdict(adaptation)}
+        self._replace(Adapted, [row])
 
     def export_replies(self, path: Path) -> int:
         """Write every accepted exchange as a line that `ReplayTeacher` reads; gives their number."""

@@ -51,6 +51,10 @@ class Lesson:
         """What is known of the picture at that position of the catalogue."""
         return Evidence(**self.drafts.specimen(position))
 
+    def note_open(self, verdict: str, **about: Any) -> None:
+        """Write down why a request is still open; it is not rejected, the next run asks it again."""
+        self.rejections.write({"reason": verdict, "open": True, **about})
+
     def reject(self, reason: str, **about: Any) -> None:
         """Count a picture, request or row that is not taken, and write down what it was."""
         self.rejected[reason] += 1

@@ -26,6 +26,8 @@ class TeachReport:
     """All that it will have cost when every request is answered [USD]; None where there are no prices or no replies."""
     stopped: str | None = None
     """Why the teacher was not asked to the end: code and sentence."""
+    refused: bool = False
+    """The endpoint of a hosted teacher has refused whatever it was asked: no waiting mends that."""
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 

@@ -93,6 +93,21 @@ class Batch(Base):
     done: Mapped[bool] = mapped_column(default=False)
 
 
+class Adapted(Base):
+    """A parameter that an endpoint refuses for a model, so that a later run does not ask in vain."""
+
+    __tablename__ = "adaptations"
+    endpoint: Mapped[str] = mapped_column(primary_key=True)
+    """Its address, the query included."""
+    model: Mapped[str] = mapped_column(primary_key=True)
+    parameter: Mapped[str] = mapped_column(primary_key=True)
+    instead: Mapped[str]
+    """What is sent in its place; empty where it is left out."""
+    reason: Mapped[str]
+    at: Mapped[str]
+    """UTC."""
+
+
 class Forgotten(Base):
     """A micrograph that was deleted on request; the hash stays, so that it does not come back."""
 

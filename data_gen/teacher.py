@@ -10,19 +10,22 @@ import asyncio
 import base64
 import itertools
 import json
+import re
 import ssl
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from assistant.errors import DatasetError, TeacherError
+from data_gen.dialect import Dialect
 from data_gen.egress import Permit, open_client
 from data_gen.evidence import PROMPTS
 from data_gen.filters import clean
-from data_gen.replies import Rejection, Reply, read_reply, response_format, retry_after
+from data_gen.refusals import Refusal, verdict_of
+from data_gen.replies import Rejection, Reply, read_reply, response_format
 from data_gen.tables import exchange_key
 from data_gen.tasks import Question, prompts_version
 
@@ -34,6 +37,12 @@ UNKNOWN_IMAGE_TOKENS = 50_000
 SAMPLING = 0.7
 """Temperature at which several answers to one question can differ."""
 PROBES = 3
+ADAPTED = "adapted"
+"""Verdict of an attempt that taught how the endpoint wants to be asked; it is asked again at once."""
+_SNAPSHOT = re.compile(
+    r"[-@:_](?:20\d\d-?(?:0\d|1[0-2])(?:-?[0-3]\d)?|(?:0\d|1[0-2])-?[0-3]\d|latest|00\d)$", re.IGNORECASE
+)
+"""The end of a model's name that tells one dated snapshot from another."""
 
 
 @dataclass(frozen=True)
@@ -138,19 +147,24 @@ class HostedTeacher:
 
     looks = True
 
-    def __init__(self, permit: Permit, config: TeachConfig, *, answers_as: str | None = None) -> None:
-        """`answers_as` is the model string of earlier replies in this data set, from the ledger."""
+    def __init__(
+        self, permit: Permit, config: TeachConfig, *, answers_as: str | None = None, dialect: Dialect | None = None
+    ) -> None:
+        """`answers_as` is the model string of earlier replies in this data set, `dialect` what the endpoint refused."""
         self.name = f"openai:{config.model}"
+        # What is wished for: a parameter that the endpoint turns out to refuse stays here, and with it every key.
         self.params: Mapping[str, Any] = {
             "temperature": SAMPLING if config.samples > 1 else 0,
             "seed": config.seed,
             "max_output_tokens": config.max_output_tokens,
             "downscale": config.downscale,
             "prompts": prompts_version(),
+            **({"extra_body": config.extra_body} if config.extra_body else {}),
         }
+        self.dialect = dialect or Dialect()
         self._permit = permit
         self._config = config
-        self._client = open_client(permit, api_key_env=config.api_key_env, ca_file=config.ca_file)
+        self._client = open_client(permit, config)
         self._answers_as = answers_as
         self._image_tokens: list[float] = []
 
@@ -185,37 +199,48 @@ class HostedTeacher:
         """
         for picture in pictures:
             self._permit.check(picture)
-        content: list[Any] = [{"type": "text", "text": request.prompt}]
-        content += [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
+        shown = [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
+        # Words alone go as a plain string, which endpoints that see nothing take as well.
+        content = [{"type": "text", "text": request.prompt}, *shown] if shown else request.prompt
         messages: list[Any] = [{"role": "user", "content": content}]
         if complaint is not None:
             mend = _template("again").replace("{problem}", complaint.problem)
-            messages += [{"role": "assistant", "content": complaint.raw}, {"role": "user", "content": mend}]
-        return {
-            "model": self._config.model,
-            "messages": messages,
-            "response_format": response_format(),
-            "temperature": self.params["temperature"],
-            "seed": self._config.seed + request.sample,
-            "max_completion_tokens": self._max_tokens(request),
-        }
+            # Some endpoints refuse a turn that says nothing.
+            said = complaint.raw or "(nothing)"
+            messages += [{"role": "assistant", "content": said}, {"role": "user", "content": mend}]
+        return {"model": self._config.model, "messages": messages, **self.dialect.spoken(self._wished(request))}
 
     def read(self, body: str, request: Request) -> Reply:
         """The answers in the body of a reply. Raises Rejection."""
-        reply = read_reply(self._scrub(body), [question.id for question in request.questions])
+        ids = [question.id for question in request.questions]
+        reply = read_reply(self._scrub(body), ids, limit=self._max_tokens(request))
         self._check_model(reply)
         if reply.usage is not None and request.images:
             self._image_tokens.append(reply.usage[0] / len(request.images))
         return reply
 
+    def _wished(self, request: Request) -> dict[str, Any]:
+        """The parameters of a request beside model and messages, before the endpoint has its say."""
+        wished = {
+            "response_format": response_format(),
+            "temperature": self.params["temperature"],
+            "seed": self._config.seed + request.sample,
+            self._config.limit_parameter: self._max_tokens(request),
+            **self._config.extra_body,
+        }
+        return {name: value for name, value in wished.items() if value is not None}
+
     async def _post(self, request: Request, body: Mapping[str, Any]) -> str:
         """Send, and give the body back as text: the SDK's own parsing trusts it too much."""
         import openai
 
+        parameters = {name: value for name, value in body.items() if name not in {"model", "messages"}}
         try:
             async with asyncio.timeout(self._config.deadline_s):
                 raw = await self._client.chat.completions.with_raw_response.create(
-                    **body,
+                    model=body["model"],
+                    messages=body["messages"],
+                    extra_body=parameters,
                     timeout=self._config.deadline_s,
                     extra_headers={"Idempotency-Key": request_key(self, request)},
                 )
@@ -223,37 +248,38 @@ class HostedTeacher:
         except (TimeoutError, openai.APITimeoutError):
             raise Rejection("deadline", again=True, billed=None) from None
         except openai.APIStatusError as error:
-            raise self.refused(error.status_code, error.response.headers, error.response.text) from None
+            told = error.response
+            raise self.refused(error.status_code, told.headers, told.text, body, bool(request.images)) from None
         except openai.APIConnectionError as error:
             raise self.unreachable(error) from None
 
-    def refused(self, status: int, headers: Mapping[str, str], body: str) -> TeacherError:
-        """An HTTP error as a rejection of this attempt, or as the end of the job."""
-        raw, host = self._scrub(body), self._permit.destination
-        wait = retry_after(headers, now=time.time())
-        match status:
-            case 401 | 403:
-                return TeacherError(
-                    "unauthorised", f"{host} refused the key in {self._config.api_key_env} ({status}). Check the key."
-                )
-            case 404:
-                return TeacherError("no_model", f"{host} has no model {self._config.model!r}. Set teach.model.")
-            case 429 if "insufficient_quota" in body:
-                return TeacherError("quota", f"The quota at {host} is used up. Raise it, then run the same command.")
-            case 429:
-                return Rejection("rate_limited", raw, again=True, wait_s=wait, billed=False)
-            case _ if 300 <= status < 400:
-                told = f"{host} answers with redirects, which are never followed. Set teach.base_url."
-                end = TeacherError("redirect", told)
-                return Rejection("redirect", raw, again=True, billed=False, end=end)
-            case 400 | 422 if "content_filter" in body or "content_policy" in body:
-                return Rejection("filtered", raw, billed=False)
-            case 408 | 409 | 425:
-                return Rejection("server_error", raw, again=True, wait_s=wait, billed=False)
-            case _ if status >= 500:
-                return Rejection("server_error", raw, again=True, wait_s=wait, billed=False)
-            case _:
-                return Rejection("bad_request", raw, billed=False)
+    def refused(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        body: str,
+        sent: Mapping[str, Any] = MappingProxyType({}),
+        pictures: bool = False,
+    ) -> TeacherError:
+        """An HTTP error as a rejection of this attempt, or as the end of the job.
+
+        `sent` is the body that met it: what it refuses of that is left out from now on, and it is asked again.
+        """
+        refusal = self.refusal(status, headers, body)
+        parameters = {name: value for name, value in sent.items() if name not in {"model", "messages"}}
+        if self.dialect.adapt(refusal.parameters(parameters), parameters, str(refusal)):
+            return Rejection(ADAPTED, str(refusal), again=True, billed=False)
+        return verdict_of(
+            refusal,
+            host=self._permit.destination,
+            model=self._config.model,
+            api_key_env=self._config.api_key_env,
+            pictures=pictures,
+        )
+
+    def refusal(self, status: int, headers: Mapping[str, str], body: str) -> Refusal:
+        """An HTTP error without the key that was sent."""
+        return Refusal(status, headers, self._scrub(body))
 
     def unreachable(self, error: Exception) -> TeacherError:
         """A connection that failed as a rejection of this attempt, or as the end of the job."""
@@ -269,11 +295,12 @@ class HostedTeacher:
                 "teach.base_url, or name your own authority's certificates in teach.ca_file.",
             )
         never_sent = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
-        return Rejection("connection", type(cause).__name__, again=True, billed=False if never_sent else None)
+        told = f"{type(cause).__name__}: {cause}"
+        return Rejection("connection", told, again=True, billed=False if never_sent else None)
 
     def _check_model(self, reply: Reply) -> None:
         self._answers_as = self._answers_as or reply.model
-        if reply.model != self._answers_as:
+        if reply.model and not same_model(reply.model, self._answers_as, pinned=self._config.model):
             end = TeacherError(
                 "model_changed",
                 f"The endpoint now answers as {clean(reply.model)!r}, and this data set was begun with "
@@ -293,6 +320,13 @@ class HostedTeacher:
     def _scrub(self, text: str) -> str:
         """An endpoint may echo the key; it is never written down."""
         return text.replace(self._client.api_key, "[key]")
+
+
+def same_model(said: str, before: str, *, pinned: str) -> bool:
+    """True for two names of one model; its dated snapshots are one where none of them was asked for by its date."""
+    if said == before:
+        return True
+    return not _SNAPSHOT.search(pinned) and _SNAPSHOT.sub("", said) == _SNAPSHOT.sub("", before)
 
 
 def _distrust(error: BaseException | None) -> str | None:

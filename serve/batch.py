@@ -7,6 +7,7 @@ the journal, whole or not at all. Knows nothing about the model: a loader brings
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,7 +21,8 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from assistant.errors import ConfigError, MaemiError
-from serve.jobs import Captioner, Job, Load, Result, caption_jobs
+from assistant.readers.files import shown
+from serve.jobs import Captioner, Job, Load, Result, caption_jobs, reader
 from serve.rows import CaptionRow, in_groups, write_rows, writer_for
 from serve.store import open_sqlite, write_transaction
 from serve.workers import in_processes, on_ray
@@ -165,15 +167,42 @@ def _find_jobs(folder: Path, pixel_size_nm: float | None) -> list[Job]:
 
     if not folder.is_dir():
         raise ConfigError("no_images", f"{folder} is not a folder. Name a folder with micrographs.")
-    jobs = []
-    for path in find_micrographs(folder):
-        status = path.stat()
-        jobs.append(Job(folder, path, status.st_size, status.st_mtime_ns, pixel_size_nm))
+    jobs = [_job(folder, path, pixel_size_nm) for path in find_micrographs(folder)]
+    jobs += [Job(folder, path, 0, 0, problem=problem) for path, problem in _no_files(folder)]
     if not jobs:
         raise ConfigError(
             "no_images", f"{folder} holds no micrographs. Name a folder with TIFF, PNG, JPEG or BMP files."
         )
-    return jobs
+    return sorted(jobs, key=lambda job: job.path)
+
+
+def _job(folder: Path, path: Path, pixel_size_nm: float | None) -> Job:
+    """A file as it is now; one that is gone, or a link that leads nowhere, is one row that says so."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        reason = (error.strerror or "it cannot be looked at").lower()
+        return Job(folder, path, 0, 0, problem=f"not_found: {shown(path)} leads nowhere: {reason}. Mend or remove it.")
+    return Job(folder, path, status.st_size, status.st_mtime_ns, pixel_size_nm)
+
+
+def _no_files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Folders that are named like a picture or cannot be listed, each with what is wrong: nothing is left out unsaid.
+
+    Raises ConfigError `no_images` where `folder` itself cannot be listed.
+    """
+    from assistant.micrograph import SUFFIXES
+
+    denied: list[OSError] = []
+    for place, folders, _ in os.walk(folder, onerror=denied.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(place, name) for name in folders if Path(name).suffix.lower() in SUFFIXES):
+            yield path, f"not_a_file: {shown(path)} is a folder that is named like a picture. Rename it."
+    for error in denied:
+        path, reason = Path(error.filename), (error.strerror or "it cannot be read").lower()
+        if path == folder:
+            raise ConfigError("no_images", f"{folder} cannot be listed: {reason}. Check its permissions.")
+        yield path, f"unreadable: {shown(path)} cannot be listed: {reason}. Check its permissions."
 
 
 def _run(jobs: Sequence[Job], load: Load, *, workers: int, ray: str | None) -> Iterator[list[Result]]:
@@ -185,8 +214,9 @@ def _run(jobs: Sequence[Job], load: Load, *, workers: int, ray: str | None) -> I
         yield from in_processes(batches, load, workers=workers)
     elif jobs:
         captioner = load()
-        for batch in batches:
-            yield caption_jobs(captioner, batch)
+        with reader() as files:
+            for batch in batches:
+                yield caption_jobs(captioner, batch, files)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What is to be captioned and what became of it: one file in, one row out, whatever happens to it.
 
-Knows nothing about where jobs run, the journal or the output.
+Files are read in a process of their own, so a decoder that dies or hangs costs its row. Knows nothing about where jobs
+run, the journal or the output.
 """
 
 from __future__ import annotations
@@ -12,6 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from assistant.errors import MaemiError, MicrographError
+from serve.sandbox import Sandbox
+
+READ_S = 60.0
+"""Longest time for reading one file, from a slow share as well [s]."""
+READ_MEMORY = 2**32
+"""Most memory of the process that reads: a whole page at the limits of the reader fits [byte]."""
 
 
 class Captioner(Protocol):
@@ -34,6 +41,8 @@ class Job:
     size: int
     mtime_ns: int
     pixel_size_nm: float | None = None
+    problem: str | None = None
+    """Why it cannot be read, "code: sentence", where that is known beforehand."""
 
     @property
     def name(self) -> bytes:
@@ -55,26 +64,31 @@ class Result:
     error: str | None = None
 
 
-def caption_jobs(captioner: Captioner, jobs: Sequence[Job]) -> list[Result]:
-    """Caption a few files; a file that fails, or fails the model, takes only itself down."""
-    read = {job: _read(job) for job in jobs}
+def reader() -> Sandbox:
+    """What reads the files of jobs, one at a time."""
+    return Sandbox(workers=1, deadline_s=READ_S, memory=READ_MEMORY)
+
+
+def caption_jobs(captioner: Captioner, jobs: Sequence[Job], files: Sandbox) -> list[Result]:
+    """Caption a few files; a file that fails, or fails the reader or the model, takes only itself down."""
+    read = {job: _read(job, files) for job in jobs}
     good = [job for job in jobs if not isinstance(read[job], Result)]
     try:
         captions = captioner.caption([read[job] for job in good]) if good else []
     except Exception as error:  # the one boundary: a model that fails on a batch is asked again image by image
         if len(jobs) == 1:
             return [_failed(jobs[0], getattr(error, "code", "caption_failed"), _sentence(error))]
-        return [result for job in jobs for result in caption_jobs(captioner, [job])]
+        return [result for job in jobs for result in caption_jobs(captioner, [job], files)]
     said = dict(zip(good, captions, strict=True))
     return [_captioned(job, read[job], said[job]) if job in said else read[job] for job in jobs]
 
 
-def _read(job: Job) -> Any:
+def _read(job: Job, files: Sandbox) -> Any:
     """The micrograph of a job, or the Result of a file that cannot be read or changed meanwhile."""
-    from assistant.micrograph import read_micrograph
-
+    if job.problem is not None:
+        return _failed(job, *job.problem.split(": ", 1))
     try:
-        micrograph = read_micrograph(job.path, pixel_size_nm=job.pixel_size_nm)
+        micrograph = files.read(job.path, pixel_size_nm=job.pixel_size_nm)
         status = job.path.stat()
     except MicrographError as error:
         return _failed(job, error.code, error.message)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serve import terminal
-from serve.command import ConfigFile, Data, Json, Overrides, Run, app, finish, print_result, quiet, usage
+from serve.command import ALL_FAILED, ConfigFile, Data, Json, Overrides, Run, app, finish, print_result, quiet, usage
 from serve.teaching import REVIEW_PORT, export_rows, print_report, review_rows, show_questions
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def teach(
     print_report(report, exported, json=json)
     if review:
         review_rows(out, port=port)
-    finish(report.unanswered + bool(report.stopped))
+    finish(ALL_FAILED if report.refused else report.unanswered + bool(report.stopped))
 
 
 @app.command(short_help="Fine-tune a student.")

@@ -19,7 +19,8 @@ from assistant.errors import ConfigError
 T = TypeVar("T")
 
 ROW_GROUP = 1024
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""The last four are the wide forms of the first, which some spreadsheets take for them."""
 
 
 class CaptionRow(NamedTuple):
@@ -79,8 +80,11 @@ def json_line(record: dict[str, Any]) -> str:
 
 
 def write_csv(path: Path, rows: Iterable[CaptionRow]) -> None:
-    """Comma-separated with a header; cells that a spreadsheet would run as a formula begin with an apostrophe."""
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    """Comma-separated with a header; cells that a spreadsheet would run as a formula begin with an apostrophe.
+
+    The mark at the beginning tells a spreadsheet that the text is UTF-8: without it "µm" reads "Âµm" there.
+    """
+    with path.open("w", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         table = csv.writer(file)
         table.writerow(CaptionRow._fields)
         table.writerows([csv_cell(value) for value in row] for row in rows)

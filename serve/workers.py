@@ -15,7 +15,8 @@ from itertools import islice
 from multiprocessing.process import BaseProcess
 
 from assistant.errors import ConfigError, MaemiError
-from serve.jobs import Captioner, Job, Load, Result, caption_jobs
+from serve.jobs import Captioner, Job, Load, Result, caption_jobs, reader
+from serve.sandbox import Sandbox
 
 AHEAD = 2
 """Batches handed to each worker before it asks."""
@@ -26,6 +27,8 @@ DEATHS_IN_A_ROW = 5
 
 _captioner: Captioner | None = None
 """The model of this worker process."""
+_files: Sandbox | None = None
+"""What reads files for it."""
 
 
 def in_processes(batches: Iterator[list[Job]], load: Load, *, workers: int) -> Iterator[list[Result]]:
@@ -85,11 +88,11 @@ class RayCaptioner:
     """An actor that holds the model."""
 
     def __init__(self, load: Load) -> None:
-        self._captioner = load()
+        self._captioner, self._files = load(), reader()
 
     def work(self, batch: list[Job]) -> list[Result]:
         """Caption one batch."""
-        return caption_jobs(self._captioner, batch)
+        return caption_jobs(self._captioner, batch, self._files)
 
 
 def _one_by_one(jobs: list[Job], load: Load) -> Iterator[list[Result]]:
@@ -127,6 +130,6 @@ def _follow(parent: BaseProcess) -> None:
 
 
 def _work(load: Load, batch: list[Job]) -> list[Result]:
-    global _captioner
-    _captioner = _captioner or load()
-    return caption_jobs(_captioner, batch)
+    global _captioner, _files
+    _captioner, _files = _captioner or load(), _files or reader()
+    return caption_jobs(_captioner, batch, _files)

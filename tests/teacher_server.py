@@ -58,11 +58,13 @@ class Handler(BaseHTTPRequestHandler):
 
     @property
     def prompt(self) -> str:
-        return str(self.request_body["messages"][0]["content"][0]["text"])
+        content = self.request_body["messages"][0]["content"]
+        return str(content if isinstance(content, str) else content[0]["text"])
 
     @property
     def pictures(self) -> list[bytes]:
-        parts = self.request_body["messages"][0]["content"][1:]
+        content = self.request_body["messages"][0]["content"]
+        parts = [] if isinstance(content, str) else content[1:]
         return [base64.b64decode(part["image_url"]["url"].partition(",")[2]) for part in parts]
 
     def reply(

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -70,7 +71,7 @@ def test_the_three_formats_hold_the_same_rows(folder: Path, tmp_path: Path, suff
     if suffix == "parquet":
         assert pq.read_table(tmp_path / "out.parquet").to_pylist() == expected
     elif suffix == "csv":
-        with (tmp_path / "out.csv").open(newline="") as file:
+        with (tmp_path / "out.csv").open(newline="", encoding="utf-8-sig") as file:
             found = list(csv.DictReader(file))
         assert found == [{k: "" if v is None else str(v) for k, v in row.items()} for row in expected]
     else:
@@ -157,6 +158,112 @@ def _journalled(out: Path) -> int:
         return 0
     finally:
         connection.close()
+
+
+class _Fleeting(MeasuringAssistant):
+    """A picture goes away after the files were listed."""
+
+    folder: Path
+
+    def __init__(self) -> None:
+        (self.folder / "a.tif").unlink()
+
+
+def test_what_cannot_be_read_is_one_row_each(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links that lead nowhere or to themselves, files that vanish before and after they are looked at, a folder that is
+    named like a picture, one that cannot be listed: a failed row with its reason, and the others are captioned.
+
+    Seen failing: the first of them ended the batch without a row, and the folders were passed over in silence.
+    """
+    (folder / "dangling.tif").symlink_to(folder / "nowhere.tif")
+    (folder / "loop.tif").symlink_to(folder / "loop.tif")
+    (folder / "named.tif").mkdir()
+    write_tiff(folder / "named.tif" / "inside.tif", seed=5)
+    (folder / "locked").mkdir()
+    listed, scandir = batch_micrographs(folder), os.scandir
+
+    def denied(place: Any) -> Any:
+        if Path(place).name == "locked":
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    monkeypatch.setattr("assistant.micrograph.find_micrographs", lambda _: [*listed, folder / "gone.tif"])
+    monkeypatch.setattr(_Fleeting, "folder", folder, raising=False)
+    summary = run(folder, tmp_path / "out.jsonl", load=_Fleeting)
+    codes = {Path(path).name: error.split(":")[0] for path, error in summary.failures}
+    assert codes == {
+        "a.tif": "not_found", "broken.tif": "unreadable", "dangling.tif": "not_found", "gone.tif": "not_found",
+        "locked": "unreadable", "loop.tif": "not_found", "named.tif": "not_a_file",
+    }  # fmt: skip
+    captioned = [Path(row["path"]).name for row in read(tmp_path / "out.jsonl") if row["caption"]]
+    assert captioned == ["b.tif", "bare.tif", "d.tif", "inside.tif", "c.tif"]
+    assert (summary.total, summary.captioned) == (12, 5)
+    assert all(error.endswith(".") for _, error in summary.failures)
+    write_tiff(folder / "a.tif", seed=0)
+    assert run(folder, tmp_path / "out.jsonl", load=_Fleeting).reused == 5
+
+
+def batch_micrographs(folder: Path) -> list[Path]:
+    from assistant.micrograph import find_micrographs
+
+    return find_micrographs(folder)
+
+
+DEADLY_DECODER = """
+import os, signal, time
+from assistant.readers import raster
+def decode(data, kind, page, limits):
+    if data[8:12] == b"SEGV": os.kill(os.getpid(), signal.SIGSEGV)
+    if data[8:12] == b"HANG": time.sleep(600)
+    return real(data, kind, page, limits)
+real, raster.decode = raster.decode, decode
+"""
+CAPTION = """
+import sys
+from pathlib import Path
+from measuring import MeasuringAssistant
+from serve import jobs
+from serve.batch import caption_folder
+jobs.READ_S = 10.0
+if __name__ == "__main__":
+    summary = caption_folder(
+        Path(sys.argv[1]), Path(sys.argv[2]), load=MeasuringAssistant, workers=int(sys.argv[3]))
+    print(summary.captioned, summary.reused)
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_decoder_that_dies_or_hangs_costs_its_row(folder: Path, tmp_path: Path, workers: int) -> None:
+    """A decoder broken in every process: one row each, the others are captioned, and a rerun is not stopped either.
+
+    Seen failing with one worker: the command died of the signal, each time anew, and would have hung for ever.
+    """
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(DEADLY_DECODER)
+    (hook / "run.py").write_text(CAPTION)
+    codes = {"SEGV": "reader_died"} | ({"HANG": "too_slow"} if workers == 1 else {})
+    for order in codes:
+        (folder / f"{order}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + order.encode())
+    places = os.pathsep.join(map(str, (hook, TESTS, TESTS.parent)))
+
+    def captioned() -> list[str]:
+        done = subprocess.run(
+            [sys.executable, str(hook / "run.py"), str(folder), str(tmp_path / "out.jsonl"), str(workers)],
+            env=os.environ | {"PYTHONPATH": places}, capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert captioned() == ["5", "0"]
+    failed = {
+        Path(row["path"]).stem: row["error"].split(":")[0] for row in read(tmp_path / "out.jsonl") if row["error"]
+    }
+    assert failed == {"broken": "unreadable", **codes}
+    if workers == 1:
+        (folder / "HANG.png").unlink()
+        assert captioned() == ["5", "5"]
 
 
 class _Picky(MeasuringAssistant):
@@ -269,20 +376,37 @@ def test_names_survive_that_are_no_text(tmp_path: Path) -> None:
     run(images, tmp_path / "out.jsonl")
     assert {os.fsencode(Path(row["path"]).name) for row in read(tmp_path / "out.jsonl")} == set(names)
     run(images, tmp_path / "out.csv")
-    with (tmp_path / "out.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         assert {os.fsencode(Path(row["path"]).name) for row in csv.DictReader(file)} == set(names)
     run(images, tmp_path / "out.parquet")
     assert pq.read_table(tmp_path / "out.parquet").num_rows == len(names)
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM", "\tx", "\rx"])
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM", "\tx", "\rx", "\nx", "\uff1d1+1"])
 def test_no_cell_runs_as_a_formula(tmp_path: Path, text: str) -> None:
     out = tmp_path / "out.csv"
     write_rows(out, [CaptionRow("a.tif", "00", text, 1.0, None, None)])
-    with out.open(newline="") as file:
+    with out.open(newline="", encoding="utf-8-sig") as file:
         assert next(csv.DictReader(file))["caption"] == f"'{text}"
     assert csv_cell("plain") == "plain"
     assert csv_cell(-1.5) == -1.5
+
+
+def test_a_spreadsheet_is_told_that_the_text_is_utf8(folder: Path, tmp_path: Path) -> None:
+    """One mark at the beginning, as Excel wants it, also after a run over a file that has none; nowhere else one."""
+    (folder / "a.tif").rename(folder / "Würfel 5µm.tif")
+    out = tmp_path / "out.csv"
+    run(folder, out)
+    whole = out.read_bytes()
+    assert whole.startswith(b"\xef\xbb\xbfpath,sha256,")
+    assert whole.count(b"\xef\xbb\xbf") == 1
+    out.write_bytes(whole[3:])
+    assert run(folder, out).reused == 5
+    assert out.read_bytes() == whole
+    with out.open(newline="", encoding="utf-8-sig") as file:
+        assert next(csv.reader(file)) == FIELDS
+    run(folder, tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_bytes()[:1] == b"{"
 
 
 def test_a_pixel_size_from_the_user_counts(folder: Path, tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_caption_writes_rows_and_names_failures(
     done = json.loads(out)
     assert {done[name] for name in ("total", "captioned", "failed")} == {2, 1}
     assert "broken.tif" in one_error(err, r"\w+")
-    assert out_file.read_text().startswith("path,sha256,caption,pixel_size_nm,confidence,error")
+    assert out_file.read_text(encoding="utf-8-sig").startswith("path,sha256,caption,pixel_size_nm,confidence,error")
     broken.unlink()
     code, out, err = maemi("caption", tmp_path, "--out", out_file, "--run", student)
     assert (code, err) == (0, "")
