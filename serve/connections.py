@@ -261,6 +261,11 @@ class Connection(H11Protocol):
             self.cycle.message_event.set()
         self.transport.abort()
 
+    def break_off(self) -> None:
+        """Close once what was said has gone out."""
+        self.cycle.disconnected = True
+        self.transport.close()
+
     @property
     def _answered(self) -> bool:
         return self.cycle is not None and self.cycle.response_complete

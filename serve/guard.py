@@ -175,16 +175,25 @@ class Guard:
             else:
                 await self._app(inner, exchange.receive, exchange.send)
         except Exception as error:  # the one boundary: whatever goes wrong inside, the client gets an id, nothing else
-            if exchange.over or exchange.left:
-                visit.tally(f"requests that ended in {type(error).__name__} after their client had left")
-                return
-            number = secrets.token_hex(4)
-            log.exception("request failed, id %s", number)
-            await exchange.refuse(Refusal(500, "internal", f"The request failed (id {number}). Look it up in the log."))
+            await self._fail(visit, exchange, error)
         finally:
             exchange.close()
             if self._metrics:
                 self._metrics.request(inner, exchange.status, time.monotonic() - started)
+
+    async def _fail(self, visit: _Visit, exchange: _Exchange, error: Exception) -> None:
+        """Tell the client what can be told; in the log a client can cause a line a minute, or one with a number."""
+        name = type(error).__name__
+        if exchange.over or exchange.left:
+            visit.tally(f"requests that ended in {name} after their client had left")
+        elif exchange.started:
+            if visit.tally(f"replies broken off by {name}"):
+                log.exception("the first of them")
+            visit.break_off()
+        else:
+            number = secrets.token_hex(4)
+            log.exception("request failed, id %s", number)
+            await exchange.refuse(Refusal(500, "internal", f"The request failed (id {number}). Look it up in the log."))
 
     def _refusal(self, scope: Scope, visit: _Visit) -> Refusal | None:
         """The first reason to refuse, or None. Sets `scope["state"]["user"]`."""
@@ -267,9 +276,14 @@ class _Visit:
         """Whether there is a place for this client's request; without a connection of ours there always is."""
         return self._connection is None or self._connection.admits(self.address)
 
-    def tally(self, kind: str) -> None:
-        """Have an event counted."""
-        (self._connection.crowd.tally if self._connection else _TALLY)(kind)
+    def tally(self, kind: str) -> bool:
+        """Have an event counted; whether it is the first of its kind."""
+        return (self._connection.crowd.tally if self._connection else _TALLY)(kind)
+
+    def break_off(self) -> None:
+        """End a reply that cannot be finished: a connection that closes in the middle is the only way to say so."""
+        if self._connection is not None:
+            self._connection.break_off()
 
     def open_stream(self) -> Callable[[], None] | None:
         """Take a place for an event stream: what gives it back, or None if all are taken."""
@@ -286,7 +300,8 @@ class _Exchange:
     def __init__(self, visit: _Visit, receive: Receive, send: Send, limit: int) -> None:
         self._visit, self._receive, self._send, self._limit = visit, receive, send, limit
         self._received = 0
-        self._started = False
+        self.started = False
+        """Whether the client has been told a status."""
         self.close: Callable[[], None] = lambda: None
         """Gives back what the reply holds."""
         self.over = self.left = False
@@ -328,7 +343,7 @@ class _Exchange:
 
     async def refuse(self, refusal: Refusal) -> None:
         """Answer with an OpenAI-shaped error, unless the reply has already begun."""
-        if not self._started and not self.over:
+        if not self.started and not self.over:
             body = error_body(refusal.message, code=refusal.code, kind=kind_of(refusal.status))
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             await self._start(
@@ -342,7 +357,7 @@ class _Exchange:
         self.over = True
 
     async def _start(self, event: Event) -> None:
-        self._started, self.status = True, event["status"]
+        self.started, self.status = True, event["status"]
         event["headers"] = _with_security(event.get("headers", ()))
         if self._visit.cookie:
             event["headers"].append((b"set-cookie", self._visit.cookie.encode()))

@@ -23,13 +23,15 @@ class Tally:
         self._since = clock()
         self._counts: dict[str, int] = {}
 
-    def __call__(self, kind: str) -> None:
-        """Count one event of a kind; what a stranger wrote stands in it as `repr` shows it."""
+    def __call__(self, kind: str) -> bool:
+        """Count one event of a kind, what a stranger wrote in it as `ascii` shows it; whether it is the first."""
         self.flush()
         kind = kind if kind in self._counts or len(self._counts) < MOST_KINDS else REST
         self._counts[kind] = self._counts.get(kind, -1) + 1
-        if not self._counts[kind]:
+        first = not self._counts[kind]
+        if first:
             self._log.warning("%s", kind)
+        return first
 
     def flush(self) -> None:
         """Once a period is over, tell how much more of each kind there was."""

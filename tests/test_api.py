@@ -308,9 +308,10 @@ def test_a_client_that_leaves_frees_its_place(picture: str, stream: bool) -> Non
 
 def test_nobody_waits_while_a_large_body_is_parsed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parser stands still until /healthz has answered: on the event loop neither would ever end."""
-    answered = threading.Event()
+    begun, answered = threading.Event(), threading.Event()
 
     def parse(body: bytes) -> Any:
+        begun.set()
         assert answered.wait(20)
         raise ApiError(418, "parsed", f"{len(body)} bytes")
 
@@ -321,6 +322,7 @@ def test_nobody_waits_while_a_large_body_is_parsed(url: str, monkeypatch: pytest
         target=lambda: replies.append(httpx.post(f"{url}/v1/chat/completions", content=body, timeout=30))
     )
     large.start()
+    assert begun.wait(20)
     assert httpx.get(f"{url}/healthz", timeout=10).status_code == 200
     answered.set()
     large.join()

@@ -48,6 +48,8 @@ async def events(request: Request) -> StreamingResponse:
         while True:
             yield b"data: " + b"x" * 2**16 * ("fast" in request.query_params) + b"\n\n"
             await asyncio.sleep(0.01)
+            if "broken" in request.query_params:
+                raise RuntimeError
 
     return StreamingResponse(beat(), media_type="text/event-stream")
 
@@ -165,6 +167,18 @@ def test_nobody_is_blamed_while_the_process_is_held_up() -> None:
     crowd._looked -= 3600
     crowd.sweep()
     assert crowd.now <= 2 * SWEEP_S
+
+
+def test_replies_that_break_off_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The client sees that its reply is torn, the log has one traceback, however many there are."""
+    with serving() as url:
+        for _ in range(5):
+            with pytest.raises(httpx.RemoteProtocolError), httpx.stream("GET", f"{url}/page/events/a?broken") as reply:
+                reply.read()
+    assert [record.name for record in caplog.records if "lifespan" not in record.getMessage()][:3] == [
+        "maemi.door",
+        "maemi.guard",
+    ]
 
 
 # --------------------------------------------------------------------------------------- crowds
