@@ -1,0 +1,138 @@
+"""kill -9, a full or a broken disk at any moment of `maemi train`, then the same command: it ends with the same bits.
+
+Every run is the real command in a process of its own, forked from one that is warm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from instruction_data import write_dataset
+from killing import Maemi, compile_faults
+from students import tiny_config, write_tiny_base
+from test_kills import small_disk
+
+from assistant.config import dump_config
+
+STEPS = 5
+SAVE_EVERY = 2
+
+
+class Case:
+    """The command, and what an undisturbed run of it leaves."""
+
+    def __init__(self, maemi: Maemi, folder: Path) -> None:
+        self.maemi, self.data = maemi, write_dataset(folder / "data")
+        overrides = (f"training.steps={STEPS}", f"training.save_every={SAVE_EVERY}", "adapter.r_max=4")
+        config = tiny_config(write_tiny_base(folder / "base"), "adapter.r_min=2", *overrides)
+        self.config = folder / "train.yaml"
+        self.config.write_text(dump_config(config))
+        self.whole = self.once(folder / "whole")
+        assert self.whole["rc"] == 0, self.whole["err"]
+        self.files = files(folder / "whole")
+        assert {"model/student.safetensors", "model/adapter/adapter_model.safetensors"} <= self.files.keys()
+
+    def once(self, out: Path, **job: Any) -> dict[str, Any]:
+        argv = ["train", "--config", str(self.config), "--data", str(self.data), "--out", str(out)]
+        return self.maemi.run(argv, out, **job)
+
+    def check(self, out: Path, place: object = None) -> None:
+        """The same command ends it: the bytes of an undisturbed run, and nothing left over."""
+        last = self.once(out)
+        assert last["rc"] == 0, (place, last["err"])
+        assert files(out) == self.files, place
+        assert {path.name for path in out.iterdir()} <= {"model", "run.json", "metrics.jsonl", "lock"}, place
+
+
+def files(out: Path) -> dict[str, str]:
+    """sha256 of every file of the model."""
+    paths = [path for path in sorted((out / "model").rglob("*")) if path.is_file()]
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    folder = tmp_path_factory.mktemp("train")
+    maemi = Maemi("train", compile_faults(folder), HF_HOME=str(folder / "cache"))
+    yield Case(maemi, folder)
+    maemi.close()
+
+
+def killed_at_random(case: Case, folder: Path, kills: int, *, per_run: int) -> None:
+    """Run after run: a few kills at random moments, then the end."""
+    rng, done = random.Random(kills), 0
+    while done < kills:
+        out = folder / str(done)
+        for _ in range(min(per_run, kills - done)):
+            ended = case.once(out, kill_after=rng.uniform(0.0, 1.1 * case.whole["seconds"]))
+            assert ended["rc"] in (-9, 0), ended["err"]
+            done += 1
+        case.check(out, done)
+
+
+def test_random_kills(case: Case, tmp_path: Path) -> None:
+    """4 of the 300 below."""
+    killed_at_random(case, tmp_path, 4, per_run=2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_three_hundred_random_kills(case: Case, tmp_path: Path) -> None:
+    """0 stuck, 0 that end otherwise."""
+    killed_at_random(case, tmp_path, 300, per_run=4)
+
+
+def struck(case: Case, folder: Path, how: str, calls: list[int]) -> None:
+    """A run whose k-th system call that changes a file is its last, fails, or finds the disk full from then on."""
+    for k in calls:
+        out = folder / f"{how}{k}"
+        ended = case.once(out, at=k, how=how)
+        if how == "kill":
+            assert ended["rc"] == -9, (k, ended["err"])
+        elif ended["rc"] != 0:  # what only tidies up may fail
+            assert ended["rc"] == 2, (k, ended["err"])
+            assert ended["err"].startswith("error: disk_full: " if how == "full" else "error: disk: "), (
+                k,
+                ended["err"],
+            )
+            assert len(ended["err"].splitlines()) == 1, (k, ended["err"])
+        case.check(out, (how, k))
+
+
+@pytest.mark.parametrize("how", ["kill", "full", "broken"])
+def test_a_fault_at_some_calls(case: Case, tmp_path: Path, how: str) -> None:
+    """One of the calls below."""
+    struck(case, tmp_path, how, [case.whole["calls"] // 2])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("how", ["kill", "full", "broken"])
+def test_a_fault_at_every_call(case: Case, tmp_path: Path, how: str) -> None:
+    """k = 1, 2, 3 ... over every open, write, rename, removal and sync of the run."""
+    struck(case, tmp_path, how, list(range(1, case.whole["calls"] + 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_full_disk_at_twenty_levels(case: Case, tmp_path: Path) -> None:
+    """A real file system of so many kB; a named error, then space, then the bytes of an undisturbed run."""
+    whole = sum(path.stat().st_size for path in case.config.parent.glob("whole/**/*")) // 1024
+    full = 0
+    for level in range(20):
+        out = tmp_path / str(level)
+        with small_disk(out, f"{16 + level * 3 * whole // 20}k"):
+            ended = case.once(out)
+            if ended["rc"] != 0:
+                full += 1
+                assert ended["err"].startswith("error: disk_full: "), (level, ended["err"])
+                assert len(ended["err"].splitlines()) == 1, (level, ended["err"])
+            subprocess.run(["mount", "-o", "remount,size=64m", out], check=True)
+            case.check(out, level)
+    assert full >= 10
