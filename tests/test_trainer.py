@@ -265,7 +265,7 @@ def test_a_base_that_a_run_only_names_is_part_of_it(data: Path, base: Path, tmp_
     interrupted(config, data, tmp_path / "second", after=3)
     weights = mine / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(RunError, match=r"other_run: .* model\.safetensors has changed"):
+    with pytest.raises(RunError, match=r"other_run: .*model\.safetensors has changed"):
         train(config, data, tmp_path / "second", device="cpu")
 
 
