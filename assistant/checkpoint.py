@@ -17,20 +17,25 @@ and Markdown are written or read. Knows nothing about training or images.
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from assistant.config import AdapterConfig, Config, dump_config, load_config
 from assistant.disk import MANIFEST, recover, verify_directory, write_directory
 from assistant.errors import RunError
-from assistant.inspection import inspect_adapter, inspect_model, inspect_run, loading, tensor_shapes
+from assistant.families import check_family
+from assistant.inspection import inspect_adapter, inspect_base, inspect_run, loading, tensor_shapes
 from assistant.model import MaemiConfig, MaemiForConditionalGeneration, MaemiProcessor, architecture_of
 
 BUNDLED = Path(__file__).parent / "weights"
 STUDENT = "student.safetensors"
 TRAVELLING_BASE_BYTES = 200 * 1024**2
+log = logging.getLogger("maemi.checkpoint")
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,8 @@ def newest_checkpoint(directory: Path) -> Path | None:
     for path in reversed(checkpoints(directory)):
         try:
             return _verified(path)
-        except RunError:
-            continue
+        except RunError as error:
+            log.warning("%s is passed over: %s", path, error.message)
     return None
 
 
@@ -164,7 +169,6 @@ def _assemble(
 ) -> Run:
     """Build a student; `shapes` are those of its weights, which it must have before any memory is taken for them."""
     import torch
-    from transformers import AutoTokenizer
 
     from assistant.activations import keep_less
     from assistant.adapters import prepare_nf4
@@ -175,17 +179,12 @@ def _assemble(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     quantization = config.decoder.quantization
     if Path(base).is_dir():
-        inspect_model(Path(base))
+        inspect_base(Path(base))
+        _check_size(Path(base))
     lm = load_language_model(base, quantization=quantization, device=device, dtype=weights_dtype(device))
     prepare_nf4(lm)
     keep_less(lm)
-    try:
-        words = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare exceptions for what it cannot read
-        reason = str(error).split("\n")[0]
-        raise RunError("no_model", f"the tokenizer of {base} cannot be loaded: {reason} Restore it.") from None
-    if words.pad_token_id is None:
-        words.pad_token = words.eos_token
+    words = _load_tokenizer(str(tokenizer), lm.config.vocab_size)
     architecture = MaemiConfig(architecture_of(config), lm.config, pad_token_id=words.pad_token_id)
     if shapes is not None:
         with torch.device("meta"):  # on a language model of its own: a decoder hooks itself into the one it is given
@@ -194,6 +193,48 @@ def _assemble(
     student.to(device)
     processor = MaemiProcessor(words, config.image_size, config.text_encoder.max_tokens)
     return Run(student, processor, config, path)
+
+
+def _check_size(base: Path) -> None:
+    """Refuse a language model that is larger than its files, before any memory is taken for it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with loading(base), torch.device("meta"):
+        settings = AutoConfig.from_pretrained(str(base), trust_remote_code=False)
+        check_family(str(base), settings.model_type)
+        lm = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+    weights = sum(parameter.numel() for parameter in lm.parameters())
+    held = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+    if weights > 2 * held:  # at four bits a weight
+        raise RunError("no_model", f"{base} has {held} bytes of safetensors for {weights} weights. Restore it.")
+
+
+def _load_tokenizer(source: str, vocabulary: int) -> Any:
+    """The tokenizer of a directory or hub id, for a language model of so many tokens.
+
+    Raises RunError `no_model`, or `code_in_run` for a class that would be code of its own.
+    """
+    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    file = Path(source) / "tokenizer_config.json"
+    try:
+        with loading(f"the tokenizer in {source}"):
+            kind = json.loads(file.read_bytes()).get("tokenizer_class") if file.is_file() else None
+            if kind is not None and tokenizer_class_from_name(kind) is None:
+                raise RunError(
+                    "code_in_run", f"{file} asks for {kind}, which Transformers has not. Take another model."
+                )
+            words = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            beyond = max(words.get_vocab().values()) >= vocabulary
+    except RunError as error:
+        raise RunError("no_model" if error.code == "damaged_run" else error.code, error.message) from None
+    if beyond:
+        raise RunError("no_model", f"the tokenizer in {source} has tokens that its model has not. Restore it.")
+    if words.pad_token_id is None:
+        words.pad_token = words.eos_token
+    return words
 
 
 def _check_shapes(

@@ -26,6 +26,8 @@ Width = Annotated[int, Field(gt=0, le=16_384)]
 Count = Annotated[int, Field(gt=0, le=1024)]
 """A number of layers, heads, experts, images or terms."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+YAML_LIMIT = 2**20
+"""Largest file of settings that is read [byte]."""
 NonNegative = Annotated[float, Field(ge=0.0)]
 MatchText = Literal["question_answer", "answer", "auxiliary"]
 
@@ -359,11 +361,13 @@ def dump_config(config: Config) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > YAML_LIMIT:
+            raise ConfigError("bad_yaml", f"{path} is larger than {YAML_LIMIT // 2**20} MiB. Name a file of settings.")
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         reason = error.strerror or "it cannot be read"
         raise ConfigError("not_found", f"{path}: {reason}. Name an existing YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a number without end
         place = str(error).replace("\n", " ")
         raise ConfigError("bad_yaml", f"{path} is not YAML: {place}. Correct the file.") from None
     if tree is None:

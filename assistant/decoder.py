@@ -216,7 +216,11 @@ def load_language_model(source: str, *, quantization: str, device: str, dtype: t
         )
     try:
         check_family(source, AutoConfig.from_pretrained(source, trust_remote_code=False).model_type)
-        lm = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
+        lm, loaded = AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=False, output_loading_info=True, **options
+        )
+        if loaded["missing_keys"]:  # which would be drawn at random without a word
+            raise ValueError(f"it has no {sorted(loaded['missing_keys'])[0]}.")
     except MaemiError:
         raise
     except Exception as error:  # every loader below has exceptions of its own

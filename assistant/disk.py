@@ -17,19 +17,20 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from assistant.errors import RunError
+from assistant.errors import MaemiError, RunError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 MANIFEST_LIMIT = 2**22
 """Largest manifest that is read [byte]."""
 FULL = re.compile(r"No space left on device|Disk quota exceeded|os error (?:28|122)\b", re.IGNORECASE)
+BROKEN = re.compile(r"Input/output error|Read-only file system|os error (?:5|30)\b", re.IGNORECASE)
 
 
 def write_directory(final: Path, write: Callable[[Path], None]) -> None:
     """Fill a directory so that `final` is either what it was or whole: stage, fsync, manifest, rename.
 
-    Raises RunError `disk_full`; nothing of what was staged stays.
+    Raises RunError `disk_full` or `disk`; nothing of what was staged stays.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     recover(final)
@@ -48,6 +49,15 @@ def write_directory(final: Path, write: Callable[[Path], None]) -> None:
         staging.rename(final)
         fsync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_file(file: Path, text: str) -> None:
+    """Write a text file so that it is either what it was or whole."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    fsync(partial)
+    partial.rename(file)
+    fsync(file.parent)
 
 
 def recover(final: Path) -> None:
@@ -93,27 +103,30 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
     return entries
 
 
-def fingerprint(path: Path) -> str:
-    """SHA-256 over names and contents of all files below a directory, or of one file; links are followed."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(path).as_posix()}\n{_entry(file)['sha256']}\n".encode())
-    return digest.hexdigest()
+def fingerprint(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @contextmanager
 def told_when_full(place: Path) -> Iterator[None]:
-    """Turns what libraries say of a full disk into one error. Raises RunError `disk_full`."""
+    """Turns what libraries say of a full or broken disk into one error. Raises RunError `disk_full` or `disk`."""
     try:
         yield
+    except MaemiError:
+        raise
     except Exception as error:
-        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not is_full and not FULL.search(str(error)):
-            raise
-        raise RunError(
-            "disk_full", f"{place} cannot be written: the disk is full. Free space and give the same command again."
-        ) from None
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or FULL.search(str(error)):
+            raise RunError(
+                "disk_full", f"{place} cannot be written: the disk is full. Free space and give the same command again."
+            ) from None
+        if number in (errno.EIO, errno.EROFS) or BROKEN.search(str(error)):
+            raise RunError(
+                "disk", f"{place} cannot be written: the disk fails. Mend it and give the same command again."
+            ) from None
+        raise
 
 
 def fsync(path: Path) -> None:
@@ -146,6 +159,4 @@ def _replaced(final: Path) -> Path:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": fingerprint(path)}

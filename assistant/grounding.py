@@ -242,7 +242,8 @@ def hard_negatives(
 
 def _draw(similarity: Tensor, legal: Tensor, fallback: Tensor, generator: torch.Generator | None) -> Tensor:
     """One column per row; rows without a legal one give their own index."""
-    weights = (similarity.float().softmax(dim=-1) + WEIGHT_FLOOR) * legal + fallback
+    # What is not finite draws as zero would: the loss, not finite either, is what tells of it.
+    weights = (similarity.float().softmax(dim=-1).nan_to_num() + WEIGHT_FLOOR) * legal + fallback
     if not len(weights):  # multinomial refuses to draw from nothing
         return torch.arange(0, device=weights.device)
     if generator is None:

@@ -16,8 +16,13 @@ from assistant.errors import MaemiError, RunError
 
 DATA = frozenset({".json", ".safetensors", ".yaml", ".md", ".jinja", ".txt", ".model"})
 """What a run directory may hold."""
-JSON_LIMIT, HEADER_LIMIT = 64 * 2**20, 16 * 2**20
-"""Largest JSON file, and largest header of a safetensors file, that is read [byte]."""
+TEXT_LIMIT, JSON_LIMIT, HEADER_LIMIT = 64 * 2**20, 8 * 2**20, 8 * 2**20
+"""Largest vocabulary, largest other JSON file, and largest header of a safetensors file, that is read [byte].
+
+Parsed, JSON takes up to twenty times its size; a header of 8 MiB describes 60 000 tensors.
+"""
+VOCABULARIES = frozenset({"tokenizer.json", "vocab.json"})
+"""JSON files whose keys may be any word, and name no code."""
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "custom_generate"})
 """Where a configuration names Python files that Transformers would import."""
 ADAPTER_KINDS = ("DYQLORAFA", "DYAMOPE")
@@ -47,9 +52,10 @@ def inspect_run(directory: Path) -> None:
 def inspect_model(directory: Path) -> None:
     """Refuse a model directory whose configuration asks for code or for impossible sizes. Raises RunError."""
     for file in sorted(directory.glob("*.json")):
-        if file.stat().st_size > JSON_LIMIT:
-            raise RunError("damaged_run", f"{file} is larger than {JSON_LIMIT // 2**20} MiB. Restore the model.")
-        if file.name in ("tokenizer.json", "vocab.json"):  # a vocabulary may hold any word, and names no code
+        limit = TEXT_LIMIT if file.name in VOCABULARIES else JSON_LIMIT
+        if file.stat().st_size > limit:
+            raise RunError("damaged_run", f"{file} is larger than {limit // 2**20} MiB. Restore the model.")
+        if file.name in VOCABULARIES:
             continue
         try:
             document = json.loads(file.read_bytes())
@@ -63,6 +69,15 @@ def inspect_model(directory: Path) -> None:
                 )
             if isinstance(value, int) and value > LARGEST.get(key, value):
                 raise RunError("damaged_run", f"{file}: {key} {value} is beyond belief. Restore the model.")
+
+
+def inspect_base(directory: Path) -> None:
+    """Refuse a language model that comes with code, or in the guise of an adapter of another. Raises RunError."""
+    for file in sorted(directory.iterdir()):
+        # With an adapter's settings beside it, Transformers loads the model that they name, and the adapter's pickle.
+        if file.suffix.lower() == ".py" or file.name in ("custom_generate", "adapter_config.json"):
+            raise RunError("code_in_run", f"{file} has no place in a language model. Remove it or take another model.")
+    inspect_model(directory)
 
 
 def inspect_adapter(directory: Path) -> None:
@@ -90,19 +105,26 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
             if not 2 <= length <= min(HEADER_LIMIT, file.stat().st_size - 8):
                 raise ValueError("the header is too long")
             header = json.loads(stream.read(length))
-        return {name: tuple(map(int, part["shape"])) for name, part in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error, RecursionError):
+            room = file.stat().st_size - 8 - length
+        header.pop("__metadata__", None)
+        if any(part["data_offsets"][1] > room for part in header.values()):
+            raise ValueError("the file is cut")
+        return {name: tuple(map(int, part["shape"])) for name, part in header.items()}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, struct.error, RecursionError):
         raise RunError("damaged_run", f"{file} is not a safetensors file. Train again or restore the run.") from None
 
 
 @contextmanager
 def loading(part: object) -> Iterator[None]:
-    """Whatever a library says of a part that it cannot load is an error of that part. Raises RunError `damaged_run`."""
+    """Whatever a library says of a part that it cannot load is an error of that part. Raises RunError `damaged_run`.
+
+    A library in Rust that fails raises what is no Exception.
+    """
     try:
         yield
-    except MaemiError:
+    except (MaemiError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
         raise RunError("damaged_run", f"{part} cannot be loaded ({reason}). Restore it or train again.") from None
 

@@ -6,7 +6,9 @@ Knows nothing about what any verb does.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.exceptions import Exit
 
-from assistant.errors import ConfigError
+from assistant.errors import ConfigError, Stopped
 from serve import terminal
 
 ENVIRONMENT = {
@@ -80,6 +82,23 @@ def quiet(json: bool) -> Iterator[None]:
     """Keep what libraries print away from the JSON on stdout."""
     with redirect_stdout(sys.stderr) if json else nullcontext():
         yield
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end a verb with one line and its exit code, also where nothing waits for it."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise Stopped(signal.Signals(number))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def finish(failed: int) -> None:

@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serve import terminal
-from serve.command import ALL_FAILED, ConfigFile, Data, Json, Overrides, Run, app, finish, print_result, quiet, usage
+from serve.command import (
+    ALL_FAILED,
+    ConfigFile,
+    Data,
+    Json,
+    Overrides,
+    Run,
+    app,
+    finish,
+    print_result,
+    quiet,
+    terminable,
+    usage,
+)
 from serve.teaching import REVIEW_PORT, export_rows, print_report, review_rows, show_questions
 
 if TYPE_CHECKING:
@@ -138,6 +151,8 @@ def train(
 ) -> None:
     """Fine-tune a student; the same command resumes after any interruption.
 
+    Ctrl-C and SIGTERM end the step at hand and save it.
+
     \b
     Example:
       maemi train --config configs/tiny.yaml --data data/ --out runs/first --set training.steps=200
@@ -146,7 +161,7 @@ def train(
     from training.trainer import train as run_training
 
     settings = load_config(config, overrides or ())
-    with quiet(json), terminal.progress("Fine-tuning") as tell:
+    with terminable(), quiet(json), terminal.progress("Fine-tuning") as tell:
         run = run_training(settings, data, out, progress=tell)
     print_result({"run": str(run)}, json, f"run: {run}")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import Maemi
 from teacher_server import Handler, TeacherServer, answers_to, completion, teacher_server
 from tiny_micrographs import draw_tiny
 
@@ -27,36 +28,9 @@ IMAGES = 7
 """Fewer than make it worth starting workers: all happens in the process that is killed."""
 
 
-class Maemi:
-    """The command, forked from a warm process."""
-
-    def __init__(self) -> None:
-        script = Path(__file__).with_name("killing.py")
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MAEMI_TEST_KEY": "sk-sentinel", "HF_HUB_OFFLINE": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "warm\n"
-
-    def run(self, argv: list[str], out: Path, **job: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"argv": argv, "folder": str(out), **job}) + "\n")
-        self.process.stdin.flush()
-        return dict(json.loads(self.process.stdout.readline()))
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def maemi() -> Iterator[Maemi]:
-    warm = Maemi()
+    warm = Maemi("teach", MAEMI_TEST_KEY="sk-sentinel")
     yield warm
     warm.close()
 

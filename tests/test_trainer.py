@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from instruction_data import write_dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from students import tiny_config, tiny_run, write_tiny_base
 
 from assistant import precision
@@ -228,6 +228,54 @@ def test_weights_that_are_not_finite_are_never_saved(
     assert checkpoints(tmp_path / "run" / "checkpoints") == []
 
 
+@pytest.mark.parametrize("place", ["gradient", "similarity", "inputs"])
+def test_what_is_not_finite_before_the_loss_is_named_too(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A gradient spoils the weights behind a sound loss; a similarity the draw of negatives before there is one."""
+    from assistant.model import MaemiForConditionalGeneration
+
+    def spoiled(self: Any, pixels: torch.Tensor) -> Any:
+        states = encode(self, pixels * (float("nan") if place == "inputs" else 1.0))
+        if place == "similarity":
+            states.cls[:] = float("inf")
+        if place == "gradient":
+            states.memory.register_hook(lambda gradient: gradient * float("nan"))
+        return states
+
+    encode = MaemiForConditionalGeneration.encode_images
+    with monkeypatch.context() as broken:
+        broken.setattr(MaemiForConditionalGeneration, "encode_images", spoiled)
+        with pytest.raises(RunError, match=r"diverged: the (loss|gradient) of step 1 is nan"):
+            train(settings(base, "training.save_every=1"), data, tmp_path / "run", device="cpu")
+    assert checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+def test_a_base_that_a_run_only_names_is_part_of_it(data: Path, base: Path, tmp_path: Path) -> None:
+    """A run that starts from another run is bound to the language model that one names, where it does not travel."""
+    import shutil
+
+    from test_checkpoint import sign
+
+    mine = Path(shutil.copytree(base, tmp_path / "base"))
+    train(settings(mine, "training.steps=1"), data, tmp_path / "first", device="cpu")
+    shutil.rmtree(tmp_path / "first" / "model" / "base")
+    sign(tmp_path / "first" / "model")
+    config = settings(mine, f"init={tmp_path / 'first'}")
+    interrupted(config, data, tmp_path / "second", after=3)
+    weights = mine / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(RunError, match=r"other_run: .*model\.safetensors has changed"):
+        train(config, data, tmp_path / "second", device="cpu")
+
+
+def test_base_weights_are_hashed_once(data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have gigabytes; a file that looks as it did is not read again."""
+    interrupted(settings(base), data, tmp_path / "run", after=1)
+    monkeypatch.setattr("training.claim.fingerprint", None)
+    interrupted(settings(base), data, tmp_path / "run", after=1)
+
+
 def test_other_base_weights_are_another_run(data: Path, base: Path, tmp_path: Path) -> None:
     """Weights changed in place between kill and resume went unnoticed."""
     import shutil
@@ -260,6 +308,54 @@ def test_a_checkpoint_with_a_pickle_is_passed_over(data: Path, base: Path, tmp_p
     (newest / "optimizer.pt").write_bytes(b"\x80\x04")
     sign(newest)
     assert newest_checkpoint(newest.parent) == newest.with_name("checkpoint-2")
+
+
+@pytest.mark.parametrize(
+    "file", ["optimizer.safetensors", "training_state.json", "trainer_state.json", "stage.safetensors"]
+)
+def test_a_checkpoint_that_fits_its_manifest_and_nothing_else_is_named(
+    data: Path, base: Path, tmp_path: Path, file: str
+) -> None:
+    from test_checkpoint import sign
+
+    interrupted(settings(base), data, tmp_path / "run", after=3)
+    newest = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    if file.endswith(".json"):
+        (newest / file).write_text('{"odd": 1}')
+    else:
+        save_file({"odd": torch.zeros(1)}, newest / file)
+    sign(newest)
+    with pytest.raises(RunError, match=r"damaged_run: .*checkpoint-2"):
+        train(settings(base), data, tmp_path / "run", device="cpu")
+
+
+def test_a_run_that_only_lacks_its_model_takes_no_further_step(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between its last checkpoint and its model; and once the model is there, checkpoints go."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as killed:
+        killed.setattr("training.trainer.save_model", stop_at(0))
+        with pytest.raises(TypeError):
+            train(settings(base), data, out, device="cpu")
+    steps: list[int] = []
+    train(settings(base), data, out, device="cpu", progress=lambda done, total, text: steps.append(done))
+    assert steps == []
+    (out / "checkpoints" / "checkpoint-6").mkdir(parents=True)
+    train(settings(base), data, out, device="cpu")
+    assert not (out / "checkpoints").exists()
+
+
+def test_the_log_holds_every_step_once(data: Path, base: Path, tmp_path: Path) -> None:
+    """Lines behind the checkpoint that training goes on from are taken back, and one that a kill has cut."""
+    log = tmp_path / "run" / "metrics.jsonl"
+    config = settings(base, "training.steps=12", "training.save_every=4")
+    interrupted(config, data, tmp_path / "run", after=11)
+    assert log.read_text().startswith('{"step": 10')
+    log.write_text(log.read_text() + '{"step": 11, "lo')
+    train(config, data, tmp_path / "run", device="cpu")
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [10]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

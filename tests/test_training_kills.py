@@ -1,191 +1,166 @@
-"""Training under SIGKILL, failing calls and full disks: the same command goes on, and ends bit-identical.
+"""kill -9, a full or a broken disk at any moment of `maemi train`, then the same command: it ends with the same bits.
 
-A warm process forks one child per attempt, so that an attempt costs its training and not its imports.
+Every run is the real command in a process of its own, forked from one that is warm.
 """
 
 from __future__ import annotations
 
-import errno
-import os
+import hashlib
 import random
-import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from instruction_data import write_dataset
-from safetensors.torch import load_file
+from killing import Maemi, compile_faults
 from students import tiny_config, write_tiny_base
+from test_kills import small_disk
 
-from assistant import disk
-from assistant.errors import MaemiError
-from training import trainer
+from assistant.config import dump_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore")]
-KILLS, LEVELS = 300, 20
-STEPS = ("training.steps=4", "training.save_every=1", "adapter.r_min=2", "adapter.r_max=4")
+STEPS = 5
+SAVE_EVERY = 2
 
 
-class Bench:
-    """Data, base, settings, and what an undisturbed run ends in."""
+class Case:
+    """The command, and what an undisturbed run of it leaves."""
 
-    def __init__(self, place: Path) -> None:
-        self.data, self.config = write_dataset(place / "data"), tiny_config(write_tiny_base(place / "base"), *STEPS)
-        torch.set_num_threads(1)
-        started = time.monotonic()
-        assert self.attempt(place / "whole") == 0
-        self.seconds, self.whole = time.monotonic() - started, weights(place / "whole")
+    def __init__(self, maemi: Maemi, folder: Path) -> None:
+        self.maemi, self.data = maemi, write_dataset(folder / "data")
+        overrides = (f"training.steps={STEPS}", f"training.save_every={SAVE_EVERY}", "adapter.r_max=4")
+        config = tiny_config(write_tiny_base(folder / "base"), "adapter.r_min=2", *overrides)
+        self.config = folder / "train.yaml"
+        self.config.write_text(dump_config(config))
+        self.whole = self.once(folder / "whole")
+        assert self.whole["rc"] == 0, self.whole["err"]
+        self.files = files(folder / "whole")
+        assert {"model/student.safetensors", "model/adapter/adapter_model.safetensors"} <= self.files.keys()
 
-    def attempt(self, out: Path, disturb: Callable[[], None] | None = None, kill_after: float | None = None) -> int:
-        """Train in a child: 0 done, 3 ended by an error that has a name, 4 by another, -9 killed."""
-        child = os.fork()
-        if not child:
-            os._exit(self._train(out, disturb))
-        if kill_after is not None:
-            time.sleep(kill_after)
-            os.kill(child, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    def once(self, out: Path, **job: Any) -> dict[str, Any]:
+        argv = ["train", "--config", str(self.config), "--data", str(self.data), "--out", str(out)]
+        return self.maemi.run(argv, out, **job)
 
-    def _train(self, out: Path, disturb: Callable[[], None] | None) -> int:
-        try:
-            if disturb:
-                disturb()
-            trainer.train(self.config, self.data, out, device="cpu")
-        except (MaemiError, OSError):
-            return 3
-        except BaseException as error:
-            print(type(error), error, flush=True)  # noqa: T201
-            return 4
-        return 0
-
-    def must_end_the_same(self, out: Path) -> None:
-        assert self.attempt(out) == 0
-        assert all(torch.equal(tensor, self.whole[name]) for name, tensor in weights(out).items())
-        shutil.rmtree(out)
+    def check(self, out: Path, place: object = None) -> None:
+        """The same command ends it: the bytes of an undisturbed run, and nothing left over."""
+        last = self.once(out)
+        assert last["rc"] == 0, (place, last["err"])
+        assert files(out) == self.files, place
+        assert {path.name for path in out.iterdir()} <= {"model", "run.json", "metrics.jsonl", "lock"}, place
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    files = [run / "model" / "student.safetensors", run / "model" / "adapter" / "adapter_model.safetensors"]
-    return {f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+def files(out: Path) -> dict[str, str]:
+    """sha256 of every file of the model."""
+    paths = [path for path in sorted((out / "model").rglob("*")) if path.is_file()]
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("bench"))
+def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    folder = tmp_path_factory.mktemp("train")
+    maemi = Maemi("train", compile_faults(folder), HF_HOME=str(folder / "cache"))
+    yield Case(maemi, folder)
+    maemi.close()
 
 
-def test_three_hundred_random_kills(bench: Bench, tmp_path: Path) -> None:
-    draw, kills, runs, out = random.Random(0), 0, 0, tmp_path / "run"
-    while kills < KILLS:
-        if bench.attempt(out, kill_after=draw.uniform(0.0, 1.1 * bench.seconds)) == -signal.SIGKILL:
-            kills += 1
-        if draw.random() < 0.15 or (out / "model").exists():
-            bench.must_end_the_same(out)
-            runs += 1
-    if out.exists():
-        bench.must_end_the_same(out)
-    print(f"{kills} kills, {runs} runs ended bit-identical")  # noqa: T201
+def killed_at_random(case: Case, folder: Path, kills: int, *, per_run: int) -> None:
+    """Run after run: a few kills at random moments, then the end."""
+    rng, done = random.Random(kills), 0
+    while done < kills:
+        out = folder / str(done)
+        for _ in range(min(per_run, kills - done)):
+            ended = case.once(out, kill_after=rng.uniform(0.0, 1.1 * case.whole["seconds"]))
+            assert ended["rc"] in (-9, 0), ended["err"]
+            done += 1
+        case.check(out, done)
 
 
-CALLS: tuple[tuple[Any, str], ...] = (
-    (disk, "fsync"),
-    (Path, "rename"),
-    (Path, "write_text"),
-    (Path, "mkdir"),
-    (shutil, "rmtree"),
-    (shutil, "copyfile"),
-)
+def test_random_kills(case: Case, tmp_path: Path) -> None:
+    """2 of the 300 below."""
+    killed_at_random(case, tmp_path, 2, per_run=2)
 
 
-def fails_at(fatal: int, fault: Callable[[], None], counter: Path) -> Callable[[], None]:
-    """Makes the `fatal`-th call that changes the disk fail, and notes how many there were."""
-
-    def disturb() -> None:
-        seen = {"calls": 0}
-
-        def failing(real: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                seen["calls"] += 1
-                if seen["calls"] == fatal:
-                    fault()
-                if not fatal:
-                    counter.write_bytes(str(seen["calls"]).encode())
-                return real(*args, **kwargs)
-
-            return call
-
-        for owner, name in CALLS:
-            setattr(owner, name, failing(getattr(owner, name)))
-
-    return disturb
+def stopped_at_random(case: Case, folder: Path, number: signal.Signals, times: int) -> None:
+    """A signal at any moment of the run: one line, its exit code, and the same end."""
+    rng = random.Random(times)
+    for n in range(times):
+        out = folder / str(n)
+        ended = case.once(out, kill_after=rng.uniform(0.05, case.whole["seconds"]), signal=number)
+        all_done = ended["calls"] == case.whole["calls"]
+        assert ended["rc"] in ((128 + number, 0, -number) if all_done else (128 + number, 0)), ended
+        if ended["rc"] > 0:
+            assert_said(ended["err"], "error: ")
+            assert "The same command goes on" in ended["err"], ended
+        case.check(out, (number, n))
 
 
-def dies() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def test_a_signal_at_some_moment(case: Case, tmp_path: Path) -> None:
+    """1 of the 60 below."""
+    stopped_at_random(case, tmp_path, signal.SIGTERM, 1)
 
 
-def is_full() -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_any_moment(case: Case, tmp_path: Path, number: signal.Signals) -> None:
+    stopped_at_random(case, tmp_path, number, 60)
 
 
-def is_broken() -> None:
-    raise OSError(errno.EIO, "Input/output error")
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_three_hundred_random_kills(case: Case, tmp_path: Path) -> None:
+    """0 stuck, 0 that end otherwise."""
+    killed_at_random(case, tmp_path, 300, per_run=4)
 
 
-@pytest.mark.parametrize("fault", [dies, is_full, is_broken], ids=lambda fault: fault.__name__)
-def test_a_fault_at_every_call(bench: Bench, tmp_path: Path, fault: Callable[[], None]) -> None:
-    assert bench.attempt(tmp_path / "counted", fails_at(0, fault, tmp_path / "calls")) == 0
-    calls = int((tmp_path / "calls").read_bytes())
-    assert calls > 60
-    for fatal in range(1, calls + 1):
-        out = tmp_path / "run"
-        came = bench.attempt(out, fails_at(fatal, fault, tmp_path / "calls"))
-        # where rmtree is told to ignore errors, a fault inside it ends nothing
-        assert came in ({-signal.SIGKILL} if fault is dies else {3, 0}), f"call {fatal} of {calls}"
-        bench.must_end_the_same(out)
-    print(f"{calls} calls, every one failed once, every run ended bit-identical")  # noqa: T201
+def assert_said(err: str, start: str) -> None:
+    """One line of error, beside what is told on the way."""
+    told = [line for line in err.splitlines() if not line.startswith(("INFO maemi", "WARNING maemi"))]
+    assert [line.startswith(start) for line in told] == [True], err
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "maemi-test", place], check=False)
-    if mounted.returncode:
-        pytest.skip("a file system of a given size needs root")
-    yield place
-    subprocess.run(["umount", place], check=True)
+def struck(case: Case, folder: Path, how: str, calls: list[int]) -> None:
+    """A run whose k-th system call that changes a file is its last, fails, or finds the disk full from then on."""
+    for k in calls:
+        out = folder / f"{how}{k}"
+        ended = case.once(out, at=k, how=how)
+        if how == "kill":
+            assert ended["rc"] == -9, (k, ended["err"])
+        elif ended["rc"] != 0:  # what only tidies up may fail
+            assert ended["rc"] == 2, (k, ended["err"])
+            assert_said(ended["err"], "error: disk_full: " if how == "full" else "error: disk: ")
+        case.check(out, (how, k))
 
 
-def resize(place: Path, kib: int) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={kib}k", "maemi-test", place], check=True)
+@pytest.mark.parametrize("how", ["kill", "full", "broken"])
+def test_a_fault_at_some_calls(case: Case, tmp_path: Path, how: str) -> None:
+    """One of the calls of each kind below."""
+    struck(case, tmp_path, how, [case.whole["calls"] // 2])
 
 
-def test_a_full_disk_at_twenty_levels(bench: Bench, tmp_path: Path, small_disk: Path) -> None:
-    needed = peak_kib(bench, small_disk)
-    ended = []
-    for level in range(1, LEVELS + 1):
-        resize(small_disk, max(16, needed * level // (LEVELS + 1)))
-        ended.append(bench.attempt(small_disk / "run"))
-        resize(small_disk, 4 * needed)
-        bench.must_end_the_same(small_disk / "run")
-    assert set(ended) <= {0, 3}
-    assert ended.count(3) >= LEVELS // 2
-    print(f"{needed} KiB needed; {ended.count(3)} of {LEVELS} runs met the full disk")  # noqa: T201
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("how", ["kill", "full", "broken"])
+def test_a_fault_at_every_call(case: Case, tmp_path: Path, how: str) -> None:
+    """k = 1, 2, 3 ... over every open, write, rename, removal and sync of the run."""
+    struck(case, tmp_path, how, list(range(1, case.whole["calls"] + 1)))
 
 
-def peak_kib(bench: Bench, place: Path) -> int:
-    """The least size, in steps of a tenth, on which a run ends."""
-    kib = 256
-    while True:
-        resize(place, kib)
-        came = bench.attempt(place / "probe")
-        shutil.rmtree(place / "probe", ignore_errors=True)
-        if came == 0:
-            return kib
-        kib += max(16, kib // 10)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_full_disk_at_twenty_levels(case: Case, tmp_path: Path) -> None:
+    """A real file system of so many kB; a named error, then space, then the bytes of an undisturbed run."""
+    whole = sum(path.stat().st_size for path in case.config.parent.glob("whole/**/*")) // 1024
+    full = 0
+    for level in range(20):
+        out = tmp_path / str(level)
+        with small_disk(out, f"{16 + level * 3 * whole // 20}k"):
+            ended = case.once(out)
+            if ended["rc"] != 0:
+                full += 1
+                assert_said(ended["err"], "error: disk_full: ")
+            subprocess.run(["mount", "-o", "remount,size=64m", out], check=True)
+            case.check(out, level)
+    assert full >= 10

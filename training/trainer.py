@@ -6,9 +6,7 @@ resumes from the newest whole one. Knows nothing about which losses a stage mini
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 import math
 import shutil
 import signal
@@ -21,11 +19,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 
 from assistant.adapters.rank import innermost
 from assistant.checkpoint import (
-    BUNDLED,
     Run,
     attach_adapter,
     checkpoints,
@@ -35,10 +32,12 @@ from assistant.checkpoint import (
     save_model,
     write_model,
 )
-from assistant.config import Config, dump_config
-from assistant.disk import MANIFEST, fingerprint, told_when_full, verify_directory, write_directory
+from assistant.config import Config
+from assistant.disk import told_when_full, verify_directory, write_directory, write_file
 from assistant.errors import RunError, Stopped
+from assistant.inspection import loading
 from assistant.precision import decide
+from training.claim import claim, locked
 from training.data import Collator, Conversations, data_fingerprint, load_split
 from training.stages import InstructionStage
 from training.state import load_optimizer, load_random_state, save_training_state
@@ -48,7 +47,8 @@ Progress = Callable[[int, int, str], None]
 
 VISION_PARTS = ("vit", "hnf", "vit_projection", "hnf_projection")
 STAGE_WEIGHTS = "stage.safetensors"
-log = logging.getLogger("maemi.training")
+PROGRESS = "trainer_state.json"
+"""Where transformers keeps the steps done and the log."""
 
 
 def train(config: Config, data: Path, out: Path, *, device: str = "auto", progress: Progress | None = None) -> Path:
@@ -61,6 +61,7 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
         config = claim(out, config, data_fingerprint(data), device=device)
         if (out / "model").is_dir():
             verify_directory(out / "model")
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
             return out
         set_seed(config.seed)
         run = start_student(config, device=device)
@@ -158,7 +159,10 @@ def fit(
     newest = newest_checkpoint(out / "checkpoints")
     stage.train()
     with signals.caught():
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        if newest is not None and newest.name == f"checkpoint-{settings.steps}":
+            trainer._load_from_checkpoint(str(newest))  # all is done: the stock loop would take one step more
+        else:
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     run.student.eval()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
@@ -186,6 +190,14 @@ class StudentTrainer(Trainer):
             what = f"the loss of step {self.state.global_step + 1} is {loss}"
             raise diverged(what, self._losses, Path(self.args.output_dir))
         self._losses.append(loss)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm gradients are clipped by; one that is not finite ends the run before it spoils every weight."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not math.isfinite(float(norm)):
+            what = f"the gradient of step {self.state.global_step + 1} is {float(norm)}"
+            raise diverged(what, self._losses, Path(self.args.output_dir))
+        return norm
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
@@ -218,19 +230,29 @@ class StudentTrainer(Trainer):
         write_model(self.run, staging)
         save_file(stage_state(self.model), str(staging / STAGE_WEIGHTS))
         save_training_state(staging, innermost(self.optimizer), self.lr_scheduler)
-        self.state.save_to_json(str(staging / "trainer_state.json"))
+        self.state.save_to_json(str(staging / PROGRESS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         from safetensors.torch import load_file
 
-        self.model.load_state_dict(load_file(str(Path(resume_from_checkpoint) / STAGE_WEIGHTS)), strict=False)
+        directory = Path(resume_from_checkpoint)
+        with loading(directory):
+            TrainerState.load_from_json(str(directory / PROGRESS))  # which the stock loop reads without a look
+            weights = load_file(str(directory / STAGE_WEIGHTS))
+            if odd := weights.keys() ^ stage_state(self.model).keys():
+                raise ValueError(f"{sorted(odd)[0]} is of another stage")
+            self.model.load_state_dict(weights, strict=False)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
+        if checkpoint is None:
+            return
+        with loading(checkpoint):
             load_optimizer(Path(checkpoint), innermost(self.optimizer), self.lr_scheduler)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
+        if checkpoint is None:
+            return
+        with loading(checkpoint):
             load_random_state(Path(checkpoint))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -294,6 +316,12 @@ class Log(TrainerCallback):
         self.progress = progress
         self.last = ""
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take back what was logged after the checkpoint that training goes on from, and a line that a kill cut."""
+        if self.file.exists():
+            lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            write_file(self.file, "".join(line for line in lines if _logged_step(line) <= state.global_step))
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self.last = f"loss {logs['loss']:.3f}"
@@ -303,6 +331,13 @@ class Log(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.progress:
             self.progress(state.global_step, state.max_steps, self.last)
+
+
+def _logged_step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, LookupError):
+        return math.inf
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> Any:
@@ -340,56 +375,6 @@ def diverged(what: str, losses: Iterable[float], directory: Path) -> RunError:
         f"{what}{f' (before: {before})' if before else ''}. Nothing was saved of it. {whole} with another --out and a "
         "lower training.learning_rate.",
     )
-
-
-def claim(out: Path, config: Config, rows: str, *, device: str) -> Config:
-    """Bind a run directory to settings, data and base, or make sure that it is bound to these.
-
-    Returns the settings with their precision decided: once, where the run began. Raises RunError `other_run`.
-    """
-    file = out / "run.json"
-    record = {"config": dump_config(config), "data": rows, "base": base_fingerprint(config)}
-    bound = json.loads(file.read_text()) if file.exists() else None
-    if bound is None:
-        where = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-        decision = decide(config.training.precision, where)
-        log.info("training computes in %s", decision)
-        bound = record | {"precision": decision.precision}
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(bound, indent=1) + "\n")
-        partial.rename(file)
-    other = next((name for name, value in record.items() if bound.get(name, value) != value), None)
-    if other:
-        raise RunError("other_run", f"{out} holds a run of other {BOUND[other]}. Choose another --out.")
-    precision = bound.get("precision", config.training.precision)
-    return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
-
-
-BOUND = {"config": "settings", "data": "data", "base": "base weights"}
-
-
-def base_fingerprint(config: Config) -> str:
-    """SHA-256 of the weights a run starts from; a hub id that is not on this disk stands for itself."""
-    if config.init is None:
-        base = Path(config.decoder.base or "")
-        return fingerprint(base) if base.is_dir() else str(base)
-    start = BUNDLED if config.init == "bundled" else Path(config.init)
-    manifest = next((p for p in (start / MANIFEST, start / "model" / MANIFEST) if p.is_file()), None)
-    return fingerprint(manifest) if manifest else str(start)  # the manifest holds the hash of every file
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold a run directory for this process; the lock ends with the process, however that ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                "busy_run", f"{out} is being trained by another process. Wait or choose another --out."
-            ) from None
-        yield
 
 
 def _shapes_from(start: Config, wanted: Config) -> Config:

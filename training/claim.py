@@ -1,0 +1,100 @@
+"""A run directory belongs to one run: one process at a time, and the settings, data and base that it began with.
+
+Knows nothing about training.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from assistant.checkpoint import BUNDLED
+from assistant.config import Config, dump_config, load_config
+from assistant.disk import MANIFEST, fingerprint, write_file
+from assistant.errors import RunError
+from assistant.inspection import DATA, loading
+from assistant.precision import decide
+
+RECORD = "run.json"
+log = logging.getLogger("maemi.training")
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold a run directory for this process; the lock ends with the process, however that ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                "busy_run", f"{out} is being trained by another process. Wait or choose another --out."
+            ) from None
+        yield
+
+
+def claim(out: Path, config: Config, rows: str, *, device: str) -> Config:
+    """Bind a run directory to settings, data and base, or make sure that it is bound to these.
+
+    A record without a base, of an older version, is bound to the one that is there now: that version's checkpoints
+    hold pickles and are passed over. Returns the settings with their precision decided: once, where the run began.
+    Raises RunError `other_run` or `damaged_run`.
+    """
+    file = out / RECORD
+    with loading(file):
+        bound = dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    wanted = {"config": dump_config(config), "data": rows}
+    for name, what in (("config", "settings"), ("data", "data")):
+        if bound and bound.get(name) != wanted[name]:
+            raise RunError("other_run", f"{out} holds a run of other {what}. Choose another --out.")
+    before: dict[str, Any] = bound.get("base") or {}
+    base = base_files(config, before)
+    changed = sorted(name for name in {**before, **base} if _differ(before.get(name), base.get(name)))
+    if before and changed:
+        raise RunError(
+            "other_run",
+            f"{out} holds a run of other base weights: {changed[0]} has changed. Restore it or choose another --out.",
+        )
+    if "base" not in bound:
+        where = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+        decision = decide(config.training.precision, where)
+        log.info("training computes in %s", decision)
+        bound = wanted | {"base": base, "precision": bound.get("precision", decision.precision)}
+        write_file(file, json.dumps(bound, indent=1) + "\n")
+    return config.model_copy(update={"training": config.training.model_copy(update={"precision": bound["precision"]})})
+
+
+def base_files(config: Config, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The files that a run starts from, each with its SHA-256; a hub id that is not on this disk stands for itself.
+
+    A file that looks as it did when it was hashed for `known` is not hashed again: a language model has gigabytes.
+    """
+    files: list[Path] = []
+    source = config.decoder.base
+    if config.init is not None:
+        start = BUNDLED if config.init == "bundled" else Path(config.init)
+        start = start if (start / MANIFEST).is_file() else start / "model"
+        files = [file for file in (start / MANIFEST,) if file.is_file()]  # it holds the hash of every file
+        travels = (start / "base").is_dir() or not files
+        source = None if travels else load_config(start / "config.yaml").decoder.base
+    if source is not None and Path(source).is_dir():
+        files += sorted(file for file in Path(source).iterdir() if file.is_file() and file.suffix in DATA - {".md"})
+    return dict(_entries(files, known)) or {str(source or config.init): {"sha256": None}}
+
+
+def _entries(files: Iterable[Path], known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for file in files:
+        facts, before = file.stat(), known.get(str(file), {})
+        seen = [facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
+        yield str(file), before if before.get("seen") == seen else {"sha256": fingerprint(file), "seen": seen}
+
+
+def _differ(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    return one is None or other is None or one["sha256"] != other["sha256"]
