@@ -26,7 +26,7 @@ from serve.conversation import ApiError, Ask, parse_request
 from serve.gate import RETRY_AFTER_S, Gate, Relay
 from serve.guard import error_body, kind_of
 from serve.methods import WrongMethod
-from serve.metrics import Metrics
+from serve.monitoring import Metrics
 
 if TYPE_CHECKING:
     from serve.store import AnswerStore
