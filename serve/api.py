@@ -30,7 +30,7 @@ from serve.conversation import ApiError, Ask, parse_body, parse_request
 from serve.gate import RETRY_AFTER_S, Gate, Relay
 from serve.guard import error_body, kind_of
 from serve.methods import WrongMethod
-from serve.metrics import Metrics
+from serve.monitoring import Metrics
 from serve.pictures import classify, embed, read_picture
 from serve.shapes import (
     ChatReply,

@@ -190,6 +190,8 @@ class Connection(H11Protocol):
 
     def admits(self, address: str) -> bool:
         """Whether a request from this address may be served; behind a proxy every request has its own."""
+        if self.transport.is_closing():  # it is counted no more, and nobody hears the reply
+            return True
         if self._surplus or self.crowd.owner(self) != client_of(address):
             self._surplus = not self.crowd.place(self, address)
         return not self._surplus
@@ -239,7 +241,7 @@ class Connection(H11Protocol):
         age = now - self.since
         if self._phase[0] in ("header", "idle"):
             return age > self.crowd.limits.young_s
-        if self._phase[0] == "body" and age > self.crowd.limits.young_s:
+        if self._phase[0] == "body" and age > self.crowd.limits.young_s and not self.flow.read_paused:
             return self._received - self._begun < self.crowd.limits.body_rate * age
         return self._reply is not None and now - self._reply[0] > self.crowd.limits.young_s
 
@@ -249,12 +251,8 @@ class Connection(H11Protocol):
             self.crowd.tally(f"connections closed: {reason}")
         self.crowd.remove(self)
         if self._phase[0] == "body" and self.conn.our_state is h11.SEND_RESPONSE:
-            headers = [
-                ("content-type", "application/json"),
-                ("content-length", str(len(LATE))),
-                ("connection", "close"),
-            ]
-            for event in (h11.Response(status_code=408, headers=headers), h11.Data(data=LATE), h11.EndOfMessage()):
+            start = h11.Response(status_code=408, headers=LATE_HEADERS)
+            for event in (start, h11.Data(data=LATE), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
         if self.cycle is not None:
             self.cycle.disconnected = True

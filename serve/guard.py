@@ -29,7 +29,7 @@ from serve.tally import Tally
 from serve.throttle import Throttle, account_of
 
 if TYPE_CHECKING:
-    from serve.metrics import Metrics
+    from serve.monitoring import Metrics
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]

@@ -291,9 +291,9 @@ from test_connections import Limits, Route, healthz
 from serve.guard import Guard
 from serve.server import bind, make_server
 listener = bind("127.0.0.1", 0)
-server = make_server(Guard(Starlette(routes=[Route("/healthz", healthz)])), limits=Limits(header_s=3.0))
-print(listener.getsockname()[1], flush=True)
-server.run(sockets=[listener])
+ready = lambda: print(listener.getsockname()[1], flush=True)
+app = Guard(Starlette(routes=[Route("/healthz", healthz)]))
+make_server(app, limits=Limits(header_s=3.0), ready=ready).run(sockets=[listener])
 """
 
 

@@ -13,6 +13,7 @@ from students import tiny_config
 
 from assistant import precision
 from assistant.precision import Precision, decide, weights_dtype
+from training.claim import claim
 from training.trainer import _arguments
 
 FLAGS = {
@@ -83,15 +84,20 @@ def test_a_machine_without_cpuinfo_computes_in_float32(
 
 
 @pytest.mark.parametrize("kind", FLAGS)
-def test_training_autocasts_as_decided_and_says_so(
+def test_a_run_decides_once_and_says_so(
     processor: Processor, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And training autocasts as decided, on whatever processor it goes on."""
     processor(kind)
-    config = tiny_config(tmp_path, "training.precision=auto")
     with caplog.at_level(logging.INFO, "maemi.training"):
-        arguments: Any = _arguments(config, tmp_path, device=torch.device("cpu"))
-    assert arguments.bf16 is (kind in MADE_FOR_IT)
-    assert ("bfloat16" if arguments.bf16 else "float32") in caplog.text
+        config = claim(tmp_path, tiny_config(tmp_path, "training.precision=auto"), "rows", device="cpu")
+    expected = "bf16" if kind in MADE_FOR_IT else "fp32"
+    assert config.training.precision == expected
+    assert ("bfloat16" if expected == "bf16" else "float32") in caplog.text
+    processor("amx" if expected == "fp32" else "avx2")
+    again = claim(tmp_path, tiny_config(tmp_path, "training.precision=auto"), "rows", device="cpu")
+    arguments: Any = _arguments(again, tmp_path, device=torch.device("cpu"))
+    assert arguments.bf16 is (expected == "bf16")
 
 
 @pytest.mark.parametrize("kind", ["avx2", "amx"])
