@@ -157,12 +157,13 @@ def train(
     Example:
       maemi train --config configs/tiny.yaml --data data/ --out runs/first --set training.steps=200
     """
-    from assistant.config import load_config
-    from training.trainer import train as run_training
+    with terminable():
+        from assistant.config import load_config
+        from training.trainer import train as run_training
 
-    settings = load_config(config, overrides or ())
-    with terminable(), quiet(json), terminal.progress("Fine-tuning") as tell:
-        run = run_training(settings, data, out, progress=tell)
+        settings = load_config(config, overrides or ())
+        with quiet(json), terminal.progress("Fine-tuning") as tell:
+            run = run_training(settings, data, out, progress=tell)
     print_result({"run": str(run)}, json, f"run: {run}")
 
 
