@@ -227,7 +227,10 @@ def _load_tokenizer(source: str, vocabulary: int) -> Any:
                     "code_in_run", f"{file} asks for {kind}, which Transformers has not. Take another model."
                 )
             words = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            beyond = max(words.get_vocab().values()) >= vocabulary
+            added = words.get_added_vocab()  # a class may bring some of its own, which no text of ours has
+            used = [number for word, number in words.get_vocab().items() if word not in added]
+            special = (words.bos_token_id, words.eos_token_id, words.pad_token_id)
+            beyond = max(*used, *(number for number in special if number is not None)) >= vocabulary
     except RunError as error:
         raise RunError("no_model" if error.code == "damaged_run" else error.code, error.message) from None
     if beyond:

@@ -90,12 +90,12 @@ def test_a_run_decides_once_and_says_so(
     """And training autocasts as decided, on whatever processor it goes on."""
     processor(kind)
     with caplog.at_level(logging.INFO, "maemi.training"):
-        config = claim(tmp_path, tiny_config(tmp_path, "training.precision=auto"), "rows", device="cpu")
+        config = claim(tmp_path, tiny_config(tmp_path / "base", "training.precision=auto"), "rows", device="cpu")
     expected = "bf16" if kind in MADE_FOR_IT else "fp32"
     assert config.training.precision == expected
     assert ("bfloat16" if expected == "bf16" else "float32") in caplog.text
     processor("amx" if expected == "fp32" else "avx2")
-    again = claim(tmp_path, tiny_config(tmp_path, "training.precision=auto"), "rows", device="cpu")
+    again = claim(tmp_path, tiny_config(tmp_path / "base", "training.precision=auto"), "rows", device="cpu")
     arguments: Any = _arguments(again, tmp_path, device=torch.device("cpu"))
     assert arguments.bf16 is (expected == "bf16")
 
