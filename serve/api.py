@@ -50,8 +50,10 @@ ALIAS = "maemi"
 log = logging.getLogger("maemi.api")
 REASONS = {
     400: "The request is wrong; `param` says where.",
+    403: "The request comes from another web site.",
     401: "No login, or a wrong one.",
     404: "This server has no such model.",
+    405: "This path does not take that method; `Allow` says which it takes.",
     408: "The body came too slowly.",
     413: "The body is too large.",
     429: "All places are taken, or too many failed logins. `Retry-After` says when to come back.",
@@ -121,11 +123,11 @@ def build_api(desk: Desk) -> FastAPI:
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @api.get("/v1/models", responses=_errors(401, 429))
+    @api.get("/v1/models", responses=_errors(400, 401, 403, 405, 429))
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [card]}
 
-    @api.get("/v1/models/{name:path}", responses=_errors(401, 404, 429))
+    @api.get("/v1/models/{name:path}", responses=_errors(400, 401, 403, 404, 405, 429))
     async def model(name: str) -> dict[str, Any]:
         _check_model(name, desk)
         return card
@@ -179,7 +181,10 @@ def _takes(shape: type[BaseModel]) -> dict[str, Any]:
     """A route that reads its body itself, within limits: what it takes, and every error it can give."""
     schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    return {"responses": _errors(400, 401, 404, 408, 413, 429, 500, 503), "openapi_extra": {"requestBody": body}}
+    return {
+        "responses": _errors(400, 401, 403, 404, 405, 408, 413, 429, 500, 503),
+        "openapi_extra": {"requestBody": body},
+    }
 
 
 def _described(api: FastAPI, models: list[str]) -> dict[str, Any]:
@@ -189,6 +194,8 @@ def _described(api: FastAPI, models: list[str]) -> dict[str, Any]:
         shapes = [(shape, "validation") for shape in (ChatRequest, EmbeddingRequest, ClassificationRequest)]
         _, definitions = models_json_schema(shapes, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
         document["components"]["schemas"] |= definitions["$defs"]
+        chat = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+        chat["text/event-stream"] = {"schema": {"type": "string", "description": "`chat.completion.chunk` events."}}
         for shape, _ in shapes:
             document["components"]["schemas"][shape.__name__]["properties"]["model"]["enum"] = models
         api.openapi_schema = document

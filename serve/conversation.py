@@ -26,7 +26,13 @@ DATA_URI = re.compile(
     r"\s*data:(?:image/[a-z0-9.+-]{1,40}|application/octet-stream)?(?:;[a-z0-9-]+=[^;,]{0,100}){0,4};base64,",
     re.IGNORECASE,
 )
+WITHOUT_EFFECT = (
+    *("tools", "tool_choice", "functions", "logit_bias", "frequency_penalty", "presence_penalty"),
+    *("reasoning_effort", "parallel_tool_calls", "service_tier", "store", "metadata"),
+)
 BLANK = re.compile(r"[\s\u00a0]+|%0[AaDd]|%20")
+CLIENT_NOTES = re.compile(r"<(attached_files|source_context|context)>.*?</\1>\s*", re.IGNORECASE | re.DOTALL)
+"""What Open WebUI puts before a question about the files it stored: names of its own, no words of the asker."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -81,7 +87,7 @@ def parse_request(body: bytes) -> Ask:
     parts = [part for message in request.messages for part in message.pictures]
     if len(parts) > MAX_IMAGES:
         raise ApiError(400, "too_many_images", f"More than {MAX_IMAGES} images in one conversation.", "messages")
-    images = tuple(Picture(decode_image(part.image_url.url), part.extension.sidecar) for part in parts)
+    images = tuple(Picture(decode_image(part.url), part.extension.sidecar) for part in parts)
     if not turns or turns[-1].role != "user" or not (turns[-1].text or images):
         raise ApiError(400, "invalid_value", "messages: the user asks nothing. End with a user's message.", "messages")
     wanted = request.max_completion_tokens or request.max_tokens or DEFAULT_ANSWER_TOKENS
@@ -189,7 +195,8 @@ def _turns(messages: list[ChatMessage]) -> list[Message]:
             raise ApiError(400, "bad_order", "Only the user shows images.", "messages")
         if role == "assistant" and (not turns or not message.text):
             continue  # a greeting, or an empty turn of a client that called a tool
-        turn = Message(role, message.text, images=len(message.pictures))
+        text = CLIENT_NOTES.sub("", message.text).strip() if role == "user" else message.text
+        turn = Message(role, text, images=len(message.pictures))
         if turns and turns[-1].role == role:
             before = turns.pop()
             turn = Message(role, f"{before.text}\n{turn.text}".strip(), images=before.images + turn.images)
@@ -218,11 +225,9 @@ def _notes(request: ChatRequest, wanted: int) -> list[str]:
         notes.append(f"an answer has at most {MAX_ANSWER_TOKENS} tokens here")
     if request.logprobs:
         notes.append("log-probabilities are those of the student's draft, before it was held against the facts")
-    ignored = [
-        name
-        for name in ("tools", "functions", "logit_bias", "frequency_penalty", "presence_penalty")
-        if getattr(request, name)
-    ]
+    if request.messages[-1].role == "assistant":
+        notes.append("the beginning of an answer is not continued; the question is answered anew")
+    ignored = [name for name in WITHOUT_EFFECT if getattr(request, name)]
     if ignored:
         notes.append(f"{', '.join(ignored)}: accepted, without effect")
     return notes

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from openai.types import CreateEmbeddingResponse
+from openai.types import CreateEmbeddingResponse, Embedding
 from openai.types.chat import ChatCompletion
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MAX_MESSAGES = 200
 MAX_TEXT = 16_000
@@ -27,6 +27,14 @@ class Wire(BaseModel):
     """Base of the shapes on the wire: no type is guessed, keys that other servers take are let pass."""
 
     model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers_are_integers(cls, tree: Any) -> Any:
+        """JSON knows one kind of number: 4.0 is 4, as its schemas say too."""
+        if not isinstance(tree, dict):
+            return tree
+        return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in tree.items()}
 
 
 class Sidecar(Wire):
@@ -54,8 +62,12 @@ class ImageUrl(Wire):
 
 class PicturePart(Wire):
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: ImageUrl | str
     extension: Annotated[PictureExtension, Field(alias="x-micrograph")] = PictureExtension()
+
+    @property
+    def url(self) -> str:
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
 Part = Annotated[TextPart | PicturePart, Field(discriminator="type")]
@@ -121,7 +133,13 @@ class ChatRequest(Wire):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
     tools: list[Any] | None = None
+    tool_choice: Any = None
     functions: list[Any] | None = None
+    reasoning_effort: str | None = None
+    parallel_tool_calls: bool | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
     logit_bias: dict[str, Any] | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
@@ -188,8 +206,16 @@ class ChatReply(ChatCompletion):
     extension: Annotated[dict[str, Any], Field(alias="x-micrograph")]
 
 
+class EmbeddingVector(Embedding):
+    """One vector; with `encoding_format: base64` little-endian float32 in base64."""
+
+    embedding: list[float] | str  # type: ignore[assignment]  # the protocol's second form, which its own package lacks
+
+
 class EmbeddingReply(CreateEmbeddingResponse):
-    """An OpenAI list of embeddings; with `encoding_format: base64` each is little-endian float32 in base64."""
+    """An OpenAI list of embeddings."""
+
+    data: list[EmbeddingVector]  # type: ignore[assignment]
 
 
 class ErrorDetail(BaseModel):

@@ -107,6 +107,7 @@ def messages_of(picture: str) -> dict[str, list[dict[str, Any]]]:
         "greeting": [{"role": "assistant", "content": "Hello! How can I help?"}, ends],
         "two systems": [{"role": "system", "content": "A"}, {"role": "developer", "content": [text]}, ends],
         "named": [{**ends, "name": "ada"}],
+        "plain address": [{"role": "user", "content": [{"type": "image_url", "image_url": picture}, text]}],
         "refusal": [ends, {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}, ends],
         "beginning of the answer": [ends, {"role": "assistant", "content": "There are"}],
     }
@@ -166,6 +167,20 @@ def test_formats_of_browsers(url: str, kind: str) -> None:
     reply = post(url, messages=[user("?", uri)])
     assert reply.status_code == 200, reply.text
     assert reply.json()["x-micrograph"]["images"][0]["width"] == 64
+
+
+def test_files_that_a_client_stored_are_no_part_of_the_question(url: str, picture: str, desk: Desk) -> None:
+    """Open WebUI puts names of its own before the question; the student read them as the asker's words."""
+    note = '<attached_files>\n<file type="image" url="abc" name="wafer.png"/>\n</attached_files>\n\nHow many?'
+    assert post(url, messages=[user(note, picture)]).status_code == 200
+    assert desk.answerer.asked[-1][1] == "How many?"  # type: ignore[attr-defined]
+
+
+def test_a_whole_number_is_an_integer_however_it_is_written(url: str, picture: str) -> None:
+    content = json.dumps({"model": "maemi", "messages": [user("?", picture)], "max_tokens": 8}).replace(
+        ": 8}", ": 8.0}"
+    )
+    assert httpx.post(f"{url}/v1/chat/completions", content=content, timeout=300).status_code == 200
 
 
 # ---------------------------------------------------------------------------------- without a picture
@@ -330,6 +345,10 @@ def test_embeddings_of_texts_and_pictures(client: OpenAI, url: str, picture: str
     body = {"model": "maemi", "input": [{"image": picture}], "encoding_format": "float"}
     (one,) = httpx.post(f"{url}/v1/embeddings", json=body).json()["data"]
     assert one["embedding"] == pytest.approx(reply.data[1].embedding)
+    packed = httpx.post(f"{url}/v1/embeddings", json=body | {"encoding_format": "base64"}).json()["data"][0][
+        "embedding"
+    ]
+    assert np.frombuffer(base64.b64decode(packed), "<f4").tolist() == pytest.approx(one["embedding"])
     wrong = httpx.post(f"{url}/v1/embeddings", json=body | {"dimensions": 7})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "dimensions")
 

@@ -188,7 +188,9 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, step: int, value: float = float("n
     monkeypatch.setattr(InstructionStage, "forward", call)
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize(
+    "step", [1, pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("matching", [1.0, 0.0])
 def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(
     data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, matching: float
