@@ -237,7 +237,7 @@ def test_ctrl_c_takes_the_replies_that_are_paid_for(maemi: Maemi, images: Path, 
             assert run.poll() is None
         time.sleep(0.3)
         run.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        time.sleep(3.0)  # a busy machine takes its time to hand the signal over
         release.set()
         _, err = run.communicate(timeout=300)
         assert run.returncode == 130, err
