@@ -45,6 +45,8 @@ Posed = tuple[Conversation, Sequence["Look"]]
 """A conversation that waits for its answer, and its images in order."""
 CACHED_LOOKS = 64
 ENCODING_BATCH = 16
+RESERVED = 128
+"""Tokens kept free for an answer; a longer one may take what the prompt leaves."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,9 @@ class Assistant:
         if not question.strip():
             raise ConfigError("empty_question", "The question is empty. Ask something about the image.")
         looks = self.look_all(images)
-        conversation = self._fit(_compose(looks, question, history, aux or ""), max_new_tokens)
+        conversation = self._fit(_compose(looks, question, history, aux or ""), min(max_new_tokens, RESERVED))
+        left = self._room - len(self.processor.encode(conversation).input_ids)
+        max_new_tokens = min(max_new_tokens, left)  # what is asked for is a limit, not a need
         yield from self._text(self._stream(conversation, looks, max_new_tokens, sampling, watch, top))
 
     @property
@@ -186,7 +190,8 @@ class Assistant:
         """What the language model says to a text without pictures. Raises ConfigError `too_long`."""
         turns = [{"role": m.role, "content": m.text} for m in (*history, Message("user", text))]
         ids = self.processor.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        self._require_room(len(ids) + max_new_tokens)
+        self._require_room(len(ids) + 1)
+        max_new_tokens = min(max_new_tokens, self._room - len(ids))
         encoded = Encoded(ids, [False] * len(ids), [0] * len(ids), [1] * len(ids), [[]])
         yield from self._text(self._continued(encoded, (), max_new_tokens, sampling, self._plain(encoded)))
 

@@ -71,6 +71,11 @@ def test_aux_and_history_change_the_prompt(assistant: Assistant, files: list[Pat
     assert len(answers) >= 2
 
 
+def test_a_limit_beyond_the_model_is_no_need(assistant: Assistant, files: list[Path]) -> None:
+    """Clients send 4096 by default: a model of 512 tokens answers with what it has."""
+    assert "".join(assistant.ask(files[:1], "Size?", max_new_tokens=4096))
+
+
 def test_a_long_conversation_forgets_turns_but_not_images(assistant: Assistant, files: list[Path]) -> None:
     turns = [m for _ in range(40) for m in (Message("user", "And the surface?"), Message("assistant", "Rough."))]
     history = (Message("user", "What is it?", images=1), Message("assistant", "Wires."), *turns)
