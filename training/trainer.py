@@ -57,7 +57,7 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
     Raises ConfigError, DatasetError, Stopped after a signal, and RunError `busy_run`, `other_run`, `diverged`,
     `disk_full` or those of `load_run`.
     """
-    with locked(out), told_when_full(out):
+    with told_when_full(out), locked(out):
         config = claim(out, config, data_fingerprint(data), device=device)
         if (out / "model").is_dir():
             verify_directory(out / "model")
