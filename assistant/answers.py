@@ -11,10 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from assistant.measure import Known, missing, read_claims, sentence_of, true_claims
-from assistant.quantities import MEASURED, QUANTITIES, read_amounts, written
+from assistant.measure import LINE_ORDER, Known, missing, read_claims, sentence_of, sentences, true_claims
+from assistant.quantities import QUANTITIES, read_amounts, written
 
-SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
 MOST_FACTS = 8
 """Measured facts of a description."""
 
@@ -84,9 +83,8 @@ def checked(pieces: Iterable[str], question: str, known: Sequence[Known]) -> Ite
     if not known:
         yield from pieces
         return
-    asked = asked_for(question)
-    wanted, said, said_of, gap = set(asked), set[str](), set[str](), ""
-    for sentence in _sentences(pieces):
+    wanted, said, said_of, gap = set(asked_for(question)), set[str](), set[str](), ""
+    for sentence in map(str.strip, sentences(pieces)):
         names = _true_names(sentence, known)
         if names and sentence not in said and (not wanted or names & wanted):
             yield gap + sentence
@@ -120,8 +118,9 @@ def composed(question: str, known: Sequence[Known]) -> list[tuple[str, str]]:
 def _composed_of(question: str, known: Known) -> list[tuple[str, str]]:
     in_words = [name for words, name in ASKED_IN_WORDS if re.search(words, question, re.IGNORECASE)]
     parts = [(name, _in_words(name, known)) for name in in_words]
+    wanted = set(asked_for(question))
     for words, names in ASKED:
-        if re.search(words, question, re.IGNORECASE) and set(names) <= set(asked_for(question)):
+        if re.search(words, question, re.IGNORECASE) and wanted.issuperset(names):
             parts += _facts_or_what_is_missing(names, known)
     if not parts or set(in_words) - OF_THE_FILE:
         parts += [("", text) for text in _description(known)]
@@ -146,8 +145,8 @@ def _description(known: Known) -> Iterator[str]:
     """What is measured and read, in two sentences."""
     measured = [
         f"{QUANTITIES[name].said} {written(*value)}"
-        for name in sorted(MEASURED, key=_place)
-        if QUANTITIES[name].line is not None and (value := known.value_of(name)) is not None
+        for name in LINE_ORDER
+        if (value := known.value_of(name)) is not None
     ]
     yield f"Measured: {'; '.join(measured[:MOST_FACTS])}." if measured else "Nothing could be measured in this image."
     read = [
@@ -164,22 +163,6 @@ def _description(known: Known) -> Iterator[str]:
         yield "The image is not calibrated."
 
 
-def _place(name: str) -> int:
-    line = QUANTITIES[name].line
-    return len(QUANTITIES) if line is None else line
-
-
-def _sentences(pieces: Iterable[str]) -> Iterator[str]:
-    held = ""
-    for piece in pieces:
-        held += piece
-        while end := SENTENCE_END.search(held):
-            yield held[: end.start()].strip()
-            held = held[end.end() :]
-    if held.strip():
-        yield held.strip()
-
-
 def _true_names(sentence: str, known: Sequence[Known]) -> set[str]:
     """The quantities a sentence speaks of, where it claims something, all of it true, and says nothing else."""
     claims = read_claims(sentence)
@@ -188,7 +171,7 @@ def _true_names(sentence: str, known: Sequence[Known]) -> set[str]:
     rest = _NAMES.sub(" ", sentence)
     for amount in reversed(read_amounts(rest)):
         rest = rest[: amount.start] + " " + rest[amount.stop :]
-    if any(word.lower() not in GLUE and word.lower() not in _known_words(known) for word in _WORD.findall(rest)):
+    if not {word.lower() for word in _WORD.findall(rest)} <= GLUE | _known_words(known):
         return set()
     return {claim.quantity for claim in claims if claim.quantity} or {""}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from assistant.measurements.claims import Claim, read_claims
+from assistant.measurements.claims import NUMBER_WORDS, Claim, read_claims
 from assistant.measurements.corrections import (
     Known,
     corrected,
@@ -18,9 +18,10 @@ from assistant.measurements.corrections import (
     disagreements,
     missing,
     sentence_of,
+    sentences,
     true_claims,
 )
-from assistant.measurements.facts import FACT_NAMES, Fact, Facts, not_applicable
+from assistant.measurements.facts import FACT_NAMES, LINE_ORDER, Fact, Facts, not_applicable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FACT_NAMES",
+    "LINE_ORDER",
+    "NUMBER_WORDS",
     "Claim",
     "Fact",
     "Facts",
@@ -46,6 +49,7 @@ __all__ = [
     "missing",
     "read_claims",
     "sentence_of",
+    "sentences",
     "true_claims",
 ]
 

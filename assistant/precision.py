@@ -37,6 +37,13 @@ class Decision:
         return asdict(self)
 
 
+def device_of(device: str) -> str:
+    """`auto` as the device it means here: CUDA where there is one."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
 def decide(precision: Precision, device: str) -> Decision:
     """What `training.precision` means on a device (`cpu`, `cuda`, `cuda:1`)."""
     if precision != "auto":

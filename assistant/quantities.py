@@ -293,10 +293,15 @@ def states(amount: Amount, value: float, unit: str) -> bool | None:
     return any(_agrees(same, right, unit) for right in (value, float(digits(value, unit))))
 
 
+def angle_between(a: float, b: float) -> float:
+    """Angle of two directions without a sense, 0 to 90 [deg]: 0 and 180 degrees are one direction."""
+    return abs((a - b + 90) % 180 - 90)
+
+
 def _agrees(amount: Amount, right: float, unit: str) -> bool:
     if amount.low < amount.high:
         return amount.low <= right <= amount.high and 0 < amount.high <= 2 * amount.low
     off = abs(amount.value - right)
-    if unit == "deg":  # a direction has no sense: 0 and 180 degrees are one
-        return abs((amount.value - right + 90) % 180 - 90) <= amount.half_digit + SLACK
+    if unit == "deg":
+        return angle_between(amount.value, right) <= amount.half_digit + SLACK
     return off <= min(amount.half_digit, COARSEST * abs(right)) + SLACK * abs(right)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from assistant.chat import class_answer
-from assistant.quantities import digits, written
+from assistant.quantities import angle_between, digits, written
 
 PROMPTS = Path(__file__).parent / "prompts"
 TRUTH_TOLERANCE = 0.25
@@ -239,7 +239,7 @@ def _agrees(evidence: Evidence, fact: Mapping[str, Any]) -> bool:
     scale = (evidence.true_nm_per_pixel or 1.0) if fact["unit"] == "px" else 1.0
     value = float(fact["value"]) * scale
     if fact["name"] == "orientation":
-        return abs((value - truth + 90) % 180 - 90) <= 10
+        return angle_between(value, truth) <= 10
     if fact["unit"] == "%":
         return abs(value - truth) <= max(5.0, TRUTH_TOLERANCE * truth)
     return abs(value - truth) <= TRUTH_TOLERANCE * abs(truth)

@@ -50,8 +50,8 @@ ALIAS = "maemi"
 log = logging.getLogger("maemi.api")
 REASONS = {
     400: "The request is wrong; `param` says where.",
-    403: "The request comes from another web site.",
     401: "No login, or a wrong one.",
+    403: "The request comes from another web site.",
     404: "This server has no such model.",
     405: "This path does not take that method; `Allow` says which it takes.",
     408: "The body came too slowly.",
@@ -202,18 +202,17 @@ def _described(api: FastAPI, models: list[str]) -> dict[str, Any]:
     return api.openapi_schema
 
 
-async def _at_the_gate(desk: Desk, work: Callable[[], BaseModel | dict[str, Any]]) -> Response:
+async def _at_the_gate(desk: Desk, work: Callable[[], dict[str, Any]]) -> Response:
     """Do something with the model once there is a place; a client that goes away does not free it too soon."""
     await desk.gate.enter()
 
-    def hold() -> BaseModel | dict[str, Any]:
+    def hold() -> dict[str, Any]:
         try:
             return work()
         finally:
             desk.gate.leave()
 
-    done = await asyncio.to_thread(hold)
-    return JSONResponse(done.model_dump(mode="json") if isinstance(done, BaseModel) else done)
+    return JSONResponse(await asyncio.to_thread(hold))
 
 
 def _user(request: Request) -> str:

@@ -64,7 +64,7 @@ class ChatAnswer:
             asked = replace(question, seed=question.seed + number)
             if self._ask.top_logprobs is not None:
                 asked = replace(asked, watch=chosen.append, top_logprobs=self._ask.top_logprobs)
-            for item in self._formed(answer(asked)):
+            for item in self._formed(answer(asked), self._choices[number]):
                 yield Said(number, item, tuple(chosen))
                 chosen.clear()
 
@@ -117,32 +117,28 @@ class ChatAnswer:
             yield _event(self._head("chat.completion.chunk", []) | {"usage": self._usage()})
         yield b"data: [DONE]\n\n"
 
-    def _formed(self, items: Iterator[str | Evidence]) -> Iterator[str | Evidence]:
+    def _formed(self, items: Iterator[str | Evidence], choice: Choice) -> Iterator[str | Evidence]:
         """An answer as it is, or once it is whole as the JSON that was asked for."""
         if self._ask.form == "text":
             yield from items
             return
-        texts, facts = [], []
+        texts = []
         for item in items:
             if isinstance(item, str):
                 texts.append(item)
                 continue
-            facts = item.facts
-            formed = self._json("".join(texts), facts)
-            if formed is not None:
-                yield formed
+            try:
+                yield self._json("".join(texts), item.facts)
+            except Unknown as unknown:
+                choice.refusal = f"The schema cannot be filled with facts: {unknown}."
             yield item
 
-    def _json(self, answer: str, facts: list[dict[str, Any]]) -> str | None:
+    def _json(self, answer: str, facts: list[dict[str, Any]]) -> str:
+        """The document that was asked for. Raises Unknown."""
         if self._ask.form == "json_object":
             return answer if _is_object(answer) else as_object(answer, facts)
         assert not isinstance(self._ask.form, str)
-        try:
-            return as_schema(self._ask.form, answer, facts)
-        except Unknown as unknown:
-            for choice in self._choices:
-                choice.refusal = f"The schema cannot be filled with facts: {unknown}."
-            return None
+        return as_schema(self._ask.form, answer, facts)
 
     def _chunk(
         self,

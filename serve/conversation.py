@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -153,8 +154,6 @@ def _load(body: bytes) -> Any:
 
 def _load_with_surrogates(body: bytes) -> Any:
     """Half characters are JSON to Python alone: they are read, so that their place can be named."""
-    import json
-
     try:
         return json.loads(body, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):

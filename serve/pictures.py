@@ -58,7 +58,7 @@ def embed(asked: EmbeddingRequest, desk: Desk) -> dict[str, Any]:
     return {"object": "list", "data": data, "model": desk.answerer.name, "usage": usage}
 
 
-def classify(asked: ClassificationRequest, desk: Desk) -> ClassificationReply:
+def classify(asked: ClassificationRequest, desk: Desk) -> dict[str, Any]:
     """Scores of every picture, in order. Raises ApiError, ConfigError and MicrographError."""
     if len(set(asked.labels)) != len(asked.labels):
         raise ApiError(400, "invalid_value", "labels: one of them stands twice.", "labels")
@@ -72,7 +72,7 @@ def classify(asked: ClassificationRequest, desk: Desk) -> ClassificationReply:
         Classification(index=n, scores=[Score(label=label, probability=p) for label, p in row], verdict=row[0][0])
         for n, row in enumerate(scores)
     ]
-    return ClassificationReply(model=desk.answerer.name, data=data)
+    return ClassificationReply(model=desk.answerer.name, data=data).model_dump(mode="json")
 
 
 def _is_image(text: str) -> bool:

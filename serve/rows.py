@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from assistant.disk import fsync
 from assistant.errors import ConfigError
 
 T = TypeVar("T")
@@ -59,9 +59,9 @@ def replacing(out: Path) -> Iterator[Path]:
     partial = out.with_name(f".{out.name}.partial")
     try:
         yield partial
-        _fsync(partial)
+        fsync(partial)
         partial.replace(out)
-        _fsync(out.parent)
+        fsync(out.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -126,11 +126,3 @@ def _is_utf8(line: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

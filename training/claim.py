@@ -13,14 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from assistant.checkpoint import BUNDLED
 from assistant.config import Config, dump_config, load_config
 from assistant.disk import MANIFEST, fingerprint, write_file
 from assistant.errors import RunError
 from assistant.inspection import DATA, loading
-from assistant.precision import decide
+from assistant.precision import decide, device_of
 
 RECORD = "run.json"
 log = logging.getLogger("maemi.training")
@@ -63,8 +61,7 @@ def claim(out: Path, config: Config, rows: str, *, device: str) -> Config:
             f"{out} holds a run of other base weights: {changed[0]} has changed. Restore it or choose another --out.",
         )
     if "base" not in bound:
-        where = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-        decision = decide(config.training.precision, where)
+        decision = decide(config.training.precision, device_of(device))
         log.info("training computes in %s", decision)
         bound = wanted | {"base": base, "precision": bound.get("precision", decision.precision)}
         write_file(file, json.dumps(bound, indent=1) + "\n")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from assistant.errors import DatasetError
-from assistant.measure import Claim, read_claims
-from assistant.quantities import UNITS, Amount, canonical_unit, read_amounts
+from assistant.measure import NUMBER_WORDS, Claim, read_claims
+from assistant.quantities import UNITS, Amount, angle_between, canonical_unit, read_amounts
 
 FactKind = Literal["class", "word", "yes_no", "count", "size", "orientation"]
 
@@ -28,7 +28,7 @@ _VALUE_TYPES: Mapping[FactKind, tuple[type, ...]] = {
 
 TOLERANCE = 0.2
 ORIENTATION_TOLERANCE = 15.0  # [deg]; a share of the angle would ask more of 5 deg than of 175 deg
-COUNT_WORDS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+COUNT_WORDS = NUMBER_WORDS[2:13]
 
 # How an answer names one of the ten classes of the public SEM data set (Aversa et al. 2018).
 CLASS_WORDS: Mapping[str, str] = {
@@ -180,7 +180,7 @@ def _size_in(answer: str, unit: str) -> Amount | None:
 
 def _oriented(answer: str, expected: float) -> bool:
     angle = _size_in(answer, "deg")
-    return angle is not None and abs((angle.value - expected + 90) % 180 - 90) <= ORIENTATION_TOLERANCE
+    return angle is not None and angle_between(angle.value, expected) <= ORIENTATION_TOLERANCE
 
 
 def check_answer(answer: str, expected: Mapping[str, Any] | FactTarget) -> bool | None:
@@ -235,7 +235,7 @@ def _is_stated(fact: Claim, stated: Sequence[Claim]) -> bool:
     if first.denied or first.limit != fact.limit:
         return False
     if fact.amount.unit == "deg":
-        return abs((amount.value - expected + 90) % 180 - 90) <= ORIENTATION_TOLERANCE
+        return angle_between(amount.value, expected) <= ORIENTATION_TOLERANCE
     return _near(amount, expected, TOLERANCE)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from assistant.measurements.claims import Claim, read_claims
 from assistant.measurements.facts import Fact, Facts
-from assistant.quantities import QUANTITIES, Amount, converted, digits, states, written
+from assistant.quantities import QUANTITIES, Amount, angle_between, converted, digits, states, written
 
 ABOUT = 0.1
 """"About 300 nm" states 312 nm. Relative."""
@@ -74,14 +74,21 @@ def corrected(text: str, *known: Known) -> str:
 
 def corrected_stream(pieces: Iterable[str], *known: Known) -> Iterator[str]:
     """The pieces of an answer sentence by sentence, each held back until it is complete and checked."""
-    held, replaced = "", set[str]()
+    replaced = set[str]()
+    for sentence in sentences(pieces):
+        yield from _checked(sentence, known, replaced)
+
+
+def sentences(pieces: Iterable[str]) -> Iterator[str]:
+    """A text that comes in pieces, sentence by sentence, each with the blanks behind it."""
+    held = ""
     for piece in pieces:
         held += piece
         while end := _SENTENCE_END.search(held):
-            sentence, held = held[: end.end()], held[end.end() :]
-            yield from _checked(sentence, known, replaced)
+            yield held[: end.end()]
+            held = held[end.end() :]
     if held:
-        yield from _checked(held, known, replaced)
+        yield held
 
 
 def _checked(sentence: str, known: Sequence[Known], replaced: set[str]) -> Iterator[str]:
@@ -209,6 +216,6 @@ def _teachable(claim: Claim, fact: Fact) -> bool | None:
     if amount is None:
         return None
     if fact.unit == "deg":
-        return abs((amount.value - fact.value + 90) % 180 - 90) <= TEACHABLE_ANGLE
+        return angle_between(amount.value, fact.value) <= TEACHABLE_ANGLE
     least = TEACHABLE_SHARE if fact.name in ("coverage", "porosity") else 0.02
     return abs(amount.value - fact.value) <= max(TEACHABLE * abs(fact.value), least)

@@ -26,6 +26,7 @@ from assistant.measurements.segmentation import (
     two_phases,
 )
 from assistant.measurements.texture import Direction, Period, direction, period, structure
+from assistant.quantities import angle_between
 
 STRUCTURELESS = 1.6
 """Variation over that of white noise, below which a picture is uniform."""
@@ -95,10 +96,6 @@ class Findings:
     """[h, w] where that phase is, in the small copy"""
 
 
-def _angle_between(a: float, b: float) -> float:
-    return abs((a - b + 90) % 180 - 90)
-
-
 def _best_objects(picture: Picture) -> Objects | None:
     """The objects of the polarity that explains its foreground better, None where neither does."""
     tried = list(candidates(picture))
@@ -141,7 +138,7 @@ def _fibres(picture: Picture) -> Fibres | None:
 def _is_line_pattern(found: Findings) -> bool:
     if found.period is None or found.direction is None or found.direction.anisotropy < LINE_ANISOTROPY:
         return False
-    return _angle_between(found.period.orientation, found.direction.orientation) < LINE_ANGLE
+    return angle_between(found.period.orientation, found.direction.orientation) < LINE_ANGLE
 
 
 def _as_lines(found: Findings) -> Findings:
