@@ -16,7 +16,7 @@ I32: TypeAlias = NDArray[np.int32]
 Mask: TypeAlias = NDArray[np.bool_]
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-SMALL_SIDE = 640
+SMALL_SIDE = 768
 """Longest side of the small copy [px]."""
 CROP = 640
 """Side of the full-resolution centre crop for noise, sharpness and fine periods [px]."""

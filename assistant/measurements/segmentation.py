@@ -104,6 +104,12 @@ class Objects:
     """[N] objects that no border cuts"""
     inside: Mask
     """[N] objects whose centre lies in the frame"""
+    joined: bool = False
+    """whether bodies that touch were told apart by their seams (`touching`) and not by their necks alone"""
+    agreement: float = 1.0
+    """count if every doubtful pair of parts is one body over the count if none is"""
+    doubt: float = 0.0
+    """uncertain pairs of parts per body"""
 
     @property
     def counted(self) -> Mask:
@@ -139,7 +145,7 @@ def separability(image: F32, threshold: float) -> float:
     return share * (1 - share) * gap**2 / max(float(image.var()), 1e-12)
 
 
-def _fill(mask: Mask, image: F32, *, rings: bool) -> Mask:
+def fill_interiors(mask: Mask, image: F32, *, rings: bool) -> Mask:
     """The mask without its dim interiors.
 
     A hole as dark as the open background is a gap between bodies and stays; with `rings` it goes where what surrounds
@@ -199,6 +205,16 @@ def _assess(mask: Mask, gradient: F32) -> tuple[float, float, float, float] | No
     return share, float(gradient[outline].mean() / max(float(gradient.mean()), 1e-9)), float(compact), typical
 
 
+def candidate_of(picture: Picture, mask: Mask, *, level: float, bright: bool) -> Candidate | None:
+    """How good a foreground looks that is there already; None where it is next to nothing or nearly all."""
+    found = _assess(mask, gradient_of(picture))
+    if found is None:
+        return None
+    share, edge, compact, typical = found
+    apart = separability(picture.calm, level)
+    return Candidate(level, bright, True, share, apart, edge, compact, typical / COARSE**2)
+
+
 def gradient_of(picture: Picture) -> F32:
     """Gradient magnitude of the denoised small copy. [h, w]"""
     gy, gx = np.gradient(picture.calm)
@@ -213,7 +229,7 @@ def candidates(picture: Picture) -> Iterator[Candidate]:
         apart = separability(calm, level)
         for bright in (True, False):
             mask = (calm > level) if bright else (calm < level)
-            whole = _fill(mask, calm, rings=True)
+            whole = fill_interiors(mask, calm, rings=True)
             for filled in (False, True):
                 if filled and whole.sum() < 1.02 * mask.sum():
                     continue
@@ -228,7 +244,7 @@ def foreground(picture: Picture, candidate: Candidate, *, rings: bool = True) ->
     calm = picture.calm
     mask = (calm > candidate.threshold) if candidate.bright else (calm < candidate.threshold)
     mask = opened(mask)
-    return _fill(mask, calm, rings=rings) if candidate.filled else mask
+    return fill_interiors(mask, calm, rings=rings) if candidate.filled else mask
 
 
 def _shells(mask: Mask, count: int) -> list[Mask]:
@@ -267,22 +283,24 @@ def objects_of(picture: Picture, candidate: Candidate) -> Objects | None:
     if not mask.any():
         return None
     labels, count = separate(mask)
-    shape = geometry_of(labels, count)
-    own = own_outline(labels, count)
+    objects = assembled(picture, candidate, mask, labels, count)
+    shape, own = objects.geometry, own_outline(labels, count)
     compact = shape.compactness > np.where(own > 0.9, COMPACT, CUT_COMPACT)
-    sized = (shape.area >= SMALLEST_AREA) & (shape.area < LARGEST * mask.size)
-    good = compact & sized & (own > OWN_OUTLINE)
+    good, sized = objects.good & compact & (own > OWN_OUTLINE), objects.sized
     if good.any():
-        diameter = shape.diameter
-        typical = float(np.average(diameter[good], weights=shape.area[good]))
-        sized &= diameter > (DEBRIS if candidate.bright else DARK_DEBRIS) * typical
-        good &= sized
-    border = at_border(labels, count)
-    across = spanning(labels, count)
-    good, sized, inside = good & ~across, sized & ~across, centre_inside(labels, shape, border) & ~across
-    outset = _outset(picture, mask)
+        typical = float(np.average(shape.diameter[good], weights=shape.area[good]))
+        sized = sized & (shape.diameter > (DEBRIS if candidate.bright else DARK_DEBRIS) * typical)
     covered = foreground(picture, candidate, rings=False) if candidate.filled else mask
-    return Objects(candidate, covered, labels, shape, perimeters(labels, count), outset, good, sized, ~border, inside)
+    return replace(objects, foreground=covered, good=good & sized, sized=sized)
+
+
+def assembled(picture: Picture, candidate: Candidate, mask: Mask, labels: I32, count: int) -> Objects:
+    """Bodies with all that is measured of them; good and sized is what is neither a speck nor a support."""
+    shape = geometry_of(labels, count)
+    border = at_border(labels, count)
+    sized = (shape.area >= SMALLEST_AREA) & (shape.area < LARGEST * mask.size) & ~spanning(labels, count)
+    inside, outset = centre_inside(labels, shape, border), _outset(picture, mask)
+    return Objects(candidate, mask, labels, shape, perimeters(labels, count), outset, sized, sized, ~border, inside)
 
 
 def best_of(picture: Picture, found: list[Candidate], *, bright: bool) -> Candidate | None:
