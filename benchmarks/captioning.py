@@ -21,7 +21,7 @@ from assistant.chat import CAPTION_PROMPT, Conversation, Message
 from assistant.generation import complete
 from assistant.inference import Assistant, Look
 from assistant.micrograph import find_micrographs, to_model_input
-from data_gen.synth import write_synthetic
+from data_gen.drawing.synth import write_synthetic
 
 IMAGES, NEW_TOKENS, PASSES = 64, 128, 2
 RESULTS = Path(__file__).with_suffix(".json")

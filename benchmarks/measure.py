@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from assistant.measure import Facts, measure_pixels
-from data_gen.synth import CLASSES, Synthetic, render_at_doses
+from data_gen.drawing.synth import CLASSES, Synthetic, render_at_doses
 
 DOSES = {"low": 400.0, "medium": 80.0, "high": 20.0}
 FIRST_SEED = {"development": 90 << 20, "test": 91 << 20}

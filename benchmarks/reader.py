@@ -24,7 +24,7 @@ KINDS = ("thermo8", "thermo16", "zeiss", "tescan16", "jeol_bmp", "jeol_tif", "se
 
 
 def draw(folder: Path) -> None:
-    from data_gen.vendor_files import bits_of, instrument_of, write_vendor
+    from data_gen.drawing.vendor_files import bits_of, instrument_of, write_vendor
 
     rng = np.random.default_rng(0)
     for number in range(PER_KIND):

@@ -44,7 +44,7 @@ import psutil
 from PIL import Image
 
 from assistant.micrograph import find_micrographs, read_micrograph
-from data_gen.synth import write_synthetic
+from data_gen.drawing.synth import write_synthetic
 
 EVERY_S, DRIP_S, AFTER_S = 0.1, 8.0, 25.0
 LARGE = 50 * 10**6

@@ -34,8 +34,8 @@ from assistant.activations import keep_less
 from assistant.adapters import DyAMoPEConfig, DyQLoRAFAConfig, hold_inactive, prepare_nf4, set_rank
 from assistant.config import parse_config
 from assistant.loss import next_token_loss
-from training.memory import CUDA_CONTEXT, GIB, adapter_parameters, step_parts
-from training.shapes import LlamaShape
+from training.planning.memory import CUDA_CONTEXT, GIB, adapter_parameters, step_parts
+from training.planning.shapes import LlamaShape
 
 RANK = 16
 SHAPES = ((512, 1), (1024, 1), (1024, 4), (2048, 1))  # tokens of a row, rows

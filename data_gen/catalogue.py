@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from assistant.errors import DatasetError
-from data_gen.evidence import chance
+from data_gen.questions.evidence import chance
 
 SPLITS = ("train", "validation", "test")
 TRUTH, INDEX = "truth.jsonl", "index.csv"

@@ -15,11 +15,10 @@ from typing import Any
 
 from assistant.errors import DatasetError
 from assistant.quantities import QUANTITIES, written
-from data_gen.evidence import PROMPTS
-from data_gen.filters import text_verdict
-from data_gen.replies import Rejection
-from data_gen.tasks import Question
-from data_gen.teacher import Request, Teacher
+from data_gen.questions.evidence import PROMPTS
+from data_gen.questions.filters import text_verdict
+from data_gen.questions.tasks import Question
+from data_gen.teacher import Rejection, Request, Teacher
 
 SHEETS = PROMPTS / "knowledge"
 FACETS = {

@@ -21,11 +21,11 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 from assistant.errors import DatasetError
 from data_gen.database import Database
-from data_gen.dialect import Adaptation
 from data_gen.tables import (
     ACCEPTED,
     DAMAGED,
     SENT,
+    Adaptation,
     Adapted,
     Base,
     Batch,

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING
 
 from assistant.errors import DatasetError
 from data_gen.catalogue import Catalogue
-from data_gen.consultation import consult
-from data_gen.drafts import Drafts
-from data_gen.egress import Consent, destination_of
-from data_gen.examine import Examiner
-from data_gen.judge import judge
+from data_gen.dataset.writer import LineWriter
+from data_gen.hosted.egress import Consent, destination_of
 from data_gen.ledger import Ledger
-from data_gen.lesson import Lesson, Progress
-from data_gen.publish import publish
-from data_gen.report import TeachReport
-from data_gen.sheets import write_sheets
-from data_gen.specimens import examine_folder
+from data_gen.passes.consultation import consult
+from data_gen.passes.drafts import Drafts
+from data_gen.passes.examine import Examiner
+from data_gen.passes.judge import judge
+from data_gen.passes.lesson import Lesson, Progress
+from data_gen.passes.publish import publish
+from data_gen.passes.report import TeachReport
+from data_gen.passes.sheets import write_sheets
+from data_gen.passes.specimens import examine_folder
 from data_gen.teacher import OfflineTeacher, Teacher
-from data_gen.writer import LineWriter
 
 if TYPE_CHECKING:
     from assistant.config import TeachConfig

@@ -18,6 +18,21 @@ DAMAGED = "damaged"
 """Verdict of a row whose bytes are no longer those that were written."""
 
 
+@dataclass(frozen=True)
+class Adaptation:
+    """A parameter that an endpoint refuses for a model, and what is sent in its place."""
+
+    parameter: str
+    instead: str
+    """Empty where it is left out."""
+    reason: str
+    """In the endpoint's words."""
+
+    def __str__(self) -> str:
+        done = f"{self.instead} is sent in its place" if self.instead else "it is left out"
+        return f"{self.parameter} is refused by the endpoint, so {done} ({self.reason})"
+
+
 class Base(DeclarativeBase):
     """Registry of the tables that last."""
 

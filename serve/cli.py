@@ -9,83 +9,23 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import NoReturn
 
-import typer
 from typer.exceptions import Abort, Exit, TyperException
 from typer.main import get_command
 
 from assistant.errors import MaemiError
-from serve import asking, learning, terminal  # the import hangs their verbs on the application
-from serve.command import ENVIRONMENT, Json, Run, app, finish, load, quiet
+from serve.verbs import terminal
+from serve.verbs.command import ENVIRONMENT, app
 
-__all__ = ["app", "asking", "learning", "main"]
+# Each of these hangs its verb on the application; their order is that of `maemi --help`.
+# isort: off
+from serve.verbs import info, ask, caption, classify, synth, teach, train, evaluate, plan, export, demo, serve, doctor
+# isort: on
 
-
-@app.command(short_help="Serve the page and the API.")
-def serve(
-    run: Run = None,
-    host: Annotated[str, typer.Option(help="Address to bind to; other than loopback only with --auth.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 7860,
-    auth: Annotated[Path | None, typer.Option(help="File with one user:password or key per line.")] = None,
-    store: Annotated[Path | None, typer.Option(help="SQLite file that keeps every answer.")] = None,
-    trusted_proxy: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ADDRESS", help="Proxy that tells the clients' addresses; a network too."),
-    ] = None,
-) -> None:
-    """Serve the page at /, the OpenAI-compatible API at /v1, /healthz and /metrics.
-
-    \b
-    Example:
-      maemi serve --host 0.0.0.0 --auth logins.txt --trusted-proxy 10.0.0.2
-    """
-    from serve.server import admit, bind, parse_proxies, run_server, signals_last
-
-    credentials, proxies = admit(host, auth), parse_proxies(trusted_proxy or ())
-    logging.getLogger("maemi").setLevel(logging.WARNING)
-    listener = bind(host, port)  # a port that is taken is told before the model is loaded
-    with listener, signals_last(), tempfile.TemporaryDirectory(prefix="maemi-") as private:
-        tempfile.tempdir = private  # whatever anyone uploads goes when the server stops
-        os.environ["GRADIO_TEMP_DIR"] = private  # the default is a folder that all users of the machine share
-        from serve.api import Desk
-        from serve.app import build_app
-        from serve.gate import Gate
-        from serve.sandbox import Sandbox
-        from serve.store import AnswerStore
-
-        assistant = load(run)
-        book = AnswerStore(store or _state_folder() / "answers.sqlite")
-        count = partial(_count_tokens, assistant.processor.tokenizer)
-        told = f"{assistant.name} at http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops)"
-        with Sandbox() as sandbox:
-            application = build_app(Desk(assistant, Gate(), count, book, sandbox.read), credentials=credentials)
-            run_server(application, listener, proxies=proxies, ready=lambda: terminal.note(told))
-
-
-@app.command(short_help="Check this machine, with the network cut.")
-def doctor(run: Run = None, json: Json = False) -> None:
-    """Check the machine and run every feature with the network cut.
-
-    \b
-    Example:
-      maemi doctor
-    """
-    from serve.doctor import examine
-
-    with quiet(json):
-        checks = list(examine(run))
-    if json:
-        terminal.print_json([vars(check) for check in checks])
-    else:
-        rows = [("ok" if c.ok else "FAILED", c.name, c.found, f"{c.seconds:.1f} s") for c in checks]
-        terminal.print_table("", ("", "check", "found", ">time"), rows)
-    finish(sum(not check.ok for check in checks))
+VERBS = (info, ask, caption, classify, synth, teach, train, evaluate, plan, export, demo, serve, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -129,14 +69,6 @@ def _run(arguments: list[str]) -> int:
         told = f"{type(error).__name__}: {error}. This is a fault in maemi; MAEMI_TRACEBACK=1 shows where."
         terminal.print_error("internal", told)
     return 2
-
-
-def _count_tokens(tokenizer: Any, text: str) -> int:
-    return len(tokenizer.encode(text, add_special_tokens=False))
-
-
-def _state_folder() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "maemi"
 
 
 if __name__ == "__main__":

@@ -26,7 +26,15 @@ from typing import Any
 
 EVERY_VERB = ("datasets", "pyarrow.parquet", "yaml", "PIL.PngImagePlugin", "tifffile", "serve.cli", "rich.console")
 WARM = {
-    "teach": (*EVERY_VERB, "openai", "httpx2", "asyncio", "data_gen.forget", "data_gen.pipeline", "serve.consent"),
+    "teach": (
+        *EVERY_VERB,
+        "openai",
+        "httpx2",
+        "asyncio",
+        "data_gen.dataset.forget",
+        "data_gen.pipeline",
+        "serve.verbs.consent",
+    ),
     "train": (
         *EVERY_VERB,
         *("torch", "peft", "bitsandbytes", "assistant.adapters", "assistant.inference", "training.trainer"),
@@ -42,7 +50,7 @@ class Maemi:
     """The command, forked from a warm process: the client's side."""
 
     def __init__(self, verb: str, faults: Path | None = None, **environment: str) -> None:
-        from serve.command import ENVIRONMENT
+        from serve.verbs.command import ENVIRONMENT
 
         variables = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": "1"} | environment
         if faults is not None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from serve.server import make_server
+from serve.http.server import make_server
 
 
 @contextmanager

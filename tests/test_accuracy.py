@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_gen.synth import CLASSES, render_at_doses
+from data_gen.drawing.synth import CLASSES, render_at_doses
 
 ROOT = Path(__file__).parents[1]
 SCENES = 2

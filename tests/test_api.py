@@ -21,13 +21,14 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from serving import data_uri, running, user
 
 from assistant.errors import ServerError
-from serve import api, server
-from serve.answering import until_stop
-from serve.api import Desk, build_api
-from serve.conversation import ApiError
-from serve.gate import Gate
-from serve.guard import Guard, read_credentials
-from serve.store import AnswerStore
+from serve.desk.answering import until_stop
+from serve.desk.desk import Desk
+from serve.desk.gate import Gate
+from serve.desk.store import AnswerStore
+from serve.http import api, server
+from serve.http.api import build_api
+from serve.http.conversation import ApiError
+from serve.http.guard import Guard, read_credentials
 
 LEAKS = re.compile(rf"0x[0-9a-f]{{6,}}|{re.escape(gettempdir())}|Traceback|File \"|site-packages", re.IGNORECASE)
 
@@ -83,6 +84,7 @@ def test_the_official_client_gets_an_answer_with_its_evidence(client: OpenAI, pi
     assert extra["images"][0]["dtype"] == "uint16"
     assert extra["images"][0]["pixel_size_nm"] == pytest.approx(4.2)
     assert extra["facts"]
+    assert {"true"} <= {statement["verdict"] for statement in extra["statements"]}
     assert extra["warnings"] == []
 
 

@@ -25,11 +25,11 @@ from serving import running
 
 from assistant.micrograph import read_micrograph
 from serve import wording
-from serve.api import Desk
-from serve.app import build_app
-from serve.gate import Gate
-from serve.guard import App, Credentials, read_credentials
-from serve.report import ReportImage, loss_chart, write_report
+from serve.desk.desk import Desk
+from serve.desk.gate import Gate
+from serve.http.guard import App, Credentials, read_credentials
+from serve.page.app import build_app
+from serve.verbs.report import ReportImage, loss_chart, write_report
 
 LEAKS = re.compile(rf"0x[0-9a-f]{{6,}}|{re.escape(gettempdir())}|Traceback|File \"|site-packages")
 HOSTILE = "<img src=x onerror=alert(1)>"

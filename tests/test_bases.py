@@ -13,8 +13,8 @@ from assistant.config import load_config
 from assistant.decoder import load_language_model
 from assistant.errors import ConfigError, RunError
 from assistant.families import FAMILY
-from training.bases import BASES, table
-from training.shapes import language_model_shape, shape_in
+from training.planning.bases import BASES, table
+from training.planning.shapes import language_model_shape, shape_in
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,7 +70,7 @@ def test_other_families_and_pickled_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_table_in_the_guide_is_what_the_command_prints() -> None:
-    """Fails as soon as a formula, a shape or the configuration moves: print it anew with `python -m training.bases`."""
+    """Fails as soon as a formula, a shape or the configuration moves; `python -m training.planning.bases` prints it."""
     assert table(load_config(ROOT / "configs" / "llama2-7b.yaml")) in (ROOT / "docs" / "bases.md").read_text()
     for base in BASES:
         shape = language_model_shape(base)

@@ -20,9 +20,10 @@ import pytest
 from measuring import MeasuringAssistant, write_tiff
 
 from assistant.errors import ConfigError, MaemiError
-from serve import batch, rows
-from serve.batch import Journal, Summary, caption_folder
-from serve.rows import CaptionRow, csv_cell, in_groups, write_rows
+from serve.batch import journal as batch
+from serve.batch import rows
+from serve.batch.journal import Journal, Summary, caption_folder
+from serve.batch.rows import CaptionRow, csv_cell, in_groups, write_rows
 
 TESTS = Path(__file__).parent
 FIELDS = ["path", "sha256", "caption", "pixel_size_nm", "confidence", "error"]
@@ -223,8 +224,8 @@ CAPTION = """
 import sys
 from pathlib import Path
 from measuring import MeasuringAssistant
-from serve import jobs
-from serve.batch import caption_folder
+from serve.batch import jobs
+from serve.batch.journal import caption_folder
 jobs.READ_S = 10.0
 if __name__ == "__main__":
     summary = caption_folder(

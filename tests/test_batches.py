@@ -19,8 +19,8 @@ from teacher_server import completion
 from tiny_micrographs import draw_tiny
 
 from assistant.config import PriceConfig, TeachConfig
-from data_gen import batches as batches_module
-from data_gen.consultation import PROBES
+from data_gen.hosted import batches as batches_module
+from data_gen.passes.consultation import PROBES
 from data_gen.pipeline import TeachReport, teach
 
 ROOT = Path(__file__).parents[1]

@@ -17,8 +17,9 @@ import pytest
 from measuring import MeasuringAssistant, write_tiff
 
 from assistant.errors import ConfigError, ServerError
-from serve import cli, doctor, terminal
-from serve.answering import parse_labels, parse_pixel_size
+from serve import cli
+from serve.desk.answering import parse_labels, parse_pixel_size
+from serve.verbs import doctor, terminal
 
 ROOT = Path(__file__).parents[1]
 VERBS = (
@@ -209,7 +210,11 @@ def test_ask_answers_with_evidence(maemi: Maemi, student: Path, tiff: Path) -> N
     code, out, err = maemi("ask", tiff, "What is it?", "--run", student, "--max-tokens", 8, "--json")
     reply = json.loads(out)
     assert (code, err) == (0, "")
-    assert set(reply) == {"answer", "images", "facts", "warnings"}
+    assert set(reply) == {"answer", "images", "facts", "statements", "warnings"}
+    for statement in reply["statements"]:
+        assert reply["answer"][statement["start"] : statement["stop"]] == statement["text"]
+        assert statement["fact"]["confidence"] > 0
+    assert reply["statements"]
     assert [set(info) for info in reply["images"]] == [INFO_KEYS]
     assert reply["facts"][0]["items"]
     code, out, err = maemi("ask", tiff, "What is it?", "--run", student, "--max-tokens", 8)
@@ -301,7 +306,7 @@ def test_train_evaluate_export_and_plan(
     assert code == 0
     assert {"caption", "vqa", "classification", "factual", "baselines", "n"} <= set(report)
     assert {"bleu2", "bleu2_blind"} <= set(report["vqa"])
-    cli.learning.print_scores(report, title="After")
+    cli.evaluate.print_scores(report, title="After")
     assert re.search(r"vqa +bleu2 +\d\.\d{3} +\d\.\d{3}", capsys.readouterr().out)
     code, _, err = maemi("export", "--run", run, "--rank", 3, "--out", tmp_path / "lora")
     assert (code, err) == (0, "")

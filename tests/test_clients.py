@@ -18,11 +18,12 @@ from openai import OpenAI
 from serving import data_uri, running, user
 from test_api import make_desk, post
 
-from serve.api import Desk, build_api
-from serve.conversation import ApiError, decode_image, parse_request
-from serve.guard import Guard
-from serve.housekeeping import NO_PICTURE, answer_without_picture
-from serve.structured import Unknown, as_schema
+from serve.desk.desk import Desk
+from serve.desk.housekeeping import NO_PICTURE, answer_without_picture
+from serve.http.api import build_api
+from serve.http.conversation import ApiError, decode_image, parse_request
+from serve.http.guard import Guard
+from serve.http.structured import Unknown, as_schema
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +385,7 @@ def test_a_side_car_comes_with_its_picture(url: str) -> None:
     """JEOL, SEC and Hitachi keep their metadata beside the picture; the API took none."""
     from PIL import Image
 
-    from data_gen.vendor_files import write_vendor  # noqa: F401 - the formats are those of its side-cars
+    from data_gen.drawing.vendor_files import write_vendor  # noqa: F401 - the formats are those of its side-cars
 
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (240, 320), np.uint8)).save(buffer, "BMP")

@@ -22,9 +22,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from serve.connections import SWEEP_S, Crowd, Limits, client_of
-from serve.guard import Guard
-from serve.tally import Tally
+from serve.http.connections import SWEEP_S, Crowd, Limits, client_of
+from serve.http.guard import Guard
+from serve.http.tally import Tally
 
 QUICK = {"header_s": 0.8, "window_s": 0.8, "young_s": 0.3, "body_rate": 10_000.0}
 """Deadlines that a test can wait for."""
@@ -288,8 +288,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
 sys.path[:0] = [{root!r}, {tests!r}]
 from starlette.applications import Starlette
 from test_connections import Limits, Route, healthz
-from serve.guard import Guard
-from serve.server import bind, make_server
+from serve.http.guard import Guard
+from serve.http.server import bind, make_server
 listener = bind("127.0.0.1", 0)
 ready = lambda: print(listener.getsockname()[1], flush=True)
 app = Guard(Starlette(routes=[Route("/healthz", healthz)]))

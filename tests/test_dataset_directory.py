@@ -18,10 +18,10 @@ from tiny_micrographs import draw_tiny
 
 from assistant.config import TeachConfig
 from assistant.errors import DatasetError
-from data_gen.exports import export
+from data_gen.dataset.exports import export
+from data_gen.dataset.reader import split_files
 from data_gen.pipeline import teach
-from data_gen.reader import split_files
-from serve.review import Book
+from serve.page.review import Book
 from training.data import load_split
 
 ROOT = Path(__file__).parents[1]

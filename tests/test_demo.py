@@ -8,7 +8,7 @@ import pytest
 
 from assistant.checkpoint import BUNDLED
 from assistant.disk import MANIFEST
-from serve.demo import run_demo
+from serve.verbs.demo import run_demo
 
 
 @pytest.mark.slow

@@ -22,10 +22,10 @@ from teacher_server import TeacherServer, good, teacher_server
 from tiny_micrographs import tiny_picture
 
 from assistant.errors import EgressError
-from data_gen.egress import Permit, grant
-from data_gen.evidence import Evidence
-from data_gen.forget import forget_micrograph
-from data_gen.redaction import check_words, redact_words, shareable
+from data_gen.dataset.forget import forget_micrograph
+from data_gen.hosted.egress import Permit, grant
+from data_gen.hosted.redaction import check_words, redact_words, shareable
+from data_gen.questions.evidence import Evidence
 
 ROOT = Path(__file__).parents[1]
 WATCH = """

@@ -23,16 +23,18 @@ from tiny_micrographs import draw_tiny
 
 from assistant.config import PriceConfig, TeachConfig, parse_config
 from assistant.errors import ConfigError, EgressError, TeacherError
-from data_gen.desk import OPEN_VERDICTS
-from data_gen.dialect import Adaptation, Dialect
-from data_gen.egress import Permit, destination_of
+from data_gen.hosted.desk import OPEN_VERDICTS
+from data_gen.hosted.dialect import Dialect
+from data_gen.hosted.egress import Permit, destination_of
+from data_gen.hosted.refusals import REASON_CHARS, Refusal, verdict_of
+from data_gen.hosted.replies import read_reply
+from data_gen.hosted.teacher import HostedTeacher, same_model
+from data_gen.hosted.unwrap import MOST_STARTS, unwrap
 from data_gen.ledger import Ledger
+from data_gen.passes.report import TeachReport
 from data_gen.pipeline import teach
-from data_gen.refusals import REASON_CHARS, Refusal, verdict_of
-from data_gen.replies import Rejection, read_reply
-from data_gen.report import TeachReport
-from data_gen.teacher import HostedTeacher, Request, same_model
-from data_gen.unwrap import MOST_STARTS, unwrap
+from data_gen.tables import Adaptation
+from data_gen.teacher import Rejection, Request
 
 Maemi = Callable[..., tuple[int, str, str]]
 KEY = "sk-sentinel-0123456789abcdef"
@@ -438,7 +440,7 @@ def test_what_no_waiting_mends_is_told_at_once_in_the_endpoints_words(
 
 def test_an_endpoint_that_is_down_may_be_asked_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """503 to everything: rests, then `unavailable` with the last reason, and the requests stay open."""
-    from data_gen import desk
+    from data_gen.hosted import desk
 
     monkeypatch.setattr(desk, "BACKOFF_S", (0.001, 0.002))
     monkeypatch.setattr(desk.CircuitBreaker.__init__, "__defaults__", (3, 0.01, 1, 0, 0))

@@ -37,8 +37,8 @@ from assistant.adapters import (
 from assistant.adapters.layer import MixExperts
 from assistant.checkpoint import attach_adapter
 from assistant.config import load_config
-from training.memory import adapter_parameters
-from training.shapes import shape_in
+from training.planning.memory import adapter_parameters
+from training.planning.shapes import shape_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT 0.21 asks for it
 

@@ -11,10 +11,10 @@ import pytest
 
 from assistant.config import TeachConfig
 from assistant.errors import DatasetError
-from data_gen.exports import FORMATS, SPEAKERS, Format, export
+from data_gen.dataset.exports import FORMATS, SPEAKERS, Format, export
+from data_gen.dataset.review import Reviews
+from data_gen.drawing.synth import write_synthetic
 from data_gen.pipeline import teach
-from data_gen.review import Reviews
-from data_gen.synth import write_synthetic
 
 
 @pytest.fixture(scope="module")

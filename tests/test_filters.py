@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_gen.card import Tally, biases, card, grey_accuracy
-from data_gen.evidence import chance
-from data_gen.filters import (
+from data_gen.dataset.card import Tally, biases, card, grey_accuracy
+from data_gen.questions.evidence import chance
+from data_gen.questions.filters import (
     NearDuplicates,
     answer_verdict,
     blind_answers,

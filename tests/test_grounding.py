@@ -34,8 +34,8 @@ from assistant.grounding import (
 from assistant.inference import Assistant
 from assistant.micrograph import Micrograph, to_model_input
 from assistant.model import MaemiProcessor
+from data_gen.drawing.synth import render, write_synthetic
 from data_gen.pipeline import teach
-from data_gen.synth import render, write_synthetic
 from training.data import Collator, Conversations, keys_of_the_same, load_split, matched_text
 from training.stages import InstructionStage
 

@@ -22,14 +22,14 @@ from PIL import Image
 
 from assistant.errors import MicrographError
 from assistant.micrograph import find_micrographs, read_micrograph, to_model_input
-from data_gen.vendor_files import HOUSE, SITE, instrument_of, write_vendor
-from serve.sandbox import Sandbox
+from data_gen.drawing.vendor_files import HOUSE, SITE, instrument_of, write_vendor
+from serve.desk.sandbox import Sandbox
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 LARGEST_SEED = 1_600_000
 WITHOUT_OCR = (
     "import sys\nfrom assistant.readers import ocr\nocr._models = lambda: None\n"
-    "from serve.sandbox import main\nmain(int(sys.argv[1]), int(sys.argv[2]))\n"
+    "from serve.desk.sandbox import main\nmain(int(sys.argv[1]), int(sys.argv[2]))\n"
 )
 """Decoders and parsers are what is under test; loading the recogniser alone takes seconds."""
 KNOWN = {

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from assistant.errors import DatasetError, TeacherError
-from data_gen.budget import Budget
-from data_gen.drafts import Drafts
+from data_gen.hosted.budget import Budget
 from data_gen.ledger import Ledger
+from data_gen.passes.drafts import Drafts
 from data_gen.tables import ACCEPTED, SENT, Exchange, Settlement, exchange_key
 
 ROOT = Path(__file__).parents[1]

@@ -570,7 +570,7 @@ def test_real_micrographs_are_measured_without_a_fault(shared_data: Path) -> Non
 
 def test_synthetic_particles_agree_with_their_truth() -> None:
     """Ours against the generator's own book-keeping on pictures with rims, shadows and shot noise."""
-    from data_gen.synth import render
+    from data_gen.drawing.synth import render
 
     ratios: dict[str, list[float]] = {"count": [], "mean_diameter": [], "nearest_neighbour": []}
     for seed in range(0, 48, 4):

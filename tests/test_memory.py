@@ -23,8 +23,8 @@ from assistant.grounding import GroundedEncoder, TextEncoder
 from assistant.hnf import HNF
 from assistant.loss import CHUNK, next_token_loss
 from assistant.vit import ViT
-from training import memory
-from training.memory import (
+from training.planning import memory
+from training.planning.memory import (
     CARDS,
     FP32,
     GIB,
@@ -43,8 +43,8 @@ from training.memory import (
     plan_memory,
     step_parts,
 )
-from training.parameters import student_parameters
-from training.shapes import LlamaShape, language_model_shape
+from training.planning.parameters import student_parameters
+from training.planning.shapes import LlamaShape, language_model_shape
 
 # PEFT asks transformers for a property by the name it had before
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -9,9 +9,10 @@ from measuring import MeasuringAssistant, write_tiff
 from prometheus_client.parser import text_string_to_metric_families
 from serving import data_uri, running, user
 
-from serve.api import Desk, build_api
-from serve.gate import Gate
-from serve.guard import Guard, read_credentials
+from serve.desk.desk import Desk
+from serve.desk.gate import Gate
+from serve.http.api import build_api
+from serve.http.guard import Guard, read_credentials
 
 
 def samples(url: str, **options: object) -> dict[tuple[str, ...], float]:

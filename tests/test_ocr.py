@@ -15,7 +15,7 @@ from assistant.micrograph import Calibration, Micrograph, find_micrographs, read
 from assistant.readers import label, ocr, scale_bar
 from assistant.readers.label import BarReading
 from assistant.readers.ocr import Line
-from data_gen.vendor_files import instrument_of, with_bar
+from data_gen.drawing.vendor_files import instrument_of, with_bar
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real micrographs are not beside the checkout")

@@ -27,12 +27,12 @@ from assistant.chat import auxiliary_text
 from assistant.config import PriceConfig, TeachConfig
 from assistant.errors import DatasetError, EgressError, TeacherError
 from data_gen.catalogue import Catalogue, assign_splits, pair_up
-from data_gen.filters import answer_verdict
+from data_gen.dataset.writer import JSON_COLUMNS, TEXT_COLUMNS, SplitWriter, conversation
+from data_gen.drawing.synth import write_synthetic
 from data_gen.ledger import Ledger
 from data_gen.pipeline import teach
-from data_gen.synth import write_synthetic
+from data_gen.questions.filters import answer_verdict
 from data_gen.teacher import ReplayTeacher
-from data_gen.writer import JSON_COLUMNS, TEXT_COLUMNS, SplitWriter, conversation
 
 ROOT = Path(__file__).parents[1]
 CHOSEN = ("particles", "patterned_surface", "tips")

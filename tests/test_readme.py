@@ -1,4 +1,4 @@
-"""The README is true: its tree is the tree on the disk, and its commands exist."""
+"""README and docs are true: the map is the tree on the disk, and the commands exist."""
 
 import re
 import subprocess
@@ -7,14 +7,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+MAP = (ROOT / "docs" / "map.md").read_text()
 FOLDERS = ("assistant", "data_gen", "training", "serve", "configs", "benchmarks", "docs")
-LISTED_BY_FOLDER = ("data_gen/prompts", "assistant/weights", "docs/images")
+LISTED_BY_FOLDER = ("data_gen/questions/prompts", "assistant/weights", "docs/images")
 """Folders whose files are listed as one."""
 
 
 def listed() -> dict[str, str]:
-    """Path -> purpose, as the README's tree tells them."""
-    block = README.split("<!-- tree -->")[1].split("```")[1]
+    """Path -> purpose, as the map tells them."""
+    block = MAP.split("```")[1]
     found: dict[str, str] = {}
     folders: list[tuple[int, str]] = []
     for line in filter(str.strip, block.splitlines()):
@@ -45,8 +46,8 @@ def on_disk() -> set[str]:
 def test_the_tree_is_the_tree_on_the_disk() -> None:
     inside = {path for path in listed() if path.split("/")[0] in FOLDERS}
     files = {path for path in inside if not path.endswith("/") or path.rstrip("/") in LISTED_BY_FOLDER}
-    assert files - on_disk() == set(), "in the README but not on the disk"
-    assert on_disk() - files == set(), "on the disk but not in the README"
+    assert files - on_disk() == set(), "on the map but not on the disk"
+    assert on_disk() - files == set(), "on the disk but not on the map"
 
 
 def test_every_file_has_a_purpose_without_and() -> None:

@@ -11,7 +11,7 @@ import tifffile
 
 from assistant.errors import MicrographError
 from assistant.micrograph import read_micrograph
-from serve.sandbox import Sandbox
+from serve.desk.sandbox import Sandbox
 
 # A worker whose PNG decoder obeys the picture: what a bug in a C library can do, on demand.
 HOSTILE = """
@@ -29,7 +29,7 @@ def decode(data, kind, page, limits):
     if order == b"FILE": tempfile.TemporaryFile(buffering=0).write(b"x")
     return real(data, kind, page, limits)
 real, raster.decode = raster.decode, decode
-from serve.sandbox import main
+from serve.desk.sandbox import main
 main(int(sys.argv[1]), int(sys.argv[2]))
 """
 
@@ -124,7 +124,7 @@ def test_a_worker_sees_its_server_go() -> None:
 
     ours, theirs = socket.socketpair()
     with theirs:
-        program = [sys.executable, "-m", "serve.sandbox", str(theirs.fileno()), str(2**30)]
+        program = [sys.executable, "-m", "serve.desk.sandbox", str(theirs.fileno()), str(2**30)]
         process = subprocess.Popen(program, pass_fds=(theirs.fileno(),))
     ours.close()
     assert process.wait(20) == 0

@@ -21,11 +21,11 @@ from measuring import MeasuringAssistant, write_tiff
 from PIL import Image
 from serving import running
 
-from serve.api import Desk
-from serve.app import build_app
-from serve.gate import Gate
-from serve.guard import App, read_credentials
-from serve.uploads import LIFETIME_S, Workspace
+from serve.desk.desk import Desk
+from serve.desk.gate import Gate
+from serve.http.guard import App, read_credentials
+from serve.page.app import build_app
+from serve.page.uploads import LIFETIME_S, Workspace
 
 SECRET = "carol:correct-horse-battery"
 ADA, BOB = ("ada", "correct horse"), ("bob", "battery staple")

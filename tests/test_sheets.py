@@ -15,9 +15,9 @@ from tiny_micrographs import draw_tiny
 
 from assistant.config import PriceConfig, TeachConfig
 from assistant.errors import DatasetError
-from data_gen.consultation import PROBES
-from data_gen.exports import export
+from data_gen.dataset.exports import export
 from data_gen.knowledge import FACETS, knowledge_sheets, measured_sheet, save_sheet
+from data_gen.passes.consultation import PROBES
 from data_gen.pipeline import teach
 
 CLASSES = ("particles", "our_dimples")

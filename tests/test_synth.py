@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from assistant.errors import DatasetError
-from data_gen.scenes.info_bar import bar_rows, draw_bar, scale_bar
-from data_gen.scenes.words import CLASS_WORDS, FACETS, WORDS
-from data_gen.synth import CLASSES, STYLES, Synthetic, render, render_array, write_synthetic
-from data_gen.vendor_files import HOUSE, SITE, format_of, maker_of, write_vendor
+from data_gen.drawing.scenes.info_bar import bar_rows, draw_bar, scale_bar
+from data_gen.drawing.synth import CLASSES, STYLES, Synthetic, render, render_array, write_synthetic
+from data_gen.drawing.vendor_files import HOUSE, SITE, format_of, maker_of, write_vendor
+from data_gen.questions.words import CLASS_WORDS, FACETS, WORDS
 
 SMALL = (160, 224)
 MICRO = {"nm": 1.0, "um": 1e3, "µm": 1e3, "mm": 1e6}
@@ -137,8 +137,8 @@ def test_count_and_diameter_follow_from_the_label_map() -> None:
 
 def test_particles_are_counted_by_their_centres() -> None:
     """A body cut by the frame counts only if its centre is inside and a quarter of it is in sight."""
-    from data_gen.scenes.geometry import Sheet, ellipsoid
-    from data_gen.scenes.truths import visible
+    from data_gen.drawing.scenes.geometry import Sheet, ellipsoid
+    from data_gen.drawing.scenes.truths import visible
 
     sheet = Sheet((60, 80), material=0.2)
     for x, y in ((20, 20), (50, 30), (1, 50), (-4, 10), (60, 61)):
@@ -149,9 +149,9 @@ def test_particles_are_counted_by_their_centres() -> None:
 
 def test_sizes_and_neighbours_of_known_discs() -> None:
     """Three discs of known radius at the corners of a 3-4-5 triangle, in nanometres."""
-    from data_gen.scenes.geometry import Sheet, ellipsoid
-    from data_gen.scenes.imaging import Scene
-    from data_gen.scenes.truths import truth_of
+    from data_gen.drawing.scenes.geometry import Sheet, ellipsoid
+    from data_gen.drawing.scenes.imaging import Scene
+    from data_gen.drawing.scenes.truths import truth_of
 
     sheet = Sheet((100, 120), material=0.2)
     for x, y, radius in ((20, 20, 6.5), (50, 20, 8.5), (20, 60, 10.5)):
@@ -202,7 +202,7 @@ def test_orientation_is_counter_clockwise_from_x() -> None:
 
 def test_tilt_shortens_the_picture_and_not_the_truth() -> None:
     """Flat ground seen at 60 degrees: every second row of the specimen; a column of height h rises by h sin t."""
-    from data_gen.scenes.imaging import Scene, canvas_size, project
+    from data_gen.drawing.scenes.imaging import Scene, canvas_size, project
 
     size = canvas_size((40, 8), 60.0, relief=10.0)
     height = np.zeros(size, np.float32)
@@ -357,6 +357,6 @@ def test_a_truth_file_never_speaks_of_files_half_rewritten(tmp_path: Path) -> No
 def test_importing_synth_is_cheap() -> None:
     """The command line lists the classes without paying for SciPy, scikit-image or Pillow."""
     heavy = "('scipy', 'skimage', 'PIL', 'tifffile', 'torch')"
-    code = f"import sys, data_gen.synth as s; print(len(s.CLASSES), [m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, data_gen.drawing.synth as s; print(len(s.CLASSES), [m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "10 []"

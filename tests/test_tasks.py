@@ -12,11 +12,10 @@ import pytest
 from assistant.chat import CAPTION_PROMPT, CLASSIFY_PROMPT, class_answer
 from assistant.errors import DatasetError
 from assistant.quantities import written
-from data_gen.evidence import PROMPTS, Evidence, chance, class_words, known_text, pair_slots, slots_of
-from data_gen.filters import numbers_agree
-from data_gen.scenes.words import CLASS_WORDS
-from data_gen.synth import CLASSES
-from data_gen.tasks import (
+from data_gen.drawing.synth import CLASSES
+from data_gen.questions.evidence import PROMPTS, Evidence, chance, class_words, known_text, pair_slots, slots_of
+from data_gen.questions.filters import numbers_agree
+from data_gen.questions.tasks import (
     Item,
     Question,
     _parse,
@@ -26,6 +25,7 @@ from data_gen.tasks import (
     questions_about,
     questions_comparing,
 )
+from data_gen.questions.words import CLASS_WORDS
 
 UNITS = {"count": "", "coverage": "%", "porosity": "%", "aspect_ratio": "", "anisotropy": "", "orientation": "deg"}
 UNITS |= {"contrast": "%", "noise": "%"}

@@ -39,16 +39,17 @@ from teacher_server import (
 
 from assistant.config import PriceConfig, TeachConfig
 from assistant.errors import DatasetError, EgressError, TeacherError
-from data_gen import desk as desk_module
-from data_gen.budget import Budget
-from data_gen.desk import PARKED, CircuitBreaker, Desk, ask_all
-from data_gen.egress import Permit, destination_of, grant, redact
+from data_gen.hosted import desk as desk_module
+from data_gen.hosted.budget import Budget
+from data_gen.hosted.desk import PARKED, CircuitBreaker, Desk, ask_all
+from data_gen.hosted.egress import Permit, destination_of, grant, redact
+from data_gen.hosted.replies import retry_after
+from data_gen.hosted.teacher import HostedTeacher
 from data_gen.knowledge import FACETS, knowledge_sheets, write_sheet
 from data_gen.ledger import Ledger
-from data_gen.replies import Rejection, retry_after
+from data_gen.questions.tasks import Question
 from data_gen.tables import ACCEPTED, Exchange
-from data_gen.tasks import Question
-from data_gen.teacher import HostedTeacher, OfflineTeacher, ReplayTeacher, Request, request_key
+from data_gen.teacher import OfflineTeacher, Rejection, ReplayTeacher, Request, request_key
 
 KEY = "sk-sentinel-0123456789abcdef"
 PICTURE = b"\x89PNG not really"
@@ -631,10 +632,9 @@ def test_importing_the_teacher_loads_no_client_and_no_model() -> None:
     """The package starts without torch, and without the HTTP client until a permit is there."""
     import subprocess
 
-    names = "teacher, tasks, ledger, egress, filters, pipeline, knowledge, synth"
-    command = (
-        f"import sys; from data_gen import {names}; print(sorted({{'torch', 'openai', 'datasets'}} & set(sys.modules)))"
-    )
+    modules = "teacher, ledger, pipeline, knowledge, hosted.teacher, hosted.egress, questions.tasks, drawing.synth"
+    names = ", ".join(f"data_gen.{module}" for module in modules.split(", "))
+    command = f"import sys, {names}; print(sorted({{'torch', 'openai', 'datasets'}} & set(sys.modules)))"
     run = subprocess.run(
         [sys.executable, "-c", command], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
     )
@@ -667,7 +667,7 @@ def test_the_offline_teacher_says_what_the_facts_say() -> None:
 
 def test_every_class_has_a_sheet_of_eight_facets() -> None:
     """The classifier attends over all classes: one without text would be told by its absence."""
-    from data_gen.synth import CLASSES
+    from data_gen.drawing.synth import CLASSES
 
     sheets = knowledge_sheets(CLASSES)
     assert set(sheets) == set(CLASSES)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from assistant.config import TeachConfig
-from data_gen.exports import export
+from data_gen.dataset.exports import export
+from data_gen.drawing.synth import write_synthetic
 from data_gen.pipeline import teach
-from data_gen.synth import write_synthetic
 
 Maemi = Callable[..., tuple[int, str, str]]
 

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from serve import throttle
-from serve.guard import Guard, read_credentials
-from serve.throttle import Throttle, account_of
+from serve.http import throttle
+from serve.http.guard import Guard, read_credentials
+from serve.http.throttle import Throttle, account_of
 
 KEY = "key-of-a-program-1234"
 HOME, AWAY = ("10.0.0.1",), ("6.6.6.6",)

@@ -1,0 +1,131 @@
+"""The data set in the formats of other trainers: LLaVA json, and ShareGPT json as LLaMA-Factory reads it.
+
+Pictures become PNG files beside the json, each once; people's decisions are applied; rows are streamed. The same data
+set gives the same files. Knows nothing about how the rows were made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from assistant.chat import IMAGE_MARKER
+from data_gen.dataset.reader import parquet_file, split_files
+from data_gen.dataset.review import Decision, applied, decisions_about
+from data_gen.dataset.writer import PARTIAL, disk_errors
+
+Format = Literal["llava", "sharegpt"]
+FORMATS: tuple[Format, ...] = ("llava", "sharegpt")
+BATCH = 64
+SPEAKERS = {"user": "human", "assistant": "gpt"}
+KEPT = ("task", "facet", "label", "group", "source", "teacher")
+Row = Mapping[str, Any]
+
+
+def export(directory: Path, form: Format) -> Path:
+    """Write a data set in another format to `directory/exports/FORMAT`; returns that folder.
+
+    Raises DatasetError `no_dataset`, `damaged_dataset` or `disk`.
+    """
+    files = split_files(directory)
+    out = directory / "exports" / form
+    decisions = decisions_about(directory)
+    write = {"llava": _llava_row, "sharegpt": _sharegpt_row}[form]
+    with disk_errors(out):
+        (out / "images").mkdir(parents=True, exist_ok=True)
+        shown: set[str] = set()
+        for split, paths in files.items():
+            shown |= _write_rows(out / f"{split}.json", reviewed_rows(paths, decisions), write)
+        # What an earlier export showed and this one does not must not stay behind.
+        for path in (out / "images").iterdir():
+            if f"images/{path.name}" not in shown:
+                path.unlink()
+        if form == "sharegpt":
+            _publish(out / "dataset_info.json", json.dumps(_dataset_info(list(files)), indent=2) + "\n")
+    return out
+
+
+def reviewed_rows(paths: list[Path], decisions: Mapping[str, Decision]) -> Iterator[dict[str, Any]]:
+    """The rows of parquet files as people left them, a bounded number at a time."""
+    for path in paths:
+        with parquet_file(path) as file:
+            for batch in file.iter_batches(BATCH):
+                for row in batch.to_pylist():
+                    if (kept := applied(row, decisions.get(row["id"]))) is not None:
+                        yield kept
+
+
+def _llava_row(row: Row, images: list[str]) -> dict[str, Any]:
+    """LLaVA's form: `image` is one path, or a list where there are several."""
+    shown = images[0] if len(images) == 1 else images
+    return {"id": row["id"], "image": shown, "conversations": _conversations(row), **_told(row)}
+
+
+def _sharegpt_row(row: Row, images: list[str]) -> dict[str, Any]:
+    """ShareGPT's form with images, as LLaMA-Factory's `dataset_info.json` describes it."""
+    return {"conversations": _conversations(row), "images": images, "id": row["id"], **_told(row)}
+
+
+def _told(row: Row) -> dict[str, str]:
+    """What else is told of a row: also that it must not leave the machine, where that is so."""
+    egress = json.loads(row["provenance"]).get("egress")
+    return {name: row[name] for name in KEPT} | ({"egress": egress} if egress else {})
+
+
+def _conversations(row: Row) -> list[dict[str, str]]:
+    return [{"from": SPEAKERS[message["role"]], "value": _value(message)} for message in row["messages"]]
+
+
+def _value(message: Mapping[str, Any]) -> str:
+    """Words of a turn, one image marker a line before them for each picture."""
+    parts = [IMAGE_MARKER if part["type"] == "image" else part["text"] for part in message["content"]]
+    return "\n".join(parts)
+
+
+def _dataset_info(splits: list[str]) -> dict[str, Any]:
+    columns = {"messages": "conversations", "images": "images"}
+    return {
+        f"maemi_{split}": {"file_name": f"{split}.json", "formatting": "sharegpt", "columns": columns}
+        for split in splits
+    }
+
+
+def _write_rows(
+    path: Path, rows: Iterator[dict[str, Any]], write: Callable[[Row, list[str]], dict[str, Any]]
+) -> set[str]:
+    """Write one split; gives the pictures that it shows."""
+    shown: set[str] = set()
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write("[")
+        for number, row in enumerate(rows):
+            images = [_write_image(path.parent, image["bytes"]) for image in row["images"]]
+            shown.update(images)
+            stream.write(",\n" if number else "\n")
+            stream.write(json.dumps(write(row, images), ensure_ascii=False))
+        stream.write("\n]\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    return shown
+
+
+def _write_image(out: Path, png: bytes) -> str:
+    """The picture's path relative to the export; a file that is there has the right content, by its name."""
+    name = f"images/{hashlib.sha256(png).hexdigest()[:24]}.png"
+    path = out / name
+    if not path.exists():
+        partial = path.with_name(f".{path.name}{PARTIAL}")
+        partial.write_bytes(png)
+        partial.replace(path)
+    return name
+
+
+def _publish(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,51 @@
+"""Opens the parquet files of a data set directory; a damaged one is an error with a name.
+
+Knows nothing about what the rows say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from assistant.errors import DatasetError
+from data_gen.catalogue import SPLITS
+from data_gen.dataset.writer import JSON_COLUMNS, TEXT_COLUMNS
+
+COLUMNS = frozenset({"images", "messages", "aux", "references", *TEXT_COLUMNS, *JSON_COLUMNS})
+
+
+def split_files(directory: Path) -> dict[str, list[Path]]:
+    """The files of every split that there is.
+
+    Raises DatasetError `no_dataset`.
+    """
+    files = {split: sorted(directory.glob(f"data/{split}-*.parquet")) for split in SPLITS}
+    if not any(files.values()):
+        raise DatasetError("no_dataset", f"{directory} holds no data set. Name the --out of `maemi teach`.")
+    return {split: paths for split, paths in files.items() if paths}
+
+
+@contextmanager
+def parquet_file(path: Path) -> Iterator[Any]:
+    """The file as a `pyarrow.parquet.ParquetFile` that holds every page against its checksum.
+
+    Raises DatasetError `damaged_dataset` for anything that is not a file of a data set, wherever in it that shows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            if missing := COLUMNS - set(file.schema_arrow.names):
+                raise _damaged(path, f"it lacks {', '.join(sorted(missing))}")
+            yield file
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, reason: str) -> DatasetError:
+    first = reason.split("\n")[0].rstrip(".")
+    return DatasetError("damaged_dataset", f"{path} cannot be read ({first}). Teach it again.")

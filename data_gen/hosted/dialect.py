@@ -1,0 +1,63 @@
+"""How an endpoint is asked: what it refused once is left out, or said in the other way, from then on.
+
+Knows nothing about HTTP, prompts or the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from data_gen.hosted.refusals import LIMITS
+from data_gen.tables import Adaptation
+
+FORMAT = "response_format"
+JSON_OBJECT = "json_object"
+
+
+class Dialect:
+    """The adaptations of one endpoint and model."""
+
+    def __init__(
+        self, known: Iterable[Adaptation] = (), *, learned: Callable[[Adaptation], None] = lambda _: None
+    ) -> None:
+        """`known` are those of earlier runs; `learned` is told of every new one."""
+        self._adaptations = {adaptation.parameter: adaptation for adaptation in known}
+        self._learned = learned
+
+    @property
+    def adaptations(self) -> list[Adaptation]:
+        """What is left out or replaced, in the order in which it was refused."""
+        return list(self._adaptations.values())
+
+    def spoken(self, wished: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters as this endpoint takes them."""
+        spoken = {}
+        for name, value in wished.items():
+            adaptation = self._adaptations.get(name)
+            if adaptation is None:
+                spoken[name] = value
+            elif name in LIMITS:
+                spoken[adaptation.instead] = value
+            elif adaptation.instead == JSON_OBJECT:
+                spoken[name] = {"type": JSON_OBJECT}
+        return spoken
+
+    def adapt(self, refused: Sequence[str], sent: Mapping[str, Any], reason: str) -> bool:
+        """Learn from a refusal of some of what was sent; False where asking again would meet the same."""
+        ways = {name: way for name in refused if (way := self._way_out(name, sent[name])) is not None}
+        for name, instead in ways.items():
+            known = self._adaptations.get(name)
+            if known is None or (known.instead == JSON_OBJECT and not instead):
+                self._adaptations[name] = Adaptation(name, instead, reason)
+                self._learned(self._adaptations[name])
+        return bool(ways)
+
+    def _way_out(self, name: str, value: Any) -> str | None:
+        """What is sent in place of a refused value; None where no other is left."""
+        if name == FORMAT and isinstance(value, dict) and value.get("type") == "json_schema":
+            return JSON_OBJECT
+        if name in LIMITS:
+            # Without any limit nobody could tell what a request costs at most.
+            return None if LIMITS[name] in self._adaptations else LIMITS[name]
+        return ""

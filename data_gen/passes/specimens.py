@@ -1,0 +1,129 @@
+"""First pass: every file of the folder is read and measured, and listed where a copy of it would leave the machine.
+
+What the ledger knows is not measured again. Knows nothing about questions, teachers or rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from assistant.errors import MicrographError
+from data_gen.catalogue import Entry, in_pair_order
+from data_gen.dataset.writer import LineWriter
+from data_gen.hosted.egress import MANIFEST, Item
+from data_gen.hosted.redaction import shareable
+from data_gen.passes.examine import content_digest, examine
+from data_gen.passes.lesson import Lesson
+from data_gen.questions.evidence import Evidence, known_text
+from data_gen.questions.filters import NearDuplicates
+
+BATCH = 64
+KNOWN = ("sha256", "size", "nm_per_pixel", "instrument", "facts", "metadata_line", "facts_line")
+"""What the record of a measurement says of a picture."""
+
+
+def examine_folder(lesson: Lesson, destination: str | None) -> None:
+    """Make the evidence of every usable picture; with a destination, the list of what would leave for it as well."""
+    specimens = _Specimens(lesson, destination)
+    if destination is None:
+        for _ in specimens:
+            pass
+    else:
+        with contextlib.closing(LineWriter(lesson.out / MANIFEST)) as manifest:
+            for evidence, sent in specimens:
+                if evidence.path not in lesson.staying:
+                    manifest.write(asdict(_item(shareable(evidence, lesson.config.redact), sent, destination)))
+            manifest.publish()
+    lesson.taught = in_pair_order(specimens.taught, seed=lesson.config.seed)
+
+
+def evidence_of(entry: Entry, split: str, record: Mapping[str, Any]) -> Evidence:
+    """What the catalogue and the measurement know of one picture."""
+    return Evidence(
+        path=entry.name,
+        label=entry.label,
+        group=entry.group,
+        split=split,
+        source=entry.source,
+        truth=entry.truth,
+        true_nm_per_pixel=entry.nm_per_pixel,
+        **{name: record[name] for name in KNOWN},
+    )
+
+
+def _item(evidence: Evidence, sent: Mapping[str, Any], destination: str) -> Item:
+    words = known_text(evidence)
+    return Item(evidence.path, evidence.sha256, sent["sha256"], sent["bytes"], words, destination)
+
+
+@dataclass
+class _Job:
+    """One file on its way through examination."""
+
+    entry: Entry
+    split: str
+    key: str = ""
+    record: dict[str, Any] | None = None
+
+
+class _Specimens:
+    """The pictures of a folder, one at a time: what is known of each, and of the copy that would be sent."""
+
+    def __init__(self, lesson: Lesson, destination: str | None) -> None:
+        self._lesson = lesson
+        self._listed = destination is not None
+        self._forgotten = lesson.ledger.forgotten()
+        self.taught: list[tuple[int, str, str | None]] = []
+
+    def __iter__(self) -> Iterator[tuple[Evidence, dict[str, Any]]]:
+        lesson, duplicates = self._lesson, NearDuplicates(self._lesson.config.near_duplicate_bits)
+        pending: list[tuple[int, dict[str, Any]]] = []
+        for done, (job, fresh) in enumerate(lesson.examiner.map(examine, self._jobs()), start=1):
+            lesson.progress(done, lesson.catalogue.count, "measuring")
+            record = self._record(job, fresh)
+            if record is None or record["sha256"] in self._forgotten:
+                continue
+            twin = duplicates.add(job.entry.position, record["dhash"], record["sha256"])
+            if twin is None:
+                evidence = self._keep(job, record)
+                pending.append((job.entry.position, asdict(evidence)))
+                yield evidence, record.get("sent", {})
+            if twin is not None or len(pending) == BATCH:
+                lesson.drafts.add_specimens(pending)
+                pending = []
+            if twin is not None:
+                lesson.reject("near_duplicate", files=[job.entry.name], of=lesson.evidence(twin).path)
+        lesson.drafts.add_specimens(pending)
+
+    def _jobs(self) -> Iterator[tuple[_Job, tuple[str, bool, int | None] | None]]:
+        lesson = self._lesson
+        longest = lesson.config.downscale if self._listed else None
+        for entry, split in lesson.catalogue:
+            path, job = lesson.catalogue.root / entry.name, _Job(entry, split)
+            try:
+                job.key = content_digest(path) + (f":{longest}" if self._listed else "")
+                job.record = lesson.ledger.measurement(job.key)
+            except MicrographError as error:
+                job.record = {"error": {"code": error.code, "message": error.message}}
+            yield job, None if job.record else (str(path), self._listed, longest)
+
+    def _record(self, job: _Job, fresh: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The record of a file, from the ledger or fresh (then it goes there); None for one that cannot be read."""
+        record = job.record or fresh or {}
+        if "error" in record:
+            self._lesson.reject("unreadable", files=[job.entry.name], **record["error"])
+            return None
+        if fresh is not None and fresh["sha256"] not in self._forgotten:
+            self._lesson.ledger.add_measurement(job.key, fresh)
+        return record
+
+    def _keep(self, job: _Job, record: Mapping[str, Any]) -> Evidence:
+        entry, label = job.entry, job.entry.label
+        if entry.stays:
+            self._lesson.staying.add(entry.name)
+        self.taught.append((entry.position, job.split, label and sys.intern(label)))
+        return evidence_of(entry, job.split, record)

@@ -1,0 +1,248 @@
+"""Caption a folder: one row per image into JSONL, CSV or Parquet; the same command resumes after any interruption.
+
+Every finished row is in a journal (SQLite, beside the output) before it counts as done; the output is written from
+the journal, whole or not at all. Knows nothing about the model: a loader brings a captioner into each process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Column, Engine, Float, Integer, LargeBinary, MetaData, String, Table, select
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import SQLAlchemyError
+
+from assistant.errors import ConfigError, MaemiError
+from assistant.readers.files import shown
+from serve.batch.jobs import Captioner, Job, Load, Result, caption_jobs, reader
+from serve.batch.rows import CaptionRow, in_groups, write_rows, writer_for
+from serve.batch.workers import in_processes, on_ray
+from serve.desk.store import open_sqlite, write_transaction
+
+BATCH = 32
+"""Images captioned together, and rows put into the journal at one time."""
+
+metadata = MetaData()
+results = Table(
+    "results",
+    metadata,
+    Column("name", LargeBinary, primary_key=True),  # bytes, because a file name need not be valid text
+    Column("size", Integer),
+    Column("mtime_ns", Integer),
+    Column("sha256", String),
+    Column("caption", String),
+    Column("pixel_size_nm", Float),
+    Column("confidence", Float),
+    Column("error", String),
+)
+settings = Table("settings", metadata, Column("key", String, primary_key=True), Column("value", String))
+
+
+Progress = Callable[[int, int, str], None]
+"""Called with images done, images in all, and a short text."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did."""
+
+    total: int
+    captioned: int
+    reused: int
+    """Of the captioned ones, those of an earlier run whose files have not changed since."""
+    failures: list[tuple[str, str]]
+    """(path, error) of each image without a caption."""
+
+
+def caption_folder(
+    folder: Path,
+    out: Path,
+    *,
+    run: Path | None = None,
+    load: Load | None = None,
+    workers: int = 1,
+    ray: str | None = None,
+    pixel_size_nm: float | None = None,
+    progress: Progress = lambda done, total, text: None,
+) -> Summary:
+    """Caption every micrograph under `folder` into `out`, with a run (None: the bundled student) or what `load` brings.
+
+    Rows whose file has not changed are reused; failed ones are tried again. Raises ConfigError `no_images`,
+    `bad_suffix`, `other_model`, `out_busy` or `needs_extra`, RunError, and MaemiError `disk_full`.
+    """
+    writer_for(out)
+    jobs = _find_jobs(folder, pixel_size_nm)
+    with _locked(out), _disk_errors(out):
+        model = repr(load) if load else run_digest(run)
+        journal = Journal(out.with_name(f".{out.name}.journal"), {"model": model, "pixel_size_nm": str(pixel_size_nm)})
+        try:
+            todo = [job for job in jobs if not journal.has(job)]
+            done, failed = len(jobs) - len(todo), 0
+            for finished in _run(todo, load or partial(load_run, run), workers=workers, ray=ray):
+                journal.add(finished)
+                done, failed = (
+                    done + len(finished),
+                    failed + sum(result.error is not None for result in finished),
+                )
+                progress(done, len(jobs), f"{failed} failed" if failed else "")
+            write_rows(out, journal.rows(jobs))
+            failures = [(row.path, row.error) for row in journal.rows(jobs) if row.error]
+        finally:
+            journal.close()
+    return Summary(len(jobs), len(jobs) - len(failures), len(jobs) - len(todo), failures)
+
+
+def load_run(run: Path | None) -> Captioner:
+    """The student of a run, or the bundled one."""
+    from assistant.inference import Assistant
+
+    return Assistant.load(run)
+
+
+def run_digest(run: Path | None) -> str:
+    """What names the weights of a run, wherever the directory moves."""
+    from assistant.checkpoint import resolve_run
+    from assistant.disk import MANIFEST
+
+    return sha256((resolve_run(run) / MANIFEST).read_bytes()).hexdigest()
+
+
+class Journal:
+    """Finished rows on disk: a row that was added survives a crash, and is never added twice."""
+
+    def __init__(self, path: Path, identity: dict[str, str]) -> None:
+        self._engine: Engine = open_sqlite(path)
+        with write_transaction(self._engine) as connection:
+            metadata.create_all(connection)
+            known = {row.key: row.value for row in connection.execute(select(settings))}
+            if known and known != identity:
+                key = next(key for key in identity if known.get(key) != identity[key])
+                raise ConfigError(
+                    "other_model",
+                    f"{path} holds rows made with {key} {known.get(key)}, not {identity[key]}. Choose another --out.",
+                )
+            if not known:
+                connection.execute(insert(settings), [{"key": k, "value": v} for k, v in identity.items()])
+
+    def has(self, job: Job) -> bool:
+        """Whether there is a caption of this file as it is now."""
+        row = self._find(job)
+        return bool(row and row.error is None and (row.size, row.mtime_ns) == (job.size, job.mtime_ns))
+
+    def add(self, finished: Iterable[Result]) -> None:
+        """Keep rows; when this returns they are on disk."""
+        with write_transaction(self._engine) as connection:
+            for result in finished:
+                row = asdict(result)
+                connection.execute(
+                    insert(results).values(**row).on_conflict_do_update(index_elements=["name"], set_=row)
+                )
+
+    def rows(self, jobs: Iterable[Job]) -> Iterator[CaptionRow]:
+        """The rows of these files, in their order."""
+        for job in jobs:
+            row = self._find(job)
+            if row:
+                yield CaptionRow(str(job.path), row.sha256, row.caption, row.pixel_size_nm, row.confidence, row.error)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._engine.dispose()
+
+    def _find(self, job: Job) -> Any:
+        with self._engine.connect() as connection:
+            return connection.execute(select(results).where(results.c.name == job.name)).first()
+
+
+def _find_jobs(folder: Path, pixel_size_nm: float | None) -> list[Job]:
+    from assistant.micrograph import find_micrographs
+
+    if not folder.is_dir():
+        raise ConfigError("no_images", f"{folder} is not a folder. Name a folder with micrographs.")
+    jobs = [_job(folder, path, pixel_size_nm) for path in find_micrographs(folder)]
+    jobs += [Job(folder, path, 0, 0, problem=problem) for path, problem in _no_files(folder)]
+    if not jobs:
+        raise ConfigError(
+            "no_images", f"{folder} holds no micrographs. Name a folder with TIFF, PNG, JPEG or BMP files."
+        )
+    return sorted(jobs, key=lambda job: job.path)
+
+
+def _job(folder: Path, path: Path, pixel_size_nm: float | None) -> Job:
+    """A file as it is now; one that is gone, or a link that leads nowhere, is one row that says so."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        reason = (error.strerror or "it cannot be looked at").lower()
+        return Job(folder, path, 0, 0, problem=f"not_found: {shown(path)} leads nowhere: {reason}. Mend or remove it.")
+    return Job(folder, path, status.st_size, status.st_mtime_ns, pixel_size_nm)
+
+
+def _no_files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Folders that are named like a picture or cannot be listed, each with what is wrong: nothing is left out unsaid.
+
+    Raises ConfigError `no_images` where `folder` itself cannot be listed.
+    """
+    from assistant.micrograph import SUFFIXES
+
+    denied: list[OSError] = []
+    for place, folders, _ in os.walk(folder, onerror=denied.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(place, name) for name in folders if Path(name).suffix.lower() in SUFFIXES):
+            yield path, f"not_a_file: {shown(path)} is a folder that is named like a picture. Rename it."
+    for error in denied:
+        path, reason = Path(error.filename), (error.strerror or "it cannot be read").lower()
+        if path == folder:
+            raise ConfigError("no_images", f"{folder} cannot be listed: {reason}. Check its permissions.")
+        yield path, f"unreadable: {shown(path)} cannot be listed: {reason}. Check its permissions."
+
+
+def _run(jobs: Sequence[Job], load: Load, *, workers: int, ray: str | None) -> Iterator[list[Result]]:
+    """Finished batches, in any order."""
+    batches = in_groups(jobs, BATCH)
+    if ray is not None:
+        yield from on_ray(batches, load, address=ray)
+    elif workers > 1:
+        yield from in_processes(batches, load, workers=workers)
+    elif jobs:
+        captioner = load()
+        with reader() as files:
+            for batch in batches:
+                yield caption_jobs(captioner, batch, files)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep a second job from the same output; the lock dies with the process, however it dies."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(f".{out.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                "out_busy", f"Another job is writing {out}. Wait for it, or choose another --out."
+            ) from None
+        yield
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """Say in one sentence that the disk is full or broken; what is in the journal stays."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", "")) or type(error).__name__
+        raise MaemiError(
+            "disk_full", f"The journal of {out} cannot be written ({reason}). Free space and run again."
+        ) from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise MaemiError("disk_full", f"{out} cannot be written ({reason}). Free space and run again.") from None

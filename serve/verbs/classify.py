@@ -1,0 +1,89 @@
+"""`maemi classify`: which of a few labels, by their words or by examples. Knows nothing about how it is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from assistant.errors import ConfigError
+from serve.verbs import terminal
+from serve.verbs.command import ALL_FAILED, Json, PixelSize, Run, app, finish, load, quiet
+
+
+@app.command(short_help="Classify micrographs, zero- or few-shot.")
+def classify(
+    images: Annotated[list[Path], typer.Argument(help="Micrographs or folders of them.")],
+    labels: Annotated[str | None, typer.Option(help="Two or more labels, as in particles,fibres,pores.")] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="Few-shot: a directory with one folder of images per label.")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Show so many examples, the most similar, in the question itself.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Labels to report per image.")] = 5,
+    run: Run = None,
+    pixel_size: PixelSize = None,
+    json: Json = False,
+) -> None:
+    """Classify micrographs, zero-shot by the words of the labels or few-shot by examples.
+
+    \b
+    Example:
+      maemi classify new/ --labels particles,fibres --examples known/ --top 2
+      maemi classify new/ --examples known/ --shots 4
+    """
+    from assistant.demonstrations import Shots
+    from serve.desk.answering import classify_files, parse_labels, parse_pixel_size
+
+    if shots is not None and examples is None:
+        raise ConfigError("no_examples", "--shots shows examples, and there are none. Name a folder by --examples.")
+    known = _examples(examples) if examples else None
+    names = parse_labels(labels if labels is not None else ",".join(known or ()))
+    nm, paths = parse_pixel_size(pixel_size), list(_expand(images))
+    told = Shots(shots) if shots else None
+    with quiet(json), terminal.progress("Classifying") as tell:
+        results = []
+        for row in classify_files(load(run), paths, names, examples=known, shots=told, top=top, pixel_size_nm=nm):
+            results.append(row)
+            tell(len(results), len(paths), "")
+    failed = [row for row in results if row["error"]]
+    if json:
+        terminal.print_json(results)
+    elif len(failed) < len(results):
+        terminal.print_table(
+            "", ("image", "verdict", "labels"), [_class_row(row) for row in results if not row["error"]]
+        )
+    for row in failed:
+        terminal.print_error(row["error"]["code"], f"{row['path']}: {row['error']['message']}")
+    finish(ALL_FAILED if len(failed) == len(results) else len(failed))
+
+
+def _expand(paths: Iterable[Path]) -> Iterator[Path]:
+    """Files as they are, folders as the micrographs in them."""
+    from assistant.micrograph import find_micrographs
+
+    for path in paths:
+        if not path.is_dir():
+            yield path
+        elif found := find_micrographs(path):
+            yield from found
+        else:
+            raise ConfigError("no_images", f"{path} holds no micrographs. Name a folder with TIFF, PNG, JPEG or BMP.")
+
+
+def _examples(folder: Path) -> dict[str, list[Path]]:
+    from assistant.micrograph import find_micrographs
+
+    labels = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    found = {label.name: list(find_micrographs(label)) for label in labels}
+    if not any(found.values()):
+        raise ConfigError("no_examples", f"{folder} has no folders with images. Make one folder per label.")
+    return {label: files for label, files in found.items() if files}
+
+
+def _class_row(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    scores = ", ".join(f"{score['label']} {score['probability']:.3f}" for score in row["scores"])
+    return row["path"], row["verdict"], scores

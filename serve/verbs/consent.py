@@ -1,0 +1,49 @@
+"""Leave to send pictures elsewhere: typed by the person who read the list, or given by a script as the list's hash.
+
+Knows nothing about pictures or the network.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from serve.verbs import terminal
+
+if TYPE_CHECKING:
+    from data_gen.hosted.egress import Offer
+    from data_gen.passes.report import TeachReport
+
+SHOWN = 5
+TYPED = 8
+"""Characters of the manifest's sha256 that a person types."""
+
+
+def with_consent(run: Callable[[bool | str], TeachReport], *, asked: bool, manifest: str | None) -> TeachReport:
+    """Run the teacher; where it needs leave and `--allow-egress` was given, ask for it on a terminal and run again.
+
+    Raises EgressError `denied` where nobody gives it.
+    """
+    from data_gen.hosted.egress import Denied
+
+    try:
+        return run(manifest if asked and manifest else False)
+    except Denied as denied:
+        if not asked or manifest or not sys.stdin.isatty() or not _agrees(denied.offer):
+            raise
+        return run(denied.offer.sha256)
+
+
+def _agrees(offer: Offer) -> bool:
+    """Show what would leave, and take the first characters of the manifest's sha256 for leave."""
+    with offer.manifest.open(encoding="utf-8") as stream:
+        for line in itertools.islice(stream, SHOWN):
+            item = json.loads(line)
+            terminal.note(f"  {item['path']}  {item['bytes']} bytes  {item['words']}")
+    terminal.note(f"{offer}.\nThe whole list, with every word that goes along: {offer.manifest}\nsha256 {offer.sha256}")
+    sys.stderr.write(f"Type the first {TYPED} characters of that sha256 to send them, anything else to stop: ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() == offer.sha256[:TYPED]

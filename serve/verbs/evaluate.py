@@ -1,0 +1,59 @@
+"""`maemi evaluate`: the scores of a student on the test split. Knows nothing about how they are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from serve.verbs import terminal
+from serve.verbs.command import Data, Json, Run, app, quiet
+
+SHOWN_SCORES = (
+    ("caption", "bleu2", "bleu2_blind"),
+    ("caption", "rougeL", "rougeL_blind"),
+    ("vqa", "bleu2", "bleu2_blind"),
+    ("vqa", "rougeL", "rougeL_blind"),
+    ("classification", "top1", ""),
+    ("classification", "macro_f1", ""),
+    ("factual", "accuracy", "blind"),
+)
+
+
+@app.command(short_help="Score a student on the test split.")
+def evaluate(
+    data: Data,
+    run: Run = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows of each task.")] = None,
+    baselines: Annotated[bool, typer.Option(help="Also train the plain classifiers to compare with.")] = True,
+    json: Json = False,
+) -> None:
+    """Score a student on the test split, beside blind scores and baselines.
+
+    \b
+    Example:
+      maemi evaluate --run runs/first --data data/ --json
+    """
+    from training.evaluate import evaluate as run_evaluation
+
+    with quiet(json), terminal.progress("Evaluating") as tell:
+        report = run_evaluation(run, data, limit=limit, baselines=baselines, progress=tell)
+    if json:
+        terminal.print_json(report)
+    else:
+        print_scores(report)
+
+
+def print_scores(report: Mapping[str, Any], title: str = "") -> None:
+    """Draw the scores that tell most, each beside its blind score."""
+
+    def cell(scores: Mapping[str, Any], name: str) -> str:
+        return f"{scores[name]:.3f}" if isinstance(scores.get(name), float) else "-"
+
+    rows = [
+        (section, metric, cell(report[section], metric), cell(report[section], blind))
+        for section, metric, blind in SHOWN_SCORES
+        if section in report
+    ]
+    terminal.print_table(title, ("", "score", ">value", ">blind"), rows)

@@ -1,0 +1,84 @@
+"""`maemi info`: what the reader finds in micrographs. Knows nothing about models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from assistant.errors import ConfigError, MicrographError
+from serve.verbs import terminal
+from serve.verbs.command import ALL_FAILED, Json, PixelSize, app, finish
+
+if TYPE_CHECKING:
+    from assistant.micrograph import Micrograph
+
+
+@app.command(short_help="What the reader finds in micrographs.")
+def info(
+    files: Annotated[list[Path], typer.Argument(help="Micrographs.")],
+    page: Annotated[
+        int | None, typer.Option(help="Page of a multi-page file; the deepest largest one if absent.")
+    ] = None,
+    pixel_size: PixelSize = None,
+    read_bar: Annotated[
+        bool | None,
+        typer.Option(help="Read the burnt-in scale bar always or never; where it is needed if absent."),
+    ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Folder for figures: what can be measured, drawn over each micrograph.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what the reader finds in micrographs: pixel size and its source, instrument, info bar, warnings.
+
+    \b
+    Example:
+      maemi info wafer_07.tif --json
+    """
+    from assistant.micrograph import read_micrograph
+    from serve.desk.answering import parse_pixel_size
+
+    nm = parse_pixel_size(pixel_size)
+    records = []
+    for path in files:
+        try:
+            found = read_micrograph(path, page=page, pixel_size_nm=nm, read_bar=read_bar)
+            records.append(found.info() | {"path": str(path)})
+            if overlay is not None:
+                _write_figures(found, overlay, path.name)
+        except MicrographError as error:
+            records.append({"path": str(path), "error": {"code": error.code, "message": error.message}})
+    if json:
+        terminal.print_json(records)
+    failed = [record for record in records if "error" in record]
+    for record in records:
+        if "error" in record:
+            terminal.print_error(record["error"]["code"], f"{record['path']}: {record['error']['message']}")
+        elif not json:
+            _print_info(record)
+    finish(ALL_FAILED if len(failed) == len(records) else len(failed))
+
+
+def _write_figures(micrograph: Micrograph, folder: Path, name: str) -> None:
+    """One PNG per measurement that applies, `NAME.figure.png`."""
+    from assistant.measure import figures
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for figure, image in figures(micrograph).items():
+            image.save(folder / f"{name}.{figure}.png")
+    except OSError as error:
+        message = (
+            f"{error.filename or folder} cannot be written: {error.strerror}. Choose another folder for --overlay."
+        )
+        raise ConfigError("cannot_write", message) from error
+
+
+def _print_info(record: Mapping[str, Any]) -> None:
+    from serve import wording
+
+    rows = [*wording.reading(record), *(("Warning", text) for text in record["warnings"])]
+    terminal.print_table(record["path"], ("", ""), rows)

@@ -1,0 +1,356 @@
+"""The report of a fine-tuning run: one HTML file that needs nothing else, on a screen, on paper, years later.
+
+Knows nothing about how the numbers, pictures and answers came about.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from serve import wording
+from serve.batch.rows import replacing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+STYLE = Path(__file__).with_name("report.css")
+PICTURE_WIDTH = 720
+"""Width of an embedded picture [px]."""
+SECTIONS = {
+    "caption": "Captions",
+    "vqa": "Answers to questions",
+    "classification": "Classification",
+    "factual": "Facts held against the truth",
+}
+METRICS = {
+    "bleu2": "BLEU-2",
+    "bleu4": "BLEU-4",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "meteor_exact_stem": "METEOR (exact and stem)",
+    "top1": "Top-1",
+    "top2": "Top-2",
+    "top3": "Top-3",
+    "top5": "Top-5",
+    "macro_precision": "Macro precision",
+    "macro_recall": "Macro recall",
+    "macro_f1": "Macro F1",
+    "ece": "Calibration error (ECE)",
+    "accuracy": "Accuracy",
+}
+LOWER_IS_BETTER = {"ece"}
+COLUMNS = ("Before", "After", "Change", "No facts", "Blind", "Majority", "Nearest text")
+PEERS = {
+    "top1_linear_probe_vit": "Linear probe on the student's frozen image encoder",
+    "top1_cnn": "Small convolutional network",
+    "top1_majority": "Always the largest class",
+}
+CHIPS = {
+    "Pixel size": "",
+    "Instrument": "",
+    "Voltage": "",
+    "Working distance": "WD ",
+    "Magnification": "",
+    "Detector": "",
+    "Frame": "",
+}
+"""What of the reader's findings stands under a picture, and the word before it."""
+CHART = (920, 260)
+MARGIN = (52, 20, 16, 34)
+"""Left, right, top, bottom of the chart [px]."""
+
+
+@dataclass(frozen=True)
+class ReportImage:
+    """One picture with everything that is said about it."""
+
+    name: str
+    pixels: NDArray[np.uint8]  # [H, W]
+    info: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    """As `Facts.as_dict` gives them."""
+    caption: str
+    answers: Sequence[tuple[str, str, str]] = ()
+    """(question, answer, reference)."""
+
+
+def write_report(
+    out: Path,
+    *,
+    title: str,
+    dataset: Mapping[str, Any],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    losses: Sequence[tuple[int, float]],
+    images: Iterable[ReportImage],
+    timing: Mapping[str, float],
+    versions: Mapping[str, str],
+    lead: str = "",
+) -> Path:
+    """Write the report to `out` and return it.
+
+    `dataset` and `versions` are shown as they are; `before` and `after` are results of `evaluate`; `losses` holds
+    (step, loss); `timing` holds seconds per stage.
+    """
+    parts = [
+        _header(title, lead),
+        _figures(dataset),
+        _section("Before and after", _METRICS_NOTE, _metrics_table(before, after)),
+        _section("Plain classifiers", "", _peers_table(after.get("baselines", {}))),
+        _section(
+            "By facet", "BLEU-2 per kind of question.", _facets_table(before.get("facets", {}), after.get("facets", {}))
+        ),
+        _section("Training loss", "", loss_chart(losses)),
+        _section("What the student says", _IMAGES_NOTE, "".join(map(_article, images))),
+        _section("How it was made", "", _pairs(dict(_seconds(timing)) | dict(versions))),
+    ]
+    with replacing(out) as partial:
+        partial.write_text(_page(title, "\n".join(parts)), encoding="utf-8")
+    return out
+
+
+_METRICS_NOTE = (
+    "No facts: the same student without the measured facts in its prompt. Blind: also with the picture replaced by a "
+    "grey one, so what it scores there it owes to language alone. Majority and nearest text answer from the training "
+    "split without any model. Intervals are 95 % bootstrap intervals over samples."
+)
+_IMAGES_NOTE = "Pictures from the test split; the student has never seen them or their sample."
+
+
+def loss_chart(losses: Sequence[tuple[int, float]]) -> str:
+    """An inline SVG of the loss over steps: every value faint, a running median bold."""
+    if len(losses) < 2:
+        return '<p class="note">No training steps were logged.</p>'
+    steps, values = [step for step, _ in losses], [loss for _, loss in losses]
+    step_up = _tick(max(values))
+    low, high = 0.0, math.ceil(max(values) / step_up) * step_up
+    left, right, top, bottom = MARGIN
+    width, height = CHART
+
+    def x(step: float) -> float:
+        return left + (step - steps[0]) / max(1, steps[-1] - steps[0]) * (width - left - right)
+
+    def y(loss: float) -> float:
+        return top + (high - loss) / (high - low) * (height - top - bottom)
+
+    def line(points: Iterable[tuple[float, float]], kind: str) -> str:
+        return f'<polyline class="{kind}" points="{" ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points)}"/>'
+
+    reach = max(1, len(values) // 25)
+    smooth = [median(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
+    grid = "".join(
+        f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+        f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{wording.digits(tick)}</text>'
+        for tick in (number * step_up for number in range(round(high / step_up) + 1))
+    )
+    labels = "".join(
+        f'<text x="{x(step):.1f}" y="{height - 10}" text-anchor="{anchor}">{word}{step}</text>'
+        for step, anchor, word in (
+            (steps[0], "start", ""),
+            (steps[len(steps) // 2], "middle", ""),
+            (steps[-1], "end", "step "),
+        )
+    )
+    last = (
+        f'<circle class="dot" cx="{x(steps[-1]):.1f}" cy="{y(smooth[-1]):.1f}" r="4"/>'
+        f'<text x="{x(steps[-1]) - 8:.1f}" y="{y(smooth[-1]) - 10:.1f}" text-anchor="end">{smooth[-1]:.3f}</text>'
+    )
+    label = f"Training loss from {values[0]:.3f} to {values[-1]:.3f} over {steps[-1]} steps"
+    body = grid + line(losses, "raw") + line(zip(steps, smooth, strict=True), "smooth") + last + labels
+    return f'<div class="chart"><svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{body}</svg></div>'
+
+
+def _tick(highest: float) -> float:
+    """A round step that divides an axis from 0 to `highest` into three to six parts."""
+    rough = max(highest, 1e-9) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
+
+
+def picture_uri(picture: NDArray[np.uint8], width: int = PICTURE_WIDTH) -> str:
+    """An 8-bit grey picture [H, W] as a `data:` URI: PNG, at most `width` pixels wide."""
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    if image.width > width:
+        image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">\n"
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n<footer>Written by MAEMI on this machine. Sizes come from measurement, "
+        "sentences from a language model: check them before you rely on them.</footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _header(title: str, lead: str) -> str:
+    told = f'<p class="lead">{escape(lead)}</p>' if lead else ""
+    return f'<header><p class="kicker">MAEMI fine-tuning report</p><h1>{escape(title)}</h1>{told}</header>'
+
+
+def _flat(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, (*path, str(key)))
+        else:
+            yield ", ".join((*path, str(key))), value
+
+
+def _section(title: str, note: str, body: str) -> str:
+    if not body:
+        return ""
+    told = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f"<section><h2>{escape(title)}</h2>{told}{body}</section>"
+
+
+def _figures(values: Mapping[str, Any]) -> str:
+    values = dict(_flat(values))
+    cells = "".join(f"<div><dt>{escape(_words(k))}</dt><dd>{escape(_shown(v))}</dd></div>" for k, v in values.items())
+    return f'<dl class="figures">{cells}</dl>' if cells else ""
+
+
+def _metrics_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    baselines, body = after.get("baselines", {}), []
+    for section, heading in SECTIONS.items():
+        first, then = before.get(section) or {}, after.get(section) or {}
+        rows = [_metric_row(section, name, first, then, baselines) for name in METRICS if _is_number(then.get(name))]
+        if rows:
+            count = f' <span class="muted">{then["n"]:,} in the test split</span>' if "n" in then else ""
+            body += [f'<tr class="section"><th colspan="8">{escape(heading)}{count}</th></tr>', *rows]
+    head = "".join(f'<th class="number">{escape(text)}</th>' for text in COLUMNS)
+    return _table(f"<th></th>{head}", body) if body else ""
+
+
+def _metric_row(
+    section: str, name: str, before: Mapping[str, Any], after: Mapping[str, Any], baselines: Mapping[str, Any]
+) -> str:
+    first, then, interval = before.get(name), after[name], _interval(name, after)
+    stem = {"accuracy": "factual"}.get(name, name if section == "classification" else f"{section}_{name}")
+    beside = (
+        after.get("without_aux" if name == "accuracy" else f"{name}_without_aux"),
+        after.get("blind" if name == "accuracy" else f"{name}_blind"),
+        baselines.get(f"{stem}_majority"),
+        baselines.get(f"{stem}_nearest_text"),
+    )
+    cells = [
+        f'<td class="number">{_score(first)}</td>',
+        f'<td class="number after">{_score(then)}{interval}</td>',
+        f'<td class="number">{_change(name, first, then)}</td>',
+        *(f'<td class="number muted">{_score(value)}</td>' for value in beside),
+    ]
+    return f"<tr><th>{escape(METRICS[name])}</th>{''.join(cells)}</tr>"
+
+
+def _interval(name: str, scores: Mapping[str, Any]) -> str:
+    pair = scores.get("interval" if name == "accuracy" else f"{name}_interval")
+    return f'<br><span class="interval">{pair[0]:.3f} – {pair[1]:.3f}</span>' if pair else ""
+
+
+def _peers_table(baselines: Mapping[str, Any]) -> str:
+    rows = [
+        f'<tr><th>{escape(text)}</th><td class="number">{_score(baselines[name])}</td></tr>'
+        for name, text in PEERS.items()
+        if _is_number(baselines.get(name))
+    ]
+    return _table('<th>Trained on the same split, no language</th><th class="number">Top-1</th>', rows) if rows else ""
+
+
+def _facets_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    rows = []
+    for facet, scores in sorted(after.items()):
+        first = before.get(facet, {}).get("bleu2")
+        cells = (_score(first), _score(scores["bleu2"]), _change("bleu2", first, scores["bleu2"]))
+        numbers = "".join(f'<td class="number">{cell}</td>' for cell in (*cells, _score(scores["bleu2_blind"])))
+        rows.append(f'<tr><th>{escape(_words(facet))}</th>{numbers}<td class="number muted">{scores["n"]}</td></tr>')
+    head = "".join(f'<th class="number">{text}</th>' for text in ("Before", "After", "Change", "Blind", "Answers"))
+    return _table(f"<th></th>{head}", rows) if rows else ""
+
+
+def _article(image: ReportImage) -> str:
+    calibrated = image.info["pixel_size_nm"] is not None
+    chips = [
+        f"<li{'' if calibrated or label != 'Pixel size' else ' class=warning'}>{CHIPS[label]}{escape(value)}</li>"
+        for label, value in wording.reading(image.info)
+        if label in CHIPS
+    ]
+    chips += [f'<li class="warning">{escape(text)}</li>' for text in image.info["warnings"]]
+    facts = "".join(
+        f'<div title="{escape(method)}"><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>'
+        for name, value, method in wording.fact_rows(image.facts)
+    )
+    questions = "".join(map(_question, image.answers))
+    return (
+        f'<article><div><img src="{picture_uri(image.pixels)}" alt="{escape(image.name)}">'
+        f'<ul class="chips">{"".join(chips)}</ul></div><div><h3>{escape(image.name)}</h3>'
+        f'<p class="label">Caption</p><blockquote>{escape(image.caption)}</blockquote>'
+        f'<p class="label">Measured</p><dl class="facts">{facts}</dl>'
+        + (f'<p class="label">Questions</p><ol class="questions">{questions}</ol>' if questions else "")
+        + "</div></article>"
+    )
+
+
+def _question(asked: tuple[str, str, str]) -> str:
+    question, answer, reference = map(escape, asked)
+    same = answer == reference
+    told = "" if same or not reference else f'<p class="reference">Reference: {reference}</p>'
+    mark = ' <span class="up" title="equal to the reference">✓</span>' if same else ""
+    return f'<li><p class="asked">{question}</p><p class="said">{answer}{mark}</p>{told}</li>'
+
+
+def _pairs(values: Mapping[str, str]) -> str:
+    rows = [f"<tr><th>{escape(_words(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in values.items()]
+    return f'<div class="particulars">{_table("", rows)}</div>' if rows else ""
+
+
+def _table(head: str, rows: Sequence[str]) -> str:
+    top = f"<thead><tr>{head}</tr></thead>" if head else ""
+    return f'<div class="scroll"><table>{top}<tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _seconds(timing: Mapping[str, float]) -> Iterable[tuple[str, str]]:
+    return ((name, f"{s:.1f} s" if s < 120 else f"{s / 60:.1f} min") for name, s in timing.items())
+
+
+def _change(name: str, before: Any, after: float) -> str:
+    if not _is_number(before):
+        return '<span class="same">–</span>'
+    difference = after - before
+    if abs(difference) < 0.0005:
+        return '<span class="same">0.000</span>'
+    better = (difference > 0) != (name in LOWER_IS_BETTER)
+    return f'<span class="{"up" if better else "down"}">{"+" if difference > 0 else "−"}{abs(difference):.3f}</span>'
+
+
+def _score(value: Any) -> str:
+    return f"{value:.3f}" if _is_number(value) else "–"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else wording.digits(value) if isinstance(value, float) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _words(name: str) -> str:
+    return METRICS.get(name, name.replace("_", " "))

@@ -1,0 +1,59 @@
+"""The table of language models in docs/bases.md: size and predicted memory of one set-up on each of them.
+
+    python -m training.planning.bases          # prints the table
+
+Arithmetic on shapes alone; a test compares the page with it. Knows nothing about weights.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from assistant.config import Config, load_config
+from training.planning.memory import CARDS, GIB, USABLE, step_parts
+from training.planning.shapes import LlamaShape, language_model_shape
+
+BASES = (
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+    "meta-llama/Llama-3.2-1B-Instruct",
+    "Qwen/Qwen2.5-1.5B-Instruct",
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "meta-llama/Llama-3.2-3B-Instruct",
+    "meta-llama/Llama-2-7b-hf",
+    "mistralai/Mistral-7B-v0.3",
+    "Qwen/Qwen2.5-7B-Instruct",
+    "meta-llama/Llama-3.1-8B-Instruct",
+    "meta-llama/Llama-2-13b-hf",
+)
+HEADER = """\
+| `decoder.base` | parameters | weights in NF4 [GiB] | 1024 × 1, checkpointed [GiB] | 512 × 1, kept [GiB] | 1024 × 4, checkpointed [GiB] | smallest card [GB] |
+|---|--:|--:|--:|--:|--:|--:|
+"""  # noqa: E501 - one row of a table
+STEPS = ((1024, 1, True), (512, 1, False), (1024, 4, True))
+
+
+def table(config: Config) -> str:
+    """Markdown: a row per language model, the rest of the student as configured."""
+    return HEADER + "".join(_row(config, base, language_model_shape(base)) for base in BASES)
+
+
+def _row(config: Config, base: str, shape: LlamaShape) -> str:
+    parts = step_parts(config, shape)
+    weights = sum(size for name, size in parts.items() if name.startswith("language model"))
+    peaks = [sum(step_parts(_with(config, *step), shape).values()) for step in STEPS]
+    card = next((str(card) for card in CARDS if peaks[0] <= USABLE * card * GIB), "more")
+    parameters = (shape.linear_parameters + shape.other_parameters) / 1e9
+    cells = [f"{parameters:.2f} B", f"{weights / GIB:.2f}", *(f"{peak / GIB:.1f}" for peak in peaks), card]
+    return f"| {base} | {' | '.join(cells)} |\n"
+
+
+def _with(config: Config, tokens: int, rows: int, checkpointed: bool) -> Config:
+    step = {"max_tokens": tokens, "batch_size": rows, "gradient_checkpointing": checkpointed}
+    return config.model_copy(update={"training": config.training.model_copy(update=step)})
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table(load_config(Path("configs/llama2-7b.yaml"))))

@@ -1,0 +1,343 @@
+"""Predicted memory of one fine-tuning step, part by part, and the settings that would make it fit a card.
+
+Arithmetic on shapes: nothing is downloaded and no weights are made. Knows nothing about the machine it runs on.
+
+Letters: D width and F inner width of the language model, T tokens of the batch, V vocabulary, r rank, E experts.
+Sizes are in bytes; p is the size of one number in the compute dtype (2 for bfloat16).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from assistant.config import AdapterConfig, Config, HNFConfig, load_config
+from assistant.errors import ConfigError
+from training.planning.parameters import student_parameters
+from training.planning.shapes import BUNDLED_SHAPE, LlamaShape, image_encoder_sizes, language_model_shape, shape_in
+
+GIB = 1024**3
+CARDS = (6, 8, 12, 16, 24)  # [GiB]
+USABLE = 0.93  # share of a card that one process can fill before fragmentation stops it
+CUDA_CONTEXT = int(0.45 * GIB)  # driver context, libraries and their workspaces
+FP32, BF16 = 4, 2
+NF4_BLOCK, SCALE_BLOCK = 64, 256
+SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # layers that read one tensor
+CHUNK = 512  # answer tokens whose logits exist at one time, as in assistant/loss.py
+NF4_CODES = 16 * FP32 + 256 * FP32  # code books of weights and of scales, once per tensor
+
+# ---------------------------------------------------------------------------------- weights
+
+
+def nf4_bytes(parameters: int) -> int:
+    """Size of one tensor in NF4 with double quantisation (QLoRA, 2305.14314): 4.127 bit per weight and code books."""
+    blocks = math.ceil(parameters / NF4_BLOCK)
+    scales = blocks + math.ceil(blocks / SCALE_BLOCK) * FP32 + FP32  # 8-bit scales, their scales, their offset
+    return math.ceil(parameters / 2) + scales + NF4_CODES
+
+
+def linear_bytes(shape: LlamaShape, quantization: str, *, p: int) -> int:
+    """Size of all linear layers inside the decoder layers."""
+    if quantization == "none":
+        return shape.linear_parameters * p
+    return shape.layers * sum(nf4_bytes(d_in * d_out) for d_in, d_out in shape.linears.values())
+
+
+def _adapted(shape: LlamaShape, adapter: AdapterConfig) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of the adapted linear layers of one decoder layer."""
+    if adapter.kind == "none":
+        return {}
+    wanted = adapter.target_modules or tuple(shape.linears)
+    return {name: sizes for name, sizes in shape.linears.items() if name in wanted}
+
+
+def adapter_parameters(shape: LlamaShape, adapter: AdapterConfig) -> tuple[int, int]:
+    """Trained and frozen parameters of an adapter: B (with experts also routers and MoV's vectors), and A."""
+    r, routed = adapter.r_max, adapter.kind == "dya_mope"
+    experts = adapter.experts if routed else 1
+    trained = frozen = 0
+    for name, (d_in, d_out) in _adapted(shape, adapter).items():
+        frozen += r * d_in * (experts if adapter.expert_A else 1)
+        trained += experts * r * d_out
+        if routed:
+            trained += experts * (r if adapter.router_input == "z" else d_in)
+            trained += experts * d_out if name in adapter.mov_modules else 0
+    return shape.layers * trained, shape.layers * frozen
+
+
+# ---------------------------------------------------------------------------------- activations
+
+
+def layer_activations(shape: LlamaShape, adapter: AdapterConfig, *, p: int, masked_tokens: int = 0) -> int:
+    """Bytes one decoder layer keeps per token for backward, its base frozen.
+
+    Kept are the inputs of both norms and their fp32 scales, q, k, v, the attention's output and log-sums, and two of
+    the inner width: gate and up (`assistant/activations.py`). An adapter adds its latent z alone. Attention under a
+    padding mask (`masked_tokens` in a row) also keeps its copy of the mask, and k and v repeated for every query head.
+    """
+    kv = shape.query_width if masked_tokens else shape.kv_width
+    attention = p * (2 * shape.query_width + 2 * kv + masked_tokens) + FP32 * shape.heads
+    norms = 2 * (p * shape.hidden + FP32)
+    return attention + norms + 2 * p * shape.intermediate + adapter_activations(shape, adapter, p=p)
+
+
+def adapter_activations(shape: LlamaShape, adapter: AdapterConfig, *, p: int) -> int:
+    """Bytes the adapters of one decoder layer keep per token: z, and with experts their gates, also in fp32.
+
+    MoV keeps its layer's output and the mixture that scales it, a router on x each distinct input but that of o_proj,
+    which attention keeps anyway.
+    """
+    adapted = _adapted(shape, adapter)
+    if adapter.kind != "dya_mope":
+        return len(adapted) * adapter.r_max * p
+    gates = adapter.experts * (FP32 + (p if p != FP32 else 0))
+    latents = adapter.r_max * p * (adapter.experts if adapter.expert_A else 1)
+    scaled = sum(2 * p * d_out for name, (_, d_out) in adapted.items() if name in adapter.mov_modules)
+    read = {SAME_INPUT.get(name, name): p * d_in for name, (d_in, _) in adapted.items() if name != "o_proj"}
+    return len(adapted) * (latents + gates) + scaled + (sum(read.values()) if adapter.router_input == "x" else 0)
+
+
+def cross_attention_activations(hidden: int, width: int, heads: int, *, p: int) -> int:
+    """Bytes one cross-attention block keeps per text token: two fp32 norms over D, their outputs, both gated sums."""
+    norms = 2 * (FP32 * hidden + 2 * FP32 + p * hidden)
+    attention = 3 * p * width + FP32 * heads
+    return norms + attention + 2 * p * hidden + 2 * p * 2 * width
+
+
+def block_activations(dim: int, heads: int, *, p: int) -> int:
+    """Bytes a pre-LN transformer block with a four times wider MLP keeps per token; its residual stream is fp32."""
+    norms = 2 * (FP32 * dim + 2 * FP32 + p * dim)
+    return norms + p * (3 * dim + dim) + FP32 * heads + 2 * p * 4 * dim
+
+
+def hnf_activations(image_size: int, hnf: HNFConfig, *, p: int) -> int:
+    """Bytes HNF keeps per image: every evaluation of both token fields, then graph and gate, scale by scale.
+
+    An upper bound for the dynamics "ode_rnn", whose fields are smaller.
+    """
+    dim, heads = hnf.dim, hnf.heads or max(1, hnf.dim // 64)
+    total = 0
+    for patch in hnf.patch_sizes:
+        patches = (image_size // patch) ** 2
+        tokens = patches + 1
+        field = FP32 * dim + 2 * FP32 + p * 8 * dim + FP32 * heads
+        solved = 4 * hnf.steps * 2 * tokens * field
+        graph = tokens * (2 * p * dim + FP32 * dim) + 2 * FP32 * tokens**2
+        total += solved + graph + p * (patches * patch**2 + 2 * dim * tokens)
+    return total
+
+
+def grounding_activations(config: Config, *, texts: int, tokens: int, p: int) -> int:
+    """Bytes text encoder and image-grounded encoder keep for `texts` of `tokens` in all, one image to each text."""
+    text, visual = config.text_encoder, config.decoder.cross_attention_dim
+    block = block_activations(text.dim, text.heads, p=p)
+    cross = FP32 * text.dim + 2 * FP32 + p * 5 * text.dim + FP32 * text.heads  # norm, q, mixture, two gated sums
+    seen = image_tokens(config) * (FP32 * visual + 2 * FP32 + p * visual + text.grounded_depth * 2 * p * text.dim)
+    return tokens * (text.depth * block + text.grounded_depth * (block + cross)) + texts * seen
+
+
+def image_tokens(config: Config) -> int:
+    """Tokens of one image in the visual memory: ViT's, the scale vectors and the last scale's patches of HNF."""
+    patch, size = image_encoder_sizes(config.vit).patch_size, config.image_size
+    patches = (size // config.hnf.patch_sizes[-1]) ** 2
+    return (size // patch) ** 2 + 1 + len(config.hnf.patch_sizes) + patches
+
+
+def vision_activations(config: Config, *, p: int) -> int:
+    """Bytes encoders, question encoder and image-text matching keep for a batch of one-image conversations.
+
+    An upper bound: questions and auxiliary texts are taken as long as the conversation or the encoder allows.
+    """
+    training, size = config.training, config.image_size
+    vit = image_encoder_sizes(config.vit)
+    seen = hnf_activations(size, config.hnf, p=p)
+    if config.vit.trainable:
+        seen += ((size // vit.patch_size) ** 2 + 1) * vit.depth * block_activations(vit.dim, vit.heads, p=p)
+    longest = config.text_encoder.max_tokens
+    asked = grounding_activations(
+        config, texts=training.turns, tokens=min(training.turns * longest, training.max_tokens), p=p
+    )
+    # Matching reads a text with its image, a wrong image, and a wrong text.
+    matching = config.loss.itm.weight or config.loss.itc.weight
+    matched = grounding_activations(config, texts=3, tokens=3 * longest, p=p) if matching else 0
+    return training.batch_size * (seen + asked + matched)
+
+
+def loss_peak(shape: LlamaShape, tokens: int, *, p: int) -> int:
+    """Bytes of the loss: the states of answer tokens with their gradient, and one chunk's logits.
+
+    A chunk holds its log-softmax and two gradients in fp32 at the same time. All tokens are taken to be answers.
+    """
+    return 2 * tokens * shape.hidden * p + min(tokens, CHUNK) * shape.vocab * 3 * FP32
+
+
+# ---------------------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class CardVerdict:
+    """Whether a card of `gib` holds the step; where not, overrides that make it fit, None if there are none."""
+
+    gib: float
+    fits: bool
+    settings: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Predicted bytes per part of one fine-tuning step, and what that means for cards."""
+
+    parts: Mapping[str, int]
+    cards: tuple[CardVerdict, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def table(self) -> list[tuple[str, int]]:
+        """Rows of part and bytes, the total last."""
+        return [*self.parts.items(), ("total", self.total)]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "parts": dict(self.parts),
+            "total": self.total,
+            "total_gib": round(self.total / GIB, 3),
+            "cards": [asdict(card) for card in self.cards],
+        }
+
+
+def plan_memory(config: Config, *, gpu_gib: float | None) -> MemoryPlan:
+    """Predict the peak of one fine-tuning step on a GPU and judge the usual cards, or the one given [GiB].
+
+    Raises: ConfigError where the language model or the image tower is not known.
+    """
+    config = _with_start(config)
+    shape = _base_shape(config)
+    parts = step_parts(config, shape)
+    cards = CARDS if gpu_gib is None else (gpu_gib,)
+    return MemoryPlan(parts, tuple(_judge(config, shape, sum(parts.values()), gib) for gib in cards))
+
+
+def step_parts(config: Config, shape: LlamaShape) -> dict[str, int]:
+    """Predicted bytes per part at the peak of one step; the language model computes in bfloat16, moments are fp32."""
+    training, decoder = config.training, config.decoder
+    tokens, p = training.batch_size * training.max_tokens, BF16
+    q = FP32 if training.precision == "fp32" else BF16  # what autocast gives the parts around the language model
+    trained, frozen = adapter_parameters(shape, config.adapter)
+    student = student_parameters(config, shape)
+    thawed = student.rest + (student.vit if config.vit.trainable else 0)
+    masked = training.max_tokens if training.batch_size > 1 else 0
+    layer = layer_activations(shape, config.adapter, p=p, masked_tokens=masked) * tokens
+    cross = tokens * cross_attention_activations(
+        shape.hidden, decoder.cross_attention_dim, decoder.cross_attention_heads, p=q
+    )
+    blocks = math.ceil(shape.layers / decoder.cross_attention_every)
+    boundary = shape.layers * tokens * shape.hidden * p
+    checkpointed = training.gradient_checkpointing
+    final_norm = tokens * (p * shape.hidden + FP32)
+    loss = loss_peak(shape, tokens, p=p)
+    gradients = tokens * (4 * p * shape.intermediate + 2 * FP32 * shape.hidden)
+    dequantised = shape.hidden * shape.intermediate * p if decoder.quantization == "nf4" else 0
+    backward = gradients + dequantised + ((layer + cross) if checkpointed else 0)
+    return {
+        f"language model, linear layers ({decoder.quantization})": linear_bytes(shape, decoder.quantization, p=p),
+        "language model, embeddings, norms, head": shape.other_parameters * p,
+        "adapter weights": (trained + frozen) * p,
+        "encoders, grounding, cross-attention": (student.vit + student.rest) * FP32,
+        "gradients": trained * p + thawed * FP32,
+        "optimizer moments": 2 * FP32 * (trained + thawed),
+        "autocast copies of trained weights": thawed * BF16 if q == BF16 else 0,
+        "activations, language model": final_norm + (boundary if checkpointed else shape.layers * layer),
+        "activations, cross-attention": 0 if checkpointed else blocks * cross,
+        "activations, encoders and grounding": vision_activations(config, p=q),
+        "logits and loss": loss,
+        "one layer in backward, beyond the loss": max(0, backward - loss),
+        "CUDA context": CUDA_CONTEXT,
+    }
+
+
+def _with_start(config: Config) -> Config:
+    """Return the configuration with the shapes of the run it starts from, as training takes them."""
+    directory = _start(config)
+    if directory is None or not (directory / "config.yaml").is_file():
+        return config
+    start = load_config(directory / "config.yaml")
+    shapes = ("image_size", "vit", "hnf", "text_encoder", "decoder")
+    return config.model_copy(update={name: getattr(start, name) for name in shapes})
+
+
+def _start(config: Config) -> Path | None:
+    """Return the model directory the student starts from, None for fresh parts."""
+    if config.init is None:
+        return None
+    if config.init == "bundled":
+        import assistant
+
+        return Path(assistant.__path__[0]) / "weights"
+    run = Path(config.init)
+    if not run.is_dir():
+        raise ConfigError("no_start", f"init {config.init!r} is not a directory. Name a run or set it to null.")
+    return run if (run / "config.yaml").is_file() else run / "model"
+
+
+def _base_shape(config: Config) -> LlamaShape:
+    directory = _start(config)
+    if directory is not None and (directory / "config.json").is_file():
+        return shape_in(directory / "config.json")
+    if config.decoder.base is not None:
+        return language_model_shape(config.decoder.base)
+    if config.init == "bundled":
+        return BUNDLED_SHAPE
+    raise ConfigError("unknown_base", f"{directory} does not say what its language model is. Set decoder.base.")
+
+
+def _judge(config: Config, shape: LlamaShape, total: int, gib: float) -> CardVerdict:
+    if total <= USABLE * gib * GIB:
+        return CardVerdict(gib, True, ())
+    return CardVerdict(gib, False, fitting_settings(config, shape, gib))
+
+
+def fitting_settings(config: Config, shape: LlamaShape, gib: float) -> tuple[str, ...] | None:
+    """Return the overrides that make a step fit, adding what costs least first; None where all together do not."""
+    values: dict[str, Any] = {}
+    for key, value in _savings(config):
+        values[key] = value
+        if sum(step_parts(_override(config, values), shape).values()) <= USABLE * gib * GIB:
+            return tuple(f"{name}={json.dumps(setting)}" for name, setting in values.items())
+    return None
+
+
+def _savings(config: Config) -> Iterator[tuple[str, Any]]:
+    """Yield settings that save memory: first those that keep the result, then those that change it."""
+    training = config.training
+    if config.decoder.quantization == "none":
+        yield "decoder.quantization", "nf4"
+    if not training.gradient_checkpointing:
+        yield "training.gradient_checkpointing", True
+    yield from (("training.batch_size", size) for size in _halves(training.batch_size, 1))
+    if config.vit.trainable:
+        yield "vit.trainable", False
+    yield from (("training.max_tokens", tokens) for tokens in _halves(training.max_tokens, 256))
+    if config.init is None:  # a student that starts from a run has the shapes of that run
+        every = config.decoder.cross_attention_every
+        yield from (("decoder.cross_attention_every", every * factor) for factor in (2, 4))
+
+
+def _halves(start: int, stop: int) -> Iterator[int]:
+    while start // 2 >= stop:
+        start //= 2
+        yield start
+
+
+def _override(config: Config, values: Mapping[str, Any]) -> Config:
+    updates: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        updates.setdefault(section, {})[name] = value
+    copies = {section: getattr(config, section).model_copy(update=update) for section, update in updates.items()}
+    return config.model_copy(update=copies)
