@@ -19,8 +19,10 @@ from assistant.measurements.statements import Statement, read_statements, senten
 if TYPE_CHECKING:
     from PIL import Image
 
+    from assistant.measurements.confidence import Traits
     from assistant.measurements.fibres import Fibres
     from assistant.measurements.findings import Findings
+    from assistant.measurements.objects import Body
     from assistant.measurements.picture import F64, Mask, Pixels
     from assistant.measurements.segmentation import Objects
     from assistant.micrograph import Micrograph
@@ -34,6 +36,7 @@ __all__ = [
     "Facts",
     "Known",
     "Statement",
+    "bodies",
     "corrected",
     "corrected_stream",
     "disagreements",
@@ -61,9 +64,6 @@ OUTLINED = 0.74
 """Least separability of fibres and ground at which a fibre's outline can be trusted."""
 CROWDED, PARALLEL = 0.5, 0.7
 """Coverage and anisotropy from which fibres lie side by side."""
-MANY_CUT, NONE_CUT = 0.6, 0.95
-"""Share of bodies that are compact before any is cut, up to which a count is least and from which it is most sure."""
-LEAST_SURE = 0.3
 FEWEST_NEIGHBOURS = 3
 FEWEST_FOR_PERCENTILES = 5
 FINE = 10.0
@@ -96,14 +96,19 @@ METHODS = {
 class _Sheet:
     """Collects facts in the units of one picture; what is never added is not applicable."""
 
-    def __init__(self, px_to_unit: float | None) -> None:
+    def __init__(self, px_to_unit: float | None, traits: Traits) -> None:
         self._scale, self._unit = (1.0, "px") if px_to_unit is None else (px_to_unit, "nm")
+        self._traits = traits
         self._found: dict[str, Fact] = {}
 
     def add(self, name: str, value: float, *, unit: str = "", confidence: float, note: str = "") -> None:
-        """Add a quantity without a length in it; a value that is not finite is left out."""
+        """Add a quantity without a length in it, as likely as the model of it says; what is not finite is left out."""
+        from assistant.measurements.confidence import probability, traits_of_statement
+
         if abs(value) < float("inf") and confidence > 0:
-            self._found[name] = Fact(name, float(value), unit, METHODS[name], round(min(confidence, 1.0), 3), note)
+            likely = probability(name, {**self._traits, **traits_of_statement(confidence)})
+            sure = min(confidence, 1.0) if likely is None else likely
+            self._found[name] = Fact(name, float(value), unit, METHODS[name], round(sure, 3), note)
 
     def add_length(self, name: str, pixels: float, *, confidence: float, note: str = "") -> None:
         """Add a length given in px of the full picture."""
@@ -188,12 +193,9 @@ def _add_neighbours(sheet: _Sheet, objects: Objects, *, certainty: float, factor
 
 
 def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
-    # Where bodies had to be cut apart, a person may well have cut elsewhere, or not at all.
-    uncut = (objects.candidate.compact - MANY_CUT) / (NONE_CUT - MANY_CUT)
-    certainty = found.share_confidence * min(max(uncut, LEAST_SURE), 1.0)
+    certainty = found.share_confidence
     note = "bright objects" if objects.candidate.bright else "dark objects"
-    # One object may as well be a part of something larger than the frame.
-    sheet.add("count", objects.count, confidence=certainty * (1.0 if objects.count > 1 else 0.7), note=note)
+    sheet.add("count", objects.count, confidence=certainty, note=note)
     whole = objects.good & objects.whole
     if whole.any():
         shape = objects.geometry
@@ -226,7 +228,7 @@ def _find(pixels: Pixels, low: float, high: float) -> Findings | None:
 
 
 def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
-    sheet = _Sheet(nm_per_pixel)
+    sheet = _Sheet(nm_per_pixel, {} if found is None else _traits(found))
     if found is None:
         return sheet.facts("uniform", "the picture is too small, constant or not finite")
     _add_grey(sheet, found)
@@ -239,6 +241,18 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
         anisotropy = found.direction.anisotropy if found.direction else 0.0
         _add_fibres(sheet, found.fibres, anisotropy=anisotropy, factor=found.picture.factor)
     return sheet.facts(found.kind, f"not a quantity of a picture of kind {found.kind}, or not clear enough")
+
+
+def _traits(found: Findings) -> Traits:
+    """What the confidence in every quantity of a picture rests on."""
+    from assistant.measurements.confidence import traits_of_objects
+
+    traits = {f"kind {found.kind}": 1.0, "grain": found.picture.small_noise}
+    if found.direction is not None:
+        traits["anisotropy"] = found.direction.anisotropy
+    if found.period is not None:
+        traits["repeats"] = 1.0
+    return traits | ({} if found.objects is None else traits_of_objects(found.picture, found.objects))
 
 
 def measure(m: Micrograph) -> Facts:
@@ -263,6 +277,19 @@ def figures(m: Micrograph) -> dict[str, Image.Image]:
     facts = _facts_of(found, nm_per_pixel=_scale(m))
     display = np.asarray(np.rint(found.picture.grey * 255), dtype=np.uint8)
     return overlay.figures(display, found, facts, nm_per_pixel=_scale(m))
+
+
+def bodies(m: Micrograph) -> list[Body]:
+    """The bodies that the facts are made of, one by one; empty where none were told apart."""
+    from assistant.measurements.objects import bodies_of
+
+    window = m.window()
+    found = _find(m.content, window.low, window.high)
+    if found is None or found.objects is None:
+        return []
+    below = m.banner is not None and len(m.content) < len(m.pixels) - m.banner[0]
+    top = m.banner[1] if below and m.banner is not None else 0
+    return bodies_of(found.objects, factor=found.picture.factor, corner=(top, 0))
 
 
 def _scale(m: Micrograph) -> float | None:

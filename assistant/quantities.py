@@ -94,6 +94,8 @@ class Quantity:
     """Whether it is also asked for where it could not be measured."""
     typical: bool = False
     """Whether it says something about a class, and not about where one picture was taken."""
+    tolerance: float = 0.1
+    """How far apart two values may lie that a person takes for one: relative, but points of a share and degrees."""
 
     @property
     def said(self) -> str:
@@ -143,7 +145,9 @@ QUANTITIES: Mapping[str, Quantity] = {
             figure="neighbours",
             asked=True,
         ),
-        Quantity("coverage", r"coverage|area fraction", asks=(r"cover",), line=6, figure="share", typical=True),
+        Quantity(
+            "coverage", r"coverage|area fraction", asks=(r"cover",), line=6, figure="share", typical=True, tolerance=3.0
+        ),
         Quantity(
             "porosity",
             r"porosity|share of (?:the )?dark \w+",
@@ -151,8 +155,11 @@ QUANTITIES: Mapping[str, Quantity] = {
             line=7,
             figure="share",
             typical=True,
+            tolerance=3.0,
         ),
-        Quantity("orientation", r"orientation|main direction", asks=(_WHICH_WAY,), line=12, figure="direction"),
+        Quantity(
+            "orientation", r"orientation|main direction", asks=(_WHICH_WAY,), line=12, figure="direction", tolerance=5.0
+        ),
         Quantity("anisotropy", r"anisotropy", asks=(_WHICH_WAY, r"anisotrop"), line=13, figure="direction"),
         Quantity(
             "period",
@@ -162,6 +169,7 @@ QUANTITIES: Mapping[str, Quantity] = {
             figure="period",
             asked=True,
             typical=True,
+            tolerance=0.03,
         ),
         Quantity(
             "line_width",
@@ -178,6 +186,7 @@ QUANTITIES: Mapping[str, Quantity] = {
             asks=(r"roughness|\bLER\b",),
             line=10,
             figure="lines",
+            tolerance=0.2,
         ),
         Quantity(
             "fibre_width",
@@ -189,11 +198,15 @@ QUANTITIES: Mapping[str, Quantity] = {
             typical=True,
         ),
         Quantity(
-            "mean_grey", r"mean gr[ea]y(?: level| value)?", asks=(r"gr[ea]y level|how (?:bright|dark)",), figure="grey"
+            "mean_grey",
+            r"mean gr[ea]y(?: level| value)?",
+            asks=(r"gr[ea]y level|how (?:bright|dark)",),
+            figure="grey",
+            tolerance=3.0,
         ),
-        Quantity("contrast", r"contrast", asks=(r"contrast|quality",), line=14, figure="grey"),
+        Quantity("contrast", r"contrast", asks=(r"contrast|quality",), line=14, figure="grey", tolerance=3.0),
         Quantity("sharpness", r"sharpness", asks=(r"sharp|blur|focus",), figure="grey"),
-        Quantity("noise", r"noise", asks=(r"nois|quality",), line=15, figure="grey"),
+        Quantity("noise", r"noise", asks=(r"nois|quality",), line=15, figure="grey", tolerance=1.0),
         Quantity(
             "voltage",
             r"(?:acceleration |accelerating )?voltage|beam energy|hv",
@@ -380,6 +393,14 @@ def states(amount: Amount, value: float, unit: str) -> bool | None:
     if same is None:
         return None
     return any(_agrees(same, right, unit) for right in (value, float(digits(value, unit))))
+
+
+def within_tolerance(name: str, value: float, other: float, unit: str) -> bool:
+    """Whether a person takes two values of a quantity for one; lengths in one unit."""
+    if unit == "deg":
+        return angle_between(value, other) <= QUANTITIES[name].tolerance
+    scale = 1.0 if unit == "%" else max(abs(value), abs(other)) / (1 + QUANTITIES[name].tolerance)
+    return abs(value - other) <= QUANTITIES[name].tolerance * scale
 
 
 def angle_between(a: float, b: float) -> float:

@@ -1,7 +1,7 @@
 """Real pictures in which a person outlined the bodies, and drawn ones with the same truth. Fits and scores nothing.
 
 `powder` are gas-atomised metal powders with an outline of every particle, `crops` nanocomposites with a mask of the
-agglomerates, both of the folder `more_sem` beside the checkout; `drawn` are scenes of `data_gen.synth`.
+agglomerates, both of the folder `more_sem` beside the checkout; `drawn` are scenes of `data_gen.drawing.synth`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial import cKDTree
+
+from assistant.measurements.bodies import SMALLEST_AREA, at_border, geometry_of, perimeters
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "more_sem"
 FIRST_SEED = {"development": 90 << 20, "test": 91 << 20, "calibration": 92 << 20}
@@ -20,6 +23,8 @@ VIEWS_PER_GROUP = 4
 DOSES = (400.0, 80.0, 20.0)
 UNNAMED = {"image.png": "Sc1Tile_001-001-000_0-000.png"}
 """A name in the outlines that is not that of the file."""
+FEWEST = 3
+"""Bodies from which a mean of their shapes means something."""
 SMALLEST_AGGLOMERATE = 64
 """Area below which a patch of a mask is a speck [px2]."""
 
@@ -47,7 +52,9 @@ def powder(split: str) -> Iterator[Annotated]:
         pixels = np.asarray(Image.open(FOLDER / "powder" / name).convert("L"))
         shapes = [region["shape_attributes"] for region in entry["regions"]]
         polygons = [np.array([s["all_points_x"], s["all_points_y"]], dtype=float).T for s in shapes]
-        yield Annotated(f"powder/{name}", pixels, _of_polygons(polygons, pixels.shape), _map(polygons, pixels.shape))
+        labels = _map(polygons, pixels.shape)
+        truth = _of_polygons(polygons, pixels.shape) | _shapes(labels)
+        yield Annotated(f"powder/{name}", pixels, truth, labels)
 
 
 def _of_polygons(polygons: Sequence[np.ndarray], shape: tuple[int, ...]) -> dict[str, float]:
@@ -67,6 +74,24 @@ def _sizes(diameters: np.ndarray) -> dict[str, float]:
     d10, d50, d90 = np.percentile(diameters, [10, 50, 90])
     mean = float(diameters.mean())
     return {"mean_diameter": mean, "median_diameter": d50, "d10_diameter": d10, "d90_diameter": d90}
+
+
+def _shapes(labels: np.ndarray) -> dict[str, float]:
+    """How long, how round and how far apart the bodies are, of those that no border cuts."""
+    count = int(labels.max())
+    shape, border = geometry_of(labels, count), at_border(labels, count)
+    seen = shape.area >= SMALLEST_AREA
+    whole = seen & ~border
+    if whole.sum() < FEWEST:
+        return {}
+    round_ = np.minimum(4 * np.pi * shape.area[whole] / perimeters(labels, count)[whole] ** 2, 1)
+    points = np.stack([shape.x, shape.y], axis=1)[seen]
+    nearest = cKDTree(points).query(points, k=2)[0][:, 1]
+    return {
+        "aspect_ratio": float((shape.major / shape.minor)[whole].mean()),
+        "circularity": float(round_.mean()),
+        "nearest_neighbour": float(nearest.mean()),
+    }
 
 
 def _map(polygons: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
@@ -98,21 +123,25 @@ def crops(split: str) -> Iterator[Annotated]:
         truth = {"count": float(whole.sum()), "coverage": 100 * float(mask.mean())}
         whole[border[border > 0] - 1] = False
         truth |= _sizes(2 * np.sqrt(area[whole] / np.pi)) if whole.any() else {}
+        labels = labels.astype(np.int32)
+        truth |= _shapes(np.where(np.append(False, area >= SMALLEST_AGGLOMERATE)[labels], labels, 0))
         yield Annotated(f"crops/{path.stem}", np.asarray(Image.open(path).convert("L")), truth, labels)
 
 
-def drawn(split: str, *, classes: Sequence[str], per_class: int) -> Iterator[Annotated]:
-    """Scenes of each class, each at one of three doses in turn."""
-    from data_gen.synth import render_at_doses
+def drawn(split: str, *, classes: Sequence[str], scenes: Sequence[int]) -> Iterator[Annotated]:
+    """Scenes of each class by number, each at one of three doses in turn."""
+    from data_gen.drawing.synth import render_at_doses
 
     for label in classes:
-        for k in range(per_class):
+        for k in scenes:
             seed = FIRST_SEED[split] + VIEWS_PER_GROUP * k
             image = render_at_doses(label, [DOSES[k % len(DOSES)]], seed=seed)[0]
             truth = {}
             for name, value in image.truth.items():
                 if isinstance(value, float):
                     truth[name] = value / image.nm_per_pixel if _is_length(name) else value
+            if "count" in truth and image.labels is not None:
+                truth = _shapes(image.labels) | truth
             yield Annotated(f"{label}/{image.truth['shape']}/{k}", image.pixels, truth, image.labels)
 
 

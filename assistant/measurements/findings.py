@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from assistant.measurements.bodies import SMALLEST_AREA, label
+from assistant.measurements.crowds import chance_of, crowd_of
 from assistant.measurements.facts import Kind
 from assistant.measurements.fibres import Fibres, find_fibres
 from assistant.measurements.lines import Lines, measure_lines
@@ -96,13 +97,18 @@ class Findings:
     """[h, w] where that phase is, in the small copy"""
 
 
-def _best_objects(picture: Picture) -> Objects | None:
-    """The objects of the polarity that explains its foreground better, None where neither does."""
+def _best_candidates(picture: Picture) -> list[Candidate]:
+    """The best foreground of each polarity."""
     tried = list(candidates(picture))
+    best = (best_of(picture, tried, bright=bright) for bright in (True, False))
+    return [candidate for candidate in best if candidate is not None]
+
+
+def _best_objects(picture: Picture, tried: list[Candidate]) -> Objects | None:
+    """The objects of the polarity that explains its foreground better, None where neither does."""
     best: Objects | None = None
-    for bright in (True, False):
-        candidate = best_of(picture, tried, bright=bright)
-        if candidate is None or candidate.evidence < OBJECT_EVIDENCE:
+    for candidate in tried:
+        if candidate.evidence < OBJECT_EVIDENCE:
             continue
         found = objects_of(picture, candidate)
         if found is None or found.share_good < OBJECT_SHARE or not (found.good & found.inside).any():
@@ -262,7 +268,8 @@ def find(picture: Picture) -> Findings:
     found.direction = direction(picture)
     if _is_line_pattern(found):
         return _as_lines(found)
-    objects = _best_objects(picture)
+    tried = _best_candidates(picture)
+    objects = _best_objects(picture, tried)
     if objects is not None and found.period is not None and objects.count < FEWEST_IN_LATTICE:
         objects = None
     sure = objects is not None and objects.candidate.compact > PLAIN and not _elongated(objects)
@@ -283,4 +290,10 @@ def find(picture: Picture) -> Findings:
         and not objects.candidate.bright
         and (_elongated(objects) or (not sure and _angular(objects)))
     )
-    return _as_phases(found) if objects is None or gaps else _as_objects(found, objects)
+    if gaps:
+        objects = None
+    if not sure and found.period is None:
+        crowd = crowd_of(picture, tried)
+        if crowd is not None and (objects is None or chance_of(picture, crowd) > chance_of(picture, objects)):
+            objects = crowd
+    return _as_phases(found) if objects is None else _as_objects(found, objects)

@@ -17,6 +17,7 @@ from scipy import ndimage
 from assistant.measurements.canvas import AMBER, INK, MARGIN, ROSE, TEAL, WHITE, Canvas, hue, ramp
 from assistant.measurements.facts import Fact, Facts
 from assistant.measurements.findings import Findings
+from assistant.measurements.objects import outlines
 from assistant.measurements.picture import CROP, F32, F64, Mask, block_mean
 from assistant.measurements.segmentation import Objects
 from assistant.measurements.texture import gradients
@@ -30,8 +31,6 @@ FIGURES: dict[str, tuple[str, ...]] = {
     for figure in ("objects", "neighbours", "share", "direction", "period", "lines", "fibres", "grey")
 }
 """Each figure with the facts it shows."""
-SMOOTHING = 0.8
-"""Blur of a drawn outline [px of the small copy]."""
 TICKS = 44
 """Direction marks along the longer side."""
 CIRCLES = 90
@@ -53,14 +52,6 @@ class Drawing:
         return (np.stack([x, y], axis=-1) + 0.5) * self.found.picture.factor - 0.5
 
 
-def _outline(mask: Mask) -> list[F64]:
-    """The outlines of a mask between its pixels. [M, 2] each, as x, y"""
-    from skimage.measure import find_contours
-
-    soft = ndimage.gaussian_filter(np.pad(mask, 2).astype(np.float32), SMOOTHING)
-    return [contour[:, ::-1] - 2 for contour in find_contours(soft, 0.5)]
-
-
 def _draw_objects(it: Drawing) -> None:
     objects = it.found.objects
     assert objects is not None
@@ -71,7 +62,7 @@ def _draw_objects(it: Drawing) -> None:
     for index in np.flatnonzero(objects.counted | sized):
         box = boxes[index]
         colour = ramp((diameter[index] - low) / max(high - low, 1e-9)) if sized[index] else WHITE
-        for contour in _outline(objects.labels[box] == index + 1):
+        for contour in outlines(objects.labels[box] == index + 1):
             xy = it.full(contour[:, 0] + box[1].start, contour[:, 1] + box[0].start)
             it.canvas.polyline(xy, colour, width=2.0 if sized[index] else 1.4, opacity=255 if sized[index] else 150)
     _size_key(it, sized)
@@ -115,7 +106,7 @@ def _draw_neighbours(it: Drawing) -> None:
 def _draw_share(it: Drawing) -> None:
     if it.found.phase is not None:
         it.canvas.tint(it.found.phase, TEAL)
-        for contour in _outline(it.found.phase):
+        for contour in outlines(it.found.phase):
             it.canvas.polyline(it.full(contour[:, 0], contour[:, 1]), TEAL, width=1.2)
     elif it.found.lines is not None:
         _draw_lines(it)

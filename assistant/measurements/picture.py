@@ -64,6 +64,12 @@ class Picture:
         """The small copy, denoised. [h, w]"""
         return blurred(self.small, self.sigma)
 
+    @cached_property
+    def slope(self) -> F32:
+        """Gradient magnitude of the denoised small copy. [h, w]"""
+        gy, gx = np.gradient(self.calm)
+        return np.asarray(np.hypot(gx, gy), dtype=np.float32)
+
 
 def blurred(image: F32, sigma: float) -> F32:
     """Gaussian blur, cut at 3 sigma."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
@@ -85,6 +86,10 @@ class Candidate:
         return self.edge * (0.3 + self.compact)
 
 
+Way = Literal["necks", "joined", "patches"]
+"""Cut at necks; parts between seams joined by their evidence (`touching`); not at all, each patch is one (`crowds`)."""
+
+
 @dataclass(frozen=True)
 class Objects:
     """Objects of one polarity as they were found in the small copy."""
@@ -104,10 +109,10 @@ class Objects:
     """[N] objects that no border cuts"""
     inside: Mask
     """[N] objects whose centre lies in the frame"""
-    joined: bool = False
-    """whether bodies that touch were told apart by their seams (`touching`) and not by their necks alone"""
+    way: Way = "necks"
+    """how bodies that touch were told apart"""
     agreement: float = 1.0
-    """count if every doubtful pair of parts is one body over the count if none is"""
+    """fewest over most bodies, as seams are doubtful or the threshold is a little off"""
     doubt: float = 0.0
     """uncertain pairs of parts per body"""
 
@@ -205,26 +210,10 @@ def _assess(mask: Mask, gradient: F32) -> tuple[float, float, float, float] | No
     return share, float(gradient[outline].mean() / max(float(gradient.mean()), 1e-9)), float(compact), typical
 
 
-def candidate_of(picture: Picture, mask: Mask, *, level: float, bright: bool) -> Candidate | None:
-    """How good a foreground looks that is there already; None where it is next to nothing or nearly all."""
-    found = _assess(mask, gradient_of(picture))
-    if found is None:
-        return None
-    share, edge, compact, typical = found
-    apart = separability(picture.calm, level)
-    return Candidate(level, bright, True, share, apart, edge, compact, typical / COARSE**2)
-
-
-def gradient_of(picture: Picture) -> F32:
-    """Gradient magnitude of the denoised small copy. [h, w]"""
-    gy, gx = np.gradient(picture.calm)
-    return np.asarray(np.hypot(gx, gy), dtype=np.float32)
-
-
 def candidates(picture: Picture) -> Iterator[Candidate]:
     """Every threshold, polarity and filling of holes that leaves something to look at."""
     calm = picture.calm[::COARSE, ::COARSE]
-    gradient = gradient_of(picture)[::COARSE, ::COARSE]
+    gradient = picture.slope[::COARSE, ::COARSE]
     for level in _thresholds(calm):
         apart = separability(calm, level)
         for bright in (True, False):
@@ -309,7 +298,7 @@ def best_of(picture: Picture, found: list[Candidate], *, bright: bool) -> Candid
     if best is None or best.typical > SMALL_BODY or best.evidence > CLEAR:
         return best
     mask = foreground(picture, best)
-    again = _assess(mask, gradient_of(picture))
+    again = _assess(mask, picture.slope)
     return best if again is None else replace(best, share=again[0], edge=again[1], compact=again[2])
 
 

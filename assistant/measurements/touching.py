@@ -14,8 +14,8 @@ import numpy as np
 from scipy import ndimage
 
 from assistant.measurements.bodies import SMALLEST_AREA
-from assistant.measurements.picture import F32, F64, I32, Mask, Picture, opened
-from assistant.measurements.segmentation import Candidate, Objects, assembled, candidate_of, fill_interiors, gradient_of
+from assistant.measurements.picture import F32, F64, I32, Mask, Picture, eroded, opened
+from assistant.measurements.segmentation import Candidate, Objects, assembled, fill_interiors, separability
 
 LEVELS = 48
 """Grey levels at which the slope of the outlines is compared."""
@@ -30,7 +30,9 @@ LEAST_RADIUS = 1.5
 DOUBT = 1.0
 """How much surer and less sure a join must be for the two other counts [log-odds]."""
 EVIDENCE = ("shape", "seam", "seam over inside", "border", "grey", "size", "edge over inside", "roundness", "free")
-WEIGHTS = np.array([1.9, 1.63, -7.21, 0.11, -1.05, 1.49, -0.38, 1.65, -4.56, -0.68, -1.74, -1.11, 1.47, 0.02, -0.49, 1.88])
+WEIGHTS = np.array(
+    [1.9, 1.63, -7.21, 0.11, -1.05, 1.49, -0.38, 1.65, -4.56, -0.68, -1.74, -1.11, 1.47, 0.02, -0.49, 1.88]
+)
 BIAS = 6.64
 
 
@@ -95,15 +97,14 @@ def _first_crest(curve: F64, below: F64, mean: float) -> int | None:
     return None
 
 
-def slope_and_seams(calm: F32) -> tuple[F32, F32]:
-    """Gradient magnitude, and the curvature across the darkest line through each pixel, 0 where it is negative."""
-    gy, gx = np.gradient(calm)
+def seams_of(calm: F32) -> F32:
+    """The curvature across the darkest line through each pixel, 0 where that is no valley. [h, w]"""
+    gx = np.gradient(calm, axis=1)
     yy, xx = np.zeros_like(calm), np.zeros_like(calm)
     yy[1:-1] = calm[2:] - 2 * calm[1:-1] + calm[:-2]
     xx[:, 1:-1] = calm[:, 2:] - 2 * calm[:, 1:-1] + calm[:, :-2]
     xy = np.gradient(gx, axis=0)
-    curvature = (xx + yy) / 2 + np.hypot((xx - yy) / 2, xy)
-    return np.hypot(gy, gx).astype(np.float32), np.maximum(curvature, 0).astype(np.float32)
+    return np.maximum((xx + yy) / 2 + np.hypot((xx - yy) / 2, xy), 0).astype(np.float32)
 
 
 def cut_apart(ground: Ground, seams: F32) -> tuple[I32, int]:
@@ -230,22 +231,30 @@ def log_odds(parts: Parts) -> F64:
 def touching_objects(picture: Picture) -> Objects | None:
     """The bodies of a picture on a darker ground, else on a brighter one; None where there is no ground."""
     for bright in (True, False):
-        found = tell_apart(picture.calm if bright else 1 - picture.calm)
+        found = tell_apart(picture.calm if bright else 1 - picture.calm, picture.slope)
         if found is not None:
-            level = found.ground.level if bright else 1 - found.ground.level
-            candidate = candidate_of(picture, found.ground.mask, level=level, bright=bright)
-            if candidate is not None:
-                objects = assembled(picture, candidate, found.ground.mask, found.labels, found.count)
-                return replace(objects, agreement=found.least / max(found.most, 1), doubt=found.doubt, joined=True)
+            objects = assembled(
+                picture, _candidate(picture, found.ground, bright), found.ground.mask, found.labels, found.count
+            )
+            return replace(objects, agreement=found.least / max(found.most, 1), doubt=found.doubt, way="joined")
     return None
 
 
-def tell_apart(calm: F32) -> Touching | None:
+def _candidate(picture: Picture, ground: Ground, bright: bool) -> Candidate:
+    """The foreground that was found, in the terms of the ones that are tried for bodies that lie apart."""
+    level = ground.level if bright else 1 - ground.level
+    outline = ground.mask & ~eroded(ground.mask)
+    edge = float(picture.slope[outline].mean() / max(float(picture.slope.mean()), 1e-9))
+    apart = separability(picture.calm, level)
+    return Candidate(level, bright, True, float(ground.mask.mean()), apart, edge, compact=0.0, typical=0.0)
+
+
+def tell_apart(calm: F32, slope: F32) -> Touching | None:
     """Find bodies on a darker ground and tell them apart; None where there is no such ground."""
-    slope, seams = slope_and_seams(calm)
     ground = ground_of(calm, slope)
     if ground is None:
         return None
+    seams = seams_of(calm)
     labels, count = cut_apart(ground, seams)
     if count == 0:
         return None

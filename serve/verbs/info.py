@@ -13,7 +13,10 @@ from serve.verbs import terminal
 from serve.verbs.command import ALL_FAILED, Json, PixelSize, app, finish
 
 if TYPE_CHECKING:
+    from assistant.measurements.objects import Body
     from assistant.micrograph import Micrograph
+
+    Tabled = tuple[str, list[Body], float | None]
 
 
 @app.command(short_help="What the reader finds in micrographs.")
@@ -30,6 +33,12 @@ def info(
     overlay: Annotated[
         Path | None, typer.Option(help="Folder for figures: what can be measured, drawn over each micrograph.")
     ] = None,
+    objects: Annotated[
+        Path | None, typer.Option(help="CSV file for the bodies one by one: size, shape, place; in nm where known.")
+    ] = None,
+    rois: Annotated[
+        Path | None, typer.Option(help="Zip file for their outlines, as ImageJ opens them; one file only.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show what the reader finds in micrographs: pixel size and its source, instrument, info bar, warnings.
@@ -37,20 +46,29 @@ def info(
     \b
     Example:
       maemi info wafer_07.tif --json
+      maemi info powder.tif --objects powder.csv --rois powder.zip
     """
+    from assistant.measure import bodies
     from assistant.micrograph import read_micrograph
     from serve.desk.answering import parse_pixel_size
 
+    if rois is not None and len(files) != 1:
+        raise ConfigError("one_file_only", "--rois writes the outlines of one micrograph. Name one file.")
     nm = parse_pixel_size(pixel_size)
     records = []
+    tabled: list[Tabled] = []
     for path in files:
         try:
             found = read_micrograph(path, page=page, pixel_size_nm=nm, read_bar=read_bar)
             records.append(found.info() | {"path": str(path)})
             if overlay is not None:
                 _write_figures(found, overlay, path.name)
+            if objects is not None or rois is not None:
+                size = found.calibration and found.calibration.nm_per_pixel
+                tabled.append((str(path), bodies(found), size))
         except MicrographError as error:
             records.append({"path": str(path), "error": {"code": error.code, "message": error.message}})
+    _write_bodies(tabled, objects, rois)
     if json:
         terminal.print_json(records)
     failed = [record for record in records if "error" in record]
@@ -74,6 +92,20 @@ def _write_figures(micrograph: Micrograph, folder: Path, name: str) -> None:
         message = (
             f"{error.filename or folder} cannot be written: {error.strerror}. Choose another folder for --overlay."
         )
+        raise ConfigError("cannot_write", message) from error
+
+
+def _write_bodies(tabled: list[Tabled], table: Path | None, rois: Path | None) -> None:
+    """The bodies of all files as a table, those of the only one as regions of interest."""
+    from assistant.measurements.objects import write_rois, write_table
+
+    try:
+        if table is not None:
+            write_table(table, tabled)
+        if rois is not None and tabled:
+            write_rois(rois, tabled[0][1])
+    except OSError as error:
+        message = f"{error.filename or table or rois} cannot be written: {error.strerror}. Choose another place."
         raise ConfigError("cannot_write", message) from error
 
 

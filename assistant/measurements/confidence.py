@@ -1,0 +1,84 @@
+"""What speaks for a measurement -> the probability that a person would agree with it. Knows nothing about pixels.
+
+Logistic models, one for each quantity, fitted by `benchmarks/confidence.py` on pictures with outlines drawn by hand and
+on drawn scenes; agreement is that within the tolerance of `QUANTITIES`. A quantity without a model keeps the confidence
+that the measurement states.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+
+from assistant.measurements.picture import Picture
+from assistant.measurements.segmentation import Objects
+
+Traits = Mapping[str, float]
+"""What speaks for and against a measurement, by name; a trait that is not there is 0."""
+
+
+def probability(name: str, traits: Traits) -> float | None:
+    """The probability that a person agrees within the tolerance; None where no model was fitted."""
+    model = _models().get(name)
+    if model is None:
+        return None
+    odds = model["bias"] + sum(weight * traits.get(trait, 0.0) for trait, weight in model["weights"].items())
+    return 1 / (1 + math.exp(-max(-30.0, min(30.0, odds))))
+
+
+@cache
+def _models() -> dict[str, dict[str, float | dict[str, float]]]:  # bias and weights of each quantity
+    text = files("assistant.measurements").joinpath("confidence.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def traits_of_objects(picture: Picture, objects: Objects) -> dict[str, float]:
+    """What speaks for the bodies that were found: how many, how round, how clear, and whether two ways agree."""
+    shape, counted = objects.geometry, objects.counted
+    sized = objects.good & objects.whole & objects.sized
+    some = counted if counted.any() else np.ones(len(shape.area), np.bool_)
+    area, diameter = shape.area[some], shape.diameter[some]
+    round_share = float(np.average((shape.compactness * shape.minor / shape.major)[some], weights=area))
+    d10, d50, d90 = np.percentile(diameter, [10, 50, 90])
+    candidate = objects.candidate
+    body, ground = objects.foreground, ~objects.foreground
+    contrast = abs(_mean(picture, body) - _mean(picture, ground))
+    return {
+        "bodies": math.log1p(objects.count),
+        "few": math.exp(-objects.count / 4),
+        "agreement": math.log(max(objects.agreement, 0.02)),
+        "doubt": objects.doubt,
+        "round": round_share,
+        "long": math.log(float(np.median((shape.major / shape.minor)[some]))),
+        "compact": candidate.compact,
+        "share_good": objects.share_good,
+        "evidence": max(-3.0, min(6.0, candidate.evidence)),
+        "edge": math.log(max(candidate.edge, 0.3)),
+        "separability": candidate.separability,
+        "size": math.log(float(d50)),
+        "small": math.exp(-float(d50) / 6),
+        "spread": math.log(float(d90 / d10)),
+        "noise": min(picture.small_noise / max(contrast, 1e-3), 2.0),
+        "cut": 1 - float(sized.sum()) / max(objects.count, 1),
+        "filled": float(body.mean()),
+        "dense": float(body.mean()) ** 2,
+        "outset": abs(objects.outset) / float(d50),
+        "joined": float(objects.way == "joined"),
+        "patches": float(objects.way == "patches"),
+        "bright": float(candidate.bright),
+    }
+
+
+def _mean(picture: Picture, part: np.ndarray) -> float:
+    return float(picture.calm[part].mean()) if part.any() else 0.0
+
+
+def traits_of_statement(stated: float) -> dict[str, float]:
+    """The confidence that the measurement itself states, as odds [log]."""
+    stated = max(0.02, min(0.98, stated))
+    return {"stated": math.log(stated / (1 - stated))}

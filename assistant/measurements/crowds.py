@@ -1,0 +1,85 @@
+"""Bodies in a picture where they do not lie apart: touching ones and agglomerates. Knows nothing of kinds or units.
+
+There are two ways to see such a picture. Round bodies that touch are told apart (`touching`); ragged patches are
+agglomerates, and each is counted as one. The way is taken that a person is more likely to agree with; where neither is
+likely, there is no count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from assistant.measurements.bodies import SMALLEST_AREA, label
+from assistant.measurements.confidence import probability, traits_of_objects
+from assistant.measurements.picture import Mask, Picture, opened
+from assistant.measurements.segmentation import Candidate, Objects, assembled, foreground
+from assistant.measurements.touching import touching_objects
+
+LEAST_LIKELY = 0.3
+"""Probability under which bodies are not told apart."""
+LIKELY = 0.6
+"""Probability from which no other way is tried."""
+LEAST_EVIDENCE, MOST_PATCHES = 0.3, 0.5
+"""Evidence and share of a foreground whose patches may be bodies."""
+WOBBLE = 0.15
+"""Shift of the threshold, in contrasts, under which the count of patches should not change."""
+
+
+def crowd_of(picture: Picture, candidates: list[Candidate]) -> Objects | None:
+    """The bodies by the likelier way, None where neither is likely."""
+    best, chance = None, LEAST_LIKELY
+    for found in ways(picture, candidates):
+        likely = chance_of(picture, found)
+        if likely > chance:
+            best, chance = found, likely
+        if chance > LIKELY:
+            break
+    return best
+
+
+def chance_of(picture: Picture, objects: Objects) -> float:
+    """The probability that a person would agree with the count or, which is more, with the size as well."""
+    traits = traits_of_objects(picture, objects)
+    return max(probability(name, traits) or 0.0 for name in ("count", "mean_diameter"))
+
+
+def ways(picture: Picture, candidates: list[Candidate]) -> Iterator[Objects]:
+    """The ways to see the picture as bodies, each worked out when it is asked for."""
+    told_apart = touching_objects(picture)
+    if told_apart is not None and told_apart.count > 1:
+        yield told_apart
+    for candidate in candidates:
+        if candidate.evidence > LEAST_EVIDENCE and candidate.share < MOST_PATCHES:
+            patches = patches_of(picture, candidate)
+            if patches is not None and patches.count > 1:
+                yield patches
+
+
+def patches_of(picture: Picture, candidate: Candidate) -> Objects | None:
+    """Each connected patch of the foreground as one body."""
+    mask = foreground(picture, candidate, rings=False)
+    labels, count = label(mask)
+    if count == 0:
+        return None
+    objects = assembled(picture, candidate, mask, labels, count)
+    return replace(objects, way="patches", agreement=agreement_of(picture, candidate))
+
+
+def agreement_of(picture: Picture, candidate: Candidate) -> float:
+    """The fewest over the most patches at the threshold, a little above and a little below it."""
+    calm = picture.calm[::2, ::2]
+    above = calm > candidate.threshold
+    if above.all() or not above.any():
+        return 0.0
+    step = WOBBLE * (float(calm[above].mean()) - float(calm[~above].mean()))
+    levels = (candidate.threshold - step, candidate.threshold, candidate.threshold + step)
+    counts = [_patches(opened(calm > level if candidate.bright else calm < level)) for level in levels]
+    return min(counts) / max(*counts, 1)
+
+
+def _patches(mask: Mask) -> int:
+    labels, count = label(mask)
+    return int((np.bincount(labels.ravel(), minlength=count + 1)[1:] >= SMALLEST_AREA / 4).sum())

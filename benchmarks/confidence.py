@@ -1,0 +1,191 @@
+"""Fits the confidence of facts: what speaks for a measurement -> the probability that a person agrees with it.
+
+    python benchmarks/confidence.py fit [--per-class 60] [--rows FILE]
+    python benchmarks/confidence.py test [--per-class 60] [--rows FILE] [--out benchmarks/confidence.json]
+
+`fit` measures the powders and crops of the training split and drawn scenes of the `development` seeds, every way to see
+the bodies of a picture (`assistant.measurements.crowds`) on its own, and writes the models to
+`assistant/measurements/confidence.json`. `test` measures the test split and scenes of the `test` seeds as a user would
+and prints how often the facts stated at each confidence are within the tolerance of `QUANTITIES`. A fact about a picture
+that has no such thing is wrong. A real picture is as heavy as REAL drawn ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from itertools import chain, pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assistant import measure as measuring
+from assistant.measurements import confidence
+from assistant.measurements.crowds import ways
+from assistant.measurements.findings import Findings, _best_candidates, _best_objects, find
+from assistant.measurements.picture import picture_of, window_of
+from assistant.quantities import within_tolerance
+from benchmarks.annotated import Annotated, crops, drawn, powder
+from data_gen.drawing.synth import CLASSES
+
+MODELS = Path(measuring.__file__).parent / "measurements" / "confidence.json"
+JUDGED = (
+    "count", "mean_diameter", "median_diameter", "d10_diameter", "d90_diameter", "nearest_neighbour", "aspect_ratio",
+    "circularity", "coverage", "porosity", "orientation", "period", "line_width", "line_edge_roughness", "fibre_width",
+)  # fmt: skip
+REAL = 8.0
+BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
+FEWEST = 40
+"""Facts from which a model is fitted."""
+Row = dict[str, Any]
+
+
+def pictures(split: str, source: str, scenes: range) -> Iterator[Annotated]:
+    """The pictures of a split by their source: "powder", "crops" or a drawn class."""
+    real = {"fit": "train", "test": "test"}[split]
+    if source in ("powder", "crops"):
+        return powder(real) if source == "powder" else crops(real)
+    return drawn({"fit": "development", "test": "test"}[split], classes=[source], scenes=scenes)
+
+
+def rows_of_part(task: tuple[str, str, range]) -> list[Row]:
+    """The facts of a part of the pictures, each with what speaks for it and whether it is right."""
+    if task[0] == "fit":  # what the measurement itself states, not what an earlier fit makes of it
+        confidence._models = dict
+    return [row for item in pictures(*task) for row in rows_of(item, every_way=task[0] == "fit")]
+
+
+def rows_of(item: Annotated, *, every_way: bool) -> list[Row]:
+    """What is stated of one picture, by every way to see it or as a user gets it."""
+    picture = picture_of(item.pixels, *window_of(item.pixels))
+    if picture is None:
+        return []
+    found = find(picture)
+    seen = [found, *_other_ways(found)] if every_way else [found]
+    return [row for way in seen for row in _judged(item, way)]
+
+
+def _other_ways(found: Findings) -> list[Findings]:
+    """The same picture with its bodies seen in other ways."""
+    if found.kind in ("uniform", "lines", "fibres"):
+        return []
+    tried = _best_candidates(found.picture)
+    seen = [_best_objects(found.picture, tried), *ways(found.picture, tried)]
+    kept = [way for way in seen if way is not None]
+    return [replace(found, kind="particles", objects=way, share=None, share_confidence=0.5) for way in kept]
+
+
+def _judged(item: Annotated, found: Findings) -> list[Row]:
+    facts = measuring._facts_of(found, nm_per_pixel=None)
+    traits = measuring._traits(found)
+    rows = []
+    truth = _with_shares(item.truth, dark=facts["porosity"].applies)
+    for fact in facts.applicable():
+        if fact.name in JUDGED and fact.value is not None and np.isfinite(fact.value):
+            true = truth.get(fact.name)
+            right = true is not None and within_tolerance(fact.name, fact.value, true, fact.unit)
+            rows.append(
+                {"picture": item.name, "name": fact.name, "value": fact.value, "true": true, "right": right,
+                 "confidence": fact.confidence,
+                 "traits": traits | confidence.traits_of_statement(fact.confidence), "kind": found.kind}
+            )  # fmt: skip
+    return rows
+
+
+def _with_shares(truth: dict[str, float], *, dark: bool) -> dict[str, float]:
+    """A share by the name that the measurement gives it."""
+    name, other = ("porosity", "coverage") if dark else ("coverage", "porosity")
+    return truth if name in truth or other not in truth else truth | {name: truth[other]}
+
+
+def measured(split: str, *, per_class: int, workers: int, keep: Path | None) -> list[Row]:
+    """All rows of a split; kept in a file, and read from it where it is there."""
+    if keep is not None and keep.exists():
+        return [json.loads(line) for line in keep.read_text().splitlines()]
+    tasks = [(split, source, range(1)) for source in ("powder", "crops")]
+    tasks += [(split, label, range(k, min(k + 5, per_class))) for k in range(0, per_class, 5) for label in CLASSES]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        rows = list(chain.from_iterable(pool.map(rows_of_part, tasks)))
+    if keep is not None:
+        keep.write_text("".join(json.dumps(row, default=float) + "\n" for row in rows))
+    return rows
+
+
+def fitted(rows: list[Row]) -> dict[str, Any]:
+    """Bias and weights of each quantity with enough facts, right and wrong ones."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    models: dict[str, Any] = {}
+    for name in JUDGED:
+        mine = [row for row in rows if row["name"] == name]
+        right = np.array([row["right"] for row in mine])
+        if len(mine) < FEWEST or right.all() or not right.any():
+            continue
+        traits = sorted({trait for row in mine for trait in row["traits"]})
+        x = np.array([[row["traits"].get(trait, 0.0) for trait in traits] for row in mine])
+        weight = np.array([REAL if row["picture"].startswith(("powder/Sc", "crops")) else 1.0 for row in mine])
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=3000))
+        model.fit(x, right, logisticregression__sample_weight=weight)
+        scale, logistic = model[0], model[1]
+        weights = logistic.coef_[0] / scale.scale_
+        bias = float(logistic.intercept_[0] - weights @ scale.mean_)
+        kept = {trait: round(float(w), 4) for trait, w in zip(traits, weights, strict=True) if abs(w) > 1e-3}
+        models[name] = {"bias": round(bias, 4), "weights": kept}
+    return models
+
+
+def reliability(rows: list[Row]) -> list[dict[str, Any]]:
+    """For each range of confidence: how many facts, how many right."""
+    table = []
+    for low, high in pairwise(BINS):
+        mine = [row for row in rows if low <= row["confidence"] < high or row["confidence"] == high == 1.0]
+        if mine:
+            stated = float(np.mean([row["confidence"] for row in mine]))
+            right = float(np.mean([row["right"] for row in mine]))
+            table.append(
+                {"from": low, "to": high, "facts": len(mine), "stated": round(stated, 3), "right": round(right, 3)}
+            )
+    return table
+
+
+def summary(rows: list[Row]) -> dict[str, Any]:
+    """The reliability of all facts and of each quantity; how many sure ones are right."""
+    out: dict[str, Any] = {"all": reliability(rows)}
+    for name in JUDGED:
+        mine = [row for row in rows if row["name"] == name]
+        if mine:
+            out[name] = reliability(mine)
+    for least in (0.8, 0.9):
+        sure = [row for row in rows if row["confidence"] >= least]
+        out[f"at least {least}"] = {"facts": len(sure), "right": round(float(np.mean([r["right"] for r in sure])), 3)}
+    return out
+
+
+def main() -> None:
+    """Fit or test."""
+    parser = argparse.ArgumentParser(description="Confidence of facts as a probability.")
+    parser.add_argument("what", choices=["fit", "test"])
+    parser.add_argument("--per-class", type=int, default=60)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rows", type=Path)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    rows = measured(args.what, per_class=args.per_class, workers=args.workers, keep=args.rows)
+    if args.what == "fit":
+        MODELS.write_text(json.dumps(fitted(rows), indent=1) + "\n")
+    else:
+        result = summary(rows)
+        print(json.dumps(result, indent=1))
+        if args.out is not None:
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
