@@ -5,19 +5,20 @@
 
 `fit` measures the powders and crops of the training split and drawn scenes of the `development` seeds, every way to see
 the bodies of a picture (`assistant.measurements.crowds`) on its own, and writes the models to
-`assistant/measurements/confidence.json`. `test` measures the test split and scenes of the `test` seeds as a user would
-and prints how often the facts stated at each confidence are within the tolerance of `QUANTITIES`. A fact about a picture
-that has no such thing is wrong. A real picture is as heavy as REAL drawn ones.
+`assistant/measurements/confidence.json`. `test` measures the test split and scenes of the `test` seeds as a user would,
+and prints how often the facts stated at each confidence are within the tolerance of `QUANTITIES`. A fact about a
+picture that has no such thing is wrong. A real picture is as heavy as REAL drawn ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,17 @@ JUDGED = (
 )  # fmt: skip
 REAL = 8.0
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
-FEWEST = 40
-"""Facts from which a model is fitted."""
+FEWEST, FOLDS = 40, 8
+"""Facts from which a model is fitted, and in how many parts the pictures are left out in turn."""
+LEAST_WEIGHT = 1e-3
 Row = dict[str, Any]
 
 
 def pictures(split: str, source: str, scenes: range) -> Iterator[Annotated]:
-    """The pictures of a split by their source: "powder", "crops" or a drawn class."""
+    """The pictures of a split by their source: "outlined", "crops" or a drawn class."""
     real = {"fit": "train", "test": "test"}[split]
-    if source in ("powder", "crops"):
-        return powder(real) if source == "powder" else crops(real)
+    if source in ("outlined", "crops"):
+        return powder(real) if source == "outlined" else crops(real)
     return drawn({"fit": "development", "test": "test"}[split], classes=[source], scenes=scenes)
 
 
@@ -104,41 +106,65 @@ def _with_shares(truth: dict[str, float], *, dark: bool) -> dict[str, float]:
 
 
 def measured(split: str, *, per_class: int, workers: int, keep: Path | None) -> list[Row]:
-    """All rows of a split; kept in a file, and read from it where it is there."""
+    """All rows of a split, kept in a file as they come where one is named; what is there already is read from it."""
     if keep is not None and keep.exists():
         return [json.loads(line) for line in keep.read_text().splitlines()]
-    tasks = [(split, source, range(1)) for source in ("powder", "crops")]
-    tasks += [(split, label, range(k, min(k + 5, per_class))) for k in range(0, per_class, 5) for label in CLASSES]
+    tasks = [(split, source, range(1)) for source in ("outlined", "crops")]
+    tasks += [(split, label, range(k, min(k + 3, per_class))) for k in range(0, per_class, 3) for label in CLASSES]
+    rows: list[Row] = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        rows = list(chain.from_iterable(pool.map(rows_of_part, tasks)))
-    if keep is not None:
-        keep.write_text("".join(json.dumps(row, default=float) + "\n" for row in rows))
+        for some in pool.map(rows_of_part, tasks):
+            rows += some
+            if keep is not None:
+                with keep.open("a") as file:
+                    file.writelines(json.dumps(row, default=float) + "\n" for row in some)
     return rows
 
 
 def fitted(rows: list[Row]) -> dict[str, Any]:
-    """Bias and weights of each quantity with enough facts, right and wrong ones."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    """Bias and weights of each quantity with enough facts, right and wrong ones.
 
+    A model is surer of the pictures it was fitted on than of others; how much is seen on pictures that were left out,
+    and taken off.
+    """
     models: dict[str, Any] = {}
     for name in JUDGED:
         mine = [row for row in rows if row["name"] == name]
-        right = np.array([row["right"] for row in mine])
-        if len(mine) < FEWEST or right.all() or not right.any():
+        right = np.array([row["right"] for row in mine], dtype=bool)
+        if len(mine) < FEWEST or min(right.sum(), (~right).sum()) < FOLDS:
             continue
         traits = sorted({trait for row in mine for trait in row["traits"]})
         x = np.array([[row["traits"].get(trait, 0.0) for trait in traits] for row in mine])
         weight = np.array([REAL if row["picture"].startswith(("powder/Sc", "crops")) else 1.0 for row in mine])
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=3000))
-        model.fit(x, right, logisticregression__sample_weight=weight)
-        scale, logistic = model[0], model[1]
-        weights = logistic.coef_[0] / scale.scale_
-        bias = float(logistic.intercept_[0] - weights @ scale.mean_)
-        kept = {trait: round(float(w), 4) for trait, w in zip(traits, weights, strict=True) if abs(w) > 1e-3}
+        slope, shift = _taken_off(x, right, weight, [row["picture"] for row in mine])
+        weights, bias = _logistic(x, right, weight)
+        weights, bias = slope * weights, slope * bias + shift
+        kept = {trait: round(float(w), 4) for trait, w in zip(traits, weights, strict=True) if abs(w) > LEAST_WEIGHT}
         models[name] = {"bias": round(bias, 4), "weights": kept}
     return models
+
+
+def _logistic(x: np.ndarray, right: np.ndarray, weight: np.ndarray, c: float = 0.1) -> tuple[np.ndarray, float]:
+    """Weights and bias of a logistic model, for traits as they are; `c` is how free it is."""
+    from sklearn.linear_model import LogisticRegression
+
+    spread = np.maximum(x.std(axis=0), 1e-6)
+    model = LogisticRegression(C=c, max_iter=3000).fit(x / spread, right, sample_weight=weight)
+    return model.coef_[0] / spread, float(model.intercept_[0])
+
+
+def _taken_off(x: np.ndarray, right: np.ndarray, weight: np.ndarray, names: list[str]) -> tuple[float, float]:
+    """By what the odds of left-out pictures are multiplied, and what is added, to come true."""
+    fold = np.array([zlib.crc32(name.encode()) % FOLDS for name in names])
+    odds = np.zeros(len(right))
+    for k in range(FOLDS):
+        others = fold != k
+        if right[others].all() or not right[others].any():
+            return 0.7, 0.0
+        weights, bias = _logistic(x[others], right[others], weight[others])
+        odds[~others] = x[~others] @ weights + bias
+    slope, shift = _logistic(odds[:, None], right, np.ones(len(right)), c=1e3)
+    return float(min(max(slope[0], 0.0), 1.0)), shift
 
 
 def reliability(rows: list[Row]) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def bodies_of(objects: Objects, *, factor: int, corner: tuple[int, int]) -> list
     for index in np.flatnonzero(objects.counted | measured):
         edge = outlines(objects.labels[boxes[index]] == index + 1)
         top, left = boxes[index][0].start, boxes[index][1].start
-        outline = _in_frame(max(edge, key=len) + [left, top], factor, corner)
+        outline = _in_frame(max(edge, key=len) + np.array([left, top]), factor, corner)
         largest, least = feret(outline)
         inset = 2 * objects.outset * factor
         diameter = max(factor * float(shape.diameter[index]) - inset, 0.0)

@@ -19,14 +19,14 @@ from assistant.measurements.segmentation import Candidate, Objects, assembled, f
 
 LEVELS = 48
 """Grey levels at which the slope of the outlines is compared."""
-LEAST_GROUND, MOST_GROUND = 0.015, 0.85
-"""Share of the frame that a ground takes up."""
+LEAST_GROUND, LEAST_BRIGHT_GROUND, MOST_GROUND = 0.05, 0.25, 0.85
+"""Share of the frame that a ground takes up; less of what is bright are the edges of bodies."""
+STEEPEST = 2.8
+"""Least slope on the outlines over that of the picture: less is relief on one body."""
 FALL = 0.87
 """The slope is at its crest where it then falls below this share of it."""
 SEAM = 0.14
 """Curvature of a seam [contrasts per px2]."""
-LEAST_RADIUS = 1.5
-"""Inscribed circle of the smallest part [px]."""
 DOUBT = 1.0
 """How much surer and less sure a join must be for the two other counts [log-odds]."""
 EVIDENCE = ("shape", "seam", "seam over inside", "border", "grey", "size", "edge over inside", "roundness", "free")
@@ -62,8 +62,10 @@ class Touching:
     """mean of p (1 - p) over the joins made and not made, where p is the probability of one body"""
 
 
-def ground_of(calm: F32, slope: F32) -> Ground | None:
+def ground_of(calm: F32, slope: F32, least: float = LEAST_GROUND) -> Ground | None:
     """Find the ground on the dark side; None where no level stands out from those beside it.
+
+    `least` is the share of the frame that a ground takes up at least.
 
     The mean slope along the isolines of each grey level has a crest where the isolines are outlines of bodies.
     """
@@ -73,21 +75,23 @@ def ground_of(calm: F32, slope: F32) -> Ground | None:
     smooth = np.array([1.0, 2.0, 1.0])
     curve = np.convolve(steep, smooth, "same") / np.maximum(np.convolve(size, smooth, "same"), 1)
     below = np.cumsum(size) / calm.size
-    found = _first_crest(curve, below, float(slope.mean()))
+    mean = float(slope.mean())
+    found = _first_crest(curve, below, least=least, mean=mean)
     if found is None:
         return None
     level = (found + 0.5) / LEVELS
     mask = fill_interiors(opened(calm > level), calm, rings=False)
-    if not mask.any() or mask.all():
+    outline = mask & ~eroded(mask)
+    if not outline.any() or float(slope[outline].mean()) < STEEPEST * mean:
         return None
     return Ground(level, mask, float(calm[mask].mean()) - float(calm[~mask].mean()))
 
 
-def _first_crest(curve: F64, below: F64, mean: float) -> int | None:
+def _first_crest(curve: F64, below: F64, *, least: float, mean: float) -> int | None:
     for i in range(1, LEVELS - 4):
         if below[i] > MOST_GROUND:
             return None
-        if below[i] < LEAST_GROUND or curve[i] < max(mean, curve[i - 1]) or curve[i] <= curve[i + 1]:
+        if below[i] < least or curve[i] < max(mean, curve[i - 1]) or curve[i] <= curve[i + 1]:
             continue
         after = curve[i + 1 :]
         fallen = np.flatnonzero(after <= FALL * curve[i])
@@ -108,15 +112,33 @@ def seams_of(calm: F32) -> F32:
 
 
 def cut_apart(ground: Ground, seams: F32) -> tuple[I32, int]:
-    """Cut the bodies at seams and necks, into more parts than there are bodies."""
-    from skimage.segmentation import watershed
-
+    """Cut the bodies at seams and necks, into more parts than there are bodies: one for each deepest place."""
     inner = opened(ground.mask & (seams < SEAM * ground.contrast))
     depth = np.asarray(ndimage.distance_transform_edt(inner), dtype=np.float32)
-    smooth = np.asarray(ndimage.gaussian_filter(depth, 0.7, truncate=3.0), dtype=np.float32)
-    peaks = (smooth == ndimage.maximum_filter(smooth, 3)) & (depth > LEAST_RADIUS)
-    markers, count = ndimage.label(peaks, np.ones((3, 3)))
-    return np.asarray(watershed(-smooth, markers, mask=ground.mask), dtype=np.int32), int(count)
+    smooth = np.asarray(ndimage.gaussian_filter(depth, 1.0, truncate=3.0), dtype=np.float32)
+    return _basins(smooth, ground.mask)
+
+
+def _basins(height: F32, mask: Mask) -> tuple[I32, int]:
+    """Label each pixel of a mask by the summit that the steepest way up from it ends on; a fast watershed."""
+    wide = mask.shape[1] + 2
+    level = np.pad(np.where(mask, height, np.float32(-1)), 1, constant_values=-1).ravel()
+    place = np.flatnonzero(level >= 0)
+    up, best = place.copy(), level[place]
+    for step in (-1, 1, -wide, wide, -wide - 1, -wide + 1, wide - 1, wide + 1):
+        neighbour = level[place + step]
+        higher = neighbour > best
+        best = np.where(higher, neighbour, best)
+        up = np.where(higher, place + step, up)
+    goal = np.arange(level.size)
+    goal[place] = up
+    while (goal[up] != up).any():
+        up = goal[up]
+        goal[place] = up
+    summits, index = np.unique(up, return_inverse=True)
+    labels = np.zeros(mask.shape, np.int32)
+    labels[mask] = index + 1
+    return labels, len(summits)
 
 
 class Parts:
@@ -231,7 +253,8 @@ def log_odds(parts: Parts) -> F64:
 def touching_objects(picture: Picture) -> Objects | None:
     """The bodies of a picture on a darker ground, else on a brighter one; None where there is no ground."""
     for bright in (True, False):
-        found = tell_apart(picture.calm if bright else 1 - picture.calm, picture.slope)
+        least = LEAST_GROUND if bright else LEAST_BRIGHT_GROUND
+        found = tell_apart(picture.calm if bright else 1 - picture.calm, picture.slope, least)
         if found is not None:
             objects = assembled(
                 picture, _candidate(picture, found.ground, bright), found.ground.mask, found.labels, found.count
@@ -249,9 +272,9 @@ def _candidate(picture: Picture, ground: Ground, bright: bool) -> Candidate:
     return Candidate(level, bright, True, float(ground.mask.mean()), apart, edge, compact=0.0, typical=0.0)
 
 
-def tell_apart(calm: F32, slope: F32) -> Touching | None:
+def tell_apart(calm: F32, slope: F32, least: float = LEAST_GROUND) -> Touching | None:
     """Find bodies on a darker ground and tell them apart; None where there is no such ground."""
-    ground = ground_of(calm, slope)
+    ground = ground_of(calm, slope, least)
     if ground is None:
         return None
     seams = seams_of(calm)
