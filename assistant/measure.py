@@ -64,6 +64,8 @@ OUTLINED = 0.74
 """Least separability of fibres and ground at which a fibre's outline can be trusted."""
 CROWDED, PARALLEL = 0.5, 0.7
 """Coverage and anisotropy from which fibres lie side by side."""
+LEAST_LIKELY = 0.2
+"""Probability under which a quantity is not stated."""
 FEWEST_NEIGHBOURS = 3
 FEWEST_FOR_PERCENTILES = 5
 FINE = 10.0
@@ -75,6 +77,7 @@ METHODS = {
     "median_diameter": "equal-area diameter of whole objects",
     "d10_diameter": "10th percentile of the equal-area diameters, by number",
     "d90_diameter": "90th percentile of the equal-area diameters, by number",
+    "grain_size": "from the covariance of the grey levels, bodies not told apart; mean diameter by area",
     "aspect_ratio": "axes of the ellipse of equal second moments, mean",
     "circularity": "4 pi area / perimeter^2, mean",
     "nearest_neighbour": "mean distance between neighbouring centres",
@@ -94,7 +97,7 @@ METHODS = {
 
 
 class _Sheet:
-    """Collects facts in the units of one picture; what is never added is not applicable."""
+    """Collects facts in the units of one picture; what is never added, or is unlikely, is not applicable."""
 
     def __init__(self, px_to_unit: float | None, traits: Traits) -> None:
         self._scale, self._unit = (1.0, "px") if px_to_unit is None else (px_to_unit, "nm")
@@ -105,9 +108,11 @@ class _Sheet:
         """Add a quantity without a length in it, as likely as the model of it says; what is not finite is left out."""
         from assistant.measurements.confidence import probability, traits_of_statement
 
-        if abs(value) < float("inf") and confidence > 0:
-            likely = probability(name, {**self._traits, **traits_of_statement(confidence)})
-            sure = min(confidence, 1.0) if likely is None else likely
+        if not (abs(value) < float("inf") and confidence > 0):
+            return
+        likely = probability(name, {**self._traits, **traits_of_statement(confidence)})
+        sure = min(confidence, 1.0) if likely is None else likely
+        if likely is None or likely > LEAST_LIKELY:
             self._found[name] = Fact(name, float(value), unit, METHODS[name], round(sure, 3), note)
 
     def add_length(self, name: str, pixels: float, *, confidence: float, note: str = "") -> None:
@@ -211,6 +216,11 @@ def _add_fibres(sheet: _Sheet, fibres: Fibres, *, anisotropy: float, factor: int
         sheet.add_length("fibre_width", factor * fibres.width, confidence=0.5 + fibres.separability / 4)
 
 
+def _add_grains(sheet: _Sheet, found: Findings) -> None:
+    if found.covariance is not None:
+        sheet.add_length("grain_size", found.picture.factor * found.covariance.size, confidence=0.5)
+
+
 def _add_share(sheet: _Sheet, found: Findings) -> None:
     if found.share is not None:
         name = "porosity" if found.kind == "pores" else "coverage"
@@ -236,6 +246,7 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
     _add_lines(sheet, found)
     if found.objects is not None:
         _add_objects(sheet, found, found.objects)
+    _add_grains(sheet, found)
     _add_share(sheet, found)
     if found.fibres is not None:
         anisotropy = found.direction.anisotropy if found.direction else 0.0
@@ -245,13 +256,15 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
 
 def _traits(found: Findings) -> Traits:
     """What the confidence in every quantity of a picture rests on."""
-    from assistant.measurements.confidence import traits_of_objects
+    from assistant.measurements.confidence import traits_of_covariance, traits_of_objects
 
     traits = {f"kind {found.kind}": 1.0, "grain": found.picture.small_noise}
     if found.direction is not None:
         traits["anisotropy"] = found.direction.anisotropy
     if found.period is not None:
         traits["repeats"] = 1.0
+    if found.covariance is not None:
+        traits |= traits_of_covariance(found.covariance)
     return traits | ({} if found.objects is None else traits_of_objects(found.picture, found.objects))
 
 

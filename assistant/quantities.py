@@ -132,6 +132,14 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity("d10_diameter", r"d10(?: diameter)?|10th percentile", asks=(_HOW_LARGE,), line=2, figure="objects"),
         Quantity("d90_diameter", r"d90(?: diameter)?|90th percentile", asks=(_HOW_LARGE,), line=3, figure="objects"),
         Quantity(
+            "grain_size",
+            r"grain sizes?|size of the grains",
+            asks=(_HOW_LARGE, r"grain"),
+            figure="grains",
+            typical=True,
+            tolerance=0.2,
+        ),
+        Quantity(
             "aspect_ratio", r"aspect ratios?", asks=(r"aspect ratio|elongat",), line=4, figure="objects", typical=True
         ),
         Quantity(

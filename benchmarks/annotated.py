@@ -91,6 +91,7 @@ def _shapes(labels: np.ndarray) -> dict[str, float]:
         "aspect_ratio": float((shape.major / shape.minor)[whole].mean()),
         "circularity": float(round_.mean()),
         "nearest_neighbour": float(nearest.mean()),
+        "grain_size": float(np.average(shape.diameter[seen], weights=shape.area[seen])),
     }
 
 
@@ -146,7 +147,7 @@ def drawn(split: str, *, classes: Sequence[str], scenes: Sequence[int]) -> Itera
 
 
 def _is_length(name: str) -> bool:
-    words = ("diameter", "neighbour", "period", "width", "roughness")
+    words = ("diameter", "grain_size", "neighbour", "period", "width", "roughness")
     return any(word in name for word in words)
 
 

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from assistant import measure as measuring
-from assistant.measurements import confidence
+from assistant.measurements import confidence, findings
 from assistant.measurements.crowds import ways
-from assistant.measurements.findings import Findings, _best_candidates, _best_objects, find
+from assistant.measurements.findings import Findings, find
 from assistant.measurements.picture import picture_of, window_of
 from assistant.quantities import within_tolerance
 from benchmarks.annotated import Annotated, crops, drawn, powder
@@ -37,7 +37,8 @@ from data_gen.drawing.synth import CLASSES
 MODELS = Path(measuring.__file__).parent / "measurements" / "confidence.json"
 JUDGED = (
     "count", "mean_diameter", "median_diameter", "d10_diameter", "d90_diameter", "nearest_neighbour", "aspect_ratio",
-    "circularity", "coverage", "porosity", "orientation", "period", "line_width", "line_edge_roughness", "fibre_width",
+    "circularity", "grain_size", "coverage", "porosity", "orientation", "period", "line_width", "line_edge_roughness",
+    "fibre_width",
 )  # fmt: skip
 REAL = 8.0
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
@@ -59,6 +60,7 @@ def rows_of_part(task: tuple[str, str, range]) -> list[Row]:
     """The facts of a part of the pictures, each with what speaks for it and whether it is right."""
     if task[0] == "fit":  # what the measurement itself states, not what an earlier fit makes of it
         confidence._models = dict
+        findings.crowd_of = lambda *_: None
     return [row for item in pictures(*task) for row in rows_of(item, every_way=task[0] == "fit")]
 
 
@@ -76,10 +78,10 @@ def _other_ways(found: Findings) -> list[Findings]:
     """The same picture with its bodies seen in other ways."""
     if found.kind in ("uniform", "lines", "fibres"):
         return []
-    tried = _best_candidates(found.picture)
-    seen = [_best_objects(found.picture, tried), *ways(found.picture, tried)]
-    kept = [way for way in seen if way is not None]
-    return [replace(found, kind="particles", objects=way, share=None, share_confidence=0.5) for way in kept]
+    tried = findings._best_candidates(found.picture)
+    seen = [findings._best_objects(found.picture, tried), *ways(found.picture, tried)]
+    bare = replace(found, objects=None, covariance=None, share=None)
+    return [findings._as_objects(replace(bare), way) for way in seen if way is not None]
 
 
 def _judged(item: Annotated, found: Findings) -> list[Row]:

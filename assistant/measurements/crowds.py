@@ -24,6 +24,8 @@ LIKELY = 0.6
 """Probability from which no other way is tried."""
 LEAST_EVIDENCE, MOST_PATCHES = 0.3, 0.5
 """Evidence and share of a foreground whose patches may be bodies."""
+LEAST_AGREEMENT = 0.3
+"""Fewest over most patches under which they are no bodies."""
 WOBBLE = 0.15
 """Shift of the threshold, in contrasts, under which the count of patches should not change."""
 
@@ -59,13 +61,16 @@ def ways(picture: Picture, candidates: list[Candidate]) -> Iterator[Objects]:
 
 
 def patches_of(picture: Picture, candidate: Candidate) -> Objects | None:
-    """Each connected patch of the foreground as one body."""
+    """Each connected patch of the foreground as one body; None where their number rests on the threshold."""
+    agreement = agreement_of(picture, candidate)
+    if agreement < LEAST_AGREEMENT:
+        return None
     mask = foreground(picture, candidate, rings=False)
     labels, count = label(mask)
     if count == 0:
         return None
     objects = assembled(picture, candidate, mask, labels, count)
-    return replace(objects, way="patches", agreement=agreement_of(picture, candidate))
+    return replace(objects, way="patches", agreement=agreement)
 
 
 def agreement_of(picture: Picture, candidate: Candidate) -> float:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FIGURES: dict[str, tuple[str, ...]] = {
     figure: tuple(quantity.name for quantity in QUANTITIES.values() if quantity.figure == figure)
-    for figure in ("objects", "neighbours", "share", "direction", "period", "lines", "fibres", "grey")
+    for figure in ("objects", "grains", "neighbours", "share", "direction", "period", "lines", "fibres", "grey")
 }
 """Each figure with the facts it shows."""
 TICKS = 44
@@ -101,6 +101,17 @@ def _draw_neighbours(it: Drawing) -> None:
         it.canvas.polyline(points[[here, there]], AMBER, width=2.0)
     for x, y in points.tolist():
         it.canvas.dot(x, y, TEAL, radius=3.2)
+
+
+def _draw_grains(it: Drawing) -> None:
+    """Discs of the measured size, side by side, to be held against the bodies."""
+    assert it.found.covariance is not None
+    height, width = it.found.picture.grey.shape
+    size = it.found.covariance.size * it.found.picture.factor
+    rows, columns = (np.arange(max(1, int(n / size / 2))) for n in (height, width))
+    for y in ((rows + 0.5) * height / len(rows)).tolist():
+        for x in ((columns + 0.5) * width / len(columns)).tolist():
+            it.canvas.circle(x, y, size / 2, AMBER, width=1.6)
 
 
 def _draw_share(it: Drawing) -> None:
@@ -221,6 +232,7 @@ def _frame(it: Drawing) -> None:
 
 DRAWN: dict[str, Callable[[Drawing], None]] = {
     "objects": _draw_objects,
+    "grains": _draw_grains,
     "neighbours": _draw_neighbours,
     "share": _draw_share,
     "direction": _draw_direction,
