@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -28,14 +29,22 @@ def probability(name: str, traits: Traits) -> float | None:
     model = _models().get(name)
     if model is None:
         return None
-    odds = model["bias"] + sum(weight * traits.get(trait, 0.0) for trait, weight in model["weights"].items())
+    odds = model.bias + sum(weight * traits.get(trait, 0.0) for trait, weight in model.weights.items())
     return 1 / (1 + math.exp(-max(-30.0, min(30.0, odds))))
 
 
+@dataclass(frozen=True)
+class Model:
+    """Log-odds that a person agrees: a bias, and a weight for each trait."""
+
+    bias: float
+    weights: Traits
+
+
 @cache
-def _models() -> dict[str, dict[str, float | dict[str, float]]]:  # bias and weights of each quantity
+def _models() -> dict[str, Model]:
     text = files("assistant.measurements").joinpath("confidence.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))
+    return {name: Model(**model) for name, model in json.loads(text).items()}
 
 
 def traits_of_objects(picture: Picture, objects: Objects) -> dict[str, float]:
@@ -82,6 +91,9 @@ def traits_of_covariance(covariance: Covariance) -> dict[str, float]:
         "fall far": math.log(covariance.far / covariance.middle),
         "fall size": math.log(covariance.size),
         "deepest": covariance.deepest,
+        "edges": math.log(covariance.edges),
+        "skew": covariance.skew,
+        "one-sided": abs(covariance.skew),
     }
 
 

@@ -32,6 +32,10 @@ class Covariance:
     """distances at which it has fallen to NEAR, SHARE and FAR of the variance [px of the small copy]"""
     deepest: float
     """its least value, in variances: below 0 where bodies and gaps follow one another"""
+    edges: float
+    """mean slope of the grey levels over the middle distance, in standard deviations: few where there are few bodies"""
+    skew: float
+    """of the grey levels: above 0 for a few bright bodies, below 0 for a few dark holes"""
 
     @property
     def size(self) -> float:
@@ -53,7 +57,10 @@ def covariance_of(picture: Picture) -> Covariance | None:
     near, middle, far = (_first_below(fall, share) for share in (NEAR, SHARE, FAR))
     if near is None or middle is None or far is None:
         return None
-    return Covariance(near, middle, far, float(fall.min()))
+    spread = max(float(picture.calm.std()), 1e-6)
+    edges = float(picture.slope.mean()) * middle / spread
+    skew = float((((picture.calm - picture.calm.mean()) / spread) ** 3).mean())
+    return Covariance(near, middle, far, float(fall.min()), edges, skew)
 
 
 def _first_below(fall: F64, level: float) -> float | None:

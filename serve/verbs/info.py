@@ -64,7 +64,7 @@ def info(
             if overlay is not None:
                 _write_figures(found, overlay, path.name)
             if objects is not None or rois is not None:
-                size = found.calibration and found.calibration.nm_per_pixel
+                size = None if found.calibration is None else found.calibration.nm_per_pixel
                 tabled.append((str(path), bodies(found), size))
         except MicrographError as error:
             records.append({"path": str(path), "error": {"code": error.code, "message": error.message}})
