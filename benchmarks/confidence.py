@@ -80,7 +80,7 @@ def _other_ways(found: Findings) -> list[Findings]:
         return []
     tried = findings._best_candidates(found.picture)
     seen = [findings._best_objects(found.picture, tried), *ways(found.picture, tried)]
-    bare = replace(found, objects=None, covariance=None, share=None)
+    bare = replace(found, objects=None, share=None)
     return [findings._as_objects(replace(bare), way) for way in seen if way is not None]
 
 

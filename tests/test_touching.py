@@ -11,7 +11,8 @@ import pytest
 
 from assistant.measure import measure_pixels
 from assistant.measurements import confidence
-from assistant.measurements.findings import find
+from assistant.measurements.findings import Findings, find
+from assistant.measurements.granulometry import grain_size
 from assistant.measurements.picture import picture_of, window_of
 from assistant.quantities import MEASURED, within_tolerance
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def spheres(*, side: int = 640, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Balls of many sizes in contact, some partly on others, shaded to their rims, on a dark ground; and their radii."""
+    """Balls of many sizes, some partly on others, shaded to their rims, on a dark ground; and their radii."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side]
     picture = np.full((side, side), 0.1)
@@ -127,3 +128,24 @@ def test_tolerances_are_relative_but_for_shares_and_angles() -> None:
     assert not within_tolerance("coverage", 6.1, 3.0, "%")
     assert within_tolerance("orientation", 178.0, 2.0, "deg")
     assert not within_tolerance("orientation", 170.0, 2.0, "deg")
+
+
+def test_grain_size_is_the_mean_diameter_by_area() -> None:
+    """Without telling one ball from another; the large ones count by their area."""
+    for seed in (0, 1):
+        pixels, radii = spheres(seed=seed)
+        picture = picture_of(pixels, *window_of(pixels))
+        assert picture is not None
+        assert grain_size(picture) == pytest.approx(2 * float((radii**3).sum() / (radii**2).sum()), rel=0.2)
+
+
+def test_particles_that_cannot_be_told_apart_have_a_size_and_no_count() -> None:
+    from assistant import measure
+
+    pixels, _ = spheres()
+    picture = picture_of(pixels, *window_of(pixels))
+    assert picture is not None
+    facts = measure._facts_of(Findings(picture, "particles"), nm_per_pixel=2.0)
+    assert facts["grain_size"].unit == "nm"
+    assert "covariance" in facts["grain_size"].method
+    assert not facts["count"].applies

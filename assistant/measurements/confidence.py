@@ -16,7 +16,6 @@ from importlib.resources import files
 
 import numpy as np
 
-from assistant.measurements.granulometry import Covariance
 from assistant.measurements.picture import Picture
 from assistant.measurements.segmentation import Objects
 
@@ -81,19 +80,6 @@ def traits_of_objects(picture: Picture, objects: Objects) -> dict[str, float]:
         "joined": float(objects.way == "joined"),
         "patches": float(objects.way == "patches"),
         "bright": float(candidate.bright),
-    }
-
-
-def traits_of_covariance(covariance: Covariance) -> dict[str, float]:
-    """What speaks for a packing of bodies of about one size."""
-    return {
-        "fall near": math.log(covariance.middle / covariance.near),
-        "fall far": math.log(covariance.far / covariance.middle),
-        "fall size": math.log(covariance.size),
-        "deepest": covariance.deepest,
-        "edges": math.log(covariance.edges),
-        "skew": covariance.skew,
-        "one-sided": abs(covariance.skew),
     }
 
 

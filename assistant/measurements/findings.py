@@ -15,7 +15,6 @@ from assistant.measurements.bodies import SMALLEST_AREA, label
 from assistant.measurements.crowds import chance_of, crowd_of
 from assistant.measurements.facts import Kind
 from assistant.measurements.fibres import Fibres, find_fibres
-from assistant.measurements.granulometry import Covariance, covariance_of
 from assistant.measurements.lines import Lines, measure_lines
 from assistant.measurements.picture import Mask, Picture, halved, opened
 from assistant.measurements.rims import Rim, rim_of
@@ -89,8 +88,6 @@ class Findings:
     lines: Lines | None = None
     fibres: Fibres | None = None
     objects: Objects | None = None
-    covariance: Covariance | None = None
-    """of a picture whose bodies were not told apart"""
     share: float | None = None
     """of the frame that the phase in front takes up"""
     share_confidence: float = 0.0
@@ -299,7 +296,4 @@ def find(picture: Picture) -> Findings:
         crowd = crowd_of(picture, tried)
         if crowd is not None and (objects is None or chance_of(picture, crowd) > chance_of(picture, objects)):
             objects = crowd
-    if objects is not None:
-        return _as_objects(found, objects)
-    found.covariance = None if found.period is not None else covariance_of(picture)
-    return _as_phases(found)
+    return _as_phases(found) if objects is None else _as_objects(found, objects)

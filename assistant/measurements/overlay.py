@@ -17,6 +17,7 @@ from scipy import ndimage
 from assistant.measurements.canvas import AMBER, INK, MARGIN, ROSE, TEAL, WHITE, Canvas, hue, ramp
 from assistant.measurements.facts import Fact, Facts
 from assistant.measurements.findings import Findings
+from assistant.measurements.granulometry import grain_size
 from assistant.measurements.objects import outlines
 from assistant.measurements.picture import CROP, F32, F64, Mask, block_mean
 from assistant.measurements.segmentation import Objects
@@ -105,9 +106,9 @@ def _draw_neighbours(it: Drawing) -> None:
 
 def _draw_grains(it: Drawing) -> None:
     """Discs of the measured size, side by side, to be held against the bodies."""
-    assert it.found.covariance is not None
+    size = grain_size(it.found.picture)
+    assert size is not None
     height, width = it.found.picture.grey.shape
-    size = it.found.covariance.size * it.found.picture.factor
     rows, columns = (np.arange(max(1, int(n / size / 2))) for n in (height, width))
     for y in ((rows + 0.5) * height / len(rows)).tolist():
         for x in ((columns + 0.5) * width / len(columns)).tolist():
