@@ -73,8 +73,15 @@ FEWEST_FOR_PERCENTILES = 5
 FINE = 10.0
 """Diameter under which outlines are too coarse for a circularity [px of the small copy]."""
 
+COUNTED = "objects with their centre in the frame, "
+WAYS = {
+    "necks": COUNTED + "threshold and watershed",
+    "joined": COUNTED + "parts between seams and necks, joined by shape and border",
+    "patches": COUNTED + "each connected patch is one",
+}
+"""How objects are counted, by how touching ones were told apart."""
 METHODS = {
-    "count": "objects with their centre in the frame, threshold and watershed",
+    "count": WAYS["necks"],
     "mean_diameter": "equal-area diameter of whole objects",
     "median_diameter": "equal-area diameter of whole objects",
     "d10_diameter": "10th percentile of the equal-area diameters, by number",
@@ -106,7 +113,9 @@ class _Sheet:
         self._traits = traits
         self._found: dict[str, Fact] = {}
 
-    def add(self, name: str, value: float, *, unit: str = "", confidence: float, note: str = "") -> None:
+    def add(
+        self, name: str, value: float, *, unit: str = "", confidence: float, note: str = "", method: str = ""
+    ) -> None:
         """Add a quantity without a length in it, as likely as the model of it says; what is not finite is left out."""
         from assistant.measurements.confidence import probability, traits_of_statement
 
@@ -115,7 +124,7 @@ class _Sheet:
         likely = probability(name, {**self._traits, **traits_of_statement(confidence)})
         sure = min(confidence, 1.0) if likely is None else likely
         if likely is None or likely > LEAST_LIKELY:
-            self._found[name] = Fact(name, float(value), unit, METHODS[name], round(sure, 3), note)
+            self._found[name] = Fact(name, float(value), unit, method or METHODS[name], round(sure, 3), note)
 
     def add_length(self, name: str, pixels: float, *, confidence: float, note: str = "") -> None:
         """Add a length given in px of the full picture."""
@@ -202,7 +211,7 @@ def _add_neighbours(sheet: _Sheet, objects: Objects, *, certainty: float, factor
 def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
     certainty = found.share_confidence
     note = "bright objects" if objects.candidate.bright else "dark objects"
-    sheet.add("count", objects.count, confidence=certainty, note=note)
+    sheet.add("count", objects.count, confidence=certainty, note=note, method=WAYS[objects.way])
     whole = objects.good & objects.whole
     if whole.any():
         shape = objects.geometry
