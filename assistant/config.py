@@ -90,6 +90,13 @@ class TextEncoderConfig(Section):
     max_tokens: Width = 64
 
 
+class PromptConfig(Section):
+    """How the facts of a picture stand in the language model's prompt."""
+
+    facts: Literal["line", "references"] = "line"
+    """`line`: in words and digits. `references`: by name, `{count} = 24`, and answers quote them by name."""
+
+
 class DecoderConfig(Section):
     """The causal language model and its gated cross-attention to the visual memory."""
 
@@ -315,6 +322,7 @@ class Config(Section):
     vit: ViTConfig = ViTConfig()
     hnf: HNFConfig = HNFConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
+    prompt: PromptConfig = PromptConfig()
     decoder: DecoderConfig = DecoderConfig()
     adapter: AdapterConfig = AdapterConfig()
     loss: LossConfig = LossConfig()

@@ -34,7 +34,7 @@ from assistant.generation import GREEDY, Token, advance, complete, computing, li
 from assistant.generation import Sampling as Sampling
 from assistant.grounding import CLS
 from assistant.labels import prototype_scores, rank_labels
-from assistant.measure import Facts, Known, Statement, disagreements, measure, read_statements
+from assistant.measure import Facts, Known, Statement, disagreements, fact_line, measure, quoted, read_statements
 from assistant.micrograph import Micrograph, read_micrograph, to_model_input
 from assistant.recall import Recall
 
@@ -184,7 +184,7 @@ class Assistant:
         if not question.strip():
             raise ConfigError("empty_question", "The question is empty. Ask something about the image.")
         looks = self.look_all(images)
-        conversation = self._fit(_compose(looks, question, history, aux or ""), min(max_new_tokens, RESERVED))
+        conversation = self._fit(self._compose(looks, question, history, aux or ""), min(max_new_tokens, RESERVED))
         left = self._room - len(self.processor.encode(conversation).input_ids)
         max_new_tokens = min(max_new_tokens, left)  # what is asked for is a limit, not a need
         yield from self._text(self._stream(conversation, looks, max_new_tokens, sampling, watch, top))
@@ -436,7 +436,7 @@ class Assistant:
             asked = pose(numbers)
             known.update((n, (question, look.known)) for n, (look, question) in zip(numbers, asked, strict=True))
             return [
-                (_compose([look if with_aux else replace(look, aux="")], question, (), ""), [look])
+                (self._compose([look if with_aux else replace(look, aux="")], question, (), ""), [look])
                 for look, question in asked
             ]
 
@@ -499,6 +499,31 @@ class Assistant:
         vectors = [torch.stack([look.summary for look in row]) for row in looks]
         return torch.stack([torch.nn.functional.normalize(v, dim=-1).mean(0) for v in vectors])  # [C, D']
 
+    def _compose(self, looks: Sequence[Look], question: str, history: Sequence[Message], aux: str) -> Conversation:
+        """History and question as a conversation, each user's message with the facts of the images it brings."""
+        messages, before = [], 0
+        for message in history:
+            if message.role == "user":
+                shown = looks[before : before + message.images]
+                told = auxiliary_text(message.aux, self._facts_line(shown, before))
+                message, before = replace(message, images=len(shown), aux=told), before + len(shown)
+            elif self.by_reference:  # what was filled when it was shown is read as it was written
+                message = replace(message, text=quoted(message.text, [look.known for look in looks[:before]]))
+            messages.append(message)
+        described = auxiliary_text(self._facts_line(looks[before:], before), aux)
+        return Conversation((*messages, Message("user", question.strip(), len(looks) - before, described)))
+
+    @property
+    def by_reference(self) -> bool:
+        """Whether the student was taught to quote facts by name."""
+        return self.run.config.prompt.facts == "references"
+
+    def _facts_line(self, looks: Sequence[Look], before: int) -> str:
+        """The facts of images shown together, after `before` others, as the student was taught to read them."""
+        if self.by_reference:
+            return fact_line([look.known for look in looks], before=before) if any(look.aux for look in looks) else ""
+        return number_lines([look.aux for look in looks])
+
     def _fit(self, conversation: Conversation, max_new_tokens: int) -> Conversation:
         """Forget the oldest questions, never the images, until prompt and answer fit the language model."""
         while (length := len(self.processor.encode(conversation).input_ids) + max_new_tokens) > self._room:
@@ -531,19 +556,6 @@ class Demonstration(Candidate):
     look: Look
 
 
-def _compose(looks: Sequence[Look], question: str, history: Sequence[Message], aux: str) -> Conversation:
-    """History and question as a conversation, each user's message with the facts of the images it brings."""
-    remaining = list(looks)
-    messages = []
-    for message in history:
-        if message.role == "user":
-            shown, remaining = remaining[: message.images], remaining[message.images :]
-            message = replace(message, images=len(shown), aux=auxiliary_text(message.aux, _facts_line(shown)))
-        messages.append(message)
-    described = auxiliary_text(_facts_line(remaining), aux)
-    return Conversation((*messages, Message("user", question.strip(), len(remaining), described)))
-
-
 def _shown(history: Sequence[Message]) -> int:
     """Pictures that came before the question."""
     return sum(message.images for message in history)
@@ -553,10 +565,6 @@ def _examples_of(label: str, examples: Mapping[str, Sequence[Image]]) -> list[Im
     if not examples.get(label):
         raise ConfigError("no_examples", f"Label {label!r} has no example images. Add a folder of that name.")
     return list(examples[label])
-
-
-def _facts_line(looks: Sequence[Look]) -> str:
-    return number_lines([look.aux for look in looks])
 
 
 def _source(image: Path | str | bytes) -> Path | bytes:

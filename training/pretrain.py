@@ -143,6 +143,7 @@ def _fit(
         settings=settings,
         seed=run.config.seed,
         match_text=run.config.loss.itm.text,
+        references=run.config.prompt.facts == "references",
     )
     collator = Collator(run.processor, max_tokens=settings.max_tokens, labels=labels)
     groups = [{"params": [p for p in stage.parameters() if p.requires_grad], "lr": settings.learning_rate}]

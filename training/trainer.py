@@ -73,6 +73,7 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
             settings=config.training,
             seed=config.seed,
             match_text=config.loss.itm.text,
+            references=config.prompt.facts == "references",
         )
         collator = Collator(run.processor, max_tokens=config.training.max_tokens)
         fit(stage, run, dataset, collator, parameter_groups(run), out, progress=progress)

@@ -55,8 +55,10 @@ by image.
 
 A row: `images` (PNG, 8 bit, without the info bar), `messages` (conversational vision format; several turns in the facet
 `conversation`), `aux` (instrument metadata and measured facts in one line), `references` (all wordings of the last
-answer, the target first), `provenance` and `measured` (JSON). The class of the sample stands in `label` and in answers,
-never in `aux`, and in a question only where it stands among other classes (facet `candidates`).
+answer, the target first), `provenance`, `measured` and `instrument` (JSON; a list where a row shows several pictures).
+The class of the sample stands in `label` and in answers, never in `aux`, and in a question only where it stands among
+other classes (facet `candidates`). Numbers in answers are plain text; `assistant.measure.quoted` turns them into
+references to the facts (`{{count}}`).
 
 Visible qualities come from ground truth where there is any, quantities from measurement, the rest from the teacher.
 Agreement with these answers is agreement with the teacher, not accuracy. The pictures keep the licence of their source.

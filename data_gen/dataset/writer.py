@@ -21,7 +21,7 @@ from assistant.errors import DatasetError
 PICTURES, PICTURE_BYTES = 64, 8 * 2**20
 """A row group ends with so many different pictures, or so many bytes of them: whoever reads it unpacks every row."""
 TEXT_COLUMNS = ("id", "task", "facet", "label", "source", "group", "teacher")
-JSON_COLUMNS = ("provenance", "measured")
+JSON_COLUMNS = ("provenance", "measured", "instrument")
 PARTIAL = ".partial"
 
 

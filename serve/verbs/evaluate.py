@@ -57,3 +57,6 @@ def print_scores(report: Mapping[str, Any], title: str = "") -> None:
         if section in report
     ]
     terminal.print_table(title, ("", "score", ">value", ">blind"), rows)
+    for told, counts in (("shown", report["statements"]), ("drafted", report["statements"]["drafted"])):
+        listed = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("true", "false", "unsupported", "withheld"))
+        terminal.say(f"statements {told}: {listed}")
