@@ -24,6 +24,10 @@ CONNECT_S = 10
 """How long a server may take to accept a connection [s]."""
 WRITERS = 0x6D61656D69
 """Number of the PostgreSQL lock that our writers take in turn."""
+DURABLE = text(
+    "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+)
+"""Makes a PostgreSQL server wait for its disk before it says that something is committed, if that is not its habit."""
 DAMAGED = ("malformed", "not a database")
 
 
@@ -39,7 +43,7 @@ def database_url(place: str | Path) -> URL:
     except (SQLAlchemyError, ValueError):  # what it says quotes the URL, and there may be a password in it
         raise _bad_database("It cannot be read as a URL") from None
     if "@" in (url.host or ""):
-        raise _bad_database("A password must have @ written as %40, : as %3A and / as %2F")
+        raise _bad_database("In a password @ is written as %40 and % as %25")
     if url.drivername == "sqlite" and url.database and not url.query:
         return url
     if url.drivername not in ("postgresql", "postgresql+psycopg"):
@@ -69,8 +73,7 @@ def write_transaction(engine: Engine) -> Iterator[Connection]:
     """A transaction that no other one of these enters, so what it reads stays true until it writes."""
     with engine.connect().execution_options(maemi_writes=True) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
-            # Committed means on disk here, whatever the server's default is.
-            connection.execute(select(func.set_config("synchronous_commit", "on", True)))
+            connection.execute(DURABLE)
             connection.execute(select(func.set_config("lock_timeout", f"{BUSY_S}s", True)))
             connection.execute(select(func.pg_advisory_xact_lock(WRITERS)))
         yield connection

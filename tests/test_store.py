@@ -15,8 +15,9 @@ from urllib.parse import quote
 
 import pytest
 from postgres import DATABASE, PASSWORD, Server, missing, postgres_server
+from sqlalchemy import text
 
-from assistant.database import database_url, open_database, shown_url
+from assistant.database import database_url, open_database, shown_url, write_transaction
 from assistant.errors import ConfigError, MaemiError, ServerError
 from serve.cli import main
 from serve.desk import store as store_module
@@ -266,6 +267,8 @@ def test_a_server_whose_default_is_not_to_wait_for_the_disk(server: Server) -> N
     for thread in threads:
         thread.join()
     assert (stores[0].verify().answers, stores[0].verify().broken_at) == (40, None)
+    with write_transaction(stores[0]._engine) as connection:
+        assert connection.scalar(text("SHOW synchronous_commit")) == "on"
     for store in stores:
         store.close()
 

@@ -213,7 +213,9 @@ def _reason(error: SQLAlchemyError, url: URL) -> str:
     """What the database said, in one line, without a password; never the statement with what was to be stored."""
     lines = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()
     reason = lines[0] if lines else type(error).__name__
-    return reason.replace(str(url.password), "***") if url.password else reason
+    for secret in filter(None, (url.password, url.query.get("password"), url.query.get("sslpassword"))):
+        reason = reason.replace(str(secret), "***")
+    return reason
 
 
 def _digest(row: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ def serve(
     auth: Annotated[Path | None, typer.Option(help="File with one user:password or key per line.")] = None,
     store: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Where every answer is kept: a SQLite file, or a PostgreSQL database."),
+        typer.Option(metavar="URL", help="Where every answer is kept: a file, or postgresql://USER@HOST/DATABASE."),
     ] = None,
     trusted_proxy: Annotated[
         list[str] | None,
