@@ -129,6 +129,18 @@ def test_the_chain_betrays_a_change(
     assert (chain.answers, chain.broken_at) == (broken - 1, broken)
 
 
+def test_the_chain_betrays_bytes_where_words_belong(tmp_path: Path) -> None:
+    """SQLite takes any kind of value in any column."""
+    store = AnswerStore(tmp_path / "answers.sqlite")
+    write(store, 2)
+    with sqlite3.connect(tmp_path / "answers.sqlite") as raw:
+        raw.execute("DROP TRIGGER no_update")
+        raw.execute("UPDATE answers SET answer = x'00ff' WHERE number = 2")
+    raw.close()
+    assert store.verify().broken_at == 2
+    store.close()
+
+
 def test_an_end_that_was_cut_off_shows_in_the_digest(
     book: AnswerStore, place: str, tamper: Callable[..., None]
 ) -> None:
@@ -206,7 +218,9 @@ def test_no_answer_that_was_acknowledged_is_lost_to_a_kill(place: str) -> None:
 
 
 @needs_server
-def test_a_server_that_loses_power_keeps_what_was_acknowledged(server: Server) -> None:
+def test_a_server_that_loses_power_keeps_what_was_acknowledged(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     """It stops as in a power cut while answers are written; the same book goes on once it is back."""
     url = server.emptied()
     store, idle = AnswerStore(url), AnswerStore(url)
@@ -219,7 +233,10 @@ def test_a_server_that_loses_power_keeps_what_was_acknowledged(server: Server) -
     assert process.wait() == 1
     with pytest.raises(ServerError, match="store_failed") as failed:
         write(store, 1)
-    assert PASSWORD not in str(failed.value)
+    # Whoever asked is not told where the book is; the log is, but not with what password.
+    assert "127.0.0.1" not in str(failed.value)
+    assert f"127.0.0.1:{server.port}" in caplog.text
+    assert PASSWORD not in caplog.text
     server.start()
     # Also one that did not meet the outage, and whose connection broke without its knowing.
     numbers = [*write(idle, 1), *write(store, 1)]
@@ -232,7 +249,7 @@ def test_a_server_that_loses_power_keeps_what_was_acknowledged(server: Server) -
 
 
 @needs_server
-def test_whoever_may_only_write_or_only_read_does_just_that(server: Server) -> None:
+def test_whoever_may_only_write_or_only_read_does_just_that(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     """A server may run as a user who may add answers and no more, an auditor as one who may read them."""
     url = server.emptied()
     AnswerStore(url).close()
@@ -245,8 +262,9 @@ def test_whoever_may_only_write_or_only_read_does_just_that(server: Server) -> N
     auditor = AnswerStore(server.url(DATABASE, user="auditor", password="pw-of-auditor"), create=False)
     write(clerk, 2)
     assert auditor.verify().answers == 2
-    with pytest.raises(ServerError, match=r"store_failed.*permission denied"):
+    with pytest.raises(ServerError, match="store_failed"):
         write(auditor, 1)
+    assert "permission denied" in caplog.text
     for store in (clerk, auditor):
         store.close()
 
@@ -393,5 +411,4 @@ def test_the_book_is_where_the_server_puts_it(
     write(store, 1)
     store.close()
     assert maemi("answers", "--verify") == 0
-    assert capfd.readouterr().out.startswith("1 answers, ")
-    sqlite3.connect(tmp_path / "maemi" / "answers.sqlite").close()
+    assert capfd.readouterr().out.startswith("1 answer, ")

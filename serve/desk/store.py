@@ -8,6 +8,7 @@ Knows nothing about models, pages or HTTP.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from assistant.database import database_url, open_database, shown_url, write_transaction
 from assistant.errors import ServerError
+
+log = logging.getLogger("maemi.store")
 
 GENESIS = "0" * 64
 ROWS_AT_ONCE = 500
@@ -143,8 +146,11 @@ class AnswerStore:
         answer: str,
         outcome: str = "answered",
     ) -> int:
-        """Append one answer and return its number. Raises ServerError `store_failed`."""
-        with self._failures(), write_transaction(self._engine) as connection:
+        """Append one answer and return its number.
+
+        Raises ServerError `store_failed` without the reason, which whoever asked need not know; the log has it.
+        """
+        with self._discreet_failures(), write_transaction(self._engine) as connection:
             last = connection.execute(
                 select(answers.c.number, answers.c.digest).order_by(answers.c.number.desc()).limit(1)
             ).first()
@@ -191,6 +197,16 @@ class AnswerStore:
         except SQLAlchemyError as error:
             raise self._failed(_reason(error, self._url)) from None
 
+    @contextmanager
+    def _discreet_failures(self) -> Iterator[None]:
+        try:
+            with self._failures():
+                yield
+        except ServerError as error:
+            log.error("%s", error.message)
+            message = "The book of answers cannot be written. The log of the server has the reason."
+            raise ServerError("store_failed", message) from None
+
     def _failed(self, reason: str) -> ServerError:
         check = "disk" if self._url.drivername == "sqlite" else "server, and what its user may do"
         return ServerError(
@@ -219,7 +235,8 @@ def _reason(error: SQLAlchemyError, url: URL) -> str:
 
 
 def _digest(row: dict[str, Any]) -> str:
-    return sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+    """Hash of an entry's content, also of one into which somebody wrote what is no text."""
+    return sha256(json.dumps(row, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def _storable(words: str) -> str:

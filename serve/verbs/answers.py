@@ -48,7 +48,8 @@ def _verify(book: AnswerStore, json: bool) -> None:
 
 def _told(chain: Chain) -> str:
     if chain.broken_at is None:
-        return f"{chain.answers} answers, none changed or missing. The last one's digest is {chain.digest}."
+        number = f"{chain.answers} answer{'' if chain.answers == 1 else 's'}"
+        return f"{number}, none changed or missing. The last one's digest is {chain.digest}."
     return f"Answer {chain.broken_at} was changed or taken away; the {chain.answers} before it are whole."
 
 
