@@ -132,6 +132,12 @@ def test_what_must_survive_is_written_in_one_room() -> None:
     }
 
 
+def test_files_survive_without_torch_or_a_database() -> None:
+    """Whoever only writes a file loads neither: SQLAlchemy comes when a database is opened, or has failed."""
+    program = "import sys, assistant.disk; assert not {'torch', 'sqlalchemy', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
 def test_no_grab_bag_modules() -> None:
     assert not [file for package in PACKAGES for file in sources(package) if file.name in FORBIDDEN_NAMES]
 
