@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from assistant.disk import replacing
 from data_gen.questions.filters import BLIND_ROWS, yes_or_no
 
 EXAMPLES = "examples"
@@ -132,7 +133,8 @@ def write_examples(out: Path, tally: Tally) -> list[tuple[dict[str, Any], list[s
         for name, png in zip(files, pictures, strict=True):
             with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
                 image.thumbnail((EXAMPLE_PX, EXAMPLE_PX))
-                image.convert("L").save(out / name, "JPEG", quality=80)
+                with replacing(out / name) as partial:
+                    image.convert("L").save(partial, "JPEG", quality=80)
         names.update(files)
         shown.append((row, files))
     for leftover in folder.iterdir():

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from assistant.config import Config, load_config
+from assistant.disk import write_file
 from serve.verbs import terminal
 from serve.verbs.command import Json, app, quiet
 from serve.verbs.evaluate import print_scores
@@ -110,7 +111,7 @@ def run_demo(
     captions = _caption_held_out(run, data, images, out / "captions.jsonl", say)
     clock.lap("caption")
     summary = _summarise(config, data, before, after, captions, clock)
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_file(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     _report(out, run, data, images, summary, say)
     return summary
 

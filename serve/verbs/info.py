@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from assistant.disk import disk_errors
 from assistant.errors import ConfigError, MicrographError
 from serve.verbs import terminal
 from serve.verbs.command import ALL_FAILED, Json, PixelSize, app, finish
@@ -66,15 +67,10 @@ def _write_figures(micrograph: Micrograph, folder: Path, name: str) -> None:
     """One PNG per measurement that applies, `NAME.figure.png`."""
     from assistant.measure import figures
 
-    try:
+    with disk_errors(folder, ConfigError):
         folder.mkdir(parents=True, exist_ok=True)
         for figure, image in figures(micrograph).items():
             image.save(folder / f"{name}.{figure}.png")
-    except OSError as error:
-        message = (
-            f"{error.filename or folder} cannot be written: {error.strerror}. Choose another folder for --overlay."
-        )
-        raise ConfigError("cannot_write", message) from error
 
 
 def _print_info(record: Mapping[str, Any]) -> None:
