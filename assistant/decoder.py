@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from assistant.attention import attend, split_heads
 from assistant.errors import ConfigError, MaemiError, RunError
 from assistant.families import check_family
 
@@ -104,20 +105,14 @@ class GatedCrossAttention(nn.Module):
         sink = self.sink.to(keys.dtype).expand(len(memory), 1, -1)
         keys = torch.cat([sink, keys + index], dim=1)  # [B, 1 + M, W]
         values = F.pad(values, (0, 0, 1, 0))
-        return self._split(keys), self._split(values)
+        return split_heads(keys, self.heads), split_heads(values, self.heads)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, index: Tensor, visible: Tensor) -> Tensor:
         """x [B, T, D], index embedding [B, T, W], visible [B, 1, T, 1 + M] -> [B, T, D]."""
-        queries = self._split(self.query(self.norm(x)) + index)  # [B, h, T, W / h]
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
-        merged = attended.transpose(1, 2).flatten(2)  # [B, T, W]
-        x = x + self.gate.tanh() * self.out(merged)
+        queries = split_heads(self.query(self.norm(x)) + index, self.heads)  # [B, h, T, W / h]
+        x = x + self.gate.tanh() * self.out(attend(queries, keys, values, visible))
         z: Tensor = x + self.feed_forward_gate.tanh() * self.feed_forward(x)
         return z
-
-    def _split(self, x: Tensor) -> Tensor:
-        split: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, h, T, W / h]
-        return split
 
 
 class Decoder(nn.Module):
