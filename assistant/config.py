@@ -94,7 +94,7 @@ class DecoderConfig(Section):
     """The causal language model and its gated cross-attention to the visual memory."""
 
     base: str | None = None
-    """Hub id or local directory of a Llama-family model; None takes the base of `init`."""
+    """Hub id or local directory of a model of a family in `assistant/families.py`; None takes the base of `init`."""
     quantization: Literal["nf4", "none"] = "nf4"
     cross_attention_every: Count = 1
     cross_attention_dim: Width = 192

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from assistant.attention import attend, split_heads
-from assistant.errors import ConfigError, MaemiError, RunError
-from assistant.families import check_family
+from assistant.errors import MaemiError, RunError
+from assistant.families import PARTS_INSIDE, family_of, language_settings
 
 ANY_TURN = 0
 PADDING = -1
@@ -184,11 +184,10 @@ class Decoder(nn.Module):
 
 
 def decoder_layers(lm: nn.Module) -> nn.ModuleList:
-    """The list of decoder layers of a Llama-family model. Raises ConfigError `unknown_family` where there is none."""
-    layers = getattr(getattr(lm, "model", None), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        name = type(lm).__name__
-        raise ConfigError("unknown_family", f"{name} is not of the Llama family. Set decoder.base to one that is.")
+    """The list of decoder layers of a language model. Raises ConfigError `unknown_family`."""
+    family = family_of(type(lm).__name__, getattr(getattr(lm, "config", None), "model_type", None))
+    layers = lm.get_submodule(family.layers)
+    assert isinstance(layers, nn.ModuleList)
     return layers
 
 
@@ -210,10 +209,14 @@ def load_language_model(source: str, *, quantization: str, device: str, dtype: t
             bnb_4bit_compute_dtype=dtype,
         )
     try:
-        check_family(source, AutoConfig.from_pretrained(source, trust_remote_code=False).model_type)
+        whole = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        settings = language_settings(source, whole)
+        if settings is not whole:
+            options |= {"config": settings, "key_mapping": PARTS_INSIDE}
         lm, loaded = AutoModelForCausalLM.from_pretrained(
             source, trust_remote_code=False, output_loading_info=True, **options
         )
+        lm.config._name_or_path = source
         if loaded["missing_keys"]:  # which would be drawn at random without a word
             raise ValueError(f"it has no {sorted(loaded['missing_keys'])[0]}.")
     except MaemiError:

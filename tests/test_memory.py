@@ -44,12 +44,12 @@ from training.planning.memory import (
     step_parts,
 )
 from training.planning.parameters import student_parameters
-from training.planning.shapes import LlamaShape, language_model_shape
+from training.planning.shapes import LanguageModelShape, language_model_shape
 
 # PEFT asks transformers for a property by the name it had before
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-TINY = LlamaShape(hidden=64, intermediate=192, layers=2, heads=4, kv_heads=2, vocab=96)
+TINY = LanguageModelShape(hidden=64, intermediate=192, layers=2, heads=4, kv_heads=2, vocab=96)
 ADAPTERS = [
     AdapterConfig(kind="none"),
     AdapterConfig(kind="dyqlora_fa", r_min=2, r_max=6),
@@ -68,7 +68,7 @@ LLAMA_7B = Config.model_validate(
 )
 
 
-def llama(shape: LlamaShape) -> LlamaForCausalLM:
+def llama(shape: LanguageModelShape) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=shape.hidden,
@@ -107,10 +107,10 @@ def quantization_tensors(model: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("tied", [False, True])
 def test_weight_bytes_of_a_quantised_model_are_exact(tmp_path: Path, tied: bool) -> None:
     """Guards double quantisation to the byte: packed weights, 8-bit scales, their scales, offsets and code books."""
-    shape = LlamaShape(64, 192, 2, 4, 2, 96, tied=tied)
+    shape = LanguageModelShape(64, 192, 2, 4, 2, 96, tied=tied)
     llama(shape).save_pretrained(tmp_path)
     lm = load_language_model(str(tmp_path), quantization="nf4", device="cpu", dtype=torch.float32)
-    assert language_model_shape(str(tmp_path)) == LlamaShape(64, 192, 2, 4, 2, 96, head_dim=16, tied=tied)
+    assert language_model_shape(str(tmp_path)) == LanguageModelShape(64, 192, 2, 4, 2, 96, head_dim=16, tied=tied)
     linears = [m.weight for m in lm.model.layers.modules() if hasattr(getattr(m, "weight", None), "quant_state")]
     assert len(linears) == 14
     assert storages(linears + quantization_tensors(lm)) == linear_bytes(shape, "nf4", p=FP32)
@@ -169,6 +169,13 @@ def test_published_sizes_of_llama_2_7b() -> None:
         ("HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
         ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
         ("Qwen/Qwen2.5-7B", 7_615_616_512),
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-1.7B", 1_720_574_976),
+        ("Qwen/Qwen3-4B", 4_022_468_096),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
+        ("google/gemma-3-270m-it", 268_098_176),
+        ("google/gemma-3-1b-it", 999_885_952),
+        ("google/gemma-3-4b-it", 3_880_263_168),
     ],
 )
 def test_published_parameter_counts(base: str, parameters: int) -> None:
@@ -195,7 +202,7 @@ def test_activations_of_the_language_model(
     b, t, p, (d, f, heads, kv) = 2, 32, torch.finfo(dtype).bits // 8, sizes
     counted = []
     for layers in (1, 3):
-        shape = LlamaShape(d, f, layers, heads, kv, 96)
+        shape = LanguageModelShape(d, f, layers, heads, kv, 96)
         model = with_adapter(llama(shape).to(dtype), adapter).train()
         embedded = torch.randn(b, t, d, dtype=dtype, requires_grad=True)
         mask = torch.ones(b, t, dtype=torch.long)
@@ -224,7 +231,7 @@ def test_activations_over_a_quantised_base(tmp_path: Path, adapter: AdapterConfi
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: f"{a.kind}-{a.target_modules and 'some'}")
 def test_checkpointing_keeps_the_inputs_of_layers(adapter: AdapterConfig) -> None:
     """Guards the boundary term: with checkpointing one row of the width per token and layer, and the final norm."""
-    model = with_adapter(llama(LlamaShape(64, 192, 6, 4, 2, 96)), adapter).train()
+    model = with_adapter(llama(LanguageModelShape(64, 192, 6, 4, 2, 96)), adapter).train()
     model.activation_checkpointing_enable({"use_reentrant": False})
     embedded = torch.randn(2, 32, 64, requires_grad=True)
     kept = kept_for_backward(model, lambda: model(inputs_embeds=embedded, use_cache=False))
@@ -273,7 +280,7 @@ def test_peak_of_the_loss(tokens: int) -> None:
 
     Seen failing with chunks that are not computed again, whose softmax grows with the batch.
     """
-    shape = LlamaShape(64, 192, 1, 4, 2, 4096)
+    shape = LanguageModelShape(64, 192, 1, 4, 2, 4096)
     hidden = torch.randn(1, tokens + 1, 64, requires_grad=True)
     labels, head = torch.zeros(1, tokens + 1, dtype=torch.long), nn.Linear(64, 4096, bias=False).requires_grad_(False)
     with profile(profile_memory=True) as seen:

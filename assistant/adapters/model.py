@@ -26,6 +26,7 @@ from assistant.adapters.config import (
 )
 from assistant.adapters.layer import DyAMoPELinear, DynamicRankLayer, DyQLoRAFALinear
 from assistant.adapters.nf4 import prepare_nf4
+from assistant.families import FAMILIES
 
 
 class DynamicRankModel(BaseTuner):
@@ -119,18 +120,21 @@ class DyAMoPEModel(DynamicRankModel):
 def decoder_linears(model: nn.Module) -> list[str]:
     """Names of all linear layers inside decoder layers (q, k, v, o, gate, up, down for Llama), never the output head.
 
-    Short names where they are unambiguous. Raises AdapterError `no_decoder_layers`.
+    Short names where they are unambiguous. Raises AdapterError `no_decoder_layers` for a model of no known family.
     """
+    layer_classes = {family.layer_class for family in FAMILIES.values()}
     linears, stacks = set(), []
     for name, module in model.named_modules():
-        if type(module).__name__.endswith("DecoderLayer"):
+        if type(module).__name__ in layer_classes:
             stacks.append(f"{name}.")
         elif isinstance(module, nn.Linear | DynamicRankLayer):
             linears.add(name.removesuffix(".base_layer"))
     inside = {name for name in linears if name.startswith(tuple(stacks))}
     if not inside:
         kind = type(model).__name__
-        raise AdapterError("no_decoder_layers", f"{kind} has no decoder layers. Name target_modules in the config.")
+        raise AdapterError(
+            "no_decoder_layers", f"{kind} has no decoder layers of a known family. Name target_modules in the config."
+        )
     short = {name.rpartition(".")[2] for name in inside}
     outside = {name.rpartition(".")[2] for name in linears - inside}
     return sorted(inside if short & outside else short)

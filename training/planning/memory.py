@@ -17,8 +17,15 @@ from typing import Any
 
 from assistant.config import AdapterConfig, Config, HNFConfig, load_config
 from assistant.errors import ConfigError
+from assistant.families import FAMILIES
 from training.planning.parameters import student_parameters
-from training.planning.shapes import BUNDLED_SHAPE, LlamaShape, image_encoder_sizes, language_model_shape, shape_in
+from training.planning.shapes import (
+    BUNDLED_SHAPE,
+    LanguageModelShape,
+    image_encoder_sizes,
+    language_model_shape,
+    shape_in,
+)
 
 GIB = 1024**3
 CARDS = (6, 8, 12, 16, 24)  # [GiB]
@@ -40,14 +47,14 @@ def nf4_bytes(parameters: int) -> int:
     return math.ceil(parameters / 2) + scales + NF4_CODES
 
 
-def linear_bytes(shape: LlamaShape, quantization: str, *, p: int) -> int:
+def linear_bytes(shape: LanguageModelShape, quantization: str, *, p: int) -> int:
     """Size of all linear layers inside the decoder layers."""
     if quantization == "none":
         return shape.linear_parameters * p
     return shape.layers * sum(nf4_bytes(d_in * d_out) for d_in, d_out in shape.linears.values())
 
 
-def _adapted(shape: LlamaShape, adapter: AdapterConfig) -> dict[str, tuple[int, int]]:
+def _adapted(shape: LanguageModelShape, adapter: AdapterConfig) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of the adapted linear layers of one decoder layer."""
     if adapter.kind == "none":
         return {}
@@ -55,7 +62,7 @@ def _adapted(shape: LlamaShape, adapter: AdapterConfig) -> dict[str, tuple[int, 
     return {name: sizes for name, sizes in shape.linears.items() if name in wanted}
 
 
-def adapter_parameters(shape: LlamaShape, adapter: AdapterConfig) -> tuple[int, int]:
+def adapter_parameters(shape: LanguageModelShape, adapter: AdapterConfig) -> tuple[int, int]:
     """Trained and frozen parameters of an adapter: B (with experts also routers and MoV's vectors), and A."""
     r, routed = adapter.r_max, adapter.kind == "dya_mope"
     experts = adapter.experts if routed else 1
@@ -72,20 +79,23 @@ def adapter_parameters(shape: LlamaShape, adapter: AdapterConfig) -> tuple[int, 
 # ---------------------------------------------------------------------------------- activations
 
 
-def layer_activations(shape: LlamaShape, adapter: AdapterConfig, *, p: int, masked_tokens: int = 0) -> int:
+def layer_activations(shape: LanguageModelShape, adapter: AdapterConfig, *, p: int, masked_tokens: int = 0) -> int:
     """Bytes one decoder layer keeps per token for backward, its base frozen.
 
-    Kept are the inputs of both norms and their fp32 scales, q, k, v, the attention's output and log-sums, and two of
+    Kept are the inputs of all norms and their fp32 scales, q, k, v, the attention's output and log-sums, and two of
     the inner width: gate and up (`assistant/activations.py`). An adapter adds its latent z alone. Attention under a
     padding mask (`masked_tokens` in a row) also keeps its copy of the mask, and k and v repeated for every query head.
     """
     kv = shape.query_width if masked_tokens else shape.kv_width
     attention = p * (2 * shape.query_width + 2 * kv + masked_tokens) + FP32 * shape.heads
-    norms = 2 * (p * shape.hidden + FP32)
+    family = FAMILIES[shape.family]
+    norms = family.layer_norms * (p * shape.hidden + FP32)
+    if family.head_norms:
+        norms += p * (shape.query_width + shape.kv_width) + FP32 * (shape.heads + shape.kv_heads)
     return attention + norms + 2 * p * shape.intermediate + adapter_activations(shape, adapter, p=p)
 
 
-def adapter_activations(shape: LlamaShape, adapter: AdapterConfig, *, p: int) -> int:
+def adapter_activations(shape: LanguageModelShape, adapter: AdapterConfig, *, p: int) -> int:
     """Bytes the adapters of one decoder layer keep per token: z, and with experts their gates, also in fp32.
 
     MoV keeps its layer's output and the mixture that scales it, a router on x each distinct input but that of o_proj,
@@ -167,7 +177,7 @@ def vision_activations(config: Config, *, p: int) -> int:
     return training.batch_size * (seen + asked + matched)
 
 
-def loss_peak(shape: LlamaShape, tokens: int, *, p: int) -> int:
+def loss_peak(shape: LanguageModelShape, tokens: int, *, p: int) -> int:
     """Bytes of the loss: the states of answer tokens with their gradient, and one chunk's logits.
 
     A chunk holds its log-softmax and two gradients in fp32 at the same time. All tokens are taken to be answers.
@@ -223,7 +233,7 @@ def plan_memory(config: Config, *, gpu_gib: float | None) -> MemoryPlan:
     return MemoryPlan(parts, tuple(_judge(config, shape, sum(parts.values()), gib) for gib in cards))
 
 
-def step_parts(config: Config, shape: LlamaShape) -> dict[str, int]:
+def step_parts(config: Config, shape: LanguageModelShape) -> dict[str, int]:
     """Predicted bytes per part at the peak of one step; the language model computes in bfloat16, moments are fp32."""
     training, decoder = config.training, config.decoder
     tokens, p = training.batch_size * training.max_tokens, BF16
@@ -285,7 +295,7 @@ def _start(config: Config) -> Path | None:
     return run if (run / "config.yaml").is_file() else run / "model"
 
 
-def _base_shape(config: Config) -> LlamaShape:
+def _base_shape(config: Config) -> LanguageModelShape:
     directory = _start(config)
     if directory is not None and (directory / "config.json").is_file():
         return shape_in(directory / "config.json")
@@ -296,13 +306,13 @@ def _base_shape(config: Config) -> LlamaShape:
     raise ConfigError("unknown_base", f"{directory} does not say what its language model is. Set decoder.base.")
 
 
-def _judge(config: Config, shape: LlamaShape, total: int, gib: float) -> CardVerdict:
+def _judge(config: Config, shape: LanguageModelShape, total: int, gib: float) -> CardVerdict:
     if total <= USABLE * gib * GIB:
         return CardVerdict(gib, True, ())
     return CardVerdict(gib, False, fitting_settings(config, shape, gib))
 
 
-def fitting_settings(config: Config, shape: LlamaShape, gib: float) -> tuple[str, ...] | None:
+def fitting_settings(config: Config, shape: LanguageModelShape, gib: float) -> tuple[str, ...] | None:
     """Return the overrides that make a step fit, adding what costs least first; None where all together do not."""
     values: dict[str, Any] = {}
     for key, value in _savings(config):

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from assistant.config import Config, HNFConfig, TextEncoderConfig
-from training.planning.shapes import ImageEncoderSizes, LlamaShape, image_encoder_sizes
+from training.planning.shapes import ImageEncoderSizes, LanguageModelShape, image_encoder_sizes
 
 STATES = 2  # learned states of the text encoder, as in assistant/grounding.py
 
@@ -22,7 +22,7 @@ class StudentParameters:
     rest: int
 
 
-def student_parameters(config: Config, shape: LlamaShape) -> StudentParameters:
+def student_parameters(config: Config, shape: LanguageModelShape) -> StudentParameters:
     """Parameters of encoders, grounding and cross-attention. Raises ConfigError `unknown_tower`."""
     text, decoder = config.text_encoder, config.decoder
     vit, dim = image_encoder_sizes(config.vit), decoder.cross_attention_dim
