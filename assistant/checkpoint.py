@@ -21,12 +21,13 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from assistant.adapter_kinds import AdapterSettings
 from assistant.chat import template_of
-from assistant.config import AdapterConfig, Config, dump_config, load_config
+from assistant.config import Config, dump_config, load_config
 from assistant.disk import MANIFEST, recover, verify_directory, write_directory
 from assistant.errors import RunError
 from assistant.families import family_of, language_settings
@@ -144,19 +145,15 @@ def write_model(run: Run, directory: Path, *, card: str | None = None) -> None:
         (directory / "README.md").write_text(card)
 
 
-def attach_adapter(student: MaemiForConditionalGeneration, adapter: AdapterConfig) -> None:
+def attach_adapter(student: MaemiForConditionalGeneration, adapter: AdapterSettings) -> None:
     """Put the configured adapter on the language model, unless it has one."""
-    if adapter.kind == "none" or hasattr(student.decoder.lm, "peft_config"):
+    if not adapter.peft_name or hasattr(student.decoder.lm, "peft_config"):
         return
     from peft import get_peft_model
 
-    from assistant.adapters import DyAMoPEConfig, DyQLoRAFAConfig
+    from assistant.adapters import peft_config
 
-    kind = DyQLoRAFAConfig if adapter.kind == "dyqlora_fa" else DyAMoPEConfig
-    known = {field.name for field in fields(kind)}
-    settings = {key: value for key, value in adapter.model_dump(mode="json").items() if key in known}
-    config = kind(**settings)
-    student.decoder.lm = get_peft_model(student.decoder.lm, config, autocast_adapter_dtype=False)
+    student.decoder.lm = get_peft_model(student.decoder.lm, peft_config(adapter), autocast_adapter_dtype=False)
 
 
 def _assemble(

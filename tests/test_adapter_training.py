@@ -34,6 +34,7 @@ from students import tiny_config, tiny_run, write_tiny_base
 from torch import Tensor, nn
 
 from assistant import adapters
+from assistant.adapter_kinds import DyQLoRAFASettings
 from assistant.adapters import (
     AdapterError,
     DyQLoRAFAConfig,
@@ -46,7 +47,6 @@ from assistant.adapters import (
 )
 from assistant.adapters.rank import adapter_layers
 from assistant.checkpoint import attach_adapter
-from assistant.config import AdapterConfig
 from training.stages import InstructionStage
 from training.trainer import stage_state
 from training.trainer import train as fine_tune
@@ -253,7 +253,7 @@ def checksums(model: nn.Module) -> dict[str, str]:
 def test_checkpoints_of_a_run_hold_A(tmp_path: Path) -> None:
     """A is drawn on the device it trains on: resumed on another it would be a different A. Seen failing without."""
     run = tiny_run(tmp_path)
-    attach_adapter(run.student, AdapterConfig(r_min=2, r_max=4))
+    attach_adapter(run.student, DyQLoRAFASettings(r_min=2, r_max=4))
     state = stage_state(InstructionStage(run.student, run.config.loss))
     kept = {name.removeprefix("student.") for name in state}
     assert set(named(run.student, "lora_A")) <= kept

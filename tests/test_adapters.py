@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,13 @@ from adapting import (
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from assistant.adapter_kinds import KINDS
 from assistant.adapters import (
     AdapterError,
     DyAMoPEConfig,
     DyQLoRAFAConfig,
     export_lora,
+    peft_config,
     prepare_nf4,
     rank_at,
     set_rank,
@@ -517,3 +521,24 @@ def test_an_8_bit_base_takes_an_adapter(make_config: Any) -> None:
     assert all(b.grad.abs().sum() > 0 for b in named(model, "lora_B").values())
     with pytest.raises(AdapterError, match="not_mergeable"):
         model.merge_adapter()
+
+
+# ---- the registry --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.peft_name], ids=lambda kind: kind.kind)
+def test_a_kind_is_known_to_peft_by_its_settings(kind: Any) -> None:
+    """A kind without a tuner, or a setting that a saved adapter forgets."""
+    config = peft_config(kind())
+    assert {field.name for field in fields(kind)} <= config.to_dict().keys()
+    assert get_peft_model(llama(), config).peft_config["default"].peft_type == kind.peft_name
+
+
+def test_no_part_asks_for_a_kind_by_name() -> None:
+    """A new kind is its classes and one entry. Seen failing with configuration, checkpoint, stages and plan."""
+    root = Path(__file__).parents[1]
+    packages = ("assistant", "training", "serve", "data_gen")
+    files = [file for package in packages for file in (root / package).rglob("*.py")]
+    names = re.compile(r"[\"'](dya_mope|dyqlora_fa|DYAMOPE|DYQLORAFA)[\"']")
+    named = {file.name for file in files if names.search(file.read_text())}
+    assert named == {"adapter_kinds.py"}

@@ -186,6 +186,7 @@ def test_tokens_do_not_depend_on_their_batch() -> None:
         "rslora=true",
         "rank_per_layer=true",
         "rank_update=last",
+        "precondition=true",
         "top_k=1",
         "renormalise=false",
         "expert_dropout=0.25",
@@ -198,10 +199,7 @@ def test_tokens_do_not_depend_on_their_batch() -> None:
     ],
 )
 def test_every_option_is_reached_from_the_configuration(override: str, tmp_path: Path) -> None:
-    """From `--set adapter...` to the PEFT config, the plan's exact parameters, and a step. Seen failing without each.
-
-    (`precondition`, which is no part of a saved adapter, is tested where a run logs.)
-    """
+    """From `--set adapter...` to the PEFT config, the plan's parameters, and a step. Seen failing without each."""
     run = tiny_run(tmp_path / "base", "adapter.kind=dya_mope", "adapter.r_min=2", "adapter.r_max=4")
     config = load_config(None, ["adapter.kind=dya_mope", "adapter.r_min=2", "adapter.r_max=4", f"adapter.{override}"])
     attach_adapter(run.student, config.adapter)

@@ -16,10 +16,10 @@ from students import conversation, open_gates, picture, tiny_config, write_tiny_
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from assistant.activations import LeanMLP, LeanRMSNorm, keep_less
+from assistant.adapter_kinds import AdapterSettings
 from assistant.adapters import DyQLoRAFAConfig, draw_ranks, set_rank
 from assistant.chat import Conversation, Message, encode_conversation, template_of
 from assistant.checkpoint import Run, attach_adapter, load_run, new_run, save_model
-from assistant.config import AdapterConfig
 from assistant.decoder import load_language_model
 from assistant.families import CHATML, FAMILIES, GEMMA, LLAMA_2, Template
 from assistant.generation import GREEDY, advance, computing, next_token, read
@@ -114,7 +114,7 @@ def test_norms_and_feed_forward_keep_less_and_the_plan_counts_it(family: str, ba
         assert sum(isinstance(m, LeanRMSNorm) for m in lm.modules()) == norms
         embedded = torch.randn(1, 32, 64, requires_grad=True)
         counted.append(kept_for_backward(lm, lambda m=lm, e=embedded: m(inputs_embeds=e)))
-    assert 32 * layer_activations(shape, AdapterConfig(kind="none"), p=FP32) == pytest.approx(
+    assert 32 * layer_activations(shape, AdapterSettings(), p=FP32) == pytest.approx(
         (counted[1] - counted[0]) / 2, rel=0.02
     )
     built = AutoModelForCausalLM.from_pretrained(base)

@@ -15,8 +15,9 @@ from torch.profiler import profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from assistant.activations import keep_less
-from assistant.adapters import DyAMoPEConfig, DyQLoRAFAConfig
-from assistant.config import AdapterConfig, Config, HNFConfig
+from assistant.adapter_kinds import AdapterSettings, DyAMoPESettings, DyQLoRAFASettings
+from assistant.adapters import peft_config
+from assistant.config import Config, HNFConfig
 from assistant.decoder import GatedCrossAttention, load_language_model
 from assistant.errors import ConfigError
 from assistant.grounding import GroundedEncoder, TextEncoder
@@ -51,11 +52,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 TINY = LanguageModelShape(hidden=64, intermediate=192, layers=2, heads=4, kv_heads=2, vocab=96)
 ADAPTERS = [
-    AdapterConfig(kind="none"),
-    AdapterConfig(kind="dyqlora_fa", r_min=2, r_max=6),
-    AdapterConfig(kind="dyqlora_fa", r_min=2, r_max=6, target_modules=("q_proj", "down_proj")),
-    AdapterConfig(kind="dya_mope", r_min=2, r_max=6, experts=3),
+    AdapterSettings(),
+    DyQLoRAFASettings(r_min=2, r_max=6),
+    DyQLoRAFASettings(r_min=2, r_max=6, target_modules=("q_proj", "down_proj")),
+    DyAMoPESettings(r_min=2, r_max=6, experts=3),
 ]
+ADAPTER_NAMES = ["none", "dyqlora_fa", "dyqlora_fa on some", "dya_mope"]
 LLAMA_7B = Config.model_validate(
     {
         "init": None,
@@ -85,15 +87,8 @@ def llama(shape: LanguageModelShape) -> LlamaForCausalLM:
     return lm
 
 
-def with_adapter(lm: nn.Module, adapter: AdapterConfig) -> nn.Module:
-    targets = None if adapter.target_modules is None else list(adapter.target_modules)
-    common: dict[str, Any] = {"r_min": adapter.r_min, "r_max": adapter.r_max, "target_modules": targets}
-    if adapter.kind == "none":
-        return lm
-    peft = (
-        DyQLoRAFAConfig(**common) if adapter.kind == "dyqlora_fa" else DyAMoPEConfig(**common, experts=adapter.experts)
-    )
-    return get_peft_model(lm, peft, autocast_adapter_dtype=False)
+def with_adapter(lm: nn.Module, adapter: AdapterSettings) -> nn.Module:
+    return get_peft_model(lm, peft_config(adapter), autocast_adapter_dtype=False) if adapter.peft_name else lm
 
 
 def quantization_tensors(model: nn.Module) -> list[Tensor]:
@@ -125,8 +120,8 @@ def test_a_model_that_is_not_quantised_is_counted_in_full() -> None:
     assert linear_bytes(TINY, "none", p=2) == 2 * TINY.linear_parameters
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: f"{a.kind}-{a.target_modules and 'some'}")
-def test_adapter_and_moment_bytes_are_exact(adapter: AdapterConfig) -> None:
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=ADAPTER_NAMES)
+def test_adapter_and_moment_bytes_are_exact(adapter: AdapterSettings) -> None:
     """Guards the counts of A, B and routers, and that AdamW holds two fp32 moments of what is trained, no more."""
     model = with_adapter(llama(TINY), adapter)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -151,7 +146,7 @@ def test_published_sizes_of_llama_2_7b() -> None:
     assert shape.linear_parameters == 6_476_005_376
     assert shape.linear_parameters + shape.other_parameters == 6_738_415_616
     assert 8 * nf4_bytes(4096 * 11008) / (4096 * 11008) == pytest.approx(4.127, abs=1e-3)
-    trained, frozen = adapter_parameters(shape, AdapterConfig(r_max=16))
+    trained, frozen = adapter_parameters(shape, DyQLoRAFASettings(r_max=16))
     assert (trained, frozen) == (21_757_952, 18_219_008)
 
 
@@ -188,12 +183,12 @@ def test_published_parameter_counts(base: str, parameters: int) -> None:
 # ---------------------------------------------------------------------------------- activations
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: f"{a.kind}-{a.target_modules and 'some'}")
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=ADAPTER_NAMES)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [(64, 192, 4, 2), (128, 256, 4, 4)], ids=["grouped", "wide"])
 def test_activations_of_the_language_model(
-    adapter: AdapterConfig, masked: bool, dtype: torch.dtype, sizes: tuple[int, int, int, int]
+    adapter: AdapterSettings, masked: bool, dtype: torch.dtype, sizes: tuple[int, int, int, int]
 ) -> None:
     """Guards the list of tensors a layer keeps: within 10 % of what autograd keeps, per token and layer within 2 %.
 
@@ -215,8 +210,8 @@ def test_activations_of_the_language_model(
     assert 3 * layer + b * t * (p * d + FP32) == pytest.approx(counted[1], rel=0.10)
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS[1:], ids=lambda a: f"{a.kind}-{a.target_modules and 'some'}")
-def test_activations_over_a_quantised_base(tmp_path: Path, adapter: AdapterConfig) -> None:
+@pytest.mark.parametrize("adapter", ADAPTERS[1:], ids=ADAPTER_NAMES[1:])
+def test_activations_over_a_quantised_base(tmp_path: Path, adapter: AdapterSettings) -> None:
     """Guards against a 4-bit product keeping its input: only z comes on top of the frozen base."""
     llama(TINY).save_pretrained(tmp_path)
     lm = load_language_model(str(tmp_path), quantization="nf4", device="cpu", dtype=torch.float32)
@@ -228,8 +223,8 @@ def test_activations_over_a_quantised_base(tmp_path: Path, adapter: AdapterConfi
     assert predicted == pytest.approx(counted, rel=0.10)
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: f"{a.kind}-{a.target_modules and 'some'}")
-def test_checkpointing_keeps_the_inputs_of_layers(adapter: AdapterConfig) -> None:
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=ADAPTER_NAMES)
+def test_checkpointing_keeps_the_inputs_of_layers(adapter: AdapterSettings) -> None:
     """Guards the boundary term: with checkpointing one row of the width per token and layer, and the final norm."""
     model = with_adapter(llama(LanguageModelShape(64, 192, 6, 4, 2, 96)), adapter).train()
     model.activation_checkpointing_enable({"use_reentrant": False})

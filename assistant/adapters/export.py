@@ -58,7 +58,7 @@ def _active_adapter(model: nn.Module) -> str:
 
 
 def _check_exportable(config: DynamicRankConfig, name: str, rank: int) -> None:
-    if getattr(config, "is_routed", False):
+    if config.is_routed:
         raise AdapterError(
             "routed_experts",
             f"adapter {name!r} weighs experts anew for every token; no LoRA equals it. Export a DyQLoRA-FA adapter.",
