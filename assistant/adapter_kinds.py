@@ -8,7 +8,6 @@ QLoRA (2305.14314: a 4-bit base). DyA-MoPE (sLAVA, 2408.15305) mixes E such adap
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, TypeAdapter
 
 from assistant.errors import ConfigError
+from assistant.retired import without_retired
 
 Rank = Annotated[int, Field(gt=0, le=16_384)]
 Experts = Annotated[int, Field(gt=0, le=1024)]
@@ -59,10 +59,6 @@ class DynamicRankSettings(AdapterSettings):
     """Rank of the stored matrices, and the rank that is used until `set_rank` names another."""
     alpha: float = 16.0
     """A truncation at rank b is a LoRA of rank b with this alpha."""
-    rslora: bool = False
-    """Scale by alpha / sqrt(b) instead of alpha / b, which keeps the size of the update when b grows (2312.03732)."""
-    rank_per_layer: bool = False
-    """Let `draw_ranks` draw a rank for each layer instead of one for all."""
     rank_update: Literal["prefix", "last"] = "prefix"
     """Which columns of B a step at rank b trains: "prefix" all b of them, "last" column b alone (DyLoRA's frozen mode).
     """
@@ -92,7 +88,7 @@ class DynamicRankSettings(AdapterSettings):
 
     def scale(self, rank: int) -> float:
         """The factor of the adapter's product at a rank."""
-        return self.alpha / (math.sqrt(rank) if self.rslora else rank)
+        return self.alpha / rank
 
     def trained_columns(self, rank: int) -> slice:
         """Columns of B that a step at this rank trains."""
@@ -131,8 +127,6 @@ class DyAMoPESettings(DynamicRankSettings):
     """Experts a token uses; None mixes all (soft merging)."""
     renormalise: bool = True
     """Make the gates of the top k sum to 1 again. 2309.05444 does not, and its tokens then get less than one LoRA."""
-    expert_dropout: float = 0.0
-    """Share of experts a token goes without in training; the gates of the others sum to 1, and one always stays."""
     router_input: Literal["z", "x"] = "z"
     """What the router reads: "z", all r_max numbers of A x, or "x", the layer's input, as 2309.05444 does.
     A router on x keeps x for the backward pass and so gives up the memory that freezing A saves."""
@@ -141,8 +135,6 @@ class DyAMoPESettings(DynamicRankSettings):
     mov_modules: tuple[str, ...] = ()
     """Targets whose output is also scaled by a mixture of vectors (MoV), for example k_proj, v_proj, up_proj.
     Their output must be kept for the backward pass, so this gives up part of the memory saved."""
-    router_std: float = 0.02
-    """Spread of the router's initial weights; it alone breaks the symmetry between experts that share A."""
     balance_loss: Weight = 0.0
     """Weight of the load-balance loss, 1 at even use (Switch Transformer, 2101.03961)."""
     z_loss: Weight = 0.0
@@ -153,8 +145,6 @@ class DyAMoPESettings(DynamicRankSettings):
         self.mov_modules = tuple(self.mov_modules)
         if self.experts < 1:
             raise AdapterError("bad_experts", f"experts {self.experts} is below 1. Correct it.")
-        if not 0.0 <= self.expert_dropout < 1.0:
-            raise AdapterError("bad_dropout", f"expert_dropout {self.expert_dropout} is outside [0, 1). Correct it.")
         if self.router_input not in ("z", "x"):
             raise AdapterError("bad_router", f"router_input {self.router_input!r}: write 'z' or 'x'.")
         if self.top_k is not None and not 1 <= self.top_k <= self.experts:
@@ -205,6 +195,7 @@ def read_settings(given: Any) -> AdapterSettings:
         return given
     if not isinstance(given, Mapping):
         raise ValueError("write `kind: ...` and the settings of that kind")
+    given = without_retired("adapter", given)
     kind = KINDS.get(str(given.get("kind", DyQLoRAFASettings.kind)))
     if kind is None:
         raise ValueError(f"kind {given['kind']!r} is none of {', '.join(KINDS)}")

@@ -27,6 +27,7 @@ from pydantic import (
 from assistant.adapter_kinds import SETTINGS, AdapterSettings, DyQLoRAFASettings, read_settings, write_settings
 from assistant.errors import ConfigError, MaemiError
 from assistant.precision import Precision
+from assistant.retired import without_retired
 
 _TOKEN = "[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 """A word that may name a header (RFC 9110)."""
@@ -75,13 +76,15 @@ class HNFConfig(Section):
     """Runge-Kutta steps of the neural ODE from 0 to 1."""
     heads: Count | None = None
     """Attention heads of the neural ODE; None takes one per 64 of the width."""
-    edge_weights: Literal["binary", "cosine"] = "binary"
     dynamics: Literal["fields", "ode_rnn"] = "fields"
     """One field per direction over all tokens, or an ODE-RNN per direction that reads patch after patch."""
-    merge: Literal["project", "mean"] = "project"
-    """How the two directions become one."""
     outer_activation: bool = False
     """A sigmoid around the gate's mixture."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_files(cls, given: Any) -> Any:
+        return without_retired("hnf", given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _patches_grow(self) -> HNFConfig:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+import warnings
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
@@ -532,6 +534,20 @@ def test_a_kind_is_known_to_peft_by_its_settings(kind: Any) -> None:
     config = peft_config(kind())
     assert {field.name for field in fields(kind)} <= config.to_dict().keys()
     assert get_peft_model(llama(), config).peft_config["default"].peft_type == kind.peft_name
+
+
+def test_an_adapter_of_an_older_version_loads_unless_it_used_what_is_no_more(tmp_path: Path) -> None:
+    """Without a word where its settings are those of today. Seen failing with a warning, and with `rslora` ignored."""
+    adapted(CONFIGS["dyqlora_fa"]).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    settings = json.loads(file.read_text()) | {"rslora": False, "rank_per_layer": False}
+    file.write_text(json.dumps(settings))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        PeftModel.from_pretrained(llama(), tmp_path)
+    file.write_text(json.dumps(settings | {"rslora": True}))
+    with pytest.raises(AdapterError, match=r"retired: adapter.rslora is no setting any more, it is always False"):
+        PeftModel.from_pretrained(llama(), tmp_path)
 
 
 def test_no_part_asks_for_a_kind_by_name() -> None:

@@ -301,7 +301,7 @@ def peak_of(seen: profile) -> int:
     [
         {},
         {"vit": {"patch_size": 8, "dim": 48, "depth": 3, "heads": 2}},
-        {"hnf": {"patch_sizes": [8, 16, 32], "dim": 32, "order": 4, "merge": "mean"}},
+        {"hnf": {"patch_sizes": [8, 16, 32], "dim": 32, "order": 4}},
         {"hnf": {"patch_sizes": [16], "dim": 32, "dynamics": "ode_rnn"}},
         {"text_encoder": {"dim": 32, "depth": 1, "grounded_depth": 3, "heads": 2, "max_tokens": 16}},
         {"decoder": {"cross_attention_every": 2, "cross_attention_dim": 24, "cross_attention_heads": 2}},

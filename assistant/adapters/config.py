@@ -9,6 +9,7 @@ from peft import PeftConfig
 
 from assistant.adapter_kinds import AdapterError as AdapterError
 from assistant.adapter_kinds import DyAMoPESettings, DynamicRankSettings, DyQLoRAFASettings
+from assistant.retired import without_retired
 
 
 class PeftName(str):
@@ -38,6 +39,15 @@ class DynamicRankConfig(DynamicRankSettings, PeftConfig):
         # sorted lists, so that the same settings always save as the same bytes
         self.target_modules = _names(self.target_modules)
         self.exclude_modules = _names(self.exclude_modules)
+
+    @classmethod
+    def from_peft_type(cls, **kwargs: Any) -> Any:
+        """A config from what a saved adapter says. Raises AdapterError `retired` where a setting of it is no more."""
+        try:
+            known = without_retired("adapter", kwargs)
+        except ValueError as error:
+            raise AdapterError("retired", f"{error}, and train the adapter anew.") from None
+        return super().from_peft_type(**known)
 
 
 @dataclass

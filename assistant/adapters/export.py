@@ -81,7 +81,6 @@ def _lora_config(root: nn.Module, name: str, rank: int) -> LoraConfig:
     return LoraConfig(
         r=rank,
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # other loaders expect an integer
-        use_rslora=config.rslora,
         lora_dropout=0.0,
         target_modules=config.target_modules,
         exclude_modules=config.exclude_modules,

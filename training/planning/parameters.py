@@ -70,7 +70,7 @@ def hnf(image_size: int, settings: HNFConfig) -> int:
         direction = linear(dim, 4 * dim) + 4 * dim + linear(2 * dim, dim)
     else:  # a field of two layers and a GRU cell, whose three gates have two biases each
         direction = 2 * linear(dim, dim) + 2 * linear(dim, 3 * dim)
-    ode = 2 * direction + (linear(2 * dim, dim) if settings.merge == "project" else 0)
+    ode = 2 * direction + linear(2 * dim, dim)
     graph = settings.order * dim**2 + dim + norm(dim)
     gate = linear(2 * dim, dim)
     patches = sum(linear(p**2, dim) + (image_size // p) ** 2 * dim for p in settings.patch_sizes)
