@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assistant.answers import checked
+from assistant.answers import checked, pictures_meant
 from assistant.chat import (
     CAPTION_PROMPT,
     Conversation,
@@ -34,7 +34,7 @@ from assistant.generation import GREEDY, Token, advance, complete, computing, li
 from assistant.generation import Sampling as Sampling
 from assistant.grounding import CLS
 from assistant.labels import prototype_scores, rank_labels
-from assistant.measure import Facts, Known, disagreements, measure
+from assistant.measure import Facts, Known, Statement, disagreements, measure, read_statements
 from assistant.micrograph import Micrograph, read_micrograph, to_model_input
 from assistant.recall import Recall
 
@@ -77,6 +77,7 @@ class Look:
             detector=instrument.detector,
             microscope=instrument.model or instrument.vendor,
             date=instrument.date,
+            sources={"pixel_size": (calibration.source, calibration.confidence)} if calibration else {},
         )
 
 
@@ -156,7 +157,16 @@ class Assistant:
             watch=watch,
             top=top,
         )
-        yield from checked(pieces, question, [look.known for look in looks])
+        about = pictures_meant(question, len(looks), len(looks) - _shown(history))
+        yield from checked(pieces, question, [look.known for look in looks], about=about)
+
+    def statements(
+        self, answer: str, images: Sequence[Image], question: str = "", history: Sequence[Message] = ()
+    ) -> list[Statement]:
+        """What an answer states of the pictures of a conversation, each statement with the fact behind it."""
+        looks = self.look_all(images)
+        about = pictures_meant(question, len(looks), len(looks) - _shown(history))
+        return read_statements(answer, [look.known for look in looks], about=about)
 
     def draft(
         self,
@@ -532,6 +542,11 @@ def _compose(looks: Sequence[Look], question: str, history: Sequence[Message], a
         messages.append(message)
     described = auxiliary_text(_facts_line(remaining), aux)
     return Conversation((*messages, Message("user", question.strip(), len(remaining), described)))
+
+
+def _shown(history: Sequence[Message]) -> int:
+    """Pictures that came before the question."""
+    return sum(message.images for message in history)
 
 
 def _examples_of(label: str, examples: Mapping[str, Sequence[Image]]) -> list[Image]:

@@ -11,17 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from assistant.measurements.claims import NUMBER_WORDS, Claim, read_claims
-from assistant.measurements.corrections import (
-    Known,
-    corrected,
-    corrected_stream,
-    disagreements,
-    missing,
-    sentence_of,
-    sentences,
-    true_claims,
-)
-from assistant.measurements.facts import FACT_NAMES, LINE_ORDER, Fact, Facts, not_applicable
+from assistant.measurements.corrections import corrected, corrected_stream, disagreements, missing, sentence_of
+from assistant.measurements.facts import FACT_NAMES, LINE_ORDER, Fact, Facts, Known, not_applicable
+from assistant.measurements.references import fact_entries, fact_line, filled, quoted
+from assistant.measurements.statements import Statement, read_statements, sentences
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,17 +33,22 @@ __all__ = [
     "Fact",
     "Facts",
     "Known",
+    "Statement",
     "corrected",
     "corrected_stream",
     "disagreements",
+    "fact_entries",
+    "fact_line",
     "figures",
+    "filled",
     "measure",
     "measure_pixels",
     "missing",
+    "quoted",
     "read_claims",
+    "read_statements",
     "sentence_of",
     "sentences",
-    "true_claims",
 ]
 
 DIRECTED = 0.5

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
 # ---------------------------------------------------------------------------------- units
 
@@ -79,8 +80,12 @@ class Quantity:
     name: str
     words: str
     """How a text names it: a regular expression, case ignored."""
-    source: str = "measured"
-    """Who knows it: "measured", or "read" from the file."""
+    source: Literal["measured", "read", "predicted"] = "measured"
+    """Who knows it: the measurement, the file, or a calibrated head."""
+    asks: tuple[str, ...] = ()
+    """How a question asks for it: regular expressions, case ignored. Those that share one answer it together."""
+    in_words: bool = False
+    """Whether its value is a word: a detector, a class."""
     line: int | None = None
     """Its place in the line of facts; None where it is not said there."""
     figure: str | None = None
@@ -98,46 +103,130 @@ class Quantity:
 
 _SIZE = r"diameters?|sizes?"
 _FIBRE = r"fib(?:re|er)"
+_HOW_LARGE = r"how (?:large|big|small|long)|\bsizes?\b|diameter|larger|smaller"
+_HOW_WIDE = r"how wide|widths?\b|thick"
+_WHICH_WAY = r"orient|direction|aligned|alignment"
 QUANTITIES: Mapping[str, Quantity] = {
     quantity.name: quantity
     for quantity in (
-        Quantity("count", r"counts?|number of \w+", line=0, figure="objects", asked=True),
-        Quantity("mean_diameter", rf"(?:mean|average) (?:{_SIZE})", line=1, figure="objects", asked=True, typical=True),
-        Quantity("median_diameter", rf"median (?:{_SIZE})", figure="objects"),
-        Quantity("d10_diameter", r"d10(?: diameter)?|10th percentile", line=2, figure="objects"),
-        Quantity("d90_diameter", r"d90(?: diameter)?|90th percentile", line=3, figure="objects"),
-        Quantity("aspect_ratio", r"aspect ratios?", line=4, figure="objects", typical=True),
-        Quantity("circularity", r"circularity|roundness", figure="objects", typical=True),
+        Quantity(
+            "count",
+            r"counts?|number of \w+",
+            asks=(r"how many|number of|counts?\b|counted",),
+            line=0,
+            figure="objects",
+            asked=True,
+        ),
+        Quantity(
+            "mean_diameter",
+            rf"(?:mean|average) (?:{_SIZE})",
+            asks=(_HOW_LARGE,),
+            line=1,
+            figure="objects",
+            asked=True,
+            typical=True,
+        ),
+        Quantity("median_diameter", rf"median (?:{_SIZE})", asks=(r"median",), figure="objects"),
+        Quantity("d10_diameter", r"d10(?: diameter)?|10th percentile", asks=(_HOW_LARGE,), line=2, figure="objects"),
+        Quantity("d90_diameter", r"d90(?: diameter)?|90th percentile", asks=(_HOW_LARGE,), line=3, figure="objects"),
+        Quantity(
+            "aspect_ratio", r"aspect ratios?", asks=(r"aspect ratio|elongat",), line=4, figure="objects", typical=True
+        ),
+        Quantity(
+            "circularity", r"circularity|roundness", asks=(r"circularity|how round",), figure="objects", typical=True
+        ),
         Quantity(
             "nearest_neighbour",
             r"nearest[\s-]neighbou?r\w*(?: distance)?|spacing",
+            asks=(r"how far apart|distances? between|spacing|neighbou?r",),
             line=5,
             figure="neighbours",
             asked=True,
         ),
-        Quantity("coverage", r"coverage|area fraction", line=6, figure="share", typical=True),
-        Quantity("porosity", r"porosity|share of (?:the )?dark \w+", line=7, figure="share", typical=True),
-        Quantity("orientation", r"orientation|main direction", line=12, figure="direction"),
-        Quantity("anisotropy", r"anisotropy", line=13, figure="direction"),
-        Quantity("period", r"periods?|pitch(?:es)?", line=8, figure="period", asked=True, typical=True),
-        Quantity("line_width", r"line[\s-]?widths?|lines are", line=9, figure="lines", asked=True, typical=True),
-        Quantity("line_edge_roughness", r"(?:line[\s-]?)?edge roughness|LER", line=10, figure="lines"),
+        Quantity("coverage", r"coverage|area fraction", asks=(r"cover",), line=6, figure="share", typical=True),
+        Quantity(
+            "porosity",
+            r"porosity|share of (?:the )?dark \w+",
+            asks=(r"poros|porous|\bpores?\b",),
+            line=7,
+            figure="share",
+            typical=True,
+        ),
+        Quantity("orientation", r"orientation|main direction", asks=(_WHICH_WAY,), line=12, figure="direction"),
+        Quantity("anisotropy", r"anisotropy", asks=(_WHICH_WAY, r"anisotrop"), line=13, figure="direction"),
+        Quantity(
+            "period",
+            r"periods?|pitch(?:es)?",
+            asks=(r"periods?\b|pitch|periodic",),
+            line=8,
+            figure="period",
+            asked=True,
+            typical=True,
+        ),
+        Quantity(
+            "line_width",
+            r"line[\s-]?widths?|lines are",
+            asks=(_HOW_WIDE,),
+            line=9,
+            figure="lines",
+            asked=True,
+            typical=True,
+        ),
+        Quantity(
+            "line_edge_roughness",
+            r"(?:line[\s-]?)?edge roughness|LER",
+            asks=(r"roughness|\bLER\b",),
+            line=10,
+            figure="lines",
+        ),
         Quantity(
             "fibre_width",
             rf"{_FIBRE}[\s-](?:width|diameter)s?",
+            asks=(_HOW_WIDE,),
             line=11,
             figure="fibres",
             asked=True,
             typical=True,
         ),
-        Quantity("mean_grey", r"mean gr[ea]y(?: level| value)?", figure="grey"),
-        Quantity("contrast", r"contrast", line=14, figure="grey"),
-        Quantity("sharpness", r"sharpness", figure="grey"),
-        Quantity("noise", r"noise", line=15, figure="grey"),
-        Quantity("voltage", r"(?:acceleration |accelerating )?voltage|beam energy|hv", source="read"),
-        Quantity("working_distance", r"working distance|wd", source="read"),
-        Quantity("magnification", r"magnification", source="read"),
-        Quantity("pixel_size", r"pixel sizes?|(?:one|each|a|per) pixel|pixels? (?:is|are|measures?)", source="read"),
+        Quantity(
+            "mean_grey", r"mean gr[ea]y(?: level| value)?", asks=(r"gr[ea]y level|how (?:bright|dark)",), figure="grey"
+        ),
+        Quantity("contrast", r"contrast", asks=(r"contrast|quality",), line=14, figure="grey"),
+        Quantity("sharpness", r"sharpness", asks=(r"sharp|blur|focus",), figure="grey"),
+        Quantity("noise", r"noise", asks=(r"nois|quality",), line=15, figure="grey"),
+        Quantity(
+            "voltage",
+            r"(?:acceleration |accelerating )?voltage|beam energy|hv",
+            "read",
+            (r"voltage|\bkv\b|beam energy",),
+        ),
+        Quantity("working_distance", r"working distance|wd", "read", (r"working distance|\bwd\b",)),
+        Quantity("magnification", r"magnification", "read", (r"magnif",)),
+        Quantity(
+            "pixel_size",
+            r"pixel sizes?|(?:one|each|a|per) pixel|pixels? (?:is|are|measures?)",
+            "read",
+            (r"pixel|calibrat|\bscale\b",),
+        ),
+        Quantity("detector", r"detectors?", "read", (r"detector",), in_words=True),
+        Quantity(
+            "microscope",
+            r"microscope|instrument",
+            "read",
+            (r"microscope|instrument|manufactur|vendor",),
+            in_words=True,
+        ),
+        Quantity("date", r"date", "read", (r"\bwhen\b|\bdate\b",), in_words=True),
+        Quantity(
+            "class",
+            r"class|kind|type",
+            "predicted",
+            (r"\bclass|what (?:kind|sort|type)|what is (?:this|it|shown|that)|what does|belong",),
+            in_words=True,
+        ),
+        Quantity("shape", r"shapes?", "predicted", (r"shapes?\b|shaped",), in_words=True),
+        Quantity("surface", r"surface", "predicted", (r"surface|smooth|texture",), in_words=True),
+        Quantity("arrangement", r"arrangement", "predicted", (r"arrange|ordered|distribut",), in_words=True),
     )
 }
 MEASURED = tuple(name for name, quantity in QUANTITIES.items() if quantity.source == "measured")

@@ -87,3 +87,16 @@ def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for item in facts["items"]
         if item["value"] is not None
     ]
+
+
+def statement_row(statement: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What an answer states, the fact behind it, and how that is known, from `Statement.as_dict`."""
+    fact = statement["fact"]
+    if fact is None:
+        return statement["text"], "not known", "No fact stands behind this."
+    name = fact["name"].replace("_", " ")
+    value = fact["text"] or quantity(fact["value"], fact["unit"])
+    picture = f"image {statement['image']}, " if statement["image"] else ""
+    source = SOURCES.get(fact["source"], fact["source"])
+    how = fact["method"] if fact["source"] == "measured" else f"from {source}"
+    return statement["text"], f"{name} {value}", f"{picture}{how}, {fact['confidence']:.0%} sure"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from assistant.measure import Facts, measure
+from assistant.measure import Facts, Known, Statement, measure, read_statements
 from assistant.micrograph import Micrograph, read_micrograph
 
 
@@ -73,6 +73,11 @@ class MeasuringAssistant:
 
     def facts_of(self, image: Any) -> Facts:
         return measure(micrograph(image))
+
+    def statements(
+        self, answer: str, images: Sequence[Any], question: str = "", history: Sequence[Any] = ()
+    ) -> list[Statement]:
+        return read_statements(answer, [Known(self.facts_of(image)) for image in images])
 
     def warnings_for(self, answer: str, images: Sequence[Any]) -> list[str]:
         return [warning for image in images for warning in micrograph(image).warnings]

@@ -84,6 +84,7 @@ def test_the_official_client_gets_an_answer_with_its_evidence(client: OpenAI, pi
     assert extra["images"][0]["dtype"] == "uint16"
     assert extra["images"][0]["pixel_size_nm"] == pytest.approx(4.2)
     assert extra["facts"]
+    assert {"true"} <= {statement["verdict"] for statement in extra["statements"]}
     assert extra["warnings"] == []
 
 

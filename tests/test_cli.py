@@ -210,7 +210,11 @@ def test_ask_answers_with_evidence(maemi: Maemi, student: Path, tiff: Path) -> N
     code, out, err = maemi("ask", tiff, "What is it?", "--run", student, "--max-tokens", 8, "--json")
     reply = json.loads(out)
     assert (code, err) == (0, "")
-    assert set(reply) == {"answer", "images", "facts", "warnings"}
+    assert set(reply) == {"answer", "images", "facts", "statements", "warnings"}
+    for statement in reply["statements"]:
+        assert reply["answer"][statement["start"] : statement["stop"]] == statement["text"]
+        assert statement["fact"]["confidence"] > 0
+    assert reply["statements"]
     assert [set(info) for info in reply["images"]] == [INFO_KEYS]
     assert reply["facts"][0]["items"]
     code, out, err = maemi("ask", tiff, "What is it?", "--run", student, "--max-tokens", 8)

@@ -33,6 +33,15 @@ _ABOUT = re.compile(
 )
 
 
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+_IMAGE = re.compile(
+    rf"\b(?:image|picture|micrograph)\s*(\d{{1,3}})\b|\b({'|'.join(_ORDINALS)})\s+(?:image|picture|micrograph|one)\b",
+    re.IGNORECASE,
+)
+_IN_IMAGE = re.compile(rf"[\d.,]+[^\d;.]*?\b(?:in|of|for)\s+(?:the\s+)?((?:{_IMAGE.pattern}))", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Claim:
     """One number of a text."""
@@ -44,6 +53,8 @@ class Claim:
     limit: Literal["", "above", "below"] = ""
     denied: bool = False
     about: bool = False
+    image: int | None = None
+    """The picture it speaks of, from 1; None where the sentence names none."""
 
 
 def read_claims(text: str) -> list[Claim]:
@@ -68,13 +79,35 @@ def _in_digits(text: str) -> Iterator[Claim]:
             limit,
             denied=_DENIED.search(before) is not None,
             about=_ABOUT.search(before) is not None,
+            image=_image_of(text, amount.start),
         )
 
 
 def _in_words(text: str) -> Iterator[Claim]:
     for match in _IN_WORDS.finditer(text):
         number = float(NUMBER_WORDS.index(match[1].lower()))
-        yield Claim("count", Amount(number, "", number, number, match.start(), match.end()), match[1])
+        amount = Amount(number, "", number, number, match.start(), match.end())
+        yield Claim("count", amount, match[1], image=_image_of(text, match.start()))
+
+
+def images_named(text: str) -> list[tuple[int, int]]:
+    """Where a text names pictures: (end of the name, number from 1), in order: "image 2", "the first picture"."""
+    return [
+        (match.end(), int(match[1]) if match[1] else _ORDINALS.index(match[2].lower()) + 1)
+        for match in _IMAGE.finditer(text)
+    ]
+
+
+def _image_of(text: str, place: int) -> int | None:
+    """The picture that a number at a place of a sentence is of: "7 in image 2", else that named last before it."""
+    start = max((end.end() for end in _SENTENCE_END.finditer(text, 0, place)), default=0)
+    end = _SENTENCE_END.search(text, place)
+    sentence = text[start : end.start() if end else len(text)]
+    if following := _IN_IMAGE.match(sentence, place - start):
+        return images_named(following[1])[0][1]
+    named = images_named(sentence)
+    before = [number for stop, number in named if stop <= place - start]
+    return before[-1] if before else named[0][1] if named else None
 
 
 def _clause_around(text: str, amount: Amount) -> tuple[int, int]:
@@ -104,6 +137,7 @@ def _named(text: str) -> list[tuple[int, str]]:
     found = [
         (match.end(), match.start(), name)
         for name, quantity in QUANTITIES.items()
+        if not quantity.in_words
         for match in re.finditer(rf"\b(?:{quantity.words})\b", text, re.IGNORECASE)
     ]
     longest = {stop: min(start for s, start, _ in found if s == stop) for stop, _, _ in found}

@@ -1,8 +1,13 @@
-"""Fact and Facts: what was measured, in which unit, by which method and how surely. Knows nothing about pixels."""
+"""What is known of a picture: each fact with its value, unit, source, method and confidence.
+
+`Facts` are those that were measured; `Known` adds what the file says and what a calibrated head is sure of.
+Knows nothing about pixels.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from assistant.quantities import MEASURED, QUANTITIES, written
@@ -19,7 +24,7 @@ LINE_ENTRIES = 12
 
 @dataclass(frozen=True)
 class Fact:
-    """One measured quantity; value None with confidence 0 means that it does not apply to this picture."""
+    """One quantity of a picture; value None with confidence 0 means that it does not apply to this picture."""
 
     name: str
     value: float | None
@@ -29,11 +34,26 @@ class Fact:
     confidence: float
     """0..1; how much of the quantity a person measuring by hand would confirm."""
     note: str = ""
+    source: str = "measured"
+    """"measured", "predicted", or where it was read: "file", "tag", "sidecar", "banner", "scale_bar", "user"."""
+    text: str = ""
+    """The value where it is a word: a detector, a class."""
 
     @property
     def applies(self) -> bool:
         """True where there is a value."""
-        return self.value is not None and self.confidence > 0
+        return (self.value is not None or bool(self.text)) and self.confidence > 0
+
+    @property
+    def written(self) -> str:
+        """The value as an answer states it: "312 nm", "20 kV", "5000x", "SE2"; "" where there is none."""
+        if self.value is None:
+            return self.text
+        if self.name == "magnification":
+            return f"{self.value:.10g}x"
+        if QUANTITIES[self.name].source == "read":  # not measured, so not rounded to what a measurement is good for
+            return f"{self.value:.4g} {self.unit}"
+        return written(self.value, self.unit)
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,54 @@ class Facts:
         return {"kind": self.kind, "items": [asdict(fact) for fact in self.items]}
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of one picture: its measured facts, what the file says (None where it does not), predictions."""
+
+    facts: Facts
+    hv_kv: float | None = None
+    wd_mm: float | None = None
+    magnification: float | None = None
+    nm_per_pixel: float | None = None
+    detector: str | None = None
+    microscope: str | None = None
+    date: str | None = None
+    predicted: tuple[Fact, ...] = ()
+    """Class, shape, surface, arrangement: only what a calibrated head is sure of."""
+    sources: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    """Where a quantity was read, with the confidence of the reading; "file" and 1 where this does not say."""
+
+    def get(self, name: str) -> Fact | None:
+        """The fact of that name, None where it is not known."""
+        if QUANTITIES[name].source == "measured":
+            fact = self.facts.get(name)
+        elif QUANTITIES[name].source == "read":
+            fact = self._read(name)
+        else:
+            fact = next((fact for fact in self.predicted if fact.name == name), None)
+        return fact if fact is not None and fact.applies else None
+
+    def __iter__(self) -> Iterator[Fact]:
+        """Every known fact, in the order of `QUANTITIES`."""
+        return filter(None, map(self.get, QUANTITIES))
+
+    def _read(self, name: str) -> Fact | None:
+        value, unit = {
+            "voltage": (self.hv_kv, "kV"),
+            "working_distance": (self.wd_mm, "mm"),
+            "magnification": (self.magnification, "x"),
+            "pixel_size": (self.nm_per_pixel, "nm"),
+            "detector": (self.detector, ""),
+            "microscope": (self.microscope, ""),
+            "date": (self.date, ""),
+        }[name]
+        if value is None or value == "":
+            return None
+        source, confidence = self.sources.get(name, ("file", 1.0))
+        number, text = (None, value) if isinstance(value, str) else (float(value), "")
+        return Fact(name, number, unit, "read, not measured", confidence, source=source, text=text)
+
+
 def not_applicable(name: str, method: str, note: str) -> Fact:
     """A fact that this picture does not have, with the reason."""
     return Fact(name, None, "", method, 0.0, note)
@@ -80,5 +148,4 @@ def not_applicable(name: str, method: str, note: str) -> Fact:
 
 def phrase(fact: Fact) -> str:
     """Name, value and unit as they stand in the line: "mean diameter 312 nm"."""
-    assert fact.value is not None
-    return f"{QUANTITIES[fact.name].said} {written(fact.value, fact.unit)}"
+    return f"{QUANTITIES[fact.name].said} {fact.written}"

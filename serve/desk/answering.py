@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from assistant.demonstrations import Shots
     from assistant.generation import Token
     from assistant.inference import Sampling
-    from assistant.measure import Facts
+    from assistant.measure import Facts, Statement
     from assistant.micrograph import Micrograph
 
 TO_NM = {"pm": 1e-3, "a": 0.1, "å": 0.1, "nm": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3, "mm": 1e6}
@@ -64,6 +64,11 @@ class Answerer(Protocol):
     def facts_of(self, image: Any) -> Facts:
         """What was measured in an image."""
 
+    def statements(
+        self, answer: str, images: Sequence[Any], question: str = ..., history: Sequence[Message] = ...
+    ) -> list[Statement]:
+        """What an answer states, each statement with the fact behind it."""
+
     def warnings_for(self, answer: str, images: Sequence[Any]) -> list[str]:
         """What the reader of an answer must know: doubts of the file reader, numbers that measurement contradicts."""
 
@@ -74,11 +79,12 @@ class Evidence:
 
     images: list[dict[str, Any]]
     facts: list[dict[str, Any]]
+    statements: list[dict[str, Any]]
     warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON shape: one entry of `images` and of `facts` per picture, in the order given."""
-        return {"images": self.images, "facts": self.facts, "warnings": self.warnings}
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def answer(answerer: Answerer, question: Question) -> Iterator[str | Evidence]:
     """
     if not question.images:
         yield from until_stop(_without_picture(answerer, question), question.stop)
-        yield Evidence([], [], [])
+        yield Evidence([], [], [], [])
         return
     pieces = answerer.ask(
         question.images,
@@ -154,7 +160,7 @@ def answer(answerer: Answerer, question: Question) -> Iterator[str | Evidence]:
     for piece in until_stop(pieces, question.stop):
         said.append(piece)
         yield piece
-    yield gather_evidence(answerer, question.images, "".join(said))
+    yield gather_evidence(answerer, question, "".join(said))
 
 
 def _without_picture(answerer: Answerer, question: Question) -> Iterator[str]:
@@ -199,12 +205,15 @@ def _starts(stops: Sequence[str], length: int) -> tuple[str, ...]:
     return tuple(stop[:length] for stop in stops if len(stop) > length > 0)
 
 
-def gather_evidence(answerer: Answerer, micrographs: Sequence[Micrograph], said: str = "") -> Evidence:
-    """Collect info and facts of the pictures, and the warnings about them and about what was said."""
+def gather_evidence(answerer: Answerer, question: Question, said: str) -> Evidence:
+    """Collect info and facts of the pictures, what was stated of them, and the warnings about both."""
+    pictures = question.images
+    statements = answerer.statements(said, pictures, question.text, question.history)
     return Evidence(
-        images=[micrograph.info() for micrograph in micrographs],
-        facts=[answerer.facts_of(micrograph).as_dict() for micrograph in micrographs],
-        warnings=list(dict.fromkeys(answerer.warnings_for(said, micrographs))),
+        images=[micrograph.info() for micrograph in pictures],
+        facts=[answerer.facts_of(micrograph).as_dict() for micrograph in pictures],
+        statements=[statement.as_dict() for statement in statements],
+        warnings=list(dict.fromkeys(answerer.warnings_for(said, pictures))),
     )
 
 

@@ -91,13 +91,14 @@ class Page:
             raise ConfigError("no_question", "Ask something about a micrograph first.")
         micrographs = self._read(talk.pictures, size)
         *history, question = talk.turns
-        said, warnings, told_at = "", [], time.monotonic()
+        said, told_at = "", time.monotonic()
+        proof: Evidence | None = None
         with self._desk.gate.turn():
             cards = self._cards(talk.pictures, micrographs)
             yield list(talk.shown), talk, panel(cards)
             for item in self._desk.answer(Question(micrographs, question.text, tuple(history)), user=_user(request)):
                 if isinstance(item, Evidence):
-                    warnings = item.warnings
+                    proof = item
                     continue
                 said += item
                 if time.monotonic() - told_at > REFRESH_S:
@@ -105,7 +106,7 @@ class Page:
                     yield [*talk.shown, _answer(said)], gr.skip(), gr.skip()
         shown = (*talk.shown, _answer(said or "(no answer)"))
         answered = replace(talk, turns=(*talk.turns, Message("assistant", said)), shown=shown)
-        yield list(shown), answered, panel(cards, _about_the_answer(warnings, micrographs))
+        yield list(shown), answered, panel(cards, *_about_the_answer(proof, micrographs))
 
     def recalibrate(self, talk: Talk, size: str) -> Iterator[str]:
         """Show the panel with another pixel size."""
@@ -351,9 +352,14 @@ def _answer(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": as_text(text)}
 
 
-def _about_the_answer(warnings: Sequence[str], micrographs: Sequence[Micrograph]) -> list[str]:
-    """Warnings without those that stand beside their picture anyway."""
-    return [text for text in warnings if not any(text in m.warnings for m in micrographs)]
+def _about_the_answer(
+    proof: Evidence | None, micrographs: Sequence[Micrograph]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Warnings without those that stand beside their picture anyway, and the statements."""
+    if proof is None:
+        return [], []
+    warnings = [text for text in proof.warnings if not any(text in m.warnings for m in micrographs)]
+    return warnings, proof.statements
 
 
 def _user(request: gr.Request) -> str:

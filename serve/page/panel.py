@@ -26,15 +26,22 @@ EMPTY = (
 )
 
 
-def panel(shown: Sequence[tuple[str, Micrograph, Facts]], warnings: Sequence[str] = ()) -> str:
-    """All pictures of a conversation as (title, micrograph, facts), the newest open; warnings stand above them."""
+def panel(
+    shown: Sequence[tuple[str, Micrograph, Facts]],
+    warnings: Sequence[str] = (),
+    statements: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """All pictures of a conversation as (title, micrograph, facts), the newest open.
+
+    Above them the warnings, and what the latest answer states with the facts behind it.
+    """
     if not shown:
         return EMPTY
     cards = [
         _card(title, micrograph, facts, opened=number == len(shown))
         for number, (title, micrograph, facts) in enumerate(shown, start=1)
     ]
-    return f'<div class="maemi-panel">{_cautions(warnings)}{"".join(reversed(cards))}</div>'
+    return f'<div class="maemi-panel">{_cautions(warnings)}{_stated(statements)}{"".join(reversed(cards))}</div>'
 
 
 def caption_table(rows: Sequence[tuple[CaptionRow, str]], *, of: int) -> str:
@@ -117,6 +124,12 @@ def _badge(nm: float | None, info: dict[str, object]) -> str:
         return '<p class="maemi-badge maemi-amber">Not calibrated</p>'
     size, _, source = wording.pixel_size(info).partition(" (")
     return f'<p class="maemi-badge maemi-teal">{escape(size)} <span>from {escape(source.rstrip(")"))}</span></p>'
+
+
+def _stated(statements: Sequence[Mapping[str, Any]]) -> str:
+    """What an answer states, each statement with its fact; nothing where it states nothing."""
+    rows = "".join(_row(*wording.statement_row(statement)) for statement in statements)
+    return f"<details open><summary>What the answer rests on</summary><dl>{rows}</dl></details>" if rows else ""
 
 
 def _row(label: str, value: str, hint: str = "") -> str:

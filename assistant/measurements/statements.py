@@ -1,0 +1,191 @@
+"""What a text states about pictures, each statement with the fact behind it: true, false, unsupported or withheld.
+
+The one checker: answers are held against it before anyone reads them, evaluation counts with it, and the page shows
+what it found. Knows nothing about pixels or models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from assistant.measurements.claims import Claim, images_named, read_claims
+from assistant.measurements.facts import Fact, Known
+from assistant.quantities import QUANTITIES, states
+
+Verdict = Literal["true", "false", "unsupported", "withheld"]
+ABOUT = 0.1
+""""About 300 nm" states 312 nm. Relative."""
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
+_NAMED = re.compile(
+    r"\b(detector|microscope|instrument|date|class|shape|surface|arrangement)(?:\s+(?:used|mode|type|name))?\s*(?:is|was|:|=)\s*(?:an?\s+|the\s+)?"
+    r"([\w()+/-]+)",
+    re.IGNORECASE,
+)
+_NO_NAME = frozenset({"not", "unknown", "named", "given", "no", "none"})
+_DENIED = re.compile(r"\b(?:no|not|never|neither|nor|without)\b|n['’]t\b", re.IGNORECASE)
+_WITHHELD = re.compile(
+    r"\b(?:(?:could|can) ?not be (?:measured|told|seen|counted|determined)|(?:was|were) not (?:measured|recorded)|"
+    r"do(?:es)? not (?:give|name|say|state|contain)|(?:is|are) not (?:calibrated|known|given|named|stated)|"
+    r"nothing could be measured|no classifier here)",
+    re.IGNORECASE,
+)
+"""What is said of what is missing: by `missing`, and by the taught answers."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One thing that a text says of a picture."""
+
+    text: str
+    start: int
+    """Where it stands in the text: [start, stop)."""
+    stop: int
+    name: str | None
+    """Its quantity in `QUANTITIES`; None where the text names none of them."""
+    verdict: Verdict
+    """Withheld: it says that something is not known."""
+    image: int | None = None
+    """The picture whose fact it is, from 1."""
+    fact: Fact | None = None
+    """What is known of the quantity; also where the text says something else."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON: {"text", "start", "stop", "name", "verdict", "image", "fact": {...} or null}."""
+        return asdict(self)
+
+
+def sentences(pieces: Iterable[str]) -> Iterator[str]:
+    """A text that comes in pieces, sentence by sentence, each with the blanks behind it."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        while end := _SENTENCE_END.search(held):
+            yield held[: end.end()]
+            held = held[end.end() :]
+    if held:
+        yield held
+
+
+def read_statements(text: str, known: Sequence[Known], *, about: Sequence[int] = ()) -> list[Statement]:
+    """Every statement of a text, in order, held against what is known of the pictures of a conversation.
+
+    A sentence that names a picture ("image 2") is held against that one; any other against the pictures it is `about`
+    (numbers from 1; all if empty), and is true if it is so of one of them.
+    """
+    found, start = list[Statement](), 0
+    for sentence in sentences([text]):
+        pictures = _Pictures(known, tuple(about) or tuple(range(1, len(known) + 1)))
+        found += (_moved(statement, start) for statement in _of_sentence(sentence, pictures))
+        start += len(sentence)
+    return found
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """What is known, and which pictures are spoken of."""
+
+    known: Sequence[Known]
+    about: tuple[int, ...]
+
+    def named(self, number: int | None) -> list[tuple[int, Known]]:
+        numbers = self.about if number is None else (number,)
+        return [(n, self.known[n - 1]) for n in numbers if 0 < n <= len(self.known)]
+
+
+def _of_sentence(sentence: str, pictures: _Pictures) -> list[Statement]:
+    words = [*_of_words(sentence, pictures)]
+    words += (wrong for wrong in _of_names(sentence, pictures) if not _overlap(wrong, words))
+    numbers = (_of_number(claim, pictures) for claim in read_claims(sentence))
+    found = [*words, *(number for number in numbers if not _overlap(number, words))]  # "Supra 40" is no number
+    if not found and _WITHHELD.search(sentence):
+        said = sentence.strip()
+        return [Statement(said, sentence.index(said), sentence.index(said) + len(said), _named(sentence), "withheld")]
+    return sorted(found, key=lambda statement: statement.start)
+
+
+def _overlap(one: Statement, others: Iterable[Statement]) -> bool:
+    return any(one.start < other.stop and other.start < one.stop for other in others)
+
+
+def _of_number(claim: Claim, pictures: _Pictures) -> Statement:
+    shown = pictures.named(claim.image)
+    if claim.quantity is None:
+        facts = [(number, fact) for number, known in shown for fact in known]
+    else:
+        facts = [(number, fact) for number, known in shown if (fact := known.get(claim.quantity))]
+    for number, fact in facts:
+        if is_stated(claim, fact):
+            return _statement(claim, "true", number, fact)
+    if claim.quantity is None or not facts:
+        return _statement(claim, "unsupported")
+    return _statement(claim, "false", *facts[0])
+
+
+def is_stated(claim: Claim, fact: Fact) -> bool:
+    """Whether a claim is true of a fact; what cannot be compared is not."""
+    amount = claim.amount.to(fact.unit)
+    if amount is None or fact.value is None:
+        return False
+    if claim.limit:
+        said = fact.value > amount.value if claim.limit == "above" else fact.value < amount.value
+    else:
+        near = claim.about and abs(amount.value - fact.value) <= ABOUT * abs(fact.value)
+        said = near or bool(states(claim.amount, fact.value, fact.unit))
+    return said is not claim.denied
+
+
+def _statement(claim: Claim, verdict: Verdict, image: int | None = None, fact: Fact | None = None) -> Statement:
+    return Statement(claim.wording, claim.amount.start, claim.amount.stop, claim.quantity, verdict, image, fact)
+
+
+def _of_words(sentence: str, pictures: _Pictures) -> Iterator[Statement]:
+    """Every known word that a sentence uses: names as the file writes them, words of heads in any case."""
+    for number, known in pictures.named(_last_named(sentence)):
+        for fact in known:
+            case = re.IGNORECASE if fact.source == "predicted" else re.NOFLAG
+            match = re.search(rf"(?<!\w){re.escape(fact.text)}(?!\w)", sentence, case) if fact.text else None
+            if match:
+                denied = _DENIED.search(sentence[: match.start()])
+                verdict: Verdict = "false" if denied else "true"
+                yield Statement(match[0], match.start(), match.end(), fact.name, verdict, number, fact)
+
+
+def _of_names(sentence: str, pictures: _Pictures) -> Iterator[Statement]:
+    """A name, a class, a shape ... that a sentence gives outright: quoted, or made up."""
+    for match in _NAMED.finditer(sentence):
+        said, name = match[2].casefold(), match[1].lower().replace("instrument", "microscope")
+        if said in _NO_NAME:
+            continue
+        shown = pictures.named(_last_named(sentence))
+        named = [(number, fact) for number, known in shown if (fact := known.get(name))]
+        place = (match[2], match.start(2), match.end(2), name)
+        right = next(((number, fact) for number, fact in named if said in fact.text.casefold()), None)
+        if right:
+            yield Statement(*place, "true", *right)
+        else:
+            yield Statement(*place, "false", *named[0]) if named else Statement(*place, "unsupported")
+
+
+def _last_named(sentence: str) -> int | None:
+    named = images_named(sentence)
+    return named[-1][1] if named else None
+
+
+def _named(sentence: str) -> str | None:
+    """The first quantity that a sentence names."""
+    found = (
+        (match.start(), name)
+        for name, quantity in QUANTITIES.items()
+        if (match := re.search(rf"\b(?:{quantity.words})\b", sentence, re.IGNORECASE))
+    )
+    if re.search(r"\bcalibrated\b", sentence):
+        return "pixel_size"
+    return min(found, default=(0, None))[1]
+
+
+def _moved(statement: Statement, by: int) -> Statement:
+    moved = {"start": statement.start + by, "stop": statement.stop + by}
+    return Statement(**{**vars(statement), **moved})
