@@ -29,6 +29,7 @@ from assistant.checkpoint import Run, load_run
 from assistant.decoder import VisualContext
 from assistant.demonstrations import Shots
 from assistant.errors import ConfigError
+from assistant.families import FAMILIES
 from assistant.generation import GREEDY, Token, advance, complete, computing, likelihoods, next_token, observed, read
 from assistant.generation import Sampling as Sampling
 from assistant.grounding import CLS
@@ -199,7 +200,12 @@ class Assistant:
     ) -> Iterator[str]:
         """What the language model says to a text without pictures. Raises ConfigError `too_long`."""
         turns = [{"role": m.role, "content": m.text} for m in (*history, Message("user", text))]
-        ids = self.processor.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        ids = self.processor.tokenizer.apply_chat_template(
+            turns,
+            add_generation_prompt=True,
+            return_dict=False,
+            **FAMILIES[self.processor.family].template_arguments,
+        )
         self._require_room(len(ids) + 1)
         max_new_tokens = min(max_new_tokens, self._room - len(ids))
         encoded = Encoded(ids, [False] * len(ids), [0] * len(ids), [1] * len(ids), [[]])

@@ -23,6 +23,7 @@ from assistant.checkpoint import Run, attach_adapter, load_run, new_run, save_mo
 from assistant.decoder import load_language_model
 from assistant.families import CHATML, FAMILIES, GEMMA, LLAMA_2, Template
 from assistant.generation import GREEDY, advance, computing, next_token, read
+from assistant.inference import Assistant
 from training.planning.memory import FP32, adapter_parameters, layer_activations
 from training.planning.shapes import shape_in
 
@@ -95,6 +96,9 @@ def test_an_untrained_student_is_its_base_bit_for_bit(family: str, quantization:
         expected = alone(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert batch["input_ids"].shape[1] > WINDOW
     assert torch.equal(seen, expected)
+    run.student.train()  # where the loss goes past the model's own way from states to logits
+    taught = torch.nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    torch.testing.assert_close(run.student(**batch).loss, taught)
 
 
 @every_family
@@ -319,6 +323,21 @@ def test_a_prompt_holds_no_thoughts_and_no_date_of_today(tmp_path: Path) -> None
     words.chat_template = DATED
     assert template_of(words, FAMILIES["llama"]).first == "<s>Today: 26 Jul 2024\nuser: "
     assert template_of(words, FAMILIES["llama"]) == template_of(words, FAMILIES["llama"])
+
+
+def test_a_conversation_without_pictures_holds_no_thoughts_either(tmp_path: Path) -> None:
+    """Seen failing with the template's own default."""
+    base = write_base(tmp_path, "qwen3")
+    words = AutoTokenizer.from_pretrained(base)
+    words.chat_template = CHATML_OWN
+    words.save_pretrained(base)
+    assistant = Assistant(student(base))
+    read_ids: list[torch.Tensor] = []
+    assistant.student.decoder.lm.register_forward_pre_hook(
+        lambda module, args, kwargs: read_ids.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    list(assistant.converse("Size?", max_new_tokens=1))
+    assert words.decode(read_ids[0][0]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
 def test_a_template_that_loses_words_is_not_used(tmp_path: Path) -> None:

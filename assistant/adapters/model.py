@@ -141,7 +141,7 @@ def decoder_linears(model: nn.Module) -> list[str]:
 
 def register() -> None:
     """Make PEFT know every kind by name. Its own registration takes only names of a closed enumeration."""
-    for tuner in (DyQLoRAFAModel, DyAMoPEModel):
+    for tuner in DynamicRankModel.__subclasses__():
         name = tuner.config_class.peft_name
         PEFT_TYPE_TO_CONFIG_MAPPING[name] = tuner.config_class
         PEFT_TYPE_TO_TUNER_MAPPING[name] = tuner
