@@ -68,7 +68,7 @@ def test_an_ablation_turns_one_switch_and_trains(file: Path, parts: tuple[Path, 
     reference = {key: value for key, value in tree.items() if key in kind}
     if file.stem == "experts-top-2-unscaled":
         reference["adapter.top_k"] = switches.pop("adapter.top_k")
-    assert len(switches) == 1
+    assert len(switches) == (file.stem != "fresh")
 
     def trained(settings: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
         base, data = parts
@@ -78,5 +78,7 @@ def test_an_ablation_turns_one_switch_and_trains(file: Path, parts: tuple[Path, 
     assert 0 < loss < 100
     assert any("lora_B" in name for name in changed)
     assert any("hnf" in name for name in changed)
+    if not switches:
+        return
     _, usual = trained(reference)
     assert changed.keys() != usual.keys() or any((changed[name] != usual[name]).any() for name in changed)
