@@ -80,7 +80,7 @@ def test_no_arrow_runs_back_up_between_folders(package: str) -> None:
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_leaf_parts_import_no_sibling(leaf: str) -> None:
     """A leaf may use the exception tree and its own sub-package, nothing else of the assistant."""
-    own = {"errors", "disk", "families", "quantities", leaf} | (
+    own = {"adapter_kinds", "attention", "disk", "errors", "families", "quantities", "retired", leaf} | (
         {"readers", "measurements"} if leaf in {"micrograph", "measure"} else set()
     )
     files = [ROOT / "assistant" / f"{leaf}.py", *(ROOT / "assistant" / leaf).rglob("*.py")]
@@ -92,6 +92,12 @@ def test_leaf_parts_import_no_sibling(leaf: str) -> None:
         if name != "assistant" and name.split(".")[1] not in own
     }
     assert not wrong
+
+
+def test_attention_is_written_once() -> None:
+    """The fields of the neural ODE take theirs out of a wider layer. Seen failing with five copies."""
+    calls = {file.name for file in sources("assistant") if "F.scaled_dot_product_attention(" in file.read_text()}
+    assert calls == {"attention.py", "hnf.py"}
 
 
 def test_the_teacher_needs_no_torch() -> None:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MAP = (ROOT / "docs" / "map.md").read_text()
 FOLDERS = ("assistant", "data_gen", "training", "serve", "configs", "benchmarks", "docs")
-LISTED_BY_FOLDER = ("data_gen/questions/prompts", "assistant/weights", "docs/images")
+LISTED_BY_FOLDER = ("data_gen/questions/prompts", "assistant/weights", "configs/ablations", "docs/images")
 """Folders whose files are listed as one."""
 
 

@@ -141,7 +141,7 @@ def fit(
     if hasattr(run.student.decoder.lm, "peft_config"):
         from assistant.adapters import hold_inactive, precondition
 
-        if run.config.adapter.precondition:
+        if any(config.precondition for config in run.student.decoder.lm.peft_config.values()):
             precondition(run.student.decoder.lm, optimizer)
         hold_inactive(run.student.decoder.lm, optimizer)
         callbacks.append(DynamicRank(run.student.decoder.lm, run.config.seed))

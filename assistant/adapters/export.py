@@ -59,7 +59,7 @@ def _active_adapter(model: nn.Module) -> str:
 
 
 def _check_exportable(config: DynamicRankConfig, name: str, rank: int) -> None:
-    if getattr(config, "is_routed", False):
+    if config.is_routed:
         raise AdapterError(
             "routed_experts",
             f"adapter {name!r} weighs experts anew for every token; no LoRA equals it. Export a DyQLoRA-FA adapter.",
@@ -82,7 +82,6 @@ def _lora_config(root: nn.Module, name: str, rank: int) -> LoraConfig:
     return LoraConfig(
         r=rank,
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # other loaders expect an integer
-        use_rslora=config.rslora,
         lora_dropout=0.0,
         target_modules=config.target_modules,
         exclude_modules=config.exclude_modules,
