@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MAP = (ROOT / "docs" / "map.md").read_text()
-FOLDERS = ("assistant", "data_gen", "training", "serve", "configs", "benchmarks", "docs")
-LISTED_BY_FOLDER = ("data_gen/questions/prompts", "assistant/weights", "docs/images")
+FOLDERS = ("assistant", "data_gen", "training", "serve", "configs", "benchmarks", "docs", "examples")
+LISTED_BY_FOLDER = ("data_gen/questions/prompts", "assistant/weights", "docs/images", "examples/LICENSES")
 """Folders whose files are listed as one."""
 
 
