@@ -31,7 +31,16 @@ from assistant.readers.banner import find_banner
 from assistant.readers.calibration import calibrate
 from assistant.readers.files import file_bytes, shown, sidecar_texts
 from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits
-from assistant.readers.record import LARGEST_PIXEL, SMALLEST_PIXEL, Calibration, Instrument, Record
+from assistant.readers.record import (
+    LARGEST_PIXEL,
+    SMALLEST_PIXEL,
+    Calibration,
+    Instrument,
+    Reader,
+    Record,
+    SidecarReader,
+    TagReader,
+)
 from assistant.readers.window import Window, window_of, windowed
 
 __all__ = [
@@ -49,18 +58,12 @@ __all__ = [
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
 SUFFIXES = frozenset({".tif", ".tiff", *raster.SUFFIXES, *rosettasciio.SUFFIXES})
-VENDOR_NAMES = {
-    "thermo": "Thermo",
-    "zeiss": "Zeiss",
-    "tescan": "TESCAN",
-    "jeol": "JEOL",
-    "hitachi": "Hitachi",
-    "sec": "SEC",
-    "gatan": "Gatan",
-}
-
-_TAG_READERS = (thermo.from_tags, zeiss.from_tags, tescan.from_tags, ome.from_tags)
-_SIDECAR_READERS = (jeol.from_text, hitachi.from_text, sec.from_text, tescan.from_text)
+_TAG_READERS: tuple[TagReader, ...] = (thermo, zeiss, tescan, ome)
+_SIDECAR_READERS: tuple[SidecarReader, ...] = (jeol, hitachi, sec, tescan)
+_EDITORS = (imagej.VENDOR[0], ome.VENDOR[0])
+"""Programs that write a file for a microscope of any maker."""
+_READERS: tuple[Reader, ...] = (*_TAG_READERS, *_SIDECAR_READERS, imagej, rosettasciio)
+VENDOR_NAMES = dict(reader.VENDOR for reader in _READERS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,10 +231,9 @@ def _tag_records(frame: Frame, notes: list[str]) -> Iterator[tuple[Record, str]]
     size = frame.pixels.shape[::-1]
     for reader in _TAG_READERS:
         try:
-            record = reader(frame.tags, (size[0], size[1]))
+            record = reader.from_tags(frame.tags, (size[0], size[1]))
         except DECODER_ERRORS:
-            vendor = reader.__module__.rsplit(".", 1)[-1]
-            notes.append(f"The {VENDOR_NAMES.get(vendor, vendor)} tag cannot be parsed; it is ignored.")
+            notes.append(f"The {reader.VENDOR[1]} tag cannot be parsed; it is ignored.")
             continue
         if record is not None:
             yield record, "the file's tags"
@@ -247,7 +249,7 @@ def _sidecar_records(path: Path, frame: Frame, limits: ReadLimits, notes: list[s
         if text is None:
             notes.append(f"The side-car {shown(Path(name))} is over {limits.max_sidecar_bytes} bytes; it is ignored.")
             continue
-        record = next((r for read in _SIDECAR_READERS if (r := read(text, (size[0], size[1])))), None)
+        record = next((r for reader in _SIDECAR_READERS if (r := reader.from_text(text, (size[0], size[1])))), None)
         if record is not None:
             yield record, f"the side-car {shown(Path(name))}"
             return
@@ -299,12 +301,14 @@ def _instrument(records: list[tuple[Record, str]]) -> Instrument:
     """The first account by a microscope; one by an editor (ImageJ, OME) only where there is no other."""
     if not records:
         return Instrument()
-    ranked = sorted((record.instrument for record, _ in records), key=lambda i: i.vendor in ("imagej", "ome", None))
+    ranked = sorted((record.instrument for record, _ in records), key=lambda i: i.vendor in (*_EDITORS, None))
     return ranked[0]
 
 
 def _instrument_name(instrument: Instrument) -> str | None:
-    vendor = VENDOR_NAMES.get(instrument.vendor or "")
-    if vendor is None or (instrument.model or "").lower().startswith(vendor.lower()):
+    """Maker and model; the first word of the maker's name is enough for a prompt."""
+    if instrument.vendor is None or instrument.vendor in _EDITORS:
         return instrument.model
-    return f"{vendor} {instrument.model or ''}".strip()
+    maker = VENDOR_NAMES.get(instrument.vendor, instrument.vendor).split()[0]
+    model = instrument.model or ""
+    return model if model.lower().startswith(maker.lower()) else f"{maker} {model}".strip()

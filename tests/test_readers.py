@@ -159,7 +159,7 @@ class TestThermo:
 
     def test_broken_xml(self) -> None:
         m = read_micrograph(tagged((34683, "<Metadata><open>")))
-        assert any("Thermo tag cannot be parsed" in w for w in m.warnings)
+        assert any("Thermo Fisher tag cannot be parsed" in w for w in m.warnings)
 
 
 class TestZeiss:

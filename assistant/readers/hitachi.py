@@ -16,6 +16,7 @@ from assistant.readers.record import (
     whole,
 )
 
+VENDOR = "hitachi", "Hitachi"
 _SECTIONS = ("SemImageFile", "TemImageFile")
 
 

@@ -12,6 +12,7 @@ from assistant.readers.record import (
     square_pixel,
 )
 
+VENDOR = "imagej", "ImageJ"
 DESCRIPTION = 270
 
 

@@ -13,6 +13,7 @@ from assistant.readers.record import (
     square_pixel,
 )
 
+VENDOR = "ome", "OME"
 DESCRIPTION = 270
 _DEFAULT_UNIT = "µm"  # by the OME schema, where PhysicalSizeXUnit is left out
 

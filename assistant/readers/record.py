@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 TagBytes = Mapping[int, bytes]
 """Raw bytes of the TIFF tags a vendor reader may want, by tag number."""
@@ -83,6 +84,27 @@ class Record:
     bar_px: float | None = None
     """Length the burnt-in scale bar must have [px] if side-car and picture belong together."""
     warnings: tuple[str, ...] = field(default=())
+
+
+class Reader(Protocol):
+    """A module of this folder that reads what one vendor writes."""
+
+    VENDOR: tuple[str, str]
+    """Its key in `Instrument.vendor`, and its name for people."""
+
+
+class TagReader(Reader, Protocol):
+    """One that reads TIFF tags."""
+
+    def from_tags(self, tags: TagBytes, size: tuple[int, int]) -> Record | None:
+        """The record of a TIFF of `size` (width, height); None where the tags are not of this vendor."""
+
+
+class SidecarReader(Reader, Protocol):
+    """One that reads the text file beside an image."""
+
+    def from_text(self, text: str, size: tuple[int, int]) -> Record | None:
+        """The record of an image of `size` (width, height); None where the text is not of this vendor."""
 
 
 def length_nm(value: float | None, unit: str | None) -> float | None:

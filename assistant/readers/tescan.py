@@ -13,6 +13,7 @@ from assistant.readers.record import (
     whole,
 )
 
+VENDOR = "tescan", "TESCAN"
 TESCAN = 50431
 _ENTRY = re.compile(r"(?:^|[^\w])(\w+)=([^\r\n]*)", re.MULTILINE)
 _METRE, _MILLI, _KILO = 1e9, 1e3, 1e-3

@@ -17,6 +17,7 @@ from assistant.readers.record import (
     whole,
 )
 
+VENDOR = "thermo", "Thermo Fisher"
 SFEG, HELIOS, TITAN_XML = 34680, 34682, 34683
 _LOOSE_WITHIN = 2**17  # bytes from either end of the file
 _METRE, _KILO, _MILLI = 1e9, 1e-3, 1e3

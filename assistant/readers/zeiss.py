@@ -18,6 +18,7 @@ from assistant.readers.record import (
     square_pixel,
 )
 
+VENDOR = "zeiss", "Zeiss"
 CZ_SEM = 34118
 _ENTRY = re.compile(r"^((?:AP|DP|SV)_\w+)[ \t]*\r?\n([^\r\n]*)", re.MULTILINE)
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")

@@ -50,7 +50,7 @@ class Clock:
 
 @app.command(short_help="Run the whole loop in minutes on a CPU.")
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory to write to or to go on with.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Directory to write or continue.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="The same seed draws the same images.")] = 7,
     json: Json = False,
 ) -> None:

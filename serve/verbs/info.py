@@ -1,4 +1,4 @@
-"""`maemi info`: what the reader finds in micrographs. Knows nothing about models."""
+"""`maemi info`: what is read from micrographs. Knows nothing about models."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from assistant.micrograph import Micrograph
 
 
-@app.command(short_help="What the reader finds in micrographs.")
+@app.command(short_help="Show what is read from micrographs.")
 def info(
     files: Annotated[list[Path], typer.Argument(help="Micrographs.")],
     page: Annotated[
-        int | None, typer.Option(help="Page of a multi-page file; the deepest largest one if absent.")
+        int | None, typer.Option(help="Page of a multi-page file. Without it: the deepest of the largest size.")
     ] = None,
     pixel_size: PixelSize = None,
     read_bar: Annotated[
         bool | None,
-        typer.Option(help="Read the burnt-in scale bar always or never; where it is needed if absent."),
+        typer.Option(help="Always or never read the burnt-in scale bar. Without it: when needed."),
     ] = None,
     overlay: Annotated[
-        Path | None, typer.Option(help="Folder for figures: what can be measured, drawn over each micrograph.")
+        Path | None, typer.Option(help="Folder for figures: what was measured, drawn over each micrograph.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show what the reader finds in micrographs: pixel size and its source, instrument, info bar, warnings.
+    """Show what is read from micrographs: pixel size and its source, instrument, info bar, warnings.
 
     \b
     Example:
-      maemi info wafer_07.tif --json
+      maemi info examples/gelatine_fibres.tif --json
     """
     from assistant.micrograph import read_micrograph
     from serve.desk.answering import parse_pixel_size

@@ -19,7 +19,7 @@ from serve.verbs.command import Run, app, load
 @app.command(short_help="Serve the page and the API.")
 def serve(
     run: Run = None,
-    host: Annotated[str, typer.Option(help="Address to bind to; other than loopback only with --auth.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on. Any but loopback needs --auth.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 7860,
     auth: Annotated[Path | None, typer.Option(help="File with one user:password or key per line.")] = None,
     store: Annotated[
@@ -28,7 +28,7 @@ def serve(
     ] = None,
     trusted_proxy: Annotated[
         list[str] | None,
-        typer.Option(metavar="ADDRESS", help="Proxy that tells the clients' addresses; a network too."),
+        typer.Option(metavar="ADDRESS", help="Proxy, or network of proxies, that may name the client's address."),
     ] = None,
 ) -> None:
     """Serve the page at /, the OpenAI-compatible API at /v1, /healthz and /metrics.
