@@ -15,6 +15,7 @@ import numpy as np
 
 from assistant.errors import MicrographError
 from assistant.readers import (
+    gatan,
     hitachi,
     imagej,
     jeol,
@@ -59,7 +60,7 @@ VENDOR_NAMES = {
     "gatan": "Gatan",
 }
 
-_TAG_READERS = (thermo.from_tags, zeiss.from_tags, tescan.from_tags, ome.from_tags)
+_TAG_READERS = (thermo.from_tags, zeiss.from_tags, tescan.from_tags, gatan.from_tags, ome.from_tags)
 _SIDECAR_READERS = (jeol.from_text, hitachi.from_text, sec.from_text, tescan.from_text)
 
 
@@ -206,6 +207,8 @@ def _decoded(
     kind = raster.kind_of(data)
     if kind is not None:
         frame = raster.decode(data, kind, page, limits)
+        if block := thermo.loose_xml(data):
+            frame = replace(frame, tags={thermo.TITAN_XML: block})
     elif data.startswith(tiff.MAGIC):
         frame = tiff.decode(data, page, limits)
         if not frame.tags.keys() & tiff.VENDOR_TAGS and (block := thermo.loose_block(data)):

@@ -129,6 +129,18 @@ class TestPixels:
         assert m.pixels.dtype == np.uint16
         np.testing.assert_array_equal(m.pixels, pixels)
 
+    @pytest.mark.parametrize("channels", [2, 3, 4])
+    def test_deep_colour_png(self, channels: int) -> None:
+        """300 and 301 of 65535 stay apart; Pillow would keep eight of the sixteen bits."""
+        import imagecodecs
+
+        grey = np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 21
+        picture = np.dstack([grey] * channels)
+        picture[..., channels - 1] = 65535 if channels != 3 else grey
+        m = read_micrograph(imagecodecs.png_encode(picture))
+        assert m.pixels.dtype == np.uint16
+        assert np.array_equal(m.pixels, grey)
+
     @pytest.mark.parametrize("kind", ["PNG", "BMP"])
     @pytest.mark.parametrize("mode", ["L", "RGB", "P", "1", "RGBA"])
     def test_modes(self, kind: str, mode: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from assistant.readers.ocr import Line, read_line, read_lines
-from assistant.readers.record import NM_PER_UNIT, SMALLEST_PIXEL
+from assistant.readers.record import SMALLEST_PIXEL, length_nm
 from assistant.readers.scale_bar import ScaleBar, find_bars, normalised
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
@@ -108,7 +108,7 @@ def _length(text: str) -> float | None:
     found = _LABEL.match(text)
     if found is None or float(found[1]) <= 0:
         return None
-    nm = float(f"{float(found[1]) * NM_PER_UNIT[found[2]]:.9g}")
+    nm = float(f"{length_nm(float(found[1]), found[2]):.9g}")
     return nm if is_round(nm, within=1e-6) else None
 
 
@@ -139,7 +139,7 @@ def _confidence(field_nm: float, lines: Sequence[Line], magnification: float | N
 
 def _lengths(text: str) -> Iterator[float]:
     for number, unit in _LENGTH.findall(text):
-        if (nm := float(number) * NM_PER_UNIT[unit]) > SMALLEST_PIXEL:
+        if (nm := length_nm(float(number), unit) or 0.0) > SMALLEST_PIXEL:
             yield nm
 
 

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from assistant.errors import MicrographError
-from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size, heard, undecodable, upright
+from assistant.readers.frame import (
+    DECODER_ERRORS,
+    Frame,
+    ReadLimits,
+    check_size,
+    heard,
+    luminance,
+    undecodable,
+    upright,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,15 +52,13 @@ def decode(data: bytes, kind: str, page: int | None, limits: ReadLimits) -> Fram
         with heard(remarks), Image.open(io.BytesIO(data), formats=[kind]) as image:
             _refuse(image, data, kind, limits)
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-            pixels = _grey(image)
-            depth = data[_PNG_DEPTH] if kind == "PNG" else 8
+            narrowed = kind == "PNG" and data[_PNG_DEPTH] == 16 and image.mode in ("RGB", "RGBA", "LA")
+            pixels = _deep_grey(data) if narrowed else _grey(image)
     except Image.DecompressionBombError as error:
         raise MicrographError("too_large", f"The {kind} header names too many pixels. Bin it first.") from error
     except DECODER_ERRORS as error:
         raise undecodable(kind, error) from error
     notes = [f"The {kind} is irregular ({len(remarks)} remark(s) while decoding)."] if remarks else []
-    if depth > 8 and pixels.dtype == np.uint8:
-        notes.append("16-bit colour was reduced to 8-bit grey.")
     turned = isinstance(orientation, int) and orientation in range(2, 9)
     return Frame(upright(pixels, orientation if turned else 1), turned=turned, warnings=tuple(notes))
 
@@ -67,10 +74,19 @@ def metadata_bytes(data: bytes) -> int:
 
 
 def _refuse(image: "Image.Image", data: bytes, kind: str, limits: ReadLimits) -> None:
-    itemsize = _BYTES.get(image.mode, 2 if image.mode.startswith("I;16") else 1)
+    deep = image.mode.startswith("I;16") or (kind == "PNG" and data[_PNG_DEPTH] == 16)
+    itemsize = _BYTES.get(image.mode, 2 if deep else 1)
     check_size(*image.size, channels=_CHANNELS.get(image.mode, 1), itemsize=itemsize, limits=limits)
     if kind == "JPEG" and data.count(_START_OF_SCAN) * image.size[0] * image.size[1] > _MAX_SCANNED:
         raise MicrographError("too_large", "The JPEG has too many scans for its size. Save it as baseline JPEG.")
+
+
+def _deep_grey(data: bytes) -> "np.ndarray[Any, np.dtype[Any]]":
+    """[H, W] uint16 of a PNG with 16 bits per channel, of which Pillow would keep 8."""
+    import imagecodecs
+
+    channels = np.asarray(imagecodecs.png_decode(data))  # [H, W, 2 to 4]
+    return luminance(channels) if channels.shape[2] > 2 else np.ascontiguousarray(channels[..., 0])
 
 
 def _grey(image: "Image.Image") -> "np.ndarray[Any, np.dtype[Any]]":

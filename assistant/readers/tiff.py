@@ -28,7 +28,8 @@ from assistant.readers.frame import (
 )
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-VENDOR_TAGS = (270, 34118, 34680, 34682, 34683, 50431)
+NUMBER_TAGS = (65009, 65010)
+VENDOR_TAGS = (270, 34118, 34680, 34682, 34683, 50431, 65003, 65004, *NUMBER_TAGS)
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, OFFSETS, ORIENTATION = 256, 257, 258, 259, 262, 273, 274
 SAMPLES, STRIP_ROWS, COUNTS, X_RESOLUTION, Y_RESOLUTION, PLANAR, PALETTE = 277, 278, 279, 282, 283, 284, 320
@@ -100,6 +101,14 @@ class Directory:
         above, below = struct.unpack(f"{self.order}II", raw[:8])
         return above / below if below else 0.0
 
+    def text(self, tag: int) -> bytes:
+        """The bytes of a tag; of a tag with numbers the first one, as decimal text."""
+        code = {**_CODE_OF_TYPE, 11: "f", 12: "d"}.get(self.entries.get(tag, (0, 0, 0))[0])
+        raw = self.raw(tag)
+        if tag not in NUMBER_TAGS or code is None or len(raw) < struct.calcsize(code):
+            return raw
+        return repr(struct.unpack_from(self.order + code, raw)[0]).encode()
+
     @property
     def size(self) -> tuple[int, int]:
         return self.integer(WIDTH, 0), self.integer(HEIGHT, 0)
@@ -135,8 +144,8 @@ def decode(data: bytes, page: int | None, limits: ReadLimits) -> Frame:
     with _heard(notes):
         pixels = _pixels(data, index, chosen, limits, notes)
     first = directories[0]
-    shared = {tag: first.raw(tag) for tag in VENDOR_TAGS} if first.size[0] == chosen.size[0] else {}
-    tags = {**shared, **{tag: chosen.raw(tag) for tag in VENDOR_TAGS if tag in chosen.entries}}
+    shared = {tag: first.text(tag) for tag in VENDOR_TAGS} if first.size[0] == chosen.size[0] else {}
+    tags = {**shared, **{tag: chosen.text(tag) for tag in VENDOR_TAGS if tag in chosen.entries}}
     return Frame(
         upright(pixels, chosen.integer(ORIENTATION, 1)),
         page=index,
