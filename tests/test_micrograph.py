@@ -666,8 +666,8 @@ def test_info_record() -> None:
     record = m.info()
     assert list(record) == [
         "path", "sha256", "width", "height", "dtype", "pages", "pixel_size_nm", "pixel_size_source",
-        "pixel_size_confidence", "vendor", "model", "hv_kv", "wd_mm", "magnification", "detector", "banner", "window",
-        "warnings",
+        "pixel_size_confidence", "vendor", "model", "hv_kv", "wd_mm", "magnification", "detector", "date", "banner",
+        "sample_fraction", "window", "warnings",
     ]  # fmt: skip
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert (record["width"], record["height"], record["banner"]) == (400, 340, [300, 340])

@@ -7,11 +7,12 @@ bar, where there is one, must fit it.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from assistant.readers.bar_text import magnifications, tidy
 from assistant.readers.ocr import Line, read_line, read_lines
 from assistant.readers.record import SMALLEST_PIXEL, length_nm
 from assistant.readers.scale_bar import ScaleBar, find_bars, normalised
@@ -19,19 +20,17 @@ from assistant.readers.scale_bar import ScaleBar, find_bars, normalised
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
 SHORTEST_READ = 50  # [px]: one pixel of a bar this long is 2 %, the most a pixel size may be off
+SHORTEST_CONFIRMED = 24  # [px]: ... where the magnification or the field's width says the same
 ROUND = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 9.0)
 FARTHEST = 0.2  # between bar and label, as a share of the width
 NEXT_BEST = 2.0  # another label must be this many times as far
 DISPLAY_MM = (60.0, 700.0)  # field width x magnification: a polaroid is 89 to 127 wide, a screen or print up to 500
+USUAL_DISPLAYS_MM = (120.0, 127.0)  # JEOL's; Hitachi's and Thermo's
 SAME_FIELD = 0.03  # a field width is written with three digits
 CONFIRMED, UNCONFIRMED = 0.9, 0.7
 
 _LABEL = re.compile(r"(\d{1,4}(?:\.\d{1,2})?) ?(nm|[uµ]m|mm)(?![\w./])")
 _LENGTH = re.compile(r"(?<![\w.])(\d{1,4}(?:\.\d{1,4})?) ?(nm|[uµ]m|mm)(?![\w./])")
-_TIMES = re.compile(
-    r"(?:^|(?<!\d)[ :=(])[x×] ?([\d.,]+) ?(k?)\b|(?:^|[ :=(])([\d.,]+) ?(k?) ?[x×](?! ?\d)(?=$|[ )])", re.IGNORECASE
-)
-_NUMBER = re.compile(r"\d+(?:\.\d+)?|\d{1,3}(?:,\d{3})+")
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class BarReading:
     nm: float
     confidence: float
     """0 where the rest of the info bar contradicts the label."""
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Left, top, right and bottom of bar and label together, in the band [px]."""
 
     @property
     def nm_per_pixel(self) -> float:
@@ -55,21 +56,34 @@ def is_round(nm: float, *, within: float) -> bool:
     return any(abs(scaled / mantissa - 1) <= within for mantissa in mantissas)
 
 
-def read_scale(band: Pixels, *, magnification: float | None = None) -> BarReading | None:
+def read_scale(band: Pixels, *, magnification: float | None = None, width: int | None = None) -> BarReading | None:
     """The scale bar of an info bar [R, W] with its label, or None where either cannot be had beyond doubt.
 
-    `magnification` is what the metadata say; that of the info bar itself is read too.
+    `magnification` is what the metadata say; that of the info bar itself is read too. `width` is that of the whole
+    picture where the band is a piece of it [px].
     """
     bars = find_bars(band)
     if not bars:
         return None
-    grey = np.asarray(np.rint(normalised(band) * 255), np.uint8)  # light ink on a dark ground
-    lines = [_tidy(line) for line in read_lines(grey)]
-    found = _matched(bars, lines, band.shape[1])
-    if found is None or _length(_tidy_text(read_line(_cut(grey, found[1])))) != found[2]:
+    width = width or band.shape[1]
+    grey = ink_of(band)
+    lines = [replace(line, text=tidy(line.text)) for line in read_lines(grey)]
+    found = _matched(bars, lines, width)
+    if found is None or _length(tidy(read_line(cut(grey, found[1])))) != found[2]:
         return None
-    bar, _, nm = found
-    return BarReading(bar.length, nm, _confidence(nm / bar.length * band.shape[1], lines, magnification))
+    bar, line, nm = found
+    box = (min(bar.left, line.left), min(bar.top, line.top), max(bar.right, line.right), max(bar.bottom, line.bottom))
+    return BarReading(bar.length, nm, _confidence(nm / bar.length * width, lines, magnification), box)
+
+
+def ink_of(band: Pixels) -> Pixels:
+    """An info bar as uint8, its ink light on a dark ground."""
+    return np.asarray(np.rint(normalised(band) * 255), np.uint8)
+
+
+def cut(grey: Pixels, line: Line) -> Pixels:
+    """The part of a picture that a line of text fills."""
+    return grey[max(0, line.top) : line.bottom + 1, max(0, line.left) : line.right + 1]
 
 
 def _matched(bars: Sequence[ScaleBar], lines: Sequence[Line], width: int) -> tuple[ScaleBar, Line, float] | None:
@@ -112,41 +126,24 @@ def _length(text: str) -> float | None:
     return nm if is_round(nm, within=1e-6) else None
 
 
-def _tidy(line: Line) -> Line:
-    return Line(_tidy_text(line.text), line.left, line.top, line.right, line.bottom)
-
-
-def _tidy_text(text: str) -> str:
-    """One micro sign for all, and no space inside a number."""
-    return re.sub(r"(?<=\d) ?\. ?(?=\d)", ".", text.replace("μ", "µ"))
-
-
-def _cut(grey: Pixels, line: Line) -> Pixels:
-    return grey[max(0, line.top) : line.bottom + 1, max(0, line.left) : line.right + 1]
-
-
 def _confidence(field_nm: float, lines: Sequence[Line], magnification: float | None) -> float:
-    """Whether the field width or magnification that stands elsewhere fits; a slip of ten in either is far outside."""
+    """Whether the field width or magnification that stands elsewhere fits.
+
+    A display of an unknown maker has an unknown width: that rules out a slip of ten, and confirms nothing.
+    """
     widths = [length for line in lines for length in _lengths(line.text)]
     if any(abs(length / field_nm - 1) <= SAME_FIELD for length in widths):
         return CONFIRMED
-    stated = [magnification] if magnification else list(_magnifications(lines))
+    stated = [magnification] if magnification else list(magnifications(lines))
     if not stated:
         return UNCONFIRMED
-    fits = [DISPLAY_MM[0] <= field_nm * times / 1e6 <= DISPLAY_MM[1] for times in stated]
-    return CONFIRMED if any(fits) else 0.0
+    displays = [field_nm * times / 1e6 for times in stated]
+    if any(abs(display / usual - 1) <= SAME_FIELD for display in displays for usual in USUAL_DISPLAYS_MM):
+        return CONFIRMED
+    return UNCONFIRMED if any(DISPLAY_MM[0] <= display <= DISPLAY_MM[1] for display in displays) else 0.0
 
 
 def _lengths(text: str) -> Iterator[float]:
     for number, unit in _LENGTH.findall(text):
         if (nm := length_nm(float(number), unit) or 0.0) > SMALLEST_PIXEL:
             yield nm
-
-
-def _magnifications(lines: Sequence[Line]) -> Iterator[float]:
-    """ "x4.00k", "X 1,800", "Mag = 105 X": a number beside a times sign, and not one side of "1280 x 960"."""
-    for line in lines:
-        for before, kilo, after, kilo_after in _TIMES.findall(line.text):
-            number = (before or after).strip(",.")
-            if _NUMBER.fullmatch(number) and float(number.replace(",", "")) > 0:
-                yield float(number.replace(",", "")) * (1000 if kilo or kilo_after else 1)

@@ -42,7 +42,7 @@ class Calibration:
 
     nm_per_pixel: float
     source: str
-    """"tag", "sidecar", "banner" or "user"."""
+    """"tag", "sidecar", "banner", "scale_bar" or "user"."""
     confidence: float
     """0..1."""
 
@@ -58,6 +58,8 @@ class Instrument:
     magnification: float | None = None
     detector: str | None = None
     date: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Where each field that is known comes from: "tag", "sidecar", or "banner", which is less sure than the others."""
 
 
 @dataclass(frozen=True)
