@@ -5,7 +5,7 @@ files, vendors or units.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from assistant.readers.banner import find_banner
 from assistant.readers.bar_text import read_instrument, tells_instrument
-from assistant.readers.drawings import Box, Ink, constant_parts, flat_boxes, inks
+from assistant.readers.drawings import SOLID, Box, Ink, constant_parts, flat_boxes, inks
 from assistant.readers.frame import Frame
 from assistant.readers.label import cut, ink_of, read_scale
 from assistant.readers.ocr import Line, read_line, read_lines
@@ -23,11 +23,13 @@ from assistant.readers.scale_bar import find_bars
 Pixels = np.ndarray[Any, np.dtype[Any]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
-INFO_LETTERS = 8  # letters in a row from which text over the picture may be an info bar
+INFO_LETTERS, ROW_LETTERS = 8, 14  # letters in a word, or in words on one row, that may be an info bar
 LEGIBLE = 5  # things read on a strip from which no other ink is tried
 WIDE_BOX = 0.5  # share of the width from which a flat box with text is an info bar
 ABOVE, BELOW = 3.0, 1.5  # letter heights around a row of text in which its scale bar lies
-AROUND = 4  # scale bars tried per ink
+MOST_TEXTS = 20  # rows of letters looked at per ink
+MOST_BARS = 6  # scale bars looked at
+LONGEST_SIDE = 4096  # [px] of a frame in which every pixel is looked at
 REACH = 90  # [px] around a scale bar in which its label lies, or three of its heights
 RIM = 3  # [px] around a drawing that smoothing and JPEG reach
 AGAIN = 4  # [px] more on every side when a line is read for the second time
@@ -41,6 +43,10 @@ class Strip:
     band: Pixels  # [R, W] as the box, its ink unlike its ground
     source: str
     """"banner" for an info bar, "scale_bar" for a scale bar drawn over the picture."""
+    grey: Pixels | None = None  # [R, W]
+    """The picture itself where the band is only its ink, and a bar in it is a block."""
+    step: int = 1
+    """Pixels of the picture to one of the band."""
 
     @cached_property
     def lines(self) -> list[Line]:
@@ -66,8 +72,8 @@ class Annotation:
     """What is worth reading, the info bar first."""
     boxes: list[Box] = field(default_factory=list)
     """What is no sample: boxes with text, drawn scale bars and their labels."""
-    ink: Mask | None = None  # [H, W]
-    """What is no sample: strokes on a level or in a colour that the specimen does not have."""
+    ink: tuple[int, int, Mask] | None = None
+    """What is no sample: strokes on a level or in a colour that the specimen does not have. First row, step, mask."""
 
 
 def annotation_of(frame: Frame, *, scan_rows: int | None) -> Annotation:
@@ -75,17 +81,39 @@ def annotation_of(frame: Frame, *, scan_rows: int | None) -> Annotation:
     told = (scan_rows, len(frame.pixels)) if scan_rows is not None else find_banner(frame.pixels)
     found = Annotation(told)
     if told is not None:
-        found.strips.append(Strip(_rows(frame, told), _contrast(frame, _rows(frame, told)), "banner"))
-    rest = Frame(frame.pixels, colour=frame.colour) if told is None else _without(frame, told)
-    drawn = list(inks(rest.pixels, rest.colour))
-    offset = 0 if told is None or told[0] > 0 else told[1]
-    if told is None:
-        _add_boxes(found, frame)
-    if found.banner is None:
-        _add_lettering(found, frame, drawn)
-    _add_scale_bars(found, drawn, offset)
-    found.ink = _ink(frame.pixels.shape, drawn, offset)
+        bar = Box(0, told[0], frame.pixels.shape[1], told[1])
+        found.strips.append(Strip(bar, _contrast(frame, bar), "banner"))
+    part = slice(0, None) if told is None else _larger_part(told, len(frame.pixels))
+    step = -(-max(frame.pixels.shape) // LONGEST_SIDE)  # what is drawn on a larger frame is larger
+    rest = Frame(
+        frame.pixels[part][::step, ::step], colour=None if frame.colour is None else frame.colour[part][::step, ::step]
+    )
+    _add(found, _written_over(rest, bar_known=told is not None), step=step, first_row=part.start)
     return found
+
+
+def _written_over(frame: Frame, *, bar_known: bool) -> Annotation:
+    """What is written on the specimen itself, in the rows and columns of this frame."""
+    found, drawn = Annotation(), list(inks(frame.pixels, frame.colour))
+    if not bar_known:
+        _add_boxes(found, frame)
+        if found.banner is None:
+            _add_lettering(found, frame, drawn)
+    _add_scale_bars(found, frame, drawn)
+    _add_letters(found, drawn)
+    strokes = _strokes(drawn)
+    found.ink = None if strokes is None else (0, 1, strokes)
+    return found
+
+
+def _add(found: Annotation, more: Annotation, *, step: int, first_row: int) -> None:
+    """Add what was found on a part of the frame of which every `step`-th pixel was looked at."""
+    if more.banner is not None:
+        found.banner = (first_row + step * more.banner[0], first_row + step * more.banner[1])
+    found.boxes += [box.moved(step, first_row) for box in more.boxes]
+    found.strips += [replace(strip, box=strip.box.moved(step, first_row), step=step) for strip in more.strips]
+    if more.ink is not None:
+        found.ink = (first_row, step, more.ink[2])
 
 
 def sample_of(frame: Frame, found: Annotation) -> Mask | None:
@@ -96,7 +124,10 @@ def sample_of(frame: Frame, found: Annotation) -> Mask | None:
     for box in found.boxes:
         sample[box.rows, box.columns] = False
     if found.ink is not None:
-        sample &= ~found.ink
+        first, step, ink = found.ink
+        below = sample[first:]
+        wide = np.repeat(np.repeat(ink, step, axis=0), step, axis=1)[: below.shape[0], : below.shape[1]]
+        below[: wide.shape[0], : wide.shape[1]] &= ~wide
     inner = slice(0, None) if found.banner is None else _larger_part(found.banner, len(sample))
     constant = constant_parts(frame.pixels[inner])
     if constant is not None:
@@ -108,15 +139,6 @@ def sample_of(frame: Frame, found: Annotation) -> Mask | None:
 
 def _larger_part(banner: tuple[int, int], height: int) -> slice:
     return slice(0, banner[0]) if banner[0] >= height - banner[1] else slice(banner[1], height)
-
-
-def _without(frame: Frame, banner: tuple[int, int]) -> Frame:
-    part = _larger_part(banner, len(frame.pixels))
-    return Frame(frame.pixels[part], colour=None if frame.colour is None else frame.colour[part])
-
-
-def _rows(frame: Frame, rows: tuple[int, int]) -> Box:
-    return Box(0, rows[0], frame.pixels.shape[1], rows[1])
 
 
 def _contrast(frame: Frame, box: Box) -> Pixels:
@@ -157,7 +179,7 @@ def _add_lettering(found: Annotation, frame: Frame, drawn: Sequence[Ink]) -> Non
     """Text written over the picture, or on a ground as dark as the specimen's: the words decide whether it is a bar."""
     best: tuple[int, Strip] | None = None
     for ink in drawn:
-        lines = [box for box, letters in ink.lines if letters >= INFO_LETTERS]
+        lines = [box for box, letters in ink.lines if letters >= INFO_LETTERS or ink.on_row(box) >= ROW_LETTERS]
         if not lines or (best is not None and best[0] >= LEGIBLE):
             continue
         strip = _strip_of(ink, lines[0])
@@ -190,29 +212,37 @@ def _rows_of(strip: Strip, height: int) -> tuple[int, int]:
     return (0 if top <= margin else top, height if bottom >= height - margin else bottom)
 
 
-def _add_scale_bars(found: Annotation, drawn: Sequence[Ink], offset: int) -> None:
+def _add_scale_bars(found: Annotation, frame: Frame, drawn: Sequence[Ink]) -> None:
+    """Scale bars drawn over the specimen, each with the window in which its label lies."""
     taken = list(found.boxes)
     if found.banner is not None:
-        taken.append(Box(0, found.banner[0], 1 << 30, found.banner[1]))
+        taken.append(Box(0, found.banner[0], frame.pixels.shape[1], found.banner[1]))
+    bars = [(ink, bar) for ink in drawn for bar in ink.bars if not any(_covers(box, bar) for box in taken)]
+    for ink, bar in bars[:MOST_BARS]:
+        window = bar.grown(max(REACH, 3 * (bar.bottom - bar.top)), ink.mask.shape)
+        area = (bar.right - bar.left) * (bar.bottom - bar.top)
+        block = np.count_nonzero(ink.mask[bar.rows, bar.columns]) >= SOLID * area
+        grey = frame.pixels[window.rows, window.columns] if block and ink.grey is not None else None
+        found.strips.append(Strip(window, ink.soft[window.rows, window.columns], "scale_bar", grey))
+
+
+def _covers(box: Box, bar: Box) -> bool:
+    return box.top <= bar.top < box.bottom and box.left <= bar.left < box.right
+
+
+def _add_letters(found: Annotation, drawn: Sequence[Ink]) -> None:
+    """Letters and bars on a level that the specimen has too: no sample where their edges say that they were drawn."""
     for ink in drawn:
-        for bar in ink.bars[:AROUND]:
-            here = Box(bar.left, bar.top + offset, bar.right, bar.bottom + offset)
-            if any(box.top <= here.top < box.bottom and box.left <= here.left < box.right for box in taken):
-                continue
-            reach = max(REACH, 3 * (bar.bottom - bar.top))
-            window = bar.grown(reach, ink.mask.shape)
-            place = Box(window.left, window.top + offset, window.right, window.bottom + offset)
-            found.strips.append(Strip(place, ink.soft[window.rows, window.columns], "scale_bar"))
+        if not ink.alone:
+            boxes = [box for box, _ in ink.lines[:MOST_TEXTS]] + ink.bars[:MOST_BARS]
+            found.boxes += [box.grown(RIM, ink.mask.shape) for box in boxes if ink.is_sharp(box)]
 
 
-def _ink(shape: tuple[int, ...], drawn: Sequence[Ink], offset: int) -> Mask | None:
+def _strokes(drawn: Sequence[Ink]) -> Mask | None:
     """Strokes that were surely drawn, with the rim that smoothing and JPEG reach."""
     from scipy import ndimage
 
     sure = [ink.mask for ink in drawn if ink.alone]
     if not sure:
         return None
-    out = np.zeros(shape, bool)
-    grown = ndimage.binary_dilation(np.logical_or.reduce(sure), np.ones((3, 3), bool), iterations=RIM)
-    out[offset : offset + len(grown)] = grown
-    return out
+    return np.asarray(ndimage.binary_dilation(np.logical_or.reduce(sure), np.ones((3, 3), bool), iterations=RIM))

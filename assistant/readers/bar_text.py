@@ -58,7 +58,7 @@ def read_instrument(lines: Sequence[Line], again: Sequence[Line]) -> Instrument:
 def tidy(text: str) -> str:
     """One micro sign for all, no space inside a number, and no letter O in one."""
     text = re.sub(r"(?<=[\d.])[Oo](?=[\d.]| ?k[Vv]\b| ?mm\b| ?[µμu]m\b)", "0", text.replace("μ", "µ"))
-    text = re.sub(r"(?<=\d) (?=\d{3}(?: ?[x×]|$))", "", text)
+    text = re.sub(r"(?<=\d)(,?) (?=\d{3}(?: ?[x×]|$))", r"\1", text)
     return re.sub(r"(?<=\d) ?\. ?(?=\d)", ".", text)
 
 

@@ -57,11 +57,14 @@ def calibrate(
 def _first_scale(records: Sequence[Sourced], found: Annotation, width: int) -> tuple[BarReading | None, Strip | None]:
     """The first scale bar that can be read; bar and label of one drawn over the specimen are no sample."""
     for strip in found.strips:
-        reading = read_scale(strip.band, magnification=_magnification(records), width=width)
+        reading = read_scale(
+            strip.band, magnification=_magnification(records), width=-(-width // strip.step), grey=strip.grey
+        )
         if reading is not None:
-            left, top, right, bottom = reading.box
-            place = strip.box
-            found.boxes.append(Box(place.left + left, place.top + top, place.left + right, place.top + bottom))
+            left, top, right, bottom = (edge * strip.step for edge in reading.box)
+            first = strip.box
+            found.boxes.append(Box(first.left + left, first.top + top, first.left + right, first.top + bottom))
+            reading = replace(reading, pixels=reading.pixels * strip.step)
             return reading, strip
     return None, None
 

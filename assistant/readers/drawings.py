@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from assistant.readers.frame import VIVID, vividness
+from assistant.readers.sample import largest_rectangle
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -19,17 +20,23 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 NEAR = 12  # [levels of 256]: how far JPEG takes a pure level off
 SOFT = 0.3  # of the range below the pure level over which ink fades out: smoothed edges of letters
 EMPTY = 0.003  # pixels per level near the pure one, as a share of those at it, where the specimen never comes near
-FEWEST, LARGEST_SHARE = 20, 0.2  # pixels of such a drawing, and the largest share of the frame
+FEWEST, LARGEST_SHARE = 20, 0.05  # pixels of such a drawing, and the largest share of the frame
 FEWEST_LEVELS = 32  # levels of 256 that a picture has which is not itself a drawing
 MOST_COLOUR = 0.25  # share of vivid pixels from which the whole picture is coloured
-MOST_PIECES, MOST_GLYPHS = 20_000, 1500
+MOST_PIECES, MOST_GLYPHS = 6000, 600
 LETTER_PX, LETTER_SHARE = 7, 0.08  # height of a letter: least [px] and largest [of the frame]
 BAR_PX, BAR_SHARE = 24, 0.65  # length of a scale bar: least [px] and largest [of the width]
-SLENDER, SOLID = 4.0, 0.92  # a bar is so many times as long as high, and so much of its box is ink
+STEEP, ALL_AROUND = 50, 0.95  # grey levels between ink and what lies two pixels off, and how much of its rim has them
+LINE = 0.97  # share of a line's length, or of an end mark's height, that is ink
+SLENDER = 4.0  # a bar is so many times as long as high
+SOLID, SMEARED = 0.85, 0.75  # share of a bar's box that is ink, and of a coloured one: JPEG keeps half of its colour
 BOX_WIDTH, BOX_ROWS, BOX_HEIGHT = 0.15, 10, 0.35  # of a flat box: least share of the width, rows, largest share
 BOX_SHARE = 0.005  # of the frame
 FLAT_EDGE, FLAT_INSIDE, OTHER_OUTSIDE = 0.85, 0.5, 0.5
-TILE_SHARE, TILE_FILLED = 0.01, 0.995  # of a missing tile: least share of the frame, and of its box that is constant
+TILE_SIDE = 15  # [px] a missing tile has at least
+TILE_SHARE, TILE_FILLED = 0.01, 0.98  # of a missing tile: least share of the frame, and of its box that is constant
+TILE_OF_PIECE = 0.8  # share of a constant piece that is its largest rectangle: of a round pore 0.64
+MOST_TILES, TILE_LONG = 3, 4
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,11 @@ class Box:
             min(shape[0], self.bottom + by),
         )
 
+    def moved(self, step: int, first_row: int) -> "Box":
+        """The same place where every pixel became `step` pixels a side and rows were put above."""
+        left, top, right, bottom = (step * edge for edge in (self.left, self.top, self.right, self.bottom))
+        return Box(left, top + first_row, right, bottom + first_row)
+
 
 @dataclass(frozen=True, eq=False)
 class Ink:
@@ -65,6 +77,8 @@ class Ink:
 
     mask: Mask  # [H, W]
     soft: Pixels  # [H, W] uint8: the ink light on a dark ground, its smoothed edges between
+    grey: Pixels | None  # [H, W] uint8
+    """The picture in which ink of one grey level was found; None for ink that is a colour."""
     alone: bool
     """True where the specimen never comes near this level: then all of it was drawn."""
 
@@ -82,14 +96,18 @@ class Ink:
     @cached_property
     def bars(self) -> list[Box]:
         """Slender solid rectangles that lie clear of the frame's edge, longest first."""
-        _, boxes, areas = self.pieces
+        names, boxes, areas = self.pieces
         high, wide = self.mask.shape
         found = []
-        for (left, top, right, bottom), area in zip(boxes.tolist(), areas.tolist(), strict=True):
+        for name, ((left, top, right, bottom), area) in enumerate(zip(boxes.tolist(), areas.tolist(), strict=True), 1):
             w, h = right - left, bottom - top
             inside = left > 0 and top > 0 and right < wide and bottom < high
-            if inside and BAR_PX <= w <= BAR_SHARE * wide and 2 <= h <= w / SLENDER and area >= SOLID * w * h:
-                found.append(Box(left, top, right, bottom))
+            if inside and BAR_PX <= w <= BAR_SHARE * wide and 2 <= h <= w / SLENDER:
+                box = Box(left, top, right, bottom)
+                if area >= (SOLID if self.grey is not None else SMEARED) * w * h or _is_ruler(
+                    names[box.rows, box.columns] == name
+                ):
+                    found.append(box)
         return sorted(found, key=lambda box: box.left - box.right)
 
     @cached_property
@@ -109,6 +127,32 @@ class Ink:
             found.append((Box(int(left), int(top), int(right), int(bottom)), len(group)))
         return sorted(found, key=lambda line: -line[1])
 
+    def is_sharp(self, box: Box) -> bool:
+        """Whether the ink in a box ends within a pixel all around, as nothing in focus or out of it does."""
+        from scipy import ndimage
+
+        if self.grey is None:
+            return True
+        place = box.grown(4, self.mask.shape)
+        ink = self.mask[place.rows, place.columns]
+        grey = self.grey[place.rows, place.columns].astype(np.int16)
+        ring = ndimage.binary_dilation(ink, iterations=3) & ~ndimage.binary_dilation(ink, iterations=1)
+        if not ring.any() or not ink.any():
+            return False
+        return bool((np.abs(grey[ring] - float(np.median(grey[ink]))) >= STEEP).mean() >= ALL_AROUND)
+
+    def on_row(self, line: Box) -> int:
+        """The number of letters on the row of a line: an info bar's words stand far apart."""
+        near = 0.3 * (line.bottom - line.top)
+        return sum(letters for box, letters in self.lines if abs(box.bottom - line.bottom) <= near)
+
+
+def _is_ruler(piece: Mask) -> bool:
+    """Whether a piece is one straight line with marks that are upright at both of its ends."""
+    full = piece.mean(axis=1) >= LINE
+    ends = piece[:, :2].any(axis=1).mean(), piece[:, -2:].any(axis=1).mean()
+    return bool(full.any()) and min(ends) >= LINE and int(full.sum()) <= max(2, len(piece) // 3)
+
 
 def inks(pixels: Pixels, colour: Pixels | None) -> Iterator[Ink]:
     """The vivid, light and dark ink that a picture [H, W] may have been drawn on with, the purest first."""
@@ -116,7 +160,7 @@ def inks(pixels: Pixels, colour: Pixels | None) -> Iterator[Ink]:
         vivid = vividness(colour)
         mask = vivid >= VIVID
         if FEWEST <= np.count_nonzero(mask) <= MOST_COLOUR * mask.size:
-            yield Ink(mask, np.minimum(255, vivid.astype(np.uint16) * 2).astype(np.uint8), alone=True)
+            yield Ink(mask, np.minimum(255, vivid.astype(np.uint16) * 2).astype(np.uint8), grey=None, alone=True)
     grey = _eight_bits(pixels)
     counts = np.bincount(grey.ravel(), minlength=256)
     used = np.flatnonzero(counts)
@@ -126,7 +170,7 @@ def inks(pixels: Pixels, colour: Pixels | None) -> Iterator[Ink]:
         near = counts[[level + inward * step for step in range(1, NEAR + 1) if 0 <= level + inward * step < 256]]
         alone = (level >= 250 or level <= 5) and near.mean() <= EMPTY * counts[level] and _many_levels(counts)
         mask = np.asarray(grey == level)
-        yield Ink(mask, mask.astype(np.uint8) * np.uint8(255), bool(alone))
+        yield Ink(mask, mask.astype(np.uint8) * np.uint8(255), grey=grey, alone=bool(alone))
         if not alone:
             yield _smoothed(grey, level, inward)
 
@@ -135,7 +179,7 @@ def _smoothed(grey: Pixels, level: int, inward: int) -> Ink:
     """Ink that JPEG or smoothing took off its level: near it more than half, so that strokes stay apart."""
     distance = (np.arange(256) - level) * inward
     fade = np.rint(np.interp(distance, [0, NEAR, 255 * SOFT], [255, 130, 0])).astype(np.uint8)
-    return Ink(np.asarray((distance <= NEAR)[grey]), fade[grey], alone=False)
+    return Ink(np.asarray((distance <= NEAR)[grey]), fade[grey], grey=grey, alone=False)
 
 
 def _many_levels(counts: Pixels) -> bool:
@@ -185,8 +229,9 @@ def flat_boxes(pixels: Pixels) -> list[Box]:
 
 
 def _owns_rows(grey: Pixels, level: int) -> bool:
-    """Whether a level has its share of as many rows as a box has at least."""
-    return bool(np.count_nonzero((grey == level).mean(axis=1) >= BOX_WIDTH / 2) >= BOX_ROWS)
+    """Whether a level stands beside itself in as many rows as a box has at least; in noise it seldom does."""
+    same = grey == level
+    return bool(np.count_nonzero((same[:, 1:] & same[:, :-1]).mean(axis=1) >= BOX_WIDTH / 3) >= BOX_ROWS)
 
 
 def _boxes_of(grey: Pixels, level: int) -> Iterator[Box]:
@@ -194,12 +239,12 @@ def _boxes_of(grey: Pixels, level: int) -> Iterator[Box]:
 
     high, wide = grey.shape
     fill = np.abs(grey.astype(np.int16) - level) <= 3
-    joined = ndimage.binary_dilation(fill, np.ones((5, 5), bool))  # over the rules between the cells of a bar
+    joined = ndimage.binary_dilation(fill[::2, ::2], np.ones((3, 3), bool))  # over the rules between a bar's cells
     names, count = ndimage.label(joined)
     if count > MOST_PIECES:
         return
     for rows, columns in ndimage.find_objects(names):
-        box = Box(columns.start, rows.start, columns.stop, rows.stop)
+        box = Box(2 * columns.start, 2 * rows.start, min(wide, 2 * columns.stop), min(high, 2 * rows.stop))
         if box.right - box.left >= BOX_WIDTH * wide and BOX_ROWS <= box.bottom - box.top <= BOX_HEIGHT * high:
             tight = _tight(fill, box)
             if tight is not None and _stands_apart(fill, tight):
@@ -241,8 +286,6 @@ def _overlap(a: Box, b: Box) -> bool:
 
 def constant_parts(pixels: Pixels) -> Mask | None:
     """Page margins and missing tiles: large rectangles of one exact level, True there; None where there are none."""
-    from scipy import ndimage
-
     if not np.isfinite(pixels[::16, ::16]).all() or min(pixels.shape) < 64:
         return None
     out = np.zeros(pixels.shape, bool)
@@ -251,18 +294,37 @@ def constant_parts(pixels: Pixels) -> Mask | None:
     out[inner.rows, inner.columns] = False
     part = pixels[inner.rows, inner.columns]
     for level in {part.dtype.type(0), part.min(), part.max()}:
-        same = part == level
-        if same.mean() < TILE_SHARE or same.mean() > 0.9:
-            continue
-        names, _ = ndimage.label(same)
-        for box in ndimage.find_objects(names):
-            if _is_tile(same[box], part.size):
-                out[inner.rows, inner.columns][box] = True
+        for box in _tiles(part == level):
+            out[inner.rows, inner.columns][box] = True
     return out if out.any() and out.mean() < 0.95 else None
 
 
-def _is_tile(piece: Mask, frame: int) -> bool:
-    return piece.size >= TILE_SHARE * frame and min(piece.shape) >= 16 and float(piece.mean()) >= TILE_FILLED
+def _tiles(same: Mask) -> list[tuple[slice, slice]]:
+    """The rectangles that missing tiles leave; a pattern of many, or of long ones, is specimen."""
+    from scipy import ndimage
+
+    if not TILE_SHARE <= same.mean() <= 0.9:
+        return []
+    core = ndimage.minimum_filter(same, TILE_SIDE)  # the specimen beside a gap may have its level too
+    names, _ = ndimage.label(ndimage.maximum_filter(core, TILE_SIDE))
+    found = []
+    for name, box in enumerate(ndimage.find_objects(names), start=1):
+        piece = names[box] == name
+        rows, columns = largest_rectangle(piece)
+        tile = piece[rows, columns]
+        if tile.size >= max(TILE_SHARE * same.size, TILE_OF_PIECE * piece.sum()) and tile.mean() >= TILE_FILLED:
+            found.append(
+                (
+                    slice(box[0].start + rows.start, box[0].start + rows.stop),
+                    slice(box[1].start + columns.start, box[1].start + columns.stop),
+                )
+            )
+    alike = [max(_sides(tile)) <= TILE_LONG * min(_sides(tile)) for tile in found]
+    return found if len(found) <= MOST_TILES and all(alike) else []
+
+
+def _sides(tile: tuple[slice, slice]) -> tuple[int, int]:
+    return tile[0].stop - tile[0].start, tile[1].stop - tile[1].start
 
 
 def _without_margins(pixels: Pixels) -> Box:

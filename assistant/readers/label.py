@@ -15,7 +15,7 @@ import numpy as np
 from assistant.readers.bar_text import magnifications, tidy
 from assistant.readers.ocr import Line, read_line, read_lines
 from assistant.readers.record import SMALLEST_PIXEL, length_nm
-from assistant.readers.scale_bar import ScaleBar, find_bars, normalised
+from assistant.readers.scale_bar import ScaleBar, find_bars, length_between_edges, normalised
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
@@ -56,24 +56,29 @@ def is_round(nm: float, *, within: float) -> bool:
     return any(abs(scaled / mantissa - 1) <= within for mantissa in mantissas)
 
 
-def read_scale(band: Pixels, *, magnification: float | None = None, width: int | None = None) -> BarReading | None:
+def read_scale(
+    band: Pixels, *, magnification: float | None = None, width: int | None = None, grey: Pixels | None = None
+) -> BarReading | None:
     """The scale bar of an info bar [R, W] with its label, or None where either cannot be had beyond doubt.
 
     `magnification` is what the metadata say; that of the info bar itself is read too. `width` is that of the whole
-    picture where the band is a piece of it [px].
+    picture where the band is a piece of it [px], `grey` the picture where the band is only its ink.
     """
-    bars = find_bars(band)
+    width = width or band.shape[1]
+    bars = find_bars(band, width=width)
     if not bars:
         return None
-    width = width or band.shape[1]
-    grey = ink_of(band)
-    lines = [replace(line, text=tidy(line.text)) for line in read_lines(grey)]
-    found = _matched(bars, lines, width)
-    if found is None or _length(tidy(read_line(cut(grey, found[1])))) != found[2]:
+    ink = ink_of(band)
+    lines = [replace(line, text=tidy(line.text)) for line in read_lines(ink)]
+    found = _matched(bars, [*lines, *_numbers_with_units(lines)], width)
+    if found is None or _length(tidy(read_line(cut(ink, found[1])))) != found[2]:
         return None
     bar, line, nm = found
+    length = bar.length if grey is None else length_between_edges(grey, bar)
+    if length is None:
+        return None
     box = (min(bar.left, line.left), min(bar.top, line.top), max(bar.right, line.right), max(bar.bottom, line.bottom))
-    return BarReading(bar.length, nm, _confidence(nm / bar.length * width, lines, magnification), box)
+    return BarReading(length, nm, _confidence(nm / length * width, lines, magnification), box)
 
 
 def ink_of(band: Pixels) -> Pixels:
@@ -84,6 +89,18 @@ def ink_of(band: Pixels) -> Pixels:
 def cut(grey: Pixels, line: Line) -> Pixels:
     """The part of a picture that a line of text fills."""
     return grey[max(0, line.top) : line.bottom + 1, max(0, line.left) : line.right + 1]
+
+
+def _numbers_with_units(lines: Sequence[Line]) -> Iterator[Line]:
+    """A number and the unit right behind it that were taken for two lines: the space between large letters is wide."""
+    for number in lines:
+        for unit in lines:
+            high = number.bottom - number.top
+            level = abs(unit.bottom - number.bottom) < high / 2
+            behind = abs(unit.left - number.right) < high
+            if level and behind and number.text.replace(".", "").isdigit() and unit.text[:1].isalpha():
+                top, bottom = min(number.top, unit.top), max(number.bottom, unit.bottom)
+                yield Line(f"{number.text} {unit.text}", number.left, top, unit.right, bottom)
 
 
 def _matched(bars: Sequence[ScaleBar], lines: Sequence[Line], width: int) -> tuple[ScaleBar, Line, float] | None:
@@ -111,10 +128,9 @@ def _distance(bar: ScaleBar, line: Line) -> float:
 
 
 def _inside(bar: ScaleBar, line: Line) -> bool:
-    """True where the strokes are part of the text itself."""
-    across = min(bar.right, line.right) - max(bar.left, line.left)
+    """True where the strokes are part of the text itself: they do not reach beyond it."""
     down = min(bar.bottom, line.bottom) - max(bar.top, line.top)
-    return across > 0.6 * (bar.right - bar.left) and down > 0.6 * (bar.bottom - bar.top)
+    return line.left <= bar.left and bar.right <= line.right and down > 0.6 * (bar.bottom - bar.top)
 
 
 def _length(text: str) -> float | None:

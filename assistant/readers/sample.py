@@ -7,39 +7,51 @@ import numpy as np
 Pixels = np.ndarray[Any, np.dtype[Any]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
-NEAR = 12  # [px] up to which a gap takes the nearest pixel; further in it is ground
-BINS = 256
-BLOCK, WHOLE = 16, 0.7  # [px] of the grid on which large gaps are looked for, and the share of a block that is sample
+NEAR = 12  # [px] half the width of a gap up to which it takes the nearest pixels; a wider one is ground
+BLOCK, WHOLE = 48, 0.5  # [px] of the grid on which large gaps are looked for, and the share of a block that is sample
 
 
 def filled(pixels: Pixels, sample: Mask) -> Pixels:
-    """`pixels` [H, W] with what is no sample made like the specimen beside it, or, far from any, like its ground.
+    """`pixels` [H, W] with what is no sample made like the specimen beside it, or, in a wide gap, like its ground.
 
-    Ground is the commonest level with its own noise: nothing is found there, and nothing of the specimen is changed.
+    Ground is the commonest level with the picture's noise: nothing is found there, and no specimen is changed.
     """
     from scipy import ndimage
 
     out = pixels.copy()
-    distance, (rows, columns) = ndimage.distance_transform_edt(~sample, return_indices=True)
-    near = (distance > 0) & (distance <= NEAR)
-    out[near] = pixels[rows[near], columns[near]]
-    far = distance > NEAR
-    if far.any():
-        ground = _ground(pixels[sample])
-        out[far] = np.random.default_rng(0).choice(ground, int(far.sum()))
+    place = _around(~sample, by=NEAR + 1)
+    gap, there = ~sample[place], out[place]
+    distance, (rows, columns) = ndimage.distance_transform_edt(gap, return_indices=True)
+    names, count = ndimage.label(gap)
+    deepest = ndimage.maximum(distance, names, np.arange(count + 1))
+    wide = (np.asarray(deepest) > NEAR)[names] & gap
+    thin = gap & ~wide
+    there[thin] = there[rows[thin], columns[thin]]
+    if wide.any():
+        there[wide] = _ground(pixels, sample, int(wide.sum()))
     return out
 
 
-def _ground(values: Pixels) -> Pixels:
-    """The values around the commonest level, a tenth of all on either side of it."""
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    if finite.size == 0:
-        return values
-    ordered = np.sort(finite[:: max(1, finite.size // 200_000)])
+def _around(mask: Mask, *, by: int) -> tuple[slice, slice]:
+    """The rows and columns of all that is set, and so many more."""
+    sides = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    rows, columns = (slice(max(0, int(side[0]) - by), int(side[-1]) + 1 + by) for side in sides)
+    return rows, columns
+
+
+def _ground(pixels: Pixels, sample: Mask, count: int) -> Pixels:
+    """So many values around the commonest level, with the noise that neighbouring pixels have."""
+    values = pixels[sample]
+    values = (values[np.isfinite(values)] if values.dtype.kind == "f" else values)[:: max(1, values.size // 200_000)]
+    ordered = np.sort(values.astype(np.float64))
     step = max(1, len(ordered) // 5)
-    widths = ordered[step:].astype(np.float64) - ordered[:-step]  # the narrowest fifth of all values
-    first = int(widths.argmin()) if len(widths) else 0
-    return np.asarray(ordered[first : first + step])
+    first = int((ordered[step:] - ordered[:-step]).argmin()) if len(ordered) > step else 0
+    level = float(np.median(ordered[first : first + step]))
+    beside = pixels[:, 1:].astype(np.float64) - pixels[:, :-1]
+    beside = beside[sample[:, 1:] & sample[:, :-1]]
+    noise = float(np.median(np.abs(beside[np.isfinite(beside)]))) / (0.6745 * np.sqrt(2)) if beside.size else 0.0
+    drawn = np.random.default_rng(0).normal(level, noise, count).clip(ordered[0], ordered[-1])
+    return np.asarray(np.rint(drawn) if pixels.dtype.kind in "iu" else drawn).astype(pixels.dtype)
 
 
 def largest_rectangle(sample: Mask) -> tuple[slice, slice]:

@@ -300,7 +300,7 @@ def _pixels(data: bytes, index: int, directory: Directory, limits: ReadLimits) -
         raise undecodable("TIFF", error) from error
     if pixels.dtype.kind not in "buif" or pixels.ndim not in ((2,) if pixels.dtype.kind == "b" else (2, 3)):
         raise MicrographError("unsupported_format", f"TIFF pixels of type {pixels.dtype} are not supported.")
-    return pixels
+    return np.asarray(pixels)
 
 
 def _opaque(
