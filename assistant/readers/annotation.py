@@ -29,7 +29,7 @@ WIDE_BOX = 0.5  # share of the width from which a flat box with text is an info 
 ABOVE, BELOW = 3.0, 1.5  # letter heights around a row of text in which its scale bar lies
 MOST_TEXTS = 20  # rows of letters looked at per ink
 MOST_BARS = 6  # scale bars looked at
-LONGEST_SIDE = 4096  # [px] of a frame in which every pixel is looked at
+LONGEST_SIDE = 3072  # [px] of a frame in which every pixel is looked at
 REACH = 90  # [px] around a scale bar in which its label lies, or three of its heights
 RIM = 3  # [px] around a drawing that smoothing and JPEG reach
 AGAIN = 4  # [px] more on every side when a line is read for the second time
@@ -44,7 +44,7 @@ class Strip:
     source: str
     """"banner" for an info bar, "scale_bar" for a scale bar drawn over the picture."""
     grey: Pixels | None = None  # [R, W]
-    """The picture itself where the band is only its ink, and a bar in it is a block."""
+    """The picture itself, or how colourful it is, where the band is only its ink and a bar in it is a block."""
     step: int = 1
     """Pixels of the picture to one of the band."""
 
@@ -222,7 +222,8 @@ def _add_scale_bars(found: Annotation, frame: Frame, drawn: Sequence[Ink]) -> No
         window = bar.grown(max(REACH, 3 * (bar.bottom - bar.top)), ink.mask.shape)
         area = (bar.right - bar.left) * (bar.bottom - bar.top)
         block = np.count_nonzero(ink.mask[bar.rows, bar.columns]) >= SOLID * area
-        grey = frame.pixels[window.rows, window.columns] if block and ink.grey is not None else None
+        whole = ink.soft if ink.grey is None else frame.pixels
+        grey = whole[window.rows, window.columns] if block or ink.grey is None else None
         found.strips.append(Strip(window, ink.soft[window.rows, window.columns], "scale_bar", grey))
 
 

@@ -36,6 +36,7 @@ FLAT_EDGE, FLAT_INSIDE, OTHER_OUTSIDE = 0.85, 0.5, 0.5
 TILE_SIDE = 15  # [px] a missing tile has at least
 TILE_SHARE, TILE_FILLED = 0.01, 0.98  # of a missing tile: least share of the frame, and of its box that is constant
 TILE_OF_PIECE = 0.8  # share of a constant piece that is its largest rectangle: of a round pore 0.64
+THINNED = 2048  # [px] of a frame in which every pixel is looked at for missing tiles
 MOST_TILES, TILE_LONG = 3, 4
 
 
@@ -91,7 +92,7 @@ class Ink:
         if count == 0 or count > MOST_PIECES:
             return names, np.zeros((0, 4), int), np.zeros(0, int)
         boxes = [(c.start, r.start, c.stop, r.stop) for r, c in ndimage.find_objects(names)]
-        return names, np.array(boxes), np.bincount(names.ravel())[1:]
+        return names, np.array(boxes), np.bincount(names[self.mask])[1:]
 
     @cached_property
     def bars(self) -> list[Box]:
@@ -293,9 +294,11 @@ def constant_parts(pixels: Pixels) -> Mask | None:
     out[:] = True
     out[inner.rows, inner.columns] = False
     part = pixels[inner.rows, inner.columns]
+    step = -(-max(part.shape) // THINNED)
     for level in {part.dtype.type(0), part.min(), part.max()}:
-        for box in _tiles(part == level):
-            out[inner.rows, inner.columns][box] = True
+        for rows, columns in _tiles(part[::step, ::step] == level):
+            scaled = slice(step * rows.start, step * rows.stop), slice(step * columns.start, step * columns.stop)
+            out[inner.rows, inner.columns][scaled] = True
     return out if out.any() and out.mean() < 0.95 else None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from assistant.readers.bar_text import magnifications, tidy
 from assistant.readers.ocr import Line, read_line, read_lines
-from assistant.readers.record import SMALLEST_PIXEL, length_nm
+from assistant.readers.record import SMALLEST_PIXEL, length_nm, positive
 from assistant.readers.scale_bar import ScaleBar, find_bars, length_between_edges, normalised
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
@@ -26,10 +26,12 @@ FARTHEST = 0.2  # between bar and label, as a share of the width
 NEXT_BEST = 2.0  # another label must be this many times as far
 DISPLAY_MM = (60.0, 700.0)  # field width x magnification: a polaroid is 89 to 127 wide, a screen or print up to 500
 USUAL_DISPLAYS_MM = (120.0, 127.0)  # JEOL's; Hitachi's and Thermo's
+CLOSE = 0.7  # letter heights between two letters of one word, at most
 SAME_FIELD = 0.03  # a field width is written with three digits
 CONFIRMED, UNCONFIRMED = 0.9, 0.7
 
 _LABEL = re.compile(r"(\d{1,4}(?:\.\d{1,2})?) ?(nm|[uµ]m|mm)(?![\w./])")
+_ANY_LENGTH = re.compile(r"(\.?\d[\d.]*) ?(nm|[uµ]m|mm)")
 _LENGTH = re.compile(r"(?<![\w.])(\d{1,4}(?:\.\d{1,4})?) ?(nm|[uµ]m|mm)(?![\w./])")
 
 
@@ -71,7 +73,7 @@ def read_scale(
     ink = ink_of(band)
     lines = [replace(line, text=tidy(line.text)) for line in read_lines(ink)]
     found = _matched(bars, [*lines, *_numbers_with_units(lines)], width)
-    if found is None or _length(tidy(read_line(cut(ink, found[1])))) != found[2]:
+    if found is None or not _reads_so(ink, found[1], found[2]):
         return None
     bar, line, nm = found
     length = bar.length if grey is None else length_between_edges(grey, bar)
@@ -89,6 +91,17 @@ def ink_of(band: Pixels) -> Pixels:
 def cut(grey: Pixels, line: Line) -> Pixels:
     """The part of a picture that a line of text fills."""
     return grey[max(0, line.top) : line.bottom + 1, max(0, line.left) : line.right + 1]
+
+
+def _reads_so(ink: Pixels, line: Line, nm: float) -> bool:
+    """Whether a line says that length again, and no other where ink goes on to its left: "5 µm" may end "0.5 µm"."""
+    if _length(tidy(read_line(cut(ink, line)))) != nm:
+        return False
+    left = max(0, line.left - round(CLOSE * (line.bottom - line.top)))
+    if not (ink[max(0, line.top) : line.bottom + 1, left : max(0, line.left)] > 127).any():
+        return True
+    more = tidy(read_line(cut(ink, replace(line, left=left))))
+    return all(length_nm(positive(f"0{number}"), unit) == nm for number, unit in _ANY_LENGTH.findall(more))
 
 
 def _numbers_with_units(lines: Sequence[Line]) -> Iterator[Line]:

@@ -8,6 +8,7 @@ Pixels = np.ndarray[Any, np.dtype[Any]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 NEAR = 12  # [px] half the width of a gap up to which it takes the nearest pixels; a wider one is ground
+ROWS = 1024  # of the picture that are enough to know its ground
 BLOCK, WHOLE = 48, 0.5  # [px] of the grid on which large gaps are looked for, and the share of a block that is sample
 
 
@@ -41,6 +42,8 @@ def _around(mask: Mask, *, by: int) -> tuple[slice, slice]:
 
 def _ground(pixels: Pixels, sample: Mask, count: int) -> Pixels:
     """So many values around the commonest level, with the noise that neighbouring pixels have."""
+    every = max(1, len(pixels) // ROWS)
+    pixels, sample = pixels[::every], sample[::every]
     values = pixels[sample]
     values = (values[np.isfinite(values)] if values.dtype.kind == "f" else values)[:: max(1, values.size // 200_000)]
     ordered = np.sort(values.astype(np.float64))
@@ -57,7 +60,7 @@ def _ground(pixels: Pixels, sample: Mask, count: int) -> Pixels:
 def largest_rectangle(sample: Mask) -> tuple[slice, slice]:
     """Rows and columns of the largest rectangle without a large gap; small drawings in it do not count."""
     grid = [np.linspace(0, side, max(1, side // BLOCK) + 1).round().astype(int) for side in sample.shape]
-    sums = np.add.reduceat(np.add.reduceat(sample.astype(np.int32), grid[0][:-1], axis=0), grid[1][:-1], axis=1)
+    sums = np.add.reduceat(np.add.reduceat(sample, grid[0][:-1], axis=0, dtype=np.int32), grid[1][:-1], axis=1)
     whole = sums >= WHOLE * np.outer(np.diff(grid[0]), np.diff(grid[1]))  # [rows, columns] of blocks
     best, heights = (0, 0, 0, 0, 0), np.zeros(whole.shape[1], int)
     for row, line in enumerate(whole):

@@ -18,6 +18,7 @@ WIDEST = 0.65  # ... as a share of the width: what is longer is a frame
 FULL_ROW = 0.97  # share of a line's length that is ink in its fullest row
 SLENDER = 2.0  # a bar is at least this many times as long as high, caps and ticks included: no letter, no logo is
 BLOCK = 3  # rows of a line without caps from which it is a block; thinner at the edge, it is what JPEG leaves there
+DRIFT = 3  # [px] between the end of the ink and its edge
 CLEAR = 10  # grey levels from ink and from specimen to the edge between them
 SOLID = 0.9  # share of a tick's box that is ink
 TALLER = 1.5  # an end cap is this many times as tall as the line is thick, and two pixels taller
@@ -87,7 +88,9 @@ def length_between_edges(grey: Pixels, bar: ScaleBar) -> float | None:
         levels = profile[places]
         half = (inside + float(np.median(levels[-4:]))) / 2
         beyond = np.flatnonzero(np.sign(levels - half) != np.sign(inside - half))
-        if len(beyond) == 0 or beyond[0] == 0 or abs(inside - half) < CLEAR:
+        if len(beyond) == 0 or beyond[0] == 0 or abs(inside - half) < CLEAR or beyond[0] > 4 + DRIFT:
+            return None
+        if np.abs(levels[4 + DRIFT :] - inside).min() < abs(inside - half):  # a bar that JPEG broke goes on
             return None
         k = int(beyond[0])
         share = (levels[k - 1] - half) / (levels[k - 1] - levels[k])
