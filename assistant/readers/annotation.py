@@ -43,8 +43,8 @@ class Strip:
     band: Pixels  # [R, W] as the box, its ink unlike its ground
     source: str
     """"banner" for an info bar, "scale_bar" for a scale bar drawn over the picture."""
-    grey: Pixels | None = None  # [R, W]
-    """The picture itself, or how colourful it is, where the band is only its ink and a bar in it is a block."""
+    edges: tuple[Pixels, ...] = ()  # [R, W] each
+    """Where the band is only ink: pictures in which the ends of the bar may be clear, the best first."""
     step: int = 1
     """Pixels of the picture to one of the band."""
 
@@ -222,9 +222,9 @@ def _add_scale_bars(found: Annotation, frame: Frame, drawn: Sequence[Ink]) -> No
         window = bar.grown(max(REACH, 3 * (bar.bottom - bar.top)), ink.mask.shape)
         area = (bar.right - bar.left) * (bar.bottom - bar.top)
         block = np.count_nonzero(ink.mask[bar.rows, bar.columns]) >= SOLID * area
-        whole = ink.soft if ink.grey is None else frame.pixels
-        grey = whole[window.rows, window.columns] if block or ink.grey is None else None
-        found.strips.append(Strip(window, ink.soft[window.rows, window.columns], "scale_bar", grey))
+        soft, grey = (whole[window.rows, window.columns] for whole in (ink.soft, frame.pixels))
+        edges = (grey, soft) if ink.grey is None else (grey,) if block else ()  # JPEG keeps half of a colour's detail
+        found.strips.append(Strip(window, soft, "scale_bar", edges))
 
 
 def _covers(box: Box, bar: Box) -> bool:

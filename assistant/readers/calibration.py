@@ -58,7 +58,7 @@ def _first_scale(records: Sequence[Sourced], found: Annotation, width: int) -> t
     """The first scale bar that can be read; bar and label of one drawn over the specimen are no sample."""
     for strip in found.strips:
         reading = read_scale(
-            strip.band, magnification=_magnification(records), width=-(-width // strip.step), grey=strip.grey
+            strip.band, magnification=_magnification(records), width=-(-width // strip.step), edges=strip.edges
         )
         if reading is not None:
             left, top, right, bottom = (edge * strip.step for edge in reading.box)

@@ -26,6 +26,7 @@ FARTHEST = 0.2  # between bar and label, as a share of the width
 NEXT_BEST = 2.0  # another label must be this many times as far
 DISPLAY_MM = (60.0, 700.0)  # field width x magnification: a polaroid is 89 to 127 wide, a screen or print up to 500
 USUAL_DISPLAYS_MM = (120.0, 127.0)  # JEOL's; Hitachi's and Thermo's
+BLURRED = 2.5  # [px] by which JPEG moves the ends of coloured ink
 CLOSE = 0.7  # letter heights between two letters of one word, at most
 SAME_FIELD = 0.03  # a field width is written with three digits
 CONFIRMED, UNCONFIRMED = 0.9, 0.7
@@ -59,12 +60,13 @@ def is_round(nm: float, *, within: float) -> bool:
 
 
 def read_scale(
-    band: Pixels, *, magnification: float | None = None, width: int | None = None, grey: Pixels | None = None
+    band: Pixels, *, magnification: float | None = None, width: int | None = None, edges: Sequence[Pixels] = ()
 ) -> BarReading | None:
     """The scale bar of an info bar [R, W] with its label, or None where either cannot be had beyond doubt.
 
     `magnification` is what the metadata say; that of the info bar itself is read too. `width` is that of the whole
-    picture where the band is a piece of it [px], `grey` the picture where the band is only its ink.
+    picture where the band is a piece of it [px], `edges` the pictures in which its ends can be
+    seen where the band is only ink: the grey one, and for coloured ink how colourful it is.
     """
     width = width or band.shape[1]
     bars = find_bars(band, width=width)
@@ -76,7 +78,7 @@ def read_scale(
     if found is None or not _reads_so(ink, found[1], found[2]):
         return None
     bar, line, nm = found
-    length = bar.length if grey is None else length_between_edges(grey, bar)
+    length = _clear_length(bar, edges)
     if length is None:
         return None
     box = (min(bar.left, line.left), min(bar.top, line.top), max(bar.right, line.right), max(bar.bottom, line.bottom))
@@ -91,6 +93,20 @@ def ink_of(band: Pixels) -> Pixels:
 def cut(grey: Pixels, line: Line) -> Pixels:
     """The part of a picture that a line of text fills."""
     return grey[max(0, line.top) : line.bottom + 1, max(0, line.left) : line.right + 1]
+
+
+def _clear_length(bar: ScaleBar, edges: Sequence[Pixels]) -> float | None:
+    """The bar's length between clear ends [px]; of coloured ink both pictures must say so, or it must be long.
+
+    JPEG keeps half of a colour's detail, which leaves two pixels open.
+    """
+    if not edges:
+        return bar.length
+    lengths = [length_between_edges(picture, bar) for picture in edges]
+    grey, last = lengths[0], lengths[-1]
+    if last is None or len(edges) == 1 or (grey is not None and abs(grey - last) <= BLURRED):
+        return grey if last is not None else None
+    return last if last >= 2 * SHORTEST_READ else None
 
 
 def _reads_so(ink: Pixels, line: Line, nm: float) -> bool:
