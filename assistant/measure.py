@@ -244,7 +244,23 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
 def measure(m: Micrograph) -> Facts:
     """Measure a micrograph outside its info bar; lengths are in nm where it is calibrated, else in px."""
     window = m.window()
-    return _facts_of(_find(m.content, window.low, window.high), nm_per_pixel=_scale(m))
+    found = _find(m.specimen, window.low, window.high)
+    return _facts_of(_of_sample(found, m), nm_per_pixel=_scale(m))
+
+
+def _of_sample(found: Findings | None, m: Micrograph) -> Findings | None:
+    """The same findings with the share of the sample, and not that of the frame with what was drawn on it."""
+    import numpy as np
+
+    from assistant.measurements.picture import block_mean
+
+    mask = m.content_sample
+    if found is None or found.share is None or found.phase is None or mask is None:
+        return found
+    inside = block_mean(np.asarray(mask, np.float32), found.picture.factor) > 0.5
+    if found.phase.any() and inside.any():
+        found.share *= float(found.phase[inside].mean() / found.phase.mean())
+    return found
 
 
 def figures(m: Micrograph) -> dict[str, Image.Image]:
@@ -257,7 +273,7 @@ def figures(m: Micrograph) -> dict[str, Image.Image]:
     from assistant.measurements import overlay
 
     window = m.window()
-    found = _find(m.content, window.low, window.high)
+    found = _of_sample(_find(m.specimen, window.low, window.high), m)
     if found is None:
         return {}
     facts = _facts_of(found, nm_per_pixel=_scale(m))

@@ -10,6 +10,7 @@ from assistant.readers.record import (
     name,
     positive,
     square_pixel,
+    two_readings,
     whole,
 )
 
@@ -37,8 +38,9 @@ def _record(text: str, size: tuple[int, int], source: str) -> Record | None:
         entries.setdefault(key, value.strip())
     if "PixelSizeX" not in entries and "Device" not in entries:
         return None
-    x, y = (positive(entries.get(f"PixelSize{axis}"), _METRE) for axis in "XY")
-    pixel, warnings = square_pixel(x, y)
+    texts = [entries.get(f"PixelSize{axis}") for axis in "XY"]
+    pixel, warnings = square_pixel(*(positive(text, _METRE) for text in texts))
+    warnings += two_readings(*texts)
     instrument = Instrument(
         vendor="tescan",
         model=name(entries.get("Device", "").removeprefix("TESCAN ") or entries.get("DeviceModel")),
