@@ -36,7 +36,7 @@ from assistant.grounding import CLS
 from assistant.labelling import Labeller
 from assistant.labels import rank_labels
 from assistant.measure import Facts, Known, Statement, disagreements, fact_line, measure, quoted, read_statements
-from assistant.micrograph import Micrograph, read_micrograph, to_model_input
+from assistant.micrograph import Instrument, Micrograph, read_micrograph, to_model_input
 from assistant.recall import Recall
 
 Image = Path | str | bytes | Micrograph
@@ -46,6 +46,8 @@ Posed = tuple[Conversation, Sequence["Look"]]
 """A conversation that waits for its answer, and its images in order."""
 CACHED_LOOKS = 64
 ENCODING_BATCH = 16
+READ_FROM_FILE, READ_FROM_BAR = 0.99, 0.9
+"""Confidence in what a file's metadata say, and in what its info bar says."""
 RESERVED = 128
 """Tokens kept free for an answer; a longer one may take what the prompt leaves."""
 
@@ -78,8 +80,23 @@ class Look:
             detector=instrument.detector,
             microscope=instrument.model or instrument.vendor,
             date=instrument.date,
-            sources={"pixel_size": (calibration.source, calibration.confidence)} if calibration else {},
+            sources=instrument_sources(instrument)
+            | ({"pixel_size": (calibration.source, calibration.confidence)} if calibration else {}),
         )
+
+
+def instrument_sources(instrument: Instrument) -> dict[str, tuple[str, float]]:
+    """Where each quantity of an instrument was read, with how sure the reading is: a bar's text less than a tag."""
+    names = {
+        "voltage": "hv_kv",
+        "working_distance": "wd_mm",
+        "magnification": "magnification",
+        "detector": "detector",
+        "microscope": "model" if instrument.model else "vendor",
+        "date": "date",
+    }
+    found = {name: instrument.sources[field] for name, field in names.items() if field in instrument.sources}
+    return {name: (source, READ_FROM_BAR if source == "banner" else READ_FROM_FILE) for name, source in found.items()}
 
 
 class Assistant:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_gen.vendor_files import instrument_of, with_bar
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
@@ -16,7 +17,6 @@ from assistant.micrograph import Instrument, Micrograph, read_micrograph, to_mod
 from assistant.readers import bar_text, drawings
 from assistant.readers.ocr import Line
 from assistant.readers.sample import filled, largest_rectangle
-from data_gen.vendor_files import instrument_of, with_bar
 from tests.test_micrograph import encoded, tiff_bytes
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
