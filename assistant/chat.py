@@ -1,9 +1,10 @@
-"""The one prompt template: a conversation about images -> ids, loss mask, image and turn indices.
+"""The prompt: a conversation about images -> ids, loss mask, image and turn indices.
 
 Training and inference share it, so the student is asked as it was taught. Knows nothing about pixels, measurement
 or torch: a tokenizer is anything with `encode`, `bos_token_id` and `eos_token_id`.
 
-The text of a conversation reads
+What stands around the words is the chat template of the language model's tokenizer or, where that has none, of its
+family. In Llama 2's a conversation reads
 
     <s>[INST] <image> (auxiliary text) question [/INST] answer</s>[INST] next question [/INST] next answer</s>
 
@@ -15,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from assistant.families import LLAMA_2, Family, Template
 
 IMAGE_MARKER = "<image>"
 CAPTION_PROMPT = "Describe this micrograph."
@@ -95,7 +98,9 @@ def question_text(message: Message) -> str:
     return f"{message.text} ({message.aux})" if message.aux else message.text
 
 
-def encode_conversation(conversation: Conversation, tokenizer: Tokenizer, *, question_tokens: int) -> Encoded:
+def encode_conversation(
+    conversation: Conversation, tokenizer: Tokenizer, *, question_tokens: int, template: Template = LLAMA_2
+) -> Encoded:
     """Apply the template; a conversation that ends with the user ends ready for the answer.
 
     `question_tokens` bounds what the text encoder reads of a turn; a longer text is cut at its end, where the
@@ -115,18 +120,52 @@ def encode_conversation(conversation: Conversation, tokenizer: Tokenizer, *, que
 
     for message in conversation.messages:
         if message.role == "assistant":
-            add(tokens(f" {message.text}") + _end(tokenizer), answer=True)
+            add(tokens(f"{template.reply_gap}{message.text}") + _end(tokenizer), answer=True)
             continue
         turn += 1
-        add(_start(tokenizer) if turn == 1 else [], answer=False)
-        add(tokens("[INST]"), answer=False)
+        add(_start(tokenizer) if turn == 1 and template.begins else [], answer=False)
+        add(tokens(template.first if turn == 1 else template.following), answer=False)
+        gap = template.gap
         for _ in range(message.images):
             images += 1
-            add(tokens(f" {IMAGE_MARKER}"), answer=False)
-        add(tokens(f" ({message.aux}) {message.text}" if message.aux else f" {message.text}"), answer=False)
-        add(tokens(" [/INST]"), answer=False)
+            add(tokens(f"{gap}{IMAGE_MARKER}"), answer=False)
+            gap = " "
+        add(tokens(f"{gap}({message.aux}) {message.text}" if message.aux else f"{gap}{message.text}"), answer=False)
+        add(tokens(template.answer), answer=False)
         encoded.questions.append(tokens(f" {question_text(message)}")[:question_tokens])
     return encoded
+
+
+def template_of(tokenizer: Any, family: Family) -> Template:
+    """The chat template a tokenizer brings, taken apart; the family's where it brings none or loses words in it.
+
+    The template is rendered once around three words that stand for a question, its reply and the next question.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return family.template
+    said = (("user", QUESTION), ("assistant", REPLY), ("user", NEXT))
+    turns = [{"role": role, "content": content} for role, content in said]
+    text = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, **dict(family.template_arguments)
+    )
+    if [text.count(word) for _, word in said] != [1, 1, 1]:
+        return family.template
+    first, rest = text.split(QUESTION)
+    replied, rest = rest.split(REPLY)
+    between, answer = rest.split(NEXT)
+    reply_gap = replied[len(answer) :] if replied.startswith(answer) else ""
+    # Llama 2 puts a space before the token that ends a reply; ours follows the words at once, as in training before.
+    end = max((word for word in _whole_tokens(tokenizer) if between.lstrip().startswith(word)), key=len, default=None)
+    following = between if end is None else between.lstrip().removeprefix(end)
+    return Template(first, following, answer, end, reply_gap=reply_gap, begins=False)
+
+
+QUESTION, REPLY, NEXT = "QUESTION", "REPLY", "NEXT"
+
+
+def _whole_tokens(tokenizer: Any) -> list[str]:
+    """Words that are one token wherever they stand, such as the end of a turn."""
+    return [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]
 
 
 def _start(tokenizer: Tokenizer) -> list[int]:

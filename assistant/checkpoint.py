@@ -21,14 +21,16 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assistant.config import AdapterConfig, Config, dump_config, load_config
+from assistant.adapter_kinds import AdapterSettings
+from assistant.chat import template_of
+from assistant.config import Config, dump_config, load_config
 from assistant.disk import MANIFEST, recover, verify_directory, write_directory
 from assistant.errors import RunError
-from assistant.families import check_family
+from assistant.families import family_of, language_settings
 from assistant.inspection import inspect_adapter, inspect_base, inspect_run, loading, tensor_shapes
 from assistant.model import MaemiConfig, MaemiForConditionalGeneration, MaemiProcessor, architecture_of
 
@@ -143,19 +145,15 @@ def write_model(run: Run, directory: Path, *, card: str | None = None) -> None:
         (directory / "README.md").write_text(card)
 
 
-def attach_adapter(student: MaemiForConditionalGeneration, adapter: AdapterConfig) -> None:
+def attach_adapter(student: MaemiForConditionalGeneration, adapter: AdapterSettings) -> None:
     """Put the configured adapter on the language model, unless it has one."""
-    if adapter.kind == "none" or hasattr(student.decoder.lm, "peft_config"):
+    if not adapter.peft_name or hasattr(student.decoder.lm, "peft_config"):
         return
     from peft import get_peft_model
 
-    from assistant.adapters import DyAMoPEConfig, DyQLoRAFAConfig
+    from assistant.adapters import peft_config
 
-    kind = DyQLoRAFAConfig if adapter.kind == "dyqlora_fa" else DyAMoPEConfig
-    known = {field.name for field in fields(kind)}
-    settings = {key: value for key, value in adapter.model_dump(mode="json").items() if key in known}
-    config = kind(**settings)
-    student.decoder.lm = get_peft_model(student.decoder.lm, config, autocast_adapter_dtype=False)
+    student.decoder.lm = get_peft_model(student.decoder.lm, peft_config(adapter), autocast_adapter_dtype=False)
 
 
 def _assemble(
@@ -182,14 +180,14 @@ def _assemble(
     lm = load_language_model(base, quantization=quantization, device=device, dtype=weights_dtype(device))
     prepare_nf4(lm)
     keep_less(lm)
-    words = _load_tokenizer(str(tokenizer), lm.config.vocab_size)
+    words = _load_tokenizer(str(tokenizer), lm.config.vocab_size, lm.config.model_type)
     architecture = MaemiConfig(architecture_of(config), lm.config, pad_token_id=words.pad_token_id)
     if shapes is not None:
         with torch.device("meta"):  # on a language model of its own: a decoder hooks itself into the one it is given
             _check_shapes(MaemiForConditionalGeneration(architecture, outline), shapes, path)
     student = MaemiForConditionalGeneration(architecture, lm)
     student.to(device)
-    processor = MaemiProcessor(words, config.image_size, config.text_encoder.max_tokens)
+    processor = MaemiProcessor(words, config.image_size, config.text_encoder.max_tokens, lm.config.model_type)
     return Run(student, processor, config, path)
 
 
@@ -199,8 +197,7 @@ def _outline(base: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with loading(base), torch.device("meta"):
-        settings = AutoConfig.from_pretrained(str(base), trust_remote_code=False)
-        check_family(str(base), settings.model_type)
+        settings = language_settings(str(base), AutoConfig.from_pretrained(str(base), trust_remote_code=False))
         lm = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
     weights = sum(parameter.numel() for parameter in lm.parameters())
     held = sum(file.stat().st_size for file in base.glob("*.safetensors"))
@@ -209,8 +206,8 @@ def _outline(base: Path) -> Any:
     return lm
 
 
-def _load_tokenizer(source: str, vocabulary: int) -> Any:
-    """The tokenizer of a directory or hub id, for a language model of so many tokens.
+def _load_tokenizer(source: str, vocabulary: int, family: str) -> Any:
+    """The tokenizer of a directory or hub id, for a language model of so many tokens; its text ends as a reply does.
 
     Raises RunError `no_model`, or `code_in_run` for a class that would be code of its own.
     """
@@ -226,6 +223,9 @@ def _load_tokenizer(source: str, vocabulary: int) -> Any:
                     "code_in_run", f"{file} asks for {kind}, which Transformers has not. Take another model."
                 )
             words = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            end = template_of(words, family_of(source, family)).end
+            if end in words.get_vocab():
+                words.eos_token = end
             added = words.get_added_vocab()  # a class may bring some of its own, which no text of ours has
             used = [number for word, number in words.get_vocab().items() if word not in added]
             special = (words.bos_token_id, words.eos_token_id, words.pad_token_id)

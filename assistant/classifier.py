@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from assistant.attention import CrossAttention
 from assistant.errors import ConfigError
 
 UNKNOWN = -1
@@ -36,23 +37,6 @@ class AttentionPooling(nn.Module):
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         pooled: Tensor = (scores.softmax(dim=-1)[:, None] @ tokens).squeeze(1)  # [C, Dt]
         return pooled
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention of queries [B, Q, D] to a context [B, K, D]."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, queries: Tensor, context: Tensor) -> Tensor:
-        q = self.q(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, h, Q, D / h]
-        k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).transpose(1, 3).unbind(2)  # [B, h, K, D / h]
-        out: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # [B, Q, D]
-        return out
 
 
 class ModalityGate(nn.Module):

@@ -13,10 +13,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from assistant.errors import ConfigError
+from assistant.adapter_kinds import SETTINGS, AdapterSettings, DyQLoRAFASettings, read_settings, write_settings
+from assistant.errors import ConfigError, MaemiError
 from assistant.precision import Precision
+from assistant.retired import without_retired
 
 _TOKEN = "[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 """A word that may name a header (RFC 9110)."""
@@ -65,13 +76,15 @@ class HNFConfig(Section):
     """Runge-Kutta steps of the neural ODE from 0 to 1."""
     heads: Count | None = None
     """Attention heads of the neural ODE; None takes one per 64 of the width."""
-    edge_weights: Literal["binary", "cosine"] = "binary"
     dynamics: Literal["fields", "ode_rnn"] = "fields"
     """One field per direction over all tokens, or an ODE-RNN per direction that reads patch after patch."""
-    merge: Literal["project", "mean"] = "project"
-    """How the two directions become one."""
     outer_activation: bool = False
     """A sigmoid around the gate's mixture."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_files(cls, given: Any) -> Any:
+        return without_retired("hnf", given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _patches_grow(self) -> HNFConfig:
@@ -90,11 +103,18 @@ class TextEncoderConfig(Section):
     max_tokens: Width = 64
 
 
+class PromptConfig(Section):
+    """How the facts of a picture stand in the language model's prompt."""
+
+    facts: Literal["line", "references"] = "line"
+    """`line`: in words and digits. `references`: by name, `{count} = 24`, and answers quote them by name."""
+
+
 class DecoderConfig(Section):
     """The causal language model and its gated cross-attention to the visual memory."""
 
     base: str | None = None
-    """Hub id or local directory of a Llama-family model; None takes the base of `init`."""
+    """Hub id or local directory of a model of a family in `assistant/families.py`; None takes the base of `init`."""
     quantization: Literal["nf4", "none"] = "nf4"
     cross_attention_every: Count = 1
     cross_attention_dim: Width = 192
@@ -109,54 +129,6 @@ class DecoderConfig(Section):
     def _heads_divide(self) -> DecoderConfig:
         if self.cross_attention_dim % self.cross_attention_heads:
             raise ValueError("cross_attention_dim must be a multiple of cross_attention_heads")
-        return self
-
-
-class AdapterConfig(Section):
-    """DyQLoRA-FA or DyA-MoPE on the linear layers of the decoder; the PEFT configs have the same names."""
-
-    kind: Literal["dyqlora_fa", "dya_mope", "none"] = "dyqlora_fa"
-    r_min: Width = 4
-    r_max: Width = 16
-    alpha: float = 16.0
-    rslora: bool = False
-    """Scale by alpha / sqrt(b) instead of alpha / b."""
-    rank_per_layer: bool = False
-    """Draw a rank for each layer in each step, instead of one for all."""
-    rank_update: Literal["prefix", "last"] = "prefix"
-    """Columns of B a step at rank b trains: the first b, or the b-th alone."""
-    precondition: bool = False
-    """Correct the gradient of B for the geometry of the frozen A (LoRA-FA)."""
-    z_dropout: Fraction = 0.0
-    target_modules: tuple[str, ...] | None = None
-    """Names of linear layers; None takes all linear layers of the decoder layers."""
-
-    experts: Count = 4
-    """This and all that follow: of DyA-MoPE alone."""
-    top_k: Count | None = None
-    """Experts a token uses; None mixes all."""
-    renormalise: bool = True
-    """Make the gates of the top k sum to 1 again."""
-    expert_dropout: Fraction = 0.0
-    """Share of experts a token goes without in training."""
-    expert_A: bool = False
-    """Give each expert a frozen A of its own."""
-    mov_modules: tuple[str, ...] = ()
-    """Targets whose output is also scaled by a mixture of vectors."""
-    router_input: Literal["z", "x"] = "z"
-    """What the router reads: A x, or x itself, which costs the memory that freezing A saves."""
-    router_std: NonNegative = 0.02
-    balance_loss: NonNegative = 0.0
-    z_loss: NonNegative = 0.0
-
-    @model_validator(mode="after")
-    def _consistent(self) -> AdapterConfig:
-        if self.r_min > self.r_max:
-            raise ValueError(f"r_min {self.r_min} is larger than r_max {self.r_max}")
-        if self.top_k is not None and self.top_k > self.experts:
-            raise ValueError(f"top_k {self.top_k} is larger than experts {self.experts}")
-        if self.precondition and self.rank_update == "last":
-            raise ValueError("precondition needs rank_update 'prefix'")
         return self
 
 
@@ -315,8 +287,12 @@ class Config(Section):
     vit: ViTConfig = ViTConfig()
     hnf: HNFConfig = HNFConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
+    prompt: PromptConfig = PromptConfig()
     decoder: DecoderConfig = DecoderConfig()
-    adapter: AdapterConfig = AdapterConfig()
+    adapter: Annotated[AdapterSettings, PlainValidator(read_settings), PlainSerializer(write_settings)] = (
+        DyQLoRAFASettings()
+    )
+    """The adapter on the linear layers of the decoder; its settings are those of its kind."""
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     teach: TeachConfig = TeachConfig()
@@ -398,11 +374,14 @@ def _explain(invalid: ValidationError, origin: str) -> ConfigError:
     error = invalid.errors()[0]
     keys = [str(key) for key in error["loc"]]
     dotted = ".".join(keys) or "the settings"
-    if error["type"] == "extra_forbidden":
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # of a section, of an adapter
         known = _known_keys(keys[:-1])
         near = difflib.get_close_matches(keys[-1], known, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
         return ConfigError("unknown_key", f"{origin}: unknown key {dotted!r}. {hint}")
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, MaemiError):  # which says what to do
+        return ConfigError("bad_value", f"{origin}: {dotted}: {cause.message}")
     reason = error["msg"].removeprefix("Value error, ")
     given = error["input"]
     shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | None) else ""
@@ -413,6 +392,8 @@ def _known_keys(keys: Sequence[str]) -> list[str]:
     model: type[BaseModel] = Config
     for key in keys:
         field = model.model_fields.get(key)
+        if field is not None and field.annotation is AdapterSettings:
+            return list(SETTINGS)
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             return []
         model = field.annotation

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from assistant.errors import ConfigError, MaemiError, RunError
-from assistant.families import check_family
+from assistant.attention import attend, split_heads
+from assistant.errors import MaemiError, RunError
+from assistant.families import PARTS_INSIDE, family_of, language_settings
 
 ANY_TURN = 0
 PADDING = -1
@@ -104,20 +105,14 @@ class GatedCrossAttention(nn.Module):
         sink = self.sink.to(keys.dtype).expand(len(memory), 1, -1)
         keys = torch.cat([sink, keys + index], dim=1)  # [B, 1 + M, W]
         values = F.pad(values, (0, 0, 1, 0))
-        return self._split(keys), self._split(values)
+        return split_heads(keys, self.heads), split_heads(values, self.heads)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, index: Tensor, visible: Tensor) -> Tensor:
         """x [B, T, D], index embedding [B, T, W], visible [B, 1, T, 1 + M] -> [B, T, D]."""
-        queries = self._split(self.query(self.norm(x)) + index)  # [B, h, T, W / h]
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
-        merged = attended.transpose(1, 2).flatten(2)  # [B, T, W]
-        x = x + self.gate.tanh() * self.out(merged)
+        queries = split_heads(self.query(self.norm(x)) + index, self.heads)  # [B, h, T, W / h]
+        x = x + self.gate.tanh() * self.out(attend(queries, keys, values, visible))
         z: Tensor = x + self.feed_forward_gate.tanh() * self.feed_forward(x)
         return z
-
-    def _split(self, x: Tensor) -> Tensor:
-        split: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, h, T, W / h]
-        return split
 
 
 class Decoder(nn.Module):
@@ -189,11 +184,10 @@ class Decoder(nn.Module):
 
 
 def decoder_layers(lm: nn.Module) -> nn.ModuleList:
-    """The list of decoder layers of a Llama-family model. Raises ConfigError `unknown_family` where there is none."""
-    layers = getattr(getattr(lm, "model", None), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        name = type(lm).__name__
-        raise ConfigError("unknown_family", f"{name} is not of the Llama family. Set decoder.base to one that is.")
+    """The list of decoder layers of a language model. Raises ConfigError `unknown_family`."""
+    family = family_of(type(lm).__name__, getattr(getattr(lm, "config", None), "model_type", None))
+    layers = lm.get_submodule(family.layers)
+    assert isinstance(layers, nn.ModuleList)
     return layers
 
 
@@ -215,10 +209,14 @@ def load_language_model(source: str, *, quantization: str, device: str, dtype: t
             bnb_4bit_compute_dtype=dtype,
         )
     try:
-        check_family(source, AutoConfig.from_pretrained(source, trust_remote_code=False).model_type)
+        whole = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        settings = language_settings(source, whole)
+        if settings is not whole:
+            options |= {"config": settings, "key_mapping": PARTS_INSIDE}
         lm, loaded = AutoModelForCausalLM.from_pretrained(
             source, trust_remote_code=False, output_loading_info=True, **options
         )
+        lm.config._name_or_path = source
         if loaded["missing_keys"]:  # which would be drawn at random without a word
             raise ValueError(f"it has no {sorted(loaded['missing_keys'])[0]}.")
     except MaemiError:

@@ -1,19 +1,21 @@
-"""Directories that are whole or absent, whatever happens while they are written; what a full disk says.
+"""What must survive: files and directories that are whole or absent, locks that die with their owner, a full disk.
 
-A directory is filled beside its place, synced, listed in a manifest and renamed. Reading compares it with the
-manifest, file by file. Knows nothing about what the files mean.
+Whatever is written is filled beside its place, synced and renamed. A directory is listed in a manifest too, and reading
+compares it with that, file by file. Databases, which need SQLAlchemy, are opened in database.py. Knows nothing about
+what the files mean.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,8 +25,51 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 MANIFEST_LIMIT = 2**22
 """Largest manifest that is read [byte]."""
-FULL = re.compile(r"No space left on device|Disk quota exceeded|os error (?:28|122)\b", re.IGNORECASE)
-BROKEN = re.compile(r"Input/output error|Read-only file system|os error (?:5|30)\b", re.IGNORECASE)
+FULL = re.compile(
+    r"No space left on device|Disk quota exceeded|os error (?:28|122)\b|database or disk is full", re.IGNORECASE
+)
+BROKEN = re.compile(
+    r"Input/output error|disk I/O error|Read-only file system|readonly database|os error (?:5|30)\b", re.IGNORECASE
+)
+TOO_LITTLE = 2**16
+"""Free space at which SQLite, which needs 32 KiB beside its file, fails without a word of space [byte]."""
+OWNER_BYTES = 300
+"""Most that is read of what the owner of a lock wrote into it [byte]."""
+
+
+class Replacement:
+    """A file written at `partial`, beside its place, which `publish` puts there: whole, or not at all."""
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+        self.partial = final.with_name(f".{final.name}.partial")
+
+    def publish(self) -> None:
+        """Put the finished file in its place; when this returns, a power cut does not take it away again."""
+        fsync(self.partial)
+        self.partial.replace(self.final)
+        fsync(self.final.parent)
+
+    def discard(self) -> None:
+        """Remove what was not published."""
+        self.partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(final: Path) -> Iterator[Path]:
+    """A path to write to that becomes `final` when the block ends well, and vanishes when it does not."""
+    new = Replacement(final)
+    try:
+        yield new.partial
+        new.publish()
+    finally:
+        new.discard()
+
+
+def write_file(file: Path, text: str) -> None:
+    """Write a text file so that it is either what it was or whole."""
+    with replacing(file) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_directory(final: Path, write: Callable[[Path], None]) -> None:
@@ -36,7 +81,7 @@ def write_directory(final: Path, write: Callable[[Path], None]) -> None:
     recover(final)
     staging = final.with_name(f".{final.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
-    with told_when_full(final):
+    with disk_errors(final, RunError, writes_only=False):
         try:
             _fill(staging, write)
         except BaseException:
@@ -49,15 +94,6 @@ def write_directory(final: Path, write: Callable[[Path], None]) -> None:
         staging.rename(final)
         fsync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def write_file(file: Path, text: str) -> None:
-    """Write a text file so that it is either what it was or whole."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    fsync(partial)
-    partial.rename(file)
-    fsync(file.parent)
 
 
 def recover(final: Path) -> None:
@@ -110,22 +146,47 @@ def fingerprint(file: Path) -> str:
 
 
 @contextmanager
-def told_when_full(place: Path) -> Iterator[None]:
-    """Turns what libraries say of a full or broken disk into one error. Raises RunError `disk_full` or `disk`."""
+def locked(file: Path, place: Path, kind: type[MaemiError], code: str) -> Iterator[None]:
+    """Hold a lock file, and with it `place`, for this process; the lock ends with the process, however that ends.
+
+    Raises `kind` with `code` where another process holds it, which is named.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab+", buffering=0) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read(OWNER_BYTES).decode(errors="replace").strip() or "another process"
+            message = f"{place} is being written by {owner}. Wait for it, or choose another --out."
+            raise kind(code, message) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+        yield
+
+
+@contextmanager
+def disk_errors(place: Path, kind: type[MaemiError], *, writes_only: bool = True) -> Iterator[None]:
+    """Give what the disk refuses one name, whichever library met it.
+
+    `writes_only` promises that all the block asks of the system is to write at `place`, so that every refusal is the
+    disk's; without the promise only a disk that is full, failing or read-only is named.
+    Raises `kind` with the code `disk_full` or `disk`.
+    """
     try:
         yield
     except MaemiError:
         raise
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT) or FULL.search(str(error)):
-            raise RunError(
-                "disk_full", f"{place} cannot be written: the disk is full. Free space and give the same command again."
-            ) from None
-        if number in (errno.EIO, errno.EROFS) or BROKEN.search(str(error)):
-            raise RunError(
-                "disk", f"{place} cannot be written: the disk fails. Mend it and give the same command again."
-            ) from None
+        number, words, refused = _refusal(error)
+        if number in (errno.ENOSPC, errno.EDQUOT) or FULL.search(words) or _is_full(place, words):
+            reason = words if refused else "the disk is full"
+            message = f"{place} cannot be written ({reason}). Free space and give the same command again."
+            raise kind("disk_full", message) from None
+        if number in (errno.EIO, errno.EROFS) or BROKEN.search(words) or (writes_only and refused):
+            reason = words if refused else "the disk fails"
+            remedy = "Mend that, or choose another place, and give the same command again."
+            raise kind("disk", f"{place} cannot be written ({reason}). {remedy}") from None
         raise
 
 
@@ -136,6 +197,24 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _refusal(error: Exception) -> tuple[int | None, str, bool]:
+    """The number of a system error, its words, and whether they are those of the system or a database."""
+    if isinstance(error, OSError):
+        return error.errno, error.strerror or str(error), True
+    from sqlalchemy.exc import DBAPIError  # loaded already wherever this is one
+
+    if isinstance(error, DBAPIError):  # its own text quotes the statement with what was to be stored
+        return None, str(error.orig), True
+    return None, str(error), False
+
+
+def _is_full(place: Path, words: str) -> bool:
+    """Whether it is for want of space that SQLite says no more than that the disk failed."""
+    with suppress(OSError):
+        return "disk I/O error" in words and shutil.disk_usage(place.parent).free < TOO_LITTLE
+    return False
 
 
 def _fill(staging: Path, write: Callable[[Path], None]) -> None:

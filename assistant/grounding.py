@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from assistant.attention import Block, CrossAttention, SelfAttention, feed_forward
 from assistant.errors import ConfigError
 
 CLS, ENC = 0, 1
@@ -22,68 +23,6 @@ CLS, ENC = 0, 1
 STATES = 2
 
 WEIGHT_FLOOR = 1e-4
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, bidirectional; `mask` [B, T] is False at padding."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)  # [B, h, T, D / h]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # [B, T, D]
-        return out
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention of text [B, T, D] to visual tokens [B, N, Dv]; blind where the mask hides them all."""
-
-    def __init__(self, dim: int, heads: int, image_dim: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(image_dim, 2 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, visual: Tensor, mask: Tensor | None) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, h, T, D / h]
-        k, v = self.kv(visual).unflatten(-1, (2, self.heads, -1)).transpose(1, 3).unbind(2)  # [B, h, N, D / h]
-        shown = None if mask is None else mask[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=shown)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # [B, T, D]
-        return out
-
-    def attention(self, x: Tensor, visual: Tensor, mask: Tensor | None) -> Tensor:
-        """Where each text token (rows) looks in the image (columns): [B, h, T, N]."""
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, h, T, D / h]
-        k = self.kv(visual).unflatten(-1, (2, self.heads, -1))[:, :, 0].transpose(1, 2)  # [B, h, N, D / h]
-        scores = q @ k.mT * q.shape[-1] ** -0.5
-        shown: Tensor = scores if mask is None else scores.masked_fill(~mask[:, None, None, :], float("-inf"))
-        return shown.softmax(dim=-1).nan_to_num()  # an image hidden whole is looked at nowhere
-
-
-def feed_forward(dim: int) -> nn.Sequential:
-    """Two linear layers around a GELU, four times as wide inside."""
-    return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-
-
-class TextBlock(nn.Module):
-    """Pre-LN transformer block over text."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
-        self.mlp_norm, self.mlp = nn.LayerNorm(dim), feed_forward(dim)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), mask)
-        z: Tensor = x + self.mlp(self.mlp_norm(x))
-        return z
 
 
 class GroundedBlock(nn.Module):
@@ -94,7 +33,7 @@ class GroundedBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, image_dim: int) -> None:
         super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
+        self.attention_norm, self.attention = nn.LayerNorm(dim), SelfAttention(dim, heads)
         self.cross_norm, self.cross = nn.LayerNorm(dim), CrossAttention(dim, heads, image_dim)
         self.mlp_norm, self.mlp = nn.LayerNorm(dim), feed_forward(dim)
         self.cross_gate = nn.Parameter(torch.zeros(()))
@@ -109,7 +48,7 @@ class GroundedBlock(nn.Module):
     def looks(self, x: Tensor, mask: Tensor, visual: Tensor, visual_mask: Tensor | None) -> Tensor:
         """The cross-attention of `forward` as a map [B, h, T, N]."""
         x = x + self.attention(self.attention_norm(x), mask)
-        return self.cross.attention(self.cross_norm(x), visual, visual_mask)
+        return self.cross.weights(self.cross_norm(x), visual, visual_mask)
 
 
 class TextEncoder(nn.Module):
@@ -128,7 +67,7 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.tokens.weight, std=0.02)
         self.states = nn.Parameter(torch.empty(1, STATES, dim).normal_(std=0.02))
         self.positions = nn.Parameter(torch.empty(1, max_tokens, dim).normal_(std=0.02))
-        self.blocks = nn.ModuleList(TextBlock(dim, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:

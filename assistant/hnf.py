@@ -22,9 +22,7 @@ from torch import Tensor, nn
 
 from assistant.errors import ConfigError
 
-EdgeWeights = Literal["binary", "cosine"]
 Dynamics = Literal["fields", "ode_rnn"]
-Merge = Literal["project", "mean"]
 Field = Callable[[Tensor, Tensor], Tensor]
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
@@ -39,11 +37,11 @@ def to_patches(pixels: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def knn_graph(x: Tensor, k: int, *, edge_weights: EdgeWeights = "binary") -> Tensor:
+def knn_graph(x: Tensor, k: int) -> Tensor:
     """Symmetric k-nearest-neighbour graph of patch embeddings [B, P, D] -> adjacency [B, P, P].
 
     Neighbours are the k largest cosine similarities, self excluded; of equal ones the lower index; k is cut to
-    P - 1. An edge is there if either end chose it; it weighs 1, or for "cosine" the similarity (negative: 0).
+    P - 1. An edge is there, with weight 1, if either end chose it.
     No gradient passes: the choice of neighbours has none.
     """
     patches = x.shape[-2]
@@ -55,10 +53,7 @@ def knn_graph(x: Tensor, k: int, *, edge_weights: EdgeWeights = "binary") -> Ten
     rank.diagonal(dim1=-2, dim2=-1).fill_(torch.iinfo(torch.int64).min)
     nearest = rank.topk(min(k, patches - 1), sorted=False).indices  # [B, P, k]
     chosen = torch.zeros_like(similarity).scatter_(-1, nearest, 1.0)
-    adjacency = torch.maximum(chosen, chosen.mT)
-    if edge_weights == "cosine":
-        adjacency = adjacency * similarity.clamp(min=0.0)
-    return adjacency.to(x.dtype)
+    return torch.maximum(chosen, chosen.mT).to(x.dtype)
 
 
 def add_virtual_node(adjacency: Tensor) -> Tensor:
@@ -195,20 +190,16 @@ class BidirectionalODE(nn.Module):
     together; "ode_rnn" reads patch after patch, from the first to the last and from the last to the first.
     """
 
-    def __init__(
-        self, dim: int, heads: int, *, steps: int = 2, dynamics: Dynamics = "fields", merge: Merge = "project"
-    ) -> None:
+    def __init__(self, dim: int, heads: int, *, steps: int = 2, dynamics: Dynamics = "fields") -> None:
         super().__init__()
         self.steps = steps
         self.ahead, self.back = (TokenField(dim, heads) if dynamics == "fields" else PatchReader(dim) for _ in range(2))
-        self.merge = nn.Linear(2 * dim, dim) if merge == "project" else None
+        self.merge = nn.Linear(2 * dim, dim)
 
     def forward(self, h: Tensor) -> Tensor:
         """Tokens [B, N, D] -> merged tokens [B, N, D]."""
         h_f = self.ahead.solve(h, 0.0, 1.0, self.steps)
         h_b = self.back.solve(h, 1.0, 0.0, self.steps)
-        if self.merge is None:
-            return (h_f + h_b) / 2
         merged: Tensor = self.merge(torch.cat((h_f, h_b), dim=-1))
         return merged
 
@@ -246,15 +237,15 @@ class Gate(nn.Module):
 class VisionGraph(nn.Module):
     """Patches as nodes, similarity as edges, a virtual node over all: its state after one Chebyshev layer."""
 
-    def __init__(self, dim: int, *, k: int, order: int, edge_weights: EdgeWeights = "binary") -> None:
+    def __init__(self, dim: int, *, k: int, order: int) -> None:
         super().__init__()
-        self.k, self.edge_weights = k, edge_weights
+        self.k = k
         self.convolution = ChebConv(dim, dim, order)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, patches: Tensor, virtual_node: Tensor) -> tuple[Tensor, Tensor]:
         """Patches [B, P, D] and virtual node [B, D] -> virtual node [B, D] and adjacency [B, P, P]."""
-        adjacency = knn_graph(patches, self.k, edge_weights=self.edge_weights)
+        adjacency = knn_graph(patches, self.k)
         laplacian = scaled_laplacian(add_virtual_node(adjacency))
         nodes = torch.cat((virtual_node[:, None], patches), dim=1)  # [B, N, D]
         filtered = self.convolution(nodes, laplacian)[:, 0]  # only the virtual node leaves the layer
@@ -331,9 +322,7 @@ class HNF(nn.Module):
         steps: int = 2,
         *,
         heads: int | None = None,
-        edge_weights: EdgeWeights = "binary",
         dynamics: Dynamics = "fields",
-        merge: Merge = "project",
         outer_activation: bool = False,
     ) -> None:
         super().__init__()
@@ -347,8 +336,8 @@ class HNF(nn.Module):
                 image_size,
                 patch_size,
                 dim=dim,
-                ode=BidirectionalODE(dim, heads, steps=steps, dynamics=dynamics, merge=merge),
-                graph=VisionGraph(dim, k=k, order=order, edge_weights=edge_weights),
+                ode=BidirectionalODE(dim, heads, steps=steps, dynamics=dynamics),
+                graph=VisionGraph(dim, k=k, order=order),
                 gate=Gate(dim, outer_activation=outer_activation),
             )
             for patch_size in patch_sizes

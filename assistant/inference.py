@@ -23,19 +23,20 @@ from assistant.chat import (
     Encoded,
     Message,
     auxiliary_text,
-    class_answer,
     number_lines,
 )
 from assistant.checkpoint import Run, load_run
 from assistant.decoder import VisualContext
-from assistant.demonstrations import Candidate, Shots, choose, demonstrate
+from assistant.demonstrations import Shots
 from assistant.errors import ConfigError
+from assistant.families import FAMILIES
 from assistant.generation import GREEDY, Token, advance, complete, computing, likelihoods, next_token, observed, read
 from assistant.generation import Sampling as Sampling
 from assistant.grounding import CLS
-from assistant.labels import prototype_scores, rank_labels
-from assistant.measure import Facts, Known, Statement, disagreements, measure, read_statements
-from assistant.micrograph import Micrograph, read_micrograph, to_model_input
+from assistant.labelling import Labeller
+from assistant.labels import rank_labels
+from assistant.measure import Facts, Known, Statement, disagreements, fact_line, measure, quoted, read_statements
+from assistant.micrograph import Instrument, Micrograph, read_micrograph, to_model_input
 from assistant.recall import Recall
 
 Image = Path | str | bytes | Micrograph
@@ -45,6 +46,8 @@ Posed = tuple[Conversation, Sequence["Look"]]
 """A conversation that waits for its answer, and its images in order."""
 CACHED_LOOKS = 64
 ENCODING_BATCH = 16
+READ_FROM_FILE, READ_FROM_BAR = 0.99, 0.9
+"""Confidence in what a file's metadata say, and in what its info bar says."""
 RESERVED = 128
 """Tokens kept free for an answer; a longer one may take what the prompt leaves."""
 
@@ -77,8 +80,23 @@ class Look:
             detector=instrument.detector,
             microscope=instrument.model or instrument.vendor,
             date=instrument.date,
-            sources={"pixel_size": (calibration.source, calibration.confidence)} if calibration else {},
+            sources=instrument_sources(instrument)
+            | ({"pixel_size": (calibration.source, calibration.confidence)} if calibration else {}),
         )
+
+
+def instrument_sources(instrument: Instrument) -> dict[str, tuple[str, float]]:
+    """Where each quantity of an instrument was read, with how sure the reading is: a bar's text less than a tag."""
+    names = {
+        "voltage": "hv_kv",
+        "working_distance": "wd_mm",
+        "magnification": "magnification",
+        "detector": "detector",
+        "microscope": "model" if instrument.model else "vendor",
+        "date": "date",
+    }
+    found = {name: instrument.sources[field] for name, field in names.items() if field in instrument.sources}
+    return {name: (source, READ_FROM_BAR if source == "banner" else READ_FROM_FILE) for name, source in found.items()}
 
 
 class Assistant:
@@ -184,7 +202,7 @@ class Assistant:
         if not question.strip():
             raise ConfigError("empty_question", "The question is empty. Ask something about the image.")
         looks = self.look_all(images)
-        conversation = self._fit(_compose(looks, question, history, aux or ""), min(max_new_tokens, RESERVED))
+        conversation = self._fit(self._compose(looks, question, history, aux or ""), min(max_new_tokens, RESERVED))
         left = self._room - len(self.processor.encode(conversation).input_ids)
         max_new_tokens = min(max_new_tokens, left)  # what is asked for is a limit, not a need
         yield from self._text(self._stream(conversation, looks, max_new_tokens, sampling, watch, top))
@@ -199,7 +217,12 @@ class Assistant:
     ) -> Iterator[str]:
         """What the language model says to a text without pictures. Raises ConfigError `too_long`."""
         turns = [{"role": m.role, "content": m.text} for m in (*history, Message("user", text))]
-        ids = self.processor.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        ids = self.processor.tokenizer.apply_chat_template(
+            turns,
+            add_generation_prompt=True,
+            return_dict=False,
+            **FAMILIES[self.processor.family].template_arguments,
+        )
         self._require_room(len(ids) + 1)
         max_new_tokens = min(max_new_tokens, self._room - len(ids))
         encoded = Encoded(ids, [False] * len(ids), [0] * len(ids), [1] * len(ids), [[]])
@@ -265,16 +288,7 @@ class Assistant:
         would itself rather say something else; its probability is what the labels leave over.
         Raises ConfigError `too_few_labels`, `no_examples`, `too_many_shots` or `too_long`, and MicrographError.
         """
-        if len(set(labels)) < 2:
-            raise ConfigError("too_few_labels", "Fewer than two different labels were given. Give at least two.")
-        looks = self.look_all(images)
-        if examples is None:
-            scores = [self._label_likelihoods([look], demonstrate([], look.aux), labels) for look in looks]
-        elif shots is None:
-            prototypes = self._prototypes(labels, examples)
-            scores = [prototype_scores(look.summary, prototypes) for look in looks]
-        else:
-            scores = self._few_shot_likelihoods(looks, labels, examples, shots)
+        scores = self._labeller.scores(images, labels, examples, shots)
         return [rank_labels(labels, score)[:top] for score in scores]
 
     def warnings_for(self, answer: str, images: Sequence[Image]) -> list[str]:
@@ -323,7 +337,7 @@ class Assistant:
 
     def label_probabilities(self, look: Look, labels: Sequence[str]) -> np.ndarray:
         """Probability [C] of each label among the labels, by the student's likelihood of naming it."""
-        return self._label_likelihoods([look], demonstrate([], look.aux), labels).softmax(-1).double().numpy()
+        return self._labeller.zero_shot(look, labels).softmax(-1).double().numpy()
 
     def _look_anew(self, micrographs: Sequence[Micrograph]) -> list[Look]:
         looks = []
@@ -436,7 +450,7 @@ class Assistant:
             asked = pose(numbers)
             known.update((n, (question, look.known)) for n, (look, question) in zip(numbers, asked, strict=True))
             return [
-                (_compose([look if with_aux else replace(look, aux="")], question, (), ""), [look])
+                (self._compose([look if with_aux else replace(look, aux="")], question, (), ""), [look])
                 for look, question in asked
             ]
 
@@ -455,49 +469,45 @@ class Assistant:
                 yield text[len(told) :]
                 told = text
 
-    def _label_likelihoods(self, looks: Sequence[Look], asked: Conversation, labels: Sequence[str]) -> Tensor:
-        """Log-probability [C] that the student's answer to a class question is each label. Raises ConfigError."""
+    @property
+    def _labeller(self) -> Labeller:
+        shots = self.run.config.decoder.max_images - 1
+        return Labeller(self.look_all, self._likelihoods, class_width=self.student.vit.dim, most_shots=shots)
+
+    def _likelihoods(self, looks: Sequence[Look], asked: Conversation, replies: Sequence[str]) -> Tensor:
+        """Log-probability [C] of each reply to a conversation. Raises ConfigError `too_long`."""
         prompt = len(self.processor.encode(asked).input_ids)
-        answered = [Conversation((*asked.messages, Message("assistant", class_answer(label)))) for label in labels]
+        answered = [Conversation((*asked.messages, Message("assistant", reply))) for reply in replies]
         answers = [self.processor.encode(conversation).input_ids[prompt:] for conversation in answered]
         self._require_room(prompt + max(map(len, answers)))
         with computing(self.device):
             rows, logits = read(self.student, *self._prepare([(asked, looks)]))
             return likelihoods(self.student, rows, logits, answers).cpu()
 
-    def _few_shot_likelihoods(
-        self,
-        looks: Sequence[Look],
-        labels: Sequence[str],
-        examples: Mapping[str, Sequence[Image]],
-        shots: Shots,
-    ) -> list[Tensor]:
-        """Log-probabilities [C] of the labels of each image, after demonstrations chosen for it."""
-        most = self.run.config.decoder.max_images - 1
-        if shots.count > most:
-            raise ConfigError(
-                "too_many_shots", f"{shots.count} demonstrations; the student holds {most}. Ask for fewer."
-            )
-        shown = [
-            Demonstration(label, look.key[0], self._class_token(look), look)
-            for label in labels
-            for look in self.look_all(_examples_of(label, examples))
-        ]
-        scores = []
-        for look in looks:
-            chosen = choose(shown, shots, target=look.key[0], vector=self._class_token(look))
-            asked = demonstrate([demonstration.label for demonstration in chosen], look.aux)
-            scores.append(self._label_likelihoods([*(c.look for c in chosen), look], asked, labels))
-        return scores
+    def _compose(self, looks: Sequence[Look], question: str, history: Sequence[Message], aux: str) -> Conversation:
+        """History and question as a conversation, each user's message with the facts of the images it brings."""
+        messages, before = [], 0
+        for message in history:
+            if message.role == "user":
+                shown = looks[before : before + message.images]
+                told = auxiliary_text(message.aux, self._facts_line(shown, before))
+                message, before = replace(message, images=len(shown), aux=told), before + len(shown)
+            elif self.by_reference:  # what was filled when it was shown is read as it was written
+                message = replace(message, text=quoted(message.text, [look.known for look in looks[:before]]))
+            messages.append(message)
+        described = auxiliary_text(self._facts_line(looks[before:], before), aux)
+        return Conversation((*messages, Message("user", question.strip(), len(looks) - before, described)))
 
-    def _class_token(self, look: Look) -> np.ndarray:
-        vector: np.ndarray = look.summary[: self.student.vit.dim].float().cpu().numpy()  # [Dv]
-        return vector
+    @property
+    def by_reference(self) -> bool:
+        """Whether the student was taught to quote facts by name."""
+        return self.run.config.prompt.facts == "references"
 
-    def _prototypes(self, labels: Sequence[str], examples: Mapping[str, Sequence[Image]]) -> Tensor:
-        looks = [self.look_all(_examples_of(label, examples)) for label in labels]
-        vectors = [torch.stack([look.summary for look in row]) for row in looks]
-        return torch.stack([torch.nn.functional.normalize(v, dim=-1).mean(0) for v in vectors])  # [C, D']
+    def _facts_line(self, looks: Sequence[Look], before: int) -> str:
+        """The facts of images shown together, after `before` others, as the student was taught to read them."""
+        if self.by_reference:
+            return fact_line([look.known for look in looks], before=before) if any(look.aux for look in looks) else ""
+        return number_lines([look.aux for look in looks])
 
     def _fit(self, conversation: Conversation, max_new_tokens: int) -> Conversation:
         """Forget the oldest questions, never the images, until prompt and answer fit the language model."""
@@ -524,39 +534,9 @@ class Assistant:
             )
 
 
-@dataclass(frozen=True)
-class Demonstration(Candidate):
-    """A candidate with what was seen of it."""
-
-    look: Look
-
-
-def _compose(looks: Sequence[Look], question: str, history: Sequence[Message], aux: str) -> Conversation:
-    """History and question as a conversation, each user's message with the facts of the images it brings."""
-    remaining = list(looks)
-    messages = []
-    for message in history:
-        if message.role == "user":
-            shown, remaining = remaining[: message.images], remaining[message.images :]
-            message = replace(message, images=len(shown), aux=auxiliary_text(message.aux, _facts_line(shown)))
-        messages.append(message)
-    described = auxiliary_text(_facts_line(remaining), aux)
-    return Conversation((*messages, Message("user", question.strip(), len(remaining), described)))
-
-
 def _shown(history: Sequence[Message]) -> int:
     """Pictures that came before the question."""
     return sum(message.images for message in history)
-
-
-def _examples_of(label: str, examples: Mapping[str, Sequence[Image]]) -> list[Image]:
-    if not examples.get(label):
-        raise ConfigError("no_examples", f"Label {label!r} has no example images. Add a folder of that name.")
-    return list(examples[label])
-
-
-def _facts_line(looks: Sequence[Look]) -> str:
-    return number_lines([look.aux for look in looks])
 
 
 def _source(image: Path | str | bytes) -> Path | bytes:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from assistant.adapter_kinds import KINDS
 from assistant.errors import MaemiError, RunError
 
 DATA = frozenset({".json", ".safetensors", ".yaml", ".md", ".jinja", ".txt", ".model"})
@@ -25,7 +26,7 @@ VOCABULARIES = frozenset({"tokenizer.json", "vocab.json"})
 """JSON files whose keys may be any word, and name no code."""
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "custom_generate"})
 """Where a configuration names Python files that Transformers would import."""
-ADAPTER_KINDS = ("DYQLORAFA", "DYAMOPE")
+PEFT_NAMES = tuple(kind.peft_name for kind in KINDS.values() if kind.peft_name)
 LARGEST: Mapping[str, int] = {
     "hidden_size": 2**16,
     "intermediate_size": 2**19,
@@ -85,8 +86,8 @@ def inspect_adapter(directory: Path) -> None:
     shapes = tensor_shapes(directory / "adapter_model.safetensors")  # without it PEFT would look for a pickle
     file = directory / "adapter_config.json"
     settings = json.loads(file.read_bytes()) if file.is_file() else None
-    if not isinstance(settings, dict) or settings.get("peft_type") not in ADAPTER_KINDS:
-        raise RunError("damaged_run", f"{file} is no adapter of {' or '.join(ADAPTER_KINDS)}. Restore the run.")
+    if not isinstance(settings, dict) or settings.get("peft_type") not in PEFT_NAMES:
+        raise RunError("damaged_run", f"{file} is no adapter of {' or '.join(PEFT_NAMES)}. Restore the run.")
     widest = max((side for shape in shapes.values() for side in shape), default=0)
     if any(not isinstance(settings.get(key, 0), int) or settings.get(key, 0) > widest for key in ("r_max", "experts")):
         raise RunError("damaged_run", f"{file} asks for more than its weights hold. Restore the run.")

@@ -285,7 +285,23 @@ def _traits(found: Findings) -> Traits:
 def measure(m: Micrograph) -> Facts:
     """Measure a micrograph outside its info bar; lengths are in nm where it is calibrated, else in px."""
     window = m.window()
-    return _facts_of(_find(m.content, window.low, window.high), nm_per_pixel=_scale(m))
+    found = _find(m.specimen, window.low, window.high)
+    return _facts_of(_of_sample(found, m), nm_per_pixel=_scale(m))
+
+
+def _of_sample(found: Findings | None, m: Micrograph) -> Findings | None:
+    """The same findings with the share of the sample, and not that of the frame with what was drawn on it."""
+    import numpy as np
+
+    from assistant.measurements.picture import block_mean
+
+    mask = m.content_sample
+    if found is None or found.share is None or found.phase is None or mask is None:
+        return found
+    inside = block_mean(np.asarray(mask, np.float32), found.picture.factor) > 0.5
+    if found.phase.any() and inside.any():
+        found.share *= float(found.phase[inside].mean() / found.phase.mean())
+    return found
 
 
 def figures(m: Micrograph) -> dict[str, Image.Image]:
@@ -298,7 +314,7 @@ def figures(m: Micrograph) -> dict[str, Image.Image]:
     from assistant.measurements import overlay
 
     window = m.window()
-    found = _find(m.content, window.low, window.high)
+    found = _of_sample(_find(m.specimen, window.low, window.high), m)
     if found is None:
         return {}
     facts = _facts_of(found, nm_per_pixel=_scale(m))
@@ -311,12 +327,11 @@ def bodies(m: Micrograph) -> list[Body]:
     from assistant.measurements.objects import bodies_of
 
     window = m.window()
-    found = _find(m.content, window.low, window.high)
+    found = _find(m.specimen, window.low, window.high)
     if found is None or found.objects is None:
         return []
-    below = m.banner is not None and len(m.content) < len(m.pixels) - m.banner[0]
-    top = m.banner[1] if below and m.banner is not None else 0
-    return bodies_of(found.objects, factor=found.picture.factor, corner=(top, 0))
+    rows, columns = m.part
+    return bodies_of(found.objects, factor=found.picture.factor, corner=(rows.start, columns.start))
 
 
 def _scale(m: Micrograph) -> float | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from assistant.errors import MicrographError
 from assistant.readers import (
+    gatan,
     hitachi,
     imagej,
     jeol,
@@ -27,11 +28,21 @@ from assistant.readers import (
     tiff,
     zeiss,
 )
-from assistant.readers.banner import find_banner
+from assistant.readers.annotation import Annotation, annotation_of, sample_of
 from assistant.readers.calibration import calibrate
 from assistant.readers.files import file_bytes, shown, sidecar_texts
 from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits
-from assistant.readers.record import LARGEST_PIXEL, SMALLEST_PIXEL, Calibration, Instrument, Record
+from assistant.readers.record import (
+    LARGEST_PIXEL,
+    SMALLEST_PIXEL,
+    Calibration,
+    Instrument,
+    Reader,
+    Record,
+    SidecarReader,
+    TagReader,
+)
+from assistant.readers.sample import filled, largest_rectangle
 from assistant.readers.window import Window, window_of, windowed
 
 __all__ = [
@@ -47,20 +58,16 @@ __all__ = [
 ]
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 SUFFIXES = frozenset({".tif", ".tiff", *raster.SUFFIXES, *rosettasciio.SUFFIXES})
-VENDOR_NAMES = {
-    "thermo": "Thermo",
-    "zeiss": "Zeiss",
-    "tescan": "TESCAN",
-    "jeol": "JEOL",
-    "hitachi": "Hitachi",
-    "sec": "SEC",
-    "gatan": "Gatan",
-}
-
-_TAG_READERS = (thermo.from_tags, zeiss.from_tags, tescan.from_tags, ome.from_tags)
-_SIDECAR_READERS = (jeol.from_text, hitachi.from_text, sec.from_text, tescan.from_text)
+INSTRUMENT_FIELDS = ("vendor", "model", "hv_kv", "wd_mm", "magnification", "detector", "date")
+_TAG_READERS: tuple[TagReader, ...] = (thermo, zeiss, tescan, gatan, ome)
+_SIDECAR_READERS: tuple[SidecarReader, ...] = (jeol, hitachi, sec, tescan)
+_EDITORS = (imagej.VENDOR[0], ome.VENDOR[0])
+"""Programs that write a file for a microscope of any maker."""
+_READERS: tuple[Reader, ...] = (*_TAG_READERS, *_SIDECAR_READERS, imagej, rosettasciio)
+VENDOR_NAMES = dict(reader.VENDOR for reader in _READERS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,15 +85,46 @@ class Micrograph:
     """Rows [first, stop) of the burnt-in info bar."""
     warnings: tuple[str, ...] = ()
     pages: int = 1
+    sample: Mask | None = None  # [H, W]
+    """True where the specimen is, None where all outside the info bar is; drawings, margins and gaps are not."""
+
+    @cached_property
+    def part(self) -> tuple[slice, slice]:
+        """Rows and columns of the smallest rectangle with all of the sample: the larger part where a bar splits it."""
+        rows, columns = slice(0, self.pixels.shape[0]), slice(0, self.pixels.shape[1])
+        if self.banner is not None and (self.sample is None or not self.sample[slice(*self.banner)].any()):
+            rows = slice(0, self.banner[0])
+            if self.banner[0] < self.pixels.shape[0] - self.banner[1]:
+                rows = slice(self.banner[1], self.pixels.shape[0])
+        if self.sample is None:
+            return rows, columns
+        high, wide = (np.flatnonzero(self.sample[rows].any(axis=axis)) for axis in (1, 0))
+        if len(high) == 0:
+            return rows, columns
+        return slice(rows.start + int(high[0]), rows.start + int(high[-1]) + 1), slice(int(wide[0]), int(wide[-1]) + 1)
 
     @property
     def content(self) -> Pixels:
-        """The pixels outside the info bar [H', W], the larger part where the bar splits the frame."""
-        if self.banner is None:
-            return self.pixels
-        above: Pixels = self.pixels[: self.banner[0]]
-        below: Pixels = self.pixels[self.banner[1] :]
-        return above if len(above) >= len(below) else below
+        """The pixels of `part`, as they are [H', W']."""
+        return self.pixels[self.part]
+
+    @property
+    def content_sample(self) -> Mask | None:
+        """Where in `content` the specimen is, None where all of it is."""
+        mask = None if self.sample is None else self.sample[self.part]
+        return None if mask is None or mask.all() else mask
+
+    @cached_property
+    def specimen(self) -> Pixels:
+        """`content` with everything that is no sample made like the specimen around it [H', W']."""
+        return self.content if self.content_sample is None else filled(self.content, self.content_sample)
+
+    @property
+    def sample_fraction(self) -> float:
+        """Share of the frame that is sample."""
+        if self.sample is not None:
+            return float(self.sample.mean())
+        return 1.0 if self.banner is None else 1 - (self.banner[1] - self.banner[0]) / len(self.pixels)
 
     def window(self) -> Window:
         """The 0.1 and 99.9 percentiles of the finite content; the full range where these two coincide."""
@@ -94,7 +132,8 @@ class Micrograph:
 
     @cached_property
     def _window(self) -> Window:
-        return window_of(self.content)
+        mask = self.content_sample
+        return window_of(self.content if mask is None else self.content[mask])
 
     def to_display(self) -> Pixels:
         """The whole frame, info bar included, windowed to uint8 [H, W]."""
@@ -134,7 +173,9 @@ class Micrograph:
             "wd_mm": i.wd_mm,
             "magnification": i.magnification,
             "detector": i.detector,
+            "date": i.date,
             "banner": None if self.banner is None else list(self.banner),
+            "sample_fraction": round(self.sample_fraction, 4),
             "window": {"low": window.low, "high": window.high},
             "warnings": list(self.warnings),
         }
@@ -178,13 +219,15 @@ def read_micrograph(
 
 
 def to_model_input(m: Micrograph, size: int) -> tuple[np.ndarray[Any, np.dtype[np.float32]], Window]:
-    """The centred square of the content as float32 [size, size] in 0..1, and the window that maps grey to it.
+    """The centred square of the sample as float32 [size, size] in 0..1, and the window that maps grey to it.
 
-    The window is the whole content's, so it does not depend on `size`; shrinking averages over area.
+    Of a sample with large gaps the largest rectangle without one counts. The window is the whole sample's, so it does
+    not depend on `size`; shrinking averages over area.
     """
     from PIL import Image
 
-    content, window = m.content, m.window()
+    window = m.window()
+    content = m.specimen if m.content_sample is None else m.specimen[largest_rectangle(m.content_sample)]
     side = min(content.shape)
     top, left = (content.shape[0] - side) // 2, (content.shape[1] - side) // 2
     square = windowed(content[top : top + side, left : left + side], window)  # [side, side]
@@ -206,6 +249,8 @@ def _decoded(
     kind = raster.kind_of(data)
     if kind is not None:
         frame = raster.decode(data, kind, page, limits)
+        if block := thermo.loose_xml(data):
+            frame = replace(frame, tags={thermo.TITAN_XML: block})
     elif data.startswith(tiff.MAGIC):
         frame = tiff.decode(data, page, limits)
         if not frame.tags.keys() & tiff.VENDOR_TAGS and (block := thermo.loose_block(data)):
@@ -228,10 +273,9 @@ def _tag_records(frame: Frame, notes: list[str]) -> Iterator[tuple[Record, str]]
     size = frame.pixels.shape[::-1]
     for reader in _TAG_READERS:
         try:
-            record = reader(frame.tags, (size[0], size[1]))
+            record = reader.from_tags(frame.tags, (size[0], size[1]))
         except DECODER_ERRORS:
-            vendor = reader.__module__.rsplit(".", 1)[-1]
-            notes.append(f"The {VENDOR_NAMES.get(vendor, vendor)} tag cannot be parsed; it is ignored.")
+            notes.append(f"The {reader.VENDOR[1]} tag cannot be parsed; it is ignored.")
             continue
         if record is not None:
             yield record, "the file's tags"
@@ -247,7 +291,7 @@ def _sidecar_records(path: Path, frame: Frame, limits: ReadLimits, notes: list[s
         if text is None:
             notes.append(f"The side-car {shown(Path(name))} is over {limits.max_sidecar_bytes} bytes; it is ignored.")
             continue
-        record = next((r for read in _SIDECAR_READERS if (r := read(text, (size[0], size[1])))), None)
+        record = next((r for reader in _SIDECAR_READERS if (r := reader.from_text(text, (size[0], size[1])))), None)
         if record is not None:
             yield record, f"the side-car {shown(Path(name))}"
             return
@@ -262,9 +306,9 @@ def _assembled(
     read_bar: bool | None,
 ) -> Micrograph:
     notes = [*frame.warnings, *(note for record, _ in records for note in record.warnings)]
-    banner = _banner(frame, records)
-    band = None if banner is None else frame.pixels[slice(*banner)]
-    calibration, remarks = calibrate(records, band, user_nm=pixel_size_nm, read_bar=read_bar)
+    found = annotation_of(frame, scan_rows=_scan_rows(frame, records))
+    width = frame.pixels.shape[1]
+    calibration, remarks = calibrate(records, found, width=width, user_nm=pixel_size_nm, read_bar=read_bar)
     notes += remarks
     if frame.pixels.dtype.kind == "f" and (bad := int(frame.pixels.size - np.isfinite(frame.pixels).sum())):
         notes.append(f"{bad} pixel(s) are NaN or infinite; they are left out of the window.")
@@ -274,8 +318,9 @@ def _assembled(
         source=path,
         page=frame.page,
         calibration=calibration,
-        instrument=_instrument(records),
-        banner=banner,
+        instrument=_instrument(records, found, read_bar=read_bar),
+        banner=found.banner,
+        sample=sample_of(frame, found),
         pages=frame.pages,
     )
     window = micrograph.window()
@@ -286,25 +331,34 @@ def _assembled(
     return finished
 
 
-def _banner(frame: Frame, records: list[tuple[Record, str]]) -> tuple[int, int] | None:
-    """From the scan height where the metadata tells it and the file is taller, else from the pixels."""
+def _scan_rows(frame: Frame, records: list[tuple[Record, str]]) -> int | None:
+    """Where the info bar begins by the metadata, if they tell and the file is taller than the scan."""
     height = len(frame.pixels)
     told = next((r.scan_rows for r, _ in records if r.scan_rows is not None and r.scan_rows < height), None)
-    if told is not None and told >= height // 2 and not frame.turned:
-        return told, height
-    return find_banner(frame.pixels)
+    return told if told is not None and told >= height // 2 and not frame.turned else None
 
 
-def _instrument(records: list[tuple[Record, str]]) -> Instrument:
-    """The first account by a microscope; one by an editor (ImageJ, OME) only where there is no other."""
-    if not records:
-        return Instrument()
-    ranked = sorted((record.instrument for record, _ in records), key=lambda i: i.vendor in ("imagej", "ome", None))
-    return ranked[0]
+def _instrument(records: list[tuple[Record, str]], found: Annotation, *, read_bar: bool | None) -> Instrument:
+    """The first account by a microscope, one by an editor (ImageJ, OME) only where there is no other.
+
+    What it leaves open is read off the info bar, if it names no voltage, or the bar was read anyhow.
+    """
+    ranked = sorted(records, key=lambda r: r[0].instrument.vendor in (*_EDITORS, None))
+    told, source = (ranked[0][0].instrument, ranked[0][0].source) if ranked else (Instrument(), "")
+    known = {name: source for name in INSTRUMENT_FIELDS if getattr(told, name) is not None}
+    strip = found.strips[0] if found.strips and found.strips[0].source == "banner" else None
+    if strip is not None and read_bar is not False and (told.hv_kv is None or "lines" in strip.__dict__):
+        said = strip.instrument()
+        more = {name: value for name in INSTRUMENT_FIELDS if (value := getattr(said, name)) is not None}
+        more = {name: value for name, value in more.items() if name not in known}
+        return replace(told, **more, sources={**known, **dict.fromkeys(more, "banner")})
+    return replace(told, sources=known)
 
 
 def _instrument_name(instrument: Instrument) -> str | None:
-    vendor = VENDOR_NAMES.get(instrument.vendor or "")
-    if vendor is None or (instrument.model or "").lower().startswith(vendor.lower()):
+    """Maker and model; the first word of the maker's name is enough for a prompt."""
+    if instrument.vendor is None or instrument.vendor in _EDITORS:
         return instrument.model
-    return f"{vendor} {instrument.model or ''}".strip()
+    maker = VENDOR_NAMES.get(instrument.vendor, instrument.vendor).split()[0]
+    model = instrument.model or ""
+    return model if model.lower().startswith(maker.lower()) else f"{maker} {model}".strip()

@@ -27,10 +27,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from assistant.chat import Conversation, Encoded, encode_conversation
+from assistant.chat import Conversation, Encoded, encode_conversation, template_of
 from assistant.config import Config
 from assistant.decoder import ANY_TURN, PADDING, Decoder, VisualContext, VisualMemory, align_index
 from assistant.errors import ConfigError
+from assistant.families import family_of
 from assistant.grounding import GroundedEncoder, MatchingHead, TextEncoder
 from assistant.hnf import HNF
 from assistant.loss import IGNORED_LABEL, next_token_loss
@@ -292,14 +293,25 @@ def build_vit(settings: Config) -> ViT | OpenClipTower:
 class MaemiProcessor(ProcessorMixin):
     """Conversations and model-input images -> the batch `MaemiForConditionalGeneration` takes."""
 
-    def __init__(self, tokenizer: Any, image_size: int = 128, question_tokens: int = 192, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        image_size: int = 128,
+        question_tokens: int = 192,
+        family: str = "llama",
+        **kwargs: Any,
+    ) -> None:
         self.image_size = image_size
         self.question_tokens = question_tokens
+        self.family = family
+        self.template = template_of(tokenizer, family_of("the processor's family", family))
         super().__init__(tokenizer, **kwargs)
 
     def encode(self, conversation: Conversation) -> Encoded:
         """Token ids, loss mask and indices of one conversation."""
-        return encode_conversation(conversation, self.tokenizer, question_tokens=self.question_tokens)
+        return encode_conversation(
+            conversation, self.tokenizer, question_tokens=self.question_tokens, template=self.template
+        )
 
     def __call__(
         self,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from assistant.attention import Block
 from assistant.errors import ConfigError
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
@@ -25,37 +25,6 @@ def to_patches(pixels: Tensor, size: int) -> Tensor:
     batch, _, height, width = pixels.shape
     grid = pixels.view(batch, height // size, size, width // size, size)
     return grid.transpose(2, 3).reshape(batch, -1, size * size)  # [B, N, size * size]
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over all tokens."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)  # [B, h, N, D / h]
-        mixed: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # [B, N, D]
-        return mixed
-
-
-class Block(nn.Module):
-    """Pre-LN transformer block: z' = z + Attention(LN z); z' + MLP(LN z')."""
-
-    def __init__(self, dim: int, heads: int, mlp_ratio: int) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads)
-        self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(), nn.Linear(mlp_ratio * dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x))
-        z: Tensor = x + self.mlp(self.mlp_norm(x))
-        return z
 
 
 class ViT(nn.Module):

@@ -35,7 +35,7 @@ from assistant.adapters import DyAMoPEConfig, DyQLoRAFAConfig, hold_inactive, pr
 from assistant.config import parse_config
 from assistant.loss import next_token_loss
 from training.planning.memory import CUDA_CONTEXT, GIB, adapter_parameters, step_parts
-from training.planning.shapes import LlamaShape
+from training.planning.shapes import LanguageModelShape
 
 RANK = 16
 SHAPES = ((512, 1), (1024, 1), (1024, 4), (2048, 1))  # tokens of a row, rows
@@ -186,7 +186,7 @@ def attempt(build: Callable[[], Candidate], *args: Any) -> Figures:
             torch.cuda.empty_cache()
 
 
-def predicted_gib(kind: str, shape: LlamaShape, tokens: int, rows: int, checkpointed: bool) -> float:
+def predicted_gib(kind: str, shape: LanguageModelShape, tokens: int, rows: int, checkpointed: bool) -> float:
     """What `maemi plan` says of the language model and its adapter alone, without the CUDA context [GiB]."""
     config = parse_config(
         {
@@ -208,7 +208,7 @@ def predicted_gib(kind: str, shape: LlamaShape, tokens: int, rows: int, checkpoi
 
 
 def rows_of(config: LlamaConfig, shapes: tuple[tuple[int, int], ...], options: Any) -> Iterator[dict[str, Any]]:
-    shape = LlamaShape(
+    shape = LanguageModelShape(
         config.hidden_size,
         config.intermediate_size,
         config.num_hidden_layers,

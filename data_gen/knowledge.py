@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from assistant.disk import write_file
 from assistant.errors import DatasetError
 from assistant.quantities import QUANTITIES, written
 from data_gen.questions.evidence import PROMPTS
@@ -116,9 +117,7 @@ def save_sheet(label: str, sheet: Sheet, folder: Path) -> Path:
     path = folder / f"{label}.txt"
     if path.parent != folder or not label.isprintable() or len(path.name.encode()) > MOST_NAME_BYTES:
         raise DatasetError("bad_label", f"The class {label!r} cannot name a file. Rename it.")
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{facet}: {text}\n" for facet, text in sheet.items()), encoding="utf-8")
-    partial.replace(path)
+    write_file(path, "".join(f"{facet}: {text}\n" for facet, text in sheet.items()))
     return path
 
 

@@ -6,10 +6,9 @@ paid reply and never hides a possible bill. Knows nothing about images, prompts,
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +18,9 @@ from sqlalchemy import Connection, delete, func, inspect, select, text, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import DeclarativeBase, Session
 
+from assistant.database import Database
+from assistant.disk import disk_errors, locked, replacing
 from assistant.errors import DatasetError
-from data_gen.database import Database
 from data_gen.tables import (
     ACCEPTED,
     DAMAGED,
@@ -45,43 +45,44 @@ SEALED: dict[str, type[Exchange] | type[Measurement]] = {"exchanges": Exchange, 
 class Ledger(Database):
     """The account book of one data set; one writer at a time.
 
-    Raises DatasetError `locked` where another process is writing, `disk` where the file cannot be written.
+    Raises DatasetError `locked` where another process is writing, `disk_full` or `disk` where the file cannot be
+    written, `damaged_ledger` or `newer_ledger`.
     """
 
+    damaged_file = (
+        "damaged_ledger",
+        "Put a copy of it back from a backup; without one, move it away and run the same command: what a hosted "
+        "teacher answered is then asked, and paid for, again.",
+    )
+
     def __init__(self, path: Path) -> None:
-        self._lock = _take_lock(path.with_name(f".{path.name}.lock"))
         self.damaged = 0
         """Rows that the disk no longer holds as they were written."""
-        try:
+        with ExitStack() as opened:
+            opened.enter_context(disk_errors(path, DatasetError))
+            opened.enter_context(locked(path.with_name(f".{path.name}.lock"), path.parent, DatasetError, "locked"))
             super().__init__(path, tables=Base, durable=True)
-        except BaseException:
-            os.close(self._lock)
-            raise
-        try:
+            opened.callback(super().close)
             self._quarantine()
-        except BaseException:
-            self.close()
-            raise
+            self._opened = opened.pop_all()
 
     def close(self) -> None:
         """Close the book and let go of the lock."""
-        super().close()
-        os.close(self._lock)
+        self._opened.close()
 
-    def _prepare(self, tables: type[DeclarativeBase]) -> None:
+    def _prepare(self, connection: Connection, tables: type[DeclarativeBase]) -> None:
         """Make the tables, or bring those of an older version up to this one."""
-        with self._engine.begin() as connection:
-            version = int(connection.scalar(text("PRAGMA user_version")) or 0)
-            if version > VERSION:
-                raise DatasetError(
-                    "newer_ledger",
-                    f"{self._path} was written by a newer version (tables {version}, known {VERSION}). Update MAEMI.",
-                )
-            if version < VERSION:
-                tables.metadata.create_all(connection)
-                for name, table in SEALED.items():
-                    self._seal_all(connection, name, table)
-                connection.execute(text(f"PRAGMA user_version = {VERSION}"))
+        version = int(connection.scalar(text("PRAGMA user_version")) or 0)
+        if version > VERSION:
+            raise DatasetError(
+                "newer_ledger",
+                f"{self._path} was written by a newer version (tables {version}, known {VERSION}). Update MAEMI.",
+            )
+        if version < VERSION:
+            tables.metadata.create_all(connection)
+            for name, table in SEALED.items():
+                self._seal_all(connection, name, table)
+            connection.execute(text(f"PRAGMA user_version = {VERSION}"))
 
     def _seal_all(self, connection: Connection, name: str, table: type[Exchange] | type[Measurement]) -> None:
         """Give every row a checksum that has none; may be cut off and begun again at any point."""
@@ -207,7 +208,7 @@ class Ledger(Database):
         """Write every accepted exchange as a line that `ReplayTeacher` reads; gives their number."""
         query = select(Exchange).where(Exchange.verdict == ACCEPTED).order_by(Exchange.key)
         count = 0
-        with self._session() as session, path.open("w", encoding="utf-8") as stream:
+        with self._session() as session, replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
             for row in session.scalars(query.execution_options(yield_per=200)):
                 told = {"images": row.images.split(), "prompt": row.prompt, "answers": json.loads(row.reply)}
                 stream.write(json.dumps(told, ensure_ascii=False) + "\n")
@@ -239,7 +240,7 @@ class Ledger(Database):
     def export_departures(self, path: Path) -> int:
         """Write the audit trail, one JSON line for every picture that left; gives their number."""
         count = 0
-        with self._session() as session, path.open("w", encoding="utf-8") as stream:
+        with self._session() as session, replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
             for row in session.execute(select(Departure.__table__).order_by(Departure.id)).mappings():
                 stream.write(json.dumps(dict(row)) + "\n")
                 count += 1
@@ -256,9 +257,7 @@ class Ledger(Database):
             measured = delete(Measurement).where(named).returning(Measurement.key)
             gone = sum(len(session.scalars(query).all()) for query in (about, measured))
             session.merge(Forgotten(sha256=sha256, at=_now()))
-        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM"))
-            connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+        self._overwrite_deleted()
         return gone
 
     def forgotten(self) -> frozenset[str]:
@@ -269,24 +268,3 @@ class Ledger(Database):
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _take_lock(path: Path) -> int:
-    """Lock the data set against a second writer; the kernel lets go of the lock when its owner dies."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise DatasetError("disk", f"{path}: {error.strerror}. Name a folder that can be written.") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner = os.read(handle, 64).decode(errors="replace").strip() or "unknown"
-        os.close(handle)
-        raise DatasetError(
-            "locked",
-            f"{path.parent} is being written by process {owner}. Wait for it, or name another --out.",
-        ) from None
-    os.ftruncate(handle, 0)
-    os.write(handle, f"{os.getpid()} on {os.uname().nodename}\n".encode())
-    return handle

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from assistant.disk import disk_errors
 from assistant.errors import DatasetError
 from data_gen.catalogue import Catalogue
 from data_gen.dataset.writer import LineWriter
@@ -56,12 +57,12 @@ def teach(
     configured one (a `ReplayTeacher`, say). `workers` processes read and measure; None takes one per core, 1 stays in
     this one.
 
-    Raises DatasetError, TeacherError (`no_key`, `no_price`) or EgressError (`denied`). A teacher that gives up in the
-    middle is told in the report, and what it answered is written.
+    Raises DatasetError (`disk_full` and `disk` too), TeacherError (`no_key`, `no_price`) or EgressError (`denied`). A
+    teacher that gives up in the middle is told in the report, and what it answered is written.
     """
     started = time.perf_counter()
     hosted = config.teacher == "openai" and teacher is None
-    with _lesson(images, out, config, workers) as lesson:
+    with disk_errors(out, DatasetError, writes_only=False), _lesson(images, out, config, workers) as lesson:
         lesson.progress = progress or lesson.progress
         examine_folder(lesson, destination_of(config.base_url) if hosted else None)
         if hosted:

@@ -9,19 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from assistant import quantities
+from assistant.micrograph import VENDOR_NAMES
 
 SOURCES = {"tag": "file tag", "sidecar": "side-car file", "banner": "info bar", "user": "you"}
-VENDORS = {
-    "thermo": "Thermo Fisher",
-    "zeiss": "Zeiss",
-    "tescan": "TESCAN",
-    "jeol": "JEOL",
-    "hitachi": "Hitachi",
-    "sec": "SEC",
-    "gatan": "Gatan",
-    "imagej": "ImageJ",
-    "ome": "OME",
-}
 UNCALIBRATED = "not calibrated"
 
 
@@ -56,7 +46,7 @@ def pixel_size(info: Mapping[str, Any]) -> str:
 
 def reading(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Label and value of everything the reader found; what it did not find is left out, calibration never."""
-    maker = " ".join(filter(None, [VENDORS.get(info["vendor"], info["vendor"]), info["model"]]))
+    maker = " ".join(filter(None, [VENDOR_NAMES.get(info["vendor"], info["vendor"]), info["model"]]))
     banner, window = info["banner"], info["window"]
     rows = [
         ("Pixel size", pixel_size(info)),

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Picture
 
+from assistant.measure import Fact
+
 
 def write_dataset(directory: Path, *, per_class: int = 4, splits: tuple[str, ...] = ("train", "test")) -> Path:
     """Two classes that differ in stripes: three questions per image, one image per group."""
@@ -32,6 +34,7 @@ def write_dataset(directory: Path, *, per_class: int = 4, splits: tuple[str, ...
                     "teacher",
                     "provenance",
                     "measured",
+                    "instrument",
                     "aux",
                 )
             },
@@ -64,7 +67,8 @@ def image_rows(index: int, *, seed: int, split: str) -> list[dict[str, object]]:
             "group": f"{split}-{seed}",
             "teacher": "test",
             "provenance": json.dumps({}),
-            "measured": json.dumps({}),
+            "measured": json.dumps({"kind": "particles", "items": [vars(Fact("count", 12.0, "", "test", 0.9))]}),
+            "instrument": json.dumps({"hv_kv": 5.0}),
             "aux": "5 kV; count 12",
         }
         for task, facet, question, answer in (

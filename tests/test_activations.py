@@ -6,10 +6,12 @@ import pytest
 import torch
 from counting import kept_for_backward
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP, Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from assistant.activations import LeanMLP, LeanRMSNorm, keep_less
+from assistant.errors import ConfigError
 
 CONFIG = LlamaConfig(hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, vocab_size=50)
 
@@ -73,8 +75,24 @@ def test_a_frozen_layer_keeps_less() -> None:
     assert kept[0] - kept[1] == 2 * 192 + 2 * (4 - 2) * 64
 
 
-def test_other_layers_are_left_alone() -> None:
-    other = nn.ModuleDict({"norm": nn.LayerNorm(8), "mlp": nn.Sequential(nn.Linear(8, 8), nn.SiLU())})
+def test_a_feed_forward_with_another_activation_is_left_alone() -> None:
+    other = LlamaForCausalLM(LlamaConfig(**(CONFIG.to_dict() | {"hidden_act": "gelu"})))
     keep_less(other)
-    assert type(other["norm"]) is nn.LayerNorm
-    assert type(other["mlp"]) is nn.Sequential
+    assert type(other.model.layers[0].mlp) is LlamaMLP
+    assert type(other.model.norm) is LeanRMSNorm
+    with pytest.raises(ConfigError, match="unknown_family"):
+        keep_less(nn.Linear(2, 2))
+
+
+def test_norms_around_one_and_gelu_have_the_gradients_of_finite_differences() -> None:
+    """Gemma 3's. Seen failing with w in place of 1 + w, and with gelu in place of its derivative."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    stock = Gemma3RMSNorm(8).double()
+    nn.init.normal_(stock.weight)
+    lean = LeanRMSNorm(stock, centred=True)
+    torch.testing.assert_close(lean(x).float(), stock(x).float())
+    assert torch.autograd.gradcheck(lambda x, w: torch.func.functional_call(lean, {"weight": w}, x), (x, lean.weight))
+    config = Gemma3TextConfig(hidden_size=8, intermediate_size=16, num_attention_heads=1)
+    mlp = LeanMLP(Gemma3MLP(config).double(), activation="gelu_pytorch_tanh")
+    assert torch.autograd.gradcheck(mlp, (x,))

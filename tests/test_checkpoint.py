@@ -13,8 +13,8 @@ import torch
 from students import conversation, picture, tiny_run
 
 from assistant import disk
+from assistant.adapter_kinds import DyQLoRAFASettings
 from assistant.checkpoint import Run, attach_adapter, load_run, save_model
-from assistant.config import AdapterConfig
 from assistant.disk import MANIFEST, recover, verify_directory, write_directory
 from assistant.errors import RunError
 
@@ -23,12 +23,12 @@ from assistant.errors import RunError
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A student whose adapter, gates and encoders all differ from their initial values."""
     run = tiny_run(tmp_path_factory.mktemp("base"), "decoder.quantization=nf4")
-    attach_adapter(run.student, AdapterConfig(r_min=2, r_max=4))
+    attach_adapter(run.student, DyQLoRAFASettings(r_min=2, r_max=4))
     with torch.no_grad():
         for name, parameter in run.student.named_parameters():
             if "lora_B" in name or name.endswith("gate"):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    return replace(run, config=run.config.model_copy(update={"adapter": AdapterConfig(r_min=2, r_max=4)}))
+    return replace(run, config=run.config.model_copy(update={"adapter": DyQLoRAFASettings(r_min=2, r_max=4)}))
 
 
 def answer(run: Run) -> torch.Tensor:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from assistant.attention import CrossAttention
 from assistant.classifier import (
     UNKNOWN,
     AttentionPooling,
-    CrossAttention,
     ModalityGate,
     MultiFusion,
     divergence_from_uniform,

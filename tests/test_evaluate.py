@@ -1,13 +1,16 @@
 """Evaluation: the report has every score with its blind twin, and facts are judged as a reader would."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from instruction_data import write_dataset
 from students import tiny_run
 
+from assistant.config import TrainingConfig
 from assistant.inference import Assistant
-from training.evaluate import evaluate_assistant
+from training.data import Conversations, load_split
+from training.evaluate import evaluate_assistant, statement_report
 from training.facts import agrees
 
 TEXT = ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor_exact_stem")
@@ -21,8 +24,36 @@ def test_the_report_has_the_promised_shape(tmp_path: Path) -> None:
         assert {f"{name}{suffix}" for name in TEXT for suffix in ("", "_blind")} <= report[task].keys()
     assert {"top1", "top2", "top3", "top5", "macro_f1", "ece"} <= report["classification"].keys()
     assert {"accuracy", "without_aux", "blind"} <= report["factual"].keys()
+    assert report["statements"]["false"] == report["statements"]["unsupported"] == 0, "what is shown is fact"
+    assert report["statements"]["true"] + report["statements"]["withheld"] > 0
     assert report["n"]["images"] == 4
     assert report["baselines"]["vqa_bleu2_majority"] > report["vqa"]["bleu2"], "an untrained student must lose"
+
+
+def test_statements_of_drafts_and_of_what_is_shown_are_counted(tmp_path: Path) -> None:
+    """A draft is counted as it was worded, the answer as a person gets it."""
+    rows = load_split(write_dataset(tmp_path / "data", per_class=1), "test")[:4]
+    drafts = [
+        "There are 12 particles.",
+        "There are 30 particles.",
+        "The period is 40 nm.",
+        f"It shows {rows[3].label}.",
+    ]
+    counted = statement_report([replace(row, question="How many?") for row in rows], drafts)
+    assert counted["drafted"] == {"true": 2, "false": 1, "unsupported": 1, "withheld": 0}
+    assert (counted["true"], counted["false"], counted["unsupported"]) == (4, 0, 0)
+
+
+def test_a_student_that_quotes_by_reference_is_trained_and_asked_with_facts_by_name(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", per_class=2)
+    examples = [e for e in load_split(data, "train") if e.task == "caption"]
+    settings = TrainingConfig(turns=1, aux_dropout=0.0)
+    shown = replace(examples[0], answer="It shows 12 bodies, taken at 5 kV.")
+    item = Conversations([shown], image_size=32, settings=settings, seed=0, references=True)[0]
+    question, answer = item.conversation.messages
+    assert question.aux.startswith("{count} = 12; ")
+    assert "{voltage} = 5 kV" in question.aux
+    assert answer.text == "It shows {count} bodies, taken at {voltage}."
 
 
 @pytest.mark.parametrize(

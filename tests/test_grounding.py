@@ -14,6 +14,7 @@ from instruction_data import write_dataset
 from students import conversation, open_gates, picture, tiny_run
 from torch import Tensor, nn
 
+from assistant.attention import Block, CrossAttention
 from assistant.chat import CLASSIFY_PROMPT, Conversation, Message, class_answer
 from assistant.checkpoint import Run, load_run
 from assistant.config import LossConfig, TeachConfig, load_config
@@ -21,10 +22,8 @@ from assistant.errors import ConfigError
 from assistant.grounding import (
     CLS,
     ENC,
-    CrossAttention,
     GroundedEncoder,
     MatchingHead,
-    TextBlock,
     TextEncoder,
     contrastive_loss,
     hard_negatives,
@@ -71,7 +70,7 @@ def inputs(batch: int = 2, text: int = 5, visual: int = 7) -> tuple[Tensor, Tens
 
 
 def test_text_block_equals_torch_layer_with_padding() -> None:
-    block, x = TextBlock(8, 2).double(), torch.randn(2, 5, 8, dtype=F64)
+    block, x = Block(8, 2).double(), torch.randn(2, 5, 8, dtype=F64)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     layer = nn.TransformerEncoderLayer(
         8, 2, 32, dropout=0.0, activation="gelu", batch_first=True, norm_first=True

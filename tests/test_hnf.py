@@ -122,14 +122,6 @@ def test_knn_is_a_simple_graph_without_gradient() -> None:
     assert (adjacency.sum(-1) >= 5).all()
 
 
-def test_cosine_edges_weigh_their_similarity() -> None:
-    x = torch.randn(2, 12, 4, dtype=F64)
-    weighted, binary = knn_graph(x, 11, edge_weights="cosine"), knn_graph(x, 11)  # all pairs: some cosines are negative
-    assert (weighted >= 0).all()
-    unit = torch.nn.functional.normalize(x, dim=-1)
-    assert torch.allclose(weighted, binary * (unit @ unit.mT).clamp(min=0.0))
-
-
 def test_virtual_node_is_linked_to_all() -> None:
     linked = add_virtual_node(random_graph(5))
     assert torch.equal(linked[:, 0], torch.tensor([[0.0, 1, 1, 1, 1, 1]] * 2, dtype=F64))
@@ -242,7 +234,7 @@ def test_virtual_node_does_not_depend_on_patch_order() -> None:
     """Relabelled patches give the relabelled graph and the same virtual node. Seen failing with neighbours
     taken from the patches before alone.
     """
-    graph = VisionGraph(8, k=3, order=3, edge_weights="binary").double()
+    graph = VisionGraph(8, k=3, order=3).double()
     patches, node, order = torch.randn(2, 12, 8, dtype=F64), torch.randn(2, 8, dtype=F64), torch.randperm(12)
     state, adjacency = graph(patches, node)
     relabelled_state, relabelled = graph(patches[:, order], node)
@@ -333,12 +325,6 @@ def test_both_fields_start_from_the_same_state_and_run_apart_in_time() -> None:
     assert torch.equal(calls["back"][0][1], h)
     assert (out - h).abs().max() > 0.1
     assert out.shape == h.shape
-
-
-def test_merging_by_mean() -> None:
-    ode, h = BidirectionalODE(8, 2, steps=1, merge="mean").double(), torch.randn(2, 5, 8, dtype=F64)
-    expected = (rk4(ode.ahead, h, 0.0, 1.0, 1) + rk4(ode.back, h, 1.0, 0.0, 1)) / 2
-    assert torch.allclose(ode(h), expected)
 
 
 def test_an_ode_rnn_reads_the_patches_from_both_ends() -> None:
@@ -464,9 +450,7 @@ def test_batch_size_changes_nothing_beyond_rounding() -> None:
         assert (alone.tokens[0] - together.tokens[i]).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"merge": "mean"}, {"edge_weights": "cosine"}, {"dynamics": "ode_rnn"}, {"heads": 4}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"dynamics": "ode_rnn"}, {"heads": 4}], ids=str)
 def test_gradient_reaches_every_parameter(options: dict[str, Any]) -> None:
     """A parameter without gradient is dead weight, and breaks data-parallel training."""
     hnf = small_hnf(**options)
@@ -539,15 +523,6 @@ def test_chebyshev_order_from_the_settings() -> None:
     assert [hnf_from(f"hnf.order={order}").scales[0].graph.convolution.theta.shape[0] for order in (1, 4)] == [1, 4]
 
 
-def test_edge_weights_from_the_settings() -> None:
-    pixels = torch.rand(1, 1, 32, 32, dtype=F64)
-    binary = hnf_from()(pixels, inspect=True).graphs[0]
-    cosine = hnf_from("hnf.edge_weights=cosine")(pixels, inspect=True).graphs[0]
-    assert set(binary.unique().tolist()) == {0.0, 1.0}
-    assert len(cosine.unique()) > 20
-    assert ((cosine > 0) <= (binary > 0)).all()
-
-
 def test_steps_from_the_settings() -> None:
     """More steps, the same flow more exactly: the outputs come closer."""
     pixels = torch.rand(1, 1, 32, 32, dtype=F64)
@@ -561,12 +536,10 @@ def test_heads_from_the_settings() -> None:
     assert hnf_from()(pixels, inspect=True).attention[0].shape[2] == 1
 
 
-def test_dynamics_and_merging_from_the_settings() -> None:
+def test_dynamics_from_the_settings() -> None:
     assert isinstance(hnf_from().scales[0].ode.ahead, TokenField)
-    assert hnf_from().scales[0].ode.merge is not None
-    reader = hnf_from("hnf.dynamics=ode_rnn", "hnf.merge=mean")
+    reader = hnf_from("hnf.dynamics=ode_rnn")
     assert isinstance(reader.scales[0].ode.ahead, PatchReader)
-    assert reader.scales[0].ode.merge is None
     out = reader(torch.rand(2, 1, 32, 32, dtype=F64), inspect=True)
     assert out.tokens.shape == (2, 4, 8)
     assert out.attention[0].shape == (2, 2, 0, 65, 65)

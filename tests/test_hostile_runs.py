@@ -13,8 +13,8 @@ from killing import Maemi
 from PIL import Image
 from students import picture, tiny_run
 
+from assistant.adapter_kinds import DyQLoRAFASettings
 from assistant.checkpoint import attach_adapter, load_run, new_run, save_model
-from assistant.config import AdapterConfig
 from assistant.errors import MaemiError, RunError
 from assistant.inspection import HEADER_LIMIT, tensor_shapes
 
@@ -25,7 +25,7 @@ REFUSED_MEMORY = 400 * 2**20
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tiny_run(tmp_path_factory.mktemp("base"))
-    attach_adapter(run.student, AdapterConfig(r_min=2, r_max=4))
+    attach_adapter(run.student, DyQLoRAFASettings(r_min=2, r_max=4))
     directory = tmp_path_factory.mktemp("sound") / "run"
     save_model(run, directory, card="# A student")
     return directory

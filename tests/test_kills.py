@@ -203,7 +203,7 @@ def test_a_full_disk_and_then_space(case: Case, tmp_path: Path) -> None:
             if ended["rc"] == 0:
                 break
             assert ended["rc"] == 2, ended["err"]
-            assert ended["err"].startswith(("error: disk: ", "error: os: ")), ended["err"]
+            assert ended["err"].startswith("error: disk_full: "), ended["err"]
             assert len(ended["err"].splitlines()) == 1
         assert kib > 160
         subprocess.run(["mount", "-o", "remount,size=32m", out], check=True)

@@ -163,6 +163,15 @@ except DatasetError as error:
         assert all(ledger.measurement(f"k{number}") for number in range(int(done)))
 
 
+def test_a_folder_of_any_name_holds_its_own_ledger(tmp_path: Path) -> None:
+    """Seen failing with `?`: the file's path ended there, so the ledgers of two data sets were one file beside them."""
+    for name in ("what?", "100%25", "a#b"):
+        with Ledger(tmp_path / name / "ledger.sqlite") as ledger:
+            ledger.add_measurement("k", {"name": name})
+        assert (tmp_path / name / "ledger.sqlite").is_file()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_drafts_count_answers_and_leave_nothing_behind(tmp_path: Path) -> None:
     """The counts are those of the training split alone, and a leftover of a killed run is not read."""
     (tmp_path / ".drafts.sqlite-wal").write_bytes(b"torn")
@@ -286,7 +295,7 @@ from pathlib import Path
 from assistant.errors import DatasetError
 from data_gen.ledger import Ledger
 try:
-    Ledger(Path(sys.argv[1]))
+    ledger = Ledger(Path(sys.argv[1]))
     print("mine", flush=True)
     sys.stdin.read()
 except DatasetError as error:

@@ -15,8 +15,9 @@ from torch.profiler import profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from assistant.activations import keep_less
-from assistant.adapters import DyAMoPEConfig, DyQLoRAFAConfig
-from assistant.config import AdapterConfig, Config, HNFConfig
+from assistant.adapter_kinds import AdapterSettings, DyAMoPESettings, DyQLoRAFASettings
+from assistant.adapters import peft_config
+from assistant.config import Config, HNFConfig
 from assistant.decoder import GatedCrossAttention, load_language_model
 from assistant.errors import ConfigError
 from assistant.grounding import GroundedEncoder, TextEncoder
@@ -44,18 +45,19 @@ from training.planning.memory import (
     step_parts,
 )
 from training.planning.parameters import student_parameters
-from training.planning.shapes import LlamaShape, language_model_shape
+from training.planning.shapes import LanguageModelShape, language_model_shape
 
 # PEFT asks transformers for a property by the name it had before
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-TINY = LlamaShape(hidden=64, intermediate=192, layers=2, heads=4, kv_heads=2, vocab=96)
+TINY = LanguageModelShape(hidden=64, intermediate=192, layers=2, heads=4, kv_heads=2, vocab=96)
 ADAPTERS = [
-    AdapterConfig(kind="none"),
-    AdapterConfig(kind="dyqlora_fa", r_min=2, r_max=6),
-    AdapterConfig(kind="dyqlora_fa", r_min=2, r_max=6, target_modules=("q_proj", "down_proj")),
-    AdapterConfig(kind="dya_mope", r_min=2, r_max=6, experts=3),
+    AdapterSettings(),
+    DyQLoRAFASettings(r_min=2, r_max=6),
+    DyQLoRAFASettings(r_min=2, r_max=6, target_modules=("q_proj", "down_proj")),
+    DyAMoPESettings(r_min=2, r_max=6, experts=3),
 ]
+ADAPTER_NAMES = ["none", "dyqlora_fa", "dyqlora_fa on some", "dya_mope"]
 LLAMA_7B = Config.model_validate(
     {
         "init": None,
@@ -68,7 +70,7 @@ LLAMA_7B = Config.model_validate(
 )
 
 
-def llama(shape: LlamaShape) -> LlamaForCausalLM:
+def llama(shape: LanguageModelShape) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=shape.hidden,
@@ -85,15 +87,8 @@ def llama(shape: LlamaShape) -> LlamaForCausalLM:
     return lm
 
 
-def with_adapter(lm: nn.Module, adapter: AdapterConfig) -> nn.Module:
-    targets = None if adapter.target_modules is None else list(adapter.target_modules)
-    common: dict[str, Any] = {"r_min": adapter.r_min, "r_max": adapter.r_max, "target_modules": targets}
-    if adapter.kind == "none":
-        return lm
-    peft = (
-        DyQLoRAFAConfig(**common) if adapter.kind == "dyqlora_fa" else DyAMoPEConfig(**common, experts=adapter.experts)
-    )
-    return get_peft_model(lm, peft, autocast_adapter_dtype=False)
+def with_adapter(lm: nn.Module, adapter: AdapterSettings) -> nn.Module:
+    return get_peft_model(lm, peft_config(adapter), autocast_adapter_dtype=False) if adapter.peft_name else lm
 
 
 def quantization_tensors(model: nn.Module) -> list[Tensor]:
@@ -107,10 +102,10 @@ def quantization_tensors(model: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("tied", [False, True])
 def test_weight_bytes_of_a_quantised_model_are_exact(tmp_path: Path, tied: bool) -> None:
     """Guards double quantisation to the byte: packed weights, 8-bit scales, their scales, offsets and code books."""
-    shape = LlamaShape(64, 192, 2, 4, 2, 96, tied=tied)
+    shape = LanguageModelShape(64, 192, 2, 4, 2, 96, tied=tied)
     llama(shape).save_pretrained(tmp_path)
     lm = load_language_model(str(tmp_path), quantization="nf4", device="cpu", dtype=torch.float32)
-    assert language_model_shape(str(tmp_path)) == LlamaShape(64, 192, 2, 4, 2, 96, head_dim=16, tied=tied)
+    assert language_model_shape(str(tmp_path)) == LanguageModelShape(64, 192, 2, 4, 2, 96, head_dim=16, tied=tied)
     linears = [m.weight for m in lm.model.layers.modules() if hasattr(getattr(m, "weight", None), "quant_state")]
     assert len(linears) == 14
     assert storages(linears + quantization_tensors(lm)) == linear_bytes(shape, "nf4", p=FP32)
@@ -125,8 +120,8 @@ def test_a_model_that_is_not_quantised_is_counted_in_full() -> None:
     assert linear_bytes(TINY, "none", p=2) == 2 * TINY.linear_parameters
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: f"{a.kind}-{a.target_modules and 'some'}")
-def test_adapter_and_moment_bytes_are_exact(adapter: AdapterConfig) -> None:
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=ADAPTER_NAMES)
+def test_adapter_and_moment_bytes_are_exact(adapter: AdapterSettings) -> None:
     """Guards the counts of A, B and routers, and that AdamW holds two fp32 moments of what is trained, no more."""
     model = with_adapter(llama(TINY), adapter)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -151,7 +146,7 @@ def test_published_sizes_of_llama_2_7b() -> None:
     assert shape.linear_parameters == 6_476_005_376
     assert shape.linear_parameters + shape.other_parameters == 6_738_415_616
     assert 8 * nf4_bytes(4096 * 11008) / (4096 * 11008) == pytest.approx(4.127, abs=1e-3)
-    trained, frozen = adapter_parameters(shape, AdapterConfig(r_max=16))
+    trained, frozen = adapter_parameters(shape, DyQLoRAFASettings(r_max=16))
     assert (trained, frozen) == (21_757_952, 18_219_008)
 
 
@@ -169,6 +164,13 @@ def test_published_sizes_of_llama_2_7b() -> None:
         ("HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
         ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
         ("Qwen/Qwen2.5-7B", 7_615_616_512),
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-1.7B", 1_720_574_976),
+        ("Qwen/Qwen3-4B", 4_022_468_096),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
+        ("google/gemma-3-270m-it", 268_098_176),
+        ("google/gemma-3-1b-it", 999_885_952),
+        ("google/gemma-3-4b-it", 3_880_263_168),
     ],
 )
 def test_published_parameter_counts(base: str, parameters: int) -> None:
@@ -181,12 +183,12 @@ def test_published_parameter_counts(base: str, parameters: int) -> None:
 # ---------------------------------------------------------------------------------- activations
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: f"{a.kind}-{a.target_modules and 'some'}")
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=ADAPTER_NAMES)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [(64, 192, 4, 2), (128, 256, 4, 4)], ids=["grouped", "wide"])
 def test_activations_of_the_language_model(
-    adapter: AdapterConfig, masked: bool, dtype: torch.dtype, sizes: tuple[int, int, int, int]
+    adapter: AdapterSettings, masked: bool, dtype: torch.dtype, sizes: tuple[int, int, int, int]
 ) -> None:
     """Guards the list of tensors a layer keeps: within 10 % of what autograd keeps, per token and layer within 2 %.
 
@@ -195,7 +197,7 @@ def test_activations_of_the_language_model(
     b, t, p, (d, f, heads, kv) = 2, 32, torch.finfo(dtype).bits // 8, sizes
     counted = []
     for layers in (1, 3):
-        shape = LlamaShape(d, f, layers, heads, kv, 96)
+        shape = LanguageModelShape(d, f, layers, heads, kv, 96)
         model = with_adapter(llama(shape).to(dtype), adapter).train()
         embedded = torch.randn(b, t, d, dtype=dtype, requires_grad=True)
         mask = torch.ones(b, t, dtype=torch.long)
@@ -208,8 +210,8 @@ def test_activations_of_the_language_model(
     assert 3 * layer + b * t * (p * d + FP32) == pytest.approx(counted[1], rel=0.10)
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS[1:], ids=lambda a: f"{a.kind}-{a.target_modules and 'some'}")
-def test_activations_over_a_quantised_base(tmp_path: Path, adapter: AdapterConfig) -> None:
+@pytest.mark.parametrize("adapter", ADAPTERS[1:], ids=ADAPTER_NAMES[1:])
+def test_activations_over_a_quantised_base(tmp_path: Path, adapter: AdapterSettings) -> None:
     """Guards against a 4-bit product keeping its input: only z comes on top of the frozen base."""
     llama(TINY).save_pretrained(tmp_path)
     lm = load_language_model(str(tmp_path), quantization="nf4", device="cpu", dtype=torch.float32)
@@ -221,10 +223,10 @@ def test_activations_over_a_quantised_base(tmp_path: Path, adapter: AdapterConfi
     assert predicted == pytest.approx(counted, rel=0.10)
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: f"{a.kind}-{a.target_modules and 'some'}")
-def test_checkpointing_keeps_the_inputs_of_layers(adapter: AdapterConfig) -> None:
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=ADAPTER_NAMES)
+def test_checkpointing_keeps_the_inputs_of_layers(adapter: AdapterSettings) -> None:
     """Guards the boundary term: with checkpointing one row of the width per token and layer, and the final norm."""
-    model = with_adapter(llama(LlamaShape(64, 192, 6, 4, 2, 96)), adapter).train()
+    model = with_adapter(llama(LanguageModelShape(64, 192, 6, 4, 2, 96)), adapter).train()
     model.activation_checkpointing_enable({"use_reentrant": False})
     embedded = torch.randn(2, 32, 64, requires_grad=True)
     kept = kept_for_backward(model, lambda: model(inputs_embeds=embedded, use_cache=False))
@@ -273,7 +275,7 @@ def test_peak_of_the_loss(tokens: int) -> None:
 
     Seen failing with chunks that are not computed again, whose softmax grows with the batch.
     """
-    shape = LlamaShape(64, 192, 1, 4, 2, 4096)
+    shape = LanguageModelShape(64, 192, 1, 4, 2, 4096)
     hidden = torch.randn(1, tokens + 1, 64, requires_grad=True)
     labels, head = torch.zeros(1, tokens + 1, dtype=torch.long), nn.Linear(64, 4096, bias=False).requires_grad_(False)
     with profile(profile_memory=True) as seen:
@@ -299,7 +301,7 @@ def peak_of(seen: profile) -> int:
     [
         {},
         {"vit": {"patch_size": 8, "dim": 48, "depth": 3, "heads": 2}},
-        {"hnf": {"patch_sizes": [8, 16, 32], "dim": 32, "order": 4, "merge": "mean"}},
+        {"hnf": {"patch_sizes": [8, 16, 32], "dim": 32, "order": 4}},
         {"hnf": {"patch_sizes": [16], "dim": 32, "dynamics": "ode_rnn"}},
         {"text_encoder": {"dim": 32, "depth": 1, "grounded_depth": 3, "heads": 2, "max_tokens": 16}},
         {"decoder": {"cross_attention_every": 2, "cross_attention_dim": 24, "cross_attention_heads": 2}},

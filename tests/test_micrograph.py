@@ -129,6 +129,18 @@ class TestPixels:
         assert m.pixels.dtype == np.uint16
         np.testing.assert_array_equal(m.pixels, pixels)
 
+    @pytest.mark.parametrize("channels", [2, 3, 4])
+    def test_deep_colour_png(self, channels: int) -> None:
+        """300 and 301 of 65535 stay apart; Pillow would keep eight of the sixteen bits."""
+        import imagecodecs
+
+        grey = np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 21
+        picture = np.dstack([grey] * channels)
+        picture[..., channels - 1] = 65535 if channels != 3 else grey
+        m = read_micrograph(imagecodecs.png_encode(picture))
+        assert m.pixels.dtype == np.uint16
+        assert np.array_equal(m.pixels, grey)
+
     @pytest.mark.parametrize("kind", ["PNG", "BMP"])
     @pytest.mark.parametrize("mode", ["L", "RGB", "P", "1", "RGBA"])
     def test_modes(self, kind: str, mode: str) -> None:
@@ -654,8 +666,8 @@ def test_info_record() -> None:
     record = m.info()
     assert list(record) == [
         "path", "sha256", "width", "height", "dtype", "pages", "pixel_size_nm", "pixel_size_source",
-        "pixel_size_confidence", "vendor", "model", "hv_kv", "wd_mm", "magnification", "detector", "banner", "window",
-        "warnings",
+        "pixel_size_confidence", "vendor", "model", "hv_kv", "wd_mm", "magnification", "detector", "date", "banner",
+        "sample_fraction", "window", "warnings",
     ]  # fmt: skip
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert (record["width"], record["height"], record["banner"]) == (400, 340, [300, 340])

@@ -159,7 +159,7 @@ class TestThermo:
 
     def test_broken_xml(self) -> None:
         m = read_micrograph(tagged((34683, "<Metadata><open>")))
-        assert any("Thermo tag cannot be parsed" in w for w in m.warnings)
+        assert any("Thermo Fisher tag cannot be parsed" in w for w in m.warnings)
 
 
 class TestZeiss:
@@ -353,11 +353,121 @@ class TestImageJ:
     def test_not_square(self) -> None:
         assert size_of(tagged((270, "ImageJ=1.54f\nunit=nm\n"), resolution=(0.25, 0.2), resolutionunit=1)) is None
 
+    @pytest.mark.parametrize(
+        ("unit", "nm"),
+        [
+            ("nanometre", 4.0), ("Nanometers", 4.0), ("micrometres", 4e3), ("microns", 4e3), ("\\u00C5", 0.4),
+            ("\\u212B", 0.4), ("angstroms", 0.4), ("\\u03BCm", 4e3), ("&micro;m", 4e3), ("\\u339B", 4e3),
+            ("\\u339A", 4.0), ("december", None), ("Mm", None), ("nm/px", None),
+        ],
+    )  # fmt: skip
+    def test_units_in_words_and_escapes(self, unit: str, nm: float | None) -> None:
+        data = tagged((270, f"ImageJ=1.54f\nunit={unit}\n"), resolution=(0.25, 0.25), resolutionunit=1)
+        assert size_of(data) == (None if nm is None else pytest.approx(nm, rel=1e-6))
 
-def test_print_resolution_is_no_calibration() -> None:
+    @pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16", "shift-jis", "gbk", "cp437", "mac-roman"])
+    def test_micro_sign_of_any_computer(self, encoding: str) -> None:
+        sign = "μ" if encoding in ("shift-jis", "gbk") else "µ"
+        text = f"ImageJ=1.54f\nunit={sign}m\n".encode(encoding)
+        assert size_of(tagged((270, text), resolution=(0.25, 0.25), resolutionunit=1)) == pytest.approx(4e3, rel=1e-6)
+
+    @pytest.mark.parametrize(
+        ("yunit", "y", "nm"),
+        [("micron", 250.0, 4.0), ("micron", 0.25, None), ("pixel", 1.0, None), ("nm", 0.25, 4.0)],
+    )
+    def test_height_in_another_unit(self, yunit: str, y: float, nm: float | None) -> None:
+        text = f"ImageJ=1.54f\nunit=nm\nyunit={yunit}\n"
+        data = tagged((270, text), resolution=(0.25, y), resolutionunit=1)
+        assert size_of(data) == (None if nm is None else pytest.approx(nm, rel=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("unit", "per_unit", "dpi"),
+    [
+        ("cm", 28.3465, 72), ("cm", 28.0, 72), ("cm", 34.0, 86.4), ("mm", 3.7795, 96), ("cm", 59.06, 150),
+        ("mm", 11.811, 300), ("micron", 0.0118, 300), ("cm", 236.22, 600), ("mm", 1000.0, None), ("cm", 1e5, None),
+        ("nm", 0.0118, None),
+    ],
+)  # fmt: skip
+def test_print_resolution_is_no_calibration(unit: str, per_unit: float, dpi: float | None) -> None:
     """72 dpi would be a pixel of 353 micrometres."""
+    text = f"ImageJ=1.54f\nunit={unit}\n"
+    m = read_micrograph(tagged((270, text), resolution=(per_unit, per_unit), resolutionunit=1))
+    assert (m.calibration is None) is (dpi is not None)
+    assert any(f"({dpi:g} dpi)" in w for w in m.warnings) if dpi else m.warnings == ()
+
+
+def test_resolution_tags_alone_are_no_calibration() -> None:
     for data in (tagged(resolution=(72, 72), resolutionunit=2), tagged(resolution=(1e6, 1e6), resolutionunit=3)):
         assert size_of(data) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "nm"),
+    [("1,25e-008", 12.5), ("1,250e-008", 12.5), ("1.25e-008", 12.5), ("1,250", None)],
+)
+def test_decimal_comma(written: str, nm: float | None) -> None:
+    text = FEI.replace("4.2e-09", written).replace("HorFieldsize=5.376e-07\r\n", "")
+    m = read_micrograph(tagged((34682, text)))
+    assert (m.calibration and m.calibration.nm_per_pixel) == nm
+    assert any(f'"{written}"' in w for w in m.warnings) is (nm is None)
+
+
+@pytest.mark.parametrize(("written", "nm"), [("12,5 nm", 12.5), ("1,250 nm", None), ("12,5 \u03bcm", 12_500)])
+def test_decimal_comma_of_other_makers(written: str, nm: float | None, tmp_path: Path) -> None:
+    """An ambiguous size is told, and no other entry of the same metadata is taken in its place."""
+    text = zeiss(AP_IMAGE_PIXEL_SIZE=written, AP_WD="5,1 mm").encode("cp1252", "replace")
+    found = [read_micrograph(tagged((34118, text)))]
+    found.append(beside(tmp_path, "a.txt", HITACHI.replace("3.96875", written).replace("128x96", "").encode("utf-16")))
+    for m in found:
+        assert (m.calibration and m.calibration.nm_per_pixel) == nm
+        assert any(f'"{written}"' in w for w in m.warnings) is (nm is None)
+    assert found[0].instrument.wd_mm == 5.1
+
+
+PHENOM = (
+    '<?xml version="1.0" encoding="utf-8"?><FeiImage{space}><instrument><type>Phenom</type></instrument>'
+    '<databarHeight>16</databarHeight><highVoltage unit="kV">-15</highVoltage>'
+    '<workingDistance unit="mm">7.9</workingDistance>'
+    '<pixelWidth unit="{x}">{value}</pixelWidth><pixelHeight unit="{y}">{value}</pixelHeight></FeiImage>'
+)
+
+
+class TestPhenom:
+    @pytest.mark.parametrize("space", ["", ' xmlns="http://schemas.fei.com/phenom"'])
+    @pytest.mark.parametrize(
+        ("x", "y", "value", "nm"),
+        [("nm", "nm", "131.25", 131.25), ("um", "um", "0,13125", 131.25), ("m", "m", "1.3125e-7", 131.25),
+         ("pixel", "pixel", "1", None), ("nm", "pixel", "1", None), ("nm", "um", "1", None)],
+    )  # fmt: skip
+    def test_tag(self, space: str, x: str, y: str, value: str, nm: float | None) -> None:
+        m = read_micrograph(tagged((34683, PHENOM.format(space=space, x=x, y=y, value=value))))
+        assert (m.calibration and m.calibration.nm_per_pixel) == nm
+        assert (m.instrument.model, m.instrument.hv_kv, m.instrument.wd_mm) == ("Phenom", 15, 7.9)
+        assert m.banner == (80, 96)
+
+    def test_jpeg(self) -> None:
+        """The same text lies among the JPEG's own segments, or behind its last byte."""
+        buffer, text = io.BytesIO(), PHENOM.format(space="", x="nm", y="nm", value="131.25").encode()
+        Image.fromarray(PICTURE).save(buffer, "JPEG", comment=text)
+        plain = io.BytesIO()
+        Image.fromarray(PICTURE).save(plain, "JPEG")
+        assert size_of(buffer.getvalue()) == size_of(plain.getvalue() + text) == 131.25
+
+
+@pytest.mark.parametrize("kind", [11, 12])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("x", "y", "nm"),
+    [("nm", "nm", 0.25), ("µm", "µm", 250.0), ("1/nm", "1/nm", None), ("nm", "s", None), ("", "", None)],
+)
+def test_digital_micrograph_export(kind: int, order: str, x: str, y: str, nm: float | None) -> None:
+    """A diffraction pattern has 1/nm, a spectrum image another axis, and an uncalibrated picture no unit."""
+    units = [(65003 + k, 2, 0, unit.encode(), True) for k, unit in enumerate((x, y)) if unit]
+    buffer = io.BytesIO()
+    scales = [(65009 + k, kind, 1, 0.25, True) for k in range(2)]
+    tifffile.imwrite(buffer, PICTURE, byteorder=order, extratags=[*units, *scales], metadata=None)
+    assert size_of(buffer.getvalue()) == nm
 
 
 @pytest.mark.parametrize(
@@ -368,6 +478,10 @@ def test_print_resolution_is_no_calibration() -> None:
         ('PhysicalSizeX="5" PhysicalSizeXUnit="pixel"', None),
         ('PhysicalSizeX="5" PhysicalSizeXUnit="reference frame"', None),
         ('PhysicalSizeX="5" PhysicalSizeY="6"', None),
+        ('PhysicalSizeX="5" PhysicalSizeXUnit="nm" PhysicalSizeY="1" PhysicalSizeYUnit="pixel"', None),
+        ('PhysicalSizeX="5" PhysicalSizeXUnit="nm" PhysicalSizeY="0.005"', 5.0),
+        ('PhysicalSizeX="352.778" PhysicalSizeY="352.778"', None),
+        ('PhysicalSizeX="0.5" PhysicalSizeXUnit="&#181;m" PhysicalSizeY="0,5"', 500.0),
         ("", None),
     ],
 )
@@ -432,8 +546,19 @@ def test_names_are_data_not_markup() -> None:
         ("2.5012e-6", (2.5012e-6, "")),
         ("5mm", (5.0, "mm")),
         ("-1 V", (-1.0, "V")),
-        ("1,000", None),
-        ("12,5 mm", None),
+        ("1,250", None),
+        ("-1,250 V", None),
+        ("12,5 mm", (12.5, "mm")),
+        ("12,40079", (12.40079, "")),
+        ("0,125 nm", (0.125, "nm")),
+        ("1,250e-8", (1.25e-8, "")),
+        ("1250,500 nm", (1250.5, "nm")),
+        ("1,250,000", (1.25e6, "")),
+        ("1,250.5 nm", (1250.5, "nm")),
+        ("1.250,5 nm", (1250.5, "nm")),
+        ("1,25,000", None),
+        ("1.250.000", None),
+        ("12,34.5", None),
         ("1.2.3", None),
         ("1e999", None),
         ("nan", None),

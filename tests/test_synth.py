@@ -69,7 +69,7 @@ def test_rows_tell_the_truth_about_the_files(tmp_path: Path) -> None:
         assert hashlib.sha256(file.read_bytes()).hexdigest() == row["sha256"]
         assert row["banner"][0] == 64
         assert row["truth"] == render(row["label"], seed=row["seed"], size=(64, 96)).truth
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("label", CLASSES)

@@ -120,6 +120,13 @@ def score_tables(scores: Mapping[str, Any]) -> list[str]:
         f"{facts['without_aux']:.3f} without facts, {facts['blind']:.3f} blind; "
         f"majority {base['factual_majority']:.3f}.",
         "",
+        "| statements | true | false | unsupported | withheld |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {told} | {counts['true']} | {counts['false']} | {counts['unsupported']} | {counts['withheld']} |"
+            for told, counts in (("as shown", scores["statements"]), ("drafts", scores["statements"]["drafted"]))
+        ),
+        "",
         "| class, ten ways | top-1 | top-3 | macro F1 | ECE |",
         "|---|---|---|---|---|",
         f"| this student, zero-shot, image only | {classes['top1']:.3f} | {classes['top3']:.3f} "

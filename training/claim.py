@@ -5,11 +5,9 @@ Knows nothing about training.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +20,6 @@ from assistant.precision import decide, device_of
 
 RECORD = "run.json"
 log = logging.getLogger("maemi.training")
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold a run directory for this process; the lock ends with the process, however that ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                "busy_run", f"{out} is being trained by another process. Wait or choose another --out."
-            ) from None
-        yield
 
 
 def claim(out: Path, config: Config, rows: str, *, device: str) -> Config:

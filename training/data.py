@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 from assistant.chat import Conversation, Message
 from assistant.config import MatchText, TrainingConfig
 from assistant.errors import DatasetError
+from assistant.measure import Known, fact_line, quoted
 from assistant.micrograph import Calibration, Instrument, Micrograph, to_model_input
 from assistant.model import MaemiProcessor
 
@@ -48,6 +50,8 @@ class Example:
     source: str
     history: tuple[tuple[str, str], ...] = ()
     """Earlier turns of the conversation: question, answer."""
+    known: tuple[Known, ...] = ()
+    """What is known of each picture."""
 
     @property
     def images_key(self) -> str:
@@ -136,7 +140,9 @@ class Conversations(torch.utils.data.Dataset[Item]):
         settings: TrainingConfig,
         seed: int,
         match_text: MatchText = "question_answer",
+        references: bool = False,
     ) -> None:
+        """`references`: the facts stand in the prompt by name, and answers quote them by name."""
         rows: dict[str, list[Example]] = {}
         for example in examples:
             rows.setdefault(example.images_key, []).append(example)
@@ -146,9 +152,11 @@ class Conversations(torch.utils.data.Dataset[Item]):
         self.image_size = image_size
         self.settings = settings
         self.match_text = match_text
+        self.references = references
         self.seed = seed
         self.epoch = 0
         self._cache: dict[bytes, np.ndarray] = {}
+        self._by_reference: dict[tuple[str, str], str] = {}
 
     def __len__(self) -> int:
         return len(self.singles) + -(-len(self.pairs) // (PAIR_EVERY if self.singles else 1))
@@ -162,10 +170,12 @@ class Conversations(torch.utils.data.Dataset[Item]):
         rows, settings = self.rows[key], self.settings
         random = counter_generator(self.seed, self.epoch, key)
         turns = [rows[i] for i in random.permutation(len(rows))[: settings.turns]]
-        aux = "" if random.random() < settings.aux_dropout else turns[0].aux
+        known = turns[0].known
+        aux = "" if random.random() < settings.aux_dropout else fact_line(known) if self.references else turns[0].aux
         messages: list[Message] = []
         for question, answer in (turn for row in turns for turn in (*row.history, (row.question, row.answer))):
             opening = not messages
+            answer = self._quoted(key, answer) if self.references else answer
             messages.append(Message("user", question, len(turns[0].images) * opening, aux * opening))
             messages.append(Message("assistant", answer))
         pixels = tuple(self._pixels(image) for image in turns[0].images)
@@ -173,6 +183,12 @@ class Conversations(torch.utils.data.Dataset[Item]):
             pixels = tuple(augment(image, random) for image in pixels)
         matched, wordings = matched_text(turns[0], self.match_text)
         return Item(Conversation(tuple(messages)), pixels, matched, wordings, rows[0].label)
+
+    def _quoted(self, key: str, answer: str) -> str:
+        """An answer that quotes the facts of its pictures by name; finding them takes a millisecond, so it is kept."""
+        if (key, answer) not in self._by_reference:
+            self._by_reference[key, answer] = quoted(answer, self.rows[key][0].known)
+        return self._by_reference[key, answer]
 
     def _key(self, index: int) -> str:
         if index < len(self.singles):
@@ -288,4 +304,14 @@ def _example(row: dict[str, Any], known: dict[bytes, bytes]) -> Example:
         group=row["group"],
         source=row["source"],
         history=tuple(history),
+        known=_known(row),
     )
+
+
+def _known(row: dict[str, Any]) -> tuple[Known, ...]:
+    """What a row says of each of its pictures; nothing in data sets that were taught before there was such a column."""
+    measured, instrument = json.loads(row["measured"] or "{}"), json.loads(row.get("instrument") or "{}")
+    if isinstance(measured, list):
+        instrument = instrument or [{}] * len(measured)
+        return tuple(map(Known.from_record, measured, instrument))
+    return (Known.from_record(measured, instrument),)

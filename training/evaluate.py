@@ -1,12 +1,13 @@
 """Evaluation that can be believed: every score beside its blind score, baselines and intervals. Knows no training.
 
 Text is scored against all wordings of the same facts, classification against the labels, facts against what was
-measured or drawn. The blind score is the same student with a grey image and without auxiliary text: what it knows
-from the question alone.
+measured or drawn, and every statement against what is known of its picture. The blind score is the same student with a
+grey image and without auxiliary text: what it knows from the question alone.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from assistant.answers import checked
 from assistant.chat import Conversation, Message
 from assistant.inference import Assistant, Look
-from assistant.measure import Facts
+from assistant.measure import Facts, fact_line, filled, read_statements, sentences
 from training.baselines import convolutional_accuracy, linear_probe_accuracy
 from training.data import Example, decode_image, load_split
-from training.facts import agrees
+from training.facts import agrees, first_choice
 from training.metrics import (
     bootstrap_interval,
     classification_scores,
@@ -32,6 +34,7 @@ from training.metrics import (
 Progress = Callable[[int, int, str], None]
 
 TEXT_METRICS = ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor_exact_stem")
+VERDICTS = ("true", "false", "unsupported", "withheld")
 ANSWER_TOKENS = 96
 BATCH = 32
 GREY = 0.5
@@ -80,6 +83,7 @@ def evaluate_assistant(
         "vqa": text_report(rows, answers, lambda row: row.task != "caption"),
         "classification": classification_report(assistant, rows, looks),
         "factual": factual_report(rows, answers),
+        "statements": statement_report(rows, answers["seen"]),
         "facets": facet_report(rows, answers),
         "baselines": baseline_report(assistant, train, rows, classify=baselines),
         "n": {
@@ -128,11 +132,18 @@ def answer_examples(
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]
         shown = [[grey or looks[png] for png in rows[i].images] for i in batch]
-        conversations = [conversation_of(rows[i], aux=rows[i].aux if with_aux else "") for i in batch]
+        conversations = [
+            conversation_of(rows[i], aux=facts_line(assistant, rows[i]) if with_aux else "") for i in batch
+        ]
         texts = assistant.complete(conversations, shown, max_new_tokens=ANSWER_TOKENS)
         for i, text in zip(batch, texts, strict=True):
-            answers[i] = text
+            answers[i] = "".join(filled([text], rows[i].known))
     return answers
+
+
+def facts_line(assistant: Assistant, row: Example) -> str:
+    """What stands of a row's facts in the prompt, as the student was taught to read it."""
+    return fact_line(row.known) if assistant.by_reference else row.aux
 
 
 def conversation_of(row: Example, *, aux: str) -> Conversation:
@@ -196,6 +207,28 @@ def factual_report(rows: Sequence[Example], answers: dict[str, list[str]]) -> di
             low, high = bootstrap_interval([float(v) for v, _ in known], [group for _, group in known], seed=0)
             report["interval"] = [_rounded(low), _rounded(high)]
     return report
+
+
+def statement_report(rows: Sequence[Example], drafts: Sequence[str]) -> dict[str, Any]:
+    """How many statements are true, false, unsupported (nothing known decides them) or withheld.
+
+    Of the answers as they are shown, and under "drafted" of what the student itself words.
+    """
+    shown = ["".join(checked([draft], row.question, row.known)) for draft, row in zip(drafts, rows, strict=True)]
+    labels = sorted({row.label for row in rows if row.label})
+    return _verdicts(rows, shown, labels) | {"drafted": _verdicts(rows, drafts, labels)}
+
+
+def _verdicts(rows: Sequence[Example], texts: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    for row, text in zip(rows, texts, strict=True):
+        for sentence in sentences([text]):
+            stated = read_statements(sentence, row.known)
+            counts.update(statement.verdict for statement in stated)
+            named = first_choice(sentence, labels) if not stated else None
+            if named is not None:  # a class outside of any number: "24 particles" names none
+                counts["unsupported" if row.label is None else "true" if named == row.label else "false"] += 1
+    return {verdict: counts[verdict] for verdict in VERDICTS}
 
 
 def classification_report(assistant: Assistant, rows: Sequence[Example], looks: dict[bytes, Look]) -> dict[str, Any]:

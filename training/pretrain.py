@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from assistant.chat import IMAGE_MARKER
 from assistant.checkpoint import Run, new_run, save_model
 from assistant.config import Config, DecoderConfig, load_config
+from assistant.families import LLAMA_2
 from training.data import Collator, Conversations, Example, load_split
 from training.stages import PretrainStage, VisionStage
 from training.trainer import Progress, fit
@@ -30,7 +31,8 @@ VOCABULARY = 1024
 VISION_BATCH = 32
 BASE_NAME = "maemi-tiny-base"
 """What runs call this language model; it travels inside them."""
-SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "[INST]", "[/INST]", IMAGE_MARKER)
+MARKS = [LLAMA_2.first.strip(), LLAMA_2.answer.strip(), IMAGE_MARKER]
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", *MARKS)
 
 
 def pretrain(
@@ -98,7 +100,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
-        additional_special_tokens=["[INST]", "[/INST]", IMAGE_MARKER],
+        additional_special_tokens=MARKS,
     )
 
 
@@ -143,6 +145,7 @@ def _fit(
         settings=settings,
         seed=run.config.seed,
         match_text=run.config.loss.itm.text,
+        references=run.config.prompt.facts == "references",
     )
     collator = Collator(run.processor, max_tokens=settings.max_tokens, labels=labels)
     groups = [{"params": [p for p in stage.parameters() if p.requires_grad], "lr": settings.learning_rate}]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from assistant.adapters import DyAMoPEModel, router_losses
+from assistant.adapters import has_routers, router_losses
 from assistant.config import LossConfig
 from assistant.grounding import CLS, STATES, contrastive_loss, hard_negatives, matching_loss, similarity_of
 from assistant.model import ImageStates, MaemiForConditionalGeneration
@@ -29,7 +29,7 @@ class InstructionStage(nn.Module):
         super().__init__()
         self.student = student
         self.loss = loss
-        self.routed = any(isinstance(module, DyAMoPEModel) for module in student.decoder.lm.modules())
+        self.routed = has_routers(student.decoder.lm)
 
     def forward(self, *, pixel_values: Tensor, image_mask: Tensor, **batch: Any) -> dict[str, Tensor]:
         """A batch from `Collator` -> `loss` and its parts."""

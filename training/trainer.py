@@ -33,11 +33,11 @@ from assistant.checkpoint import (
     write_model,
 )
 from assistant.config import Config
-from assistant.disk import told_when_full, verify_directory, write_directory, write_file
+from assistant.disk import disk_errors, locked, verify_directory, write_directory, write_file
 from assistant.errors import RunError, Stopped
 from assistant.inspection import loading
 from assistant.precision import decide
-from training.claim import claim, locked
+from training.claim import claim
 from training.data import Collator, Conversations, data_fingerprint, load_split
 from training.stages import InstructionStage
 from training.state import load_optimizer, load_random_state, save_training_state
@@ -57,7 +57,7 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
     Raises ConfigError, DatasetError, Stopped after a signal, and RunError `busy_run`, `other_run`, `diverged`,
     `disk_full` or those of `load_run`.
     """
-    with told_when_full(out), locked(out):
+    with disk_errors(out, RunError, writes_only=False), locked(out / "lock", out, RunError, "busy_run"):
         config = claim(out, config, data_fingerprint(data), device=device)
         if (out / "model").is_dir():
             verify_directory(out / "model")
@@ -73,6 +73,7 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
             settings=config.training,
             seed=config.seed,
             match_text=config.loss.itm.text,
+            references=config.prompt.facts == "references",
         )
         collator = Collator(run.processor, max_tokens=config.training.max_tokens)
         fit(stage, run, dataset, collator, parameter_groups(run), out, progress=progress)
@@ -140,7 +141,7 @@ def fit(
     if hasattr(run.student.decoder.lm, "peft_config"):
         from assistant.adapters import hold_inactive, precondition
 
-        if run.config.adapter.precondition:
+        if any(config.precondition for config in run.student.decoder.lm.peft_config.values()):
             precondition(run.student.decoder.lm, optimizer)
         hold_inactive(run.student.decoder.lm, optimizer)
         callbacks.append(DynamicRank(run.student.decoder.lm, run.config.seed))

@@ -13,11 +13,11 @@ Knows nothing about micrographs: any model with linear layers will do, in full p
 import assistant.adapters.uncompiled  # noqa: F401  # isort: skip - before anything imports PEFT
 from assistant.adapters.config import AdapterError, DyAMoPEConfig, DyQLoRAFAConfig
 from assistant.adapters.export import export_lora
-from assistant.adapters.model import DyAMoPEModel, DyQLoRAFAModel, register
+from assistant.adapters.model import DyAMoPEModel, DyQLoRAFAModel, peft_config, register
 from assistant.adapters.nf4 import prepare_nf4
 from assistant.adapters.precondition import precondition
 from assistant.adapters.rank import draw_ranks, hold_inactive, rank_at, set_rank
-from assistant.adapters.routing import expert_usage_entropy, router_losses
+from assistant.adapters.routing import expert_usage_entropy, has_routers, router_losses
 
 __all__ = [
     "AdapterError",
@@ -28,7 +28,9 @@ __all__ = [
     "draw_ranks",
     "expert_usage_entropy",
     "export_lora",
+    "has_routers",
     "hold_inactive",
+    "peft_config",
     "precondition",
     "prepare_nf4",
     "rank_at",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-import os
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.constants import CONFIG_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from assistant.adapters.config import AdapterError, DynamicRankConfig
 from assistant.adapters.layer import DynamicRankLayer
 from assistant.adapters.rank import adapter_layers
+from assistant.disk import replacing
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -58,7 +59,7 @@ def _active_adapter(model: nn.Module) -> str:
 
 
 def _check_exportable(config: DynamicRankConfig, name: str, rank: int) -> None:
-    if getattr(config, "is_routed", False):
+    if config.is_routed:
         raise AdapterError(
             "routed_experts",
             f"adapter {name!r} weighs experts anew for every token; no LoRA equals it. Export a DyQLoRA-FA adapter.",
@@ -81,7 +82,6 @@ def _lora_config(root: nn.Module, name: str, rank: int) -> LoraConfig:
     return LoraConfig(
         r=rank,
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # other loaders expect an integer
-        use_rslora=config.rslora,
         lora_dropout=0.0,
         target_modules=config.target_modules,
         exclude_modules=config.exclude_modules,
@@ -97,7 +97,8 @@ def _lora_config(root: nn.Module, name: str, rank: int) -> LoraConfig:
 def _write(out: Path, tensors: dict[str, Tensor], config: LoraConfig) -> None:
     """Weights under their name only once they are whole, the config last: a torn export does not load."""
     out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{WEIGHTS}.partial"
-    save_file(tensors, str(partial), metadata={"format": "pt"})
-    os.replace(partial, out / WEIGHTS)
+    with replacing(out / WEIGHTS) as partial:
+        save_file(tensors, str(partial), metadata={"format": "pt"})
+        # From here on what an earlier export left is not whole either.
+        (out / CONFIG_NAME).unlink(missing_ok=True)
     config.save_pretrained(str(out))

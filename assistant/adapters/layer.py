@@ -22,6 +22,9 @@ from torch.autograd.function import once_differentiable
 from assistant.adapters.config import AdapterError, DyAMoPEConfig, DyQLoRAFAConfig
 from assistant.adapters.nf4 import dequantized, requantized
 
+ROUTER_STD = 0.02
+"""Spread of a router's first weights (2309.05444); it alone tells apart experts that share A."""
+
 
 class MixExperts(torch.autograd.Function):
     """scale * sum_e g_e B_e z_e as one product of rank E*b, the gates folded into the rank axis.
@@ -252,7 +255,7 @@ class DyAMoPELinear(DynamicRankLayer):
         self.lora_A[adapter_name] = nn.Parameter(a, requires_grad=False)
         self.lora_B[adapter_name] = nn.Parameter(self._zeros(e, d_out, r))
         router = self._zeros(e, r if config.router_input == "z" else d_in)
-        self.lora_router[adapter_name] = nn.Parameter(nn.init.normal_(router, std=config.router_std))
+        self.lora_router[adapter_name] = nn.Parameter(nn.init.normal_(router, std=ROUTER_STD))
         if any(name == self.name or self.name.endswith(f".{name}") for name in config.mov_modules):
             self.lora_mov[adapter_name] = nn.Parameter(self._zeros(e, d_out) + 1)
 
@@ -286,8 +289,7 @@ class DyAMoPELinear(DynamicRankLayer):
         """x [..., d_in], z [..., 1 or E, r] -> gates [..., E]; leaves the losses and the usage in `routing`."""
         config: DyAMoPEConfig = self.settings[adapter_name]
         logits = self._router_logits(adapter_name, x, z)
-        present = drop_experts(logits, config.expert_dropout) if self.training else logits
-        gates: Tensor = present.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        gates: Tensor = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         dispatched = gates if config.top_k is None else _top_k_mask(gates, config.top_k)
         if self.training:
             loss = router_loss(logits, gates, dispatched, config)
@@ -325,14 +327,6 @@ def router_loss(logits: Tensor, gates: Tensor, dispatched: Tensor, config: DyAMo
         z_loss = config.z_loss * logits.to(gates.dtype).logsumexp(-1).square().mean()
         loss = z_loss if loss is None else loss + z_loss
     return loss
-
-
-def drop_experts(logits: Tensor, p: float) -> Tensor:
-    """Router logits [..., E] with a share p of them at -inf, so that softmax leaves those experts out; never all."""
-    if not p:
-        return logits
-    dropped = torch.rand(logits.shape, device=logits.device) < p
-    return logits.masked_fill(dropped & ~dropped.all(-1, keepdim=True), -math.inf)
 
 
 def _mean_over_tokens(gates: Tensor) -> Tensor:

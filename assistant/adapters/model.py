@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from peft.mapping import (
@@ -17,22 +18,19 @@ from peft.mapping import (
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import nn
 
-from assistant.adapters.config import (
-    AdapterError,
-    AdapterKind,
-    DyAMoPEConfig,
-    DynamicRankConfig,
-    DyQLoRAFAConfig,
-)
+from assistant.adapter_kinds import AdapterSettings
+from assistant.adapters.config import AdapterError, DyAMoPEConfig, DynamicRankConfig, DyQLoRAFAConfig
 from assistant.adapters.layer import DyAMoPELinear, DynamicRankLayer, DyQLoRAFALinear
 from assistant.adapters.nf4 import prepare_nf4
+from assistant.families import FAMILIES
 
 
 class DynamicRankModel(BaseTuner):
-    """Puts adapter layers around the linear layers of a model; subclasses name the layer class."""
+    """Puts adapter layers around the linear layers of a model; subclasses name the classes of config and layer."""
 
     prefix = "lora_"
     tuner_layer_cls = DynamicRankLayer
+    config_class: type[DynamicRankConfig]
     layer_class: type[DynamicRankLayer]
 
     def _prepare_adapter_config(self, peft_config: DynamicRankConfig, model_config: dict[str, Any]) -> Any:
@@ -92,12 +90,14 @@ class DynamicRankModel(BaseTuner):
 class DyQLoRAFAModel(DynamicRankModel):
     """Tuner of peft_type DYQLORAFA."""
 
+    config_class = DyQLoRAFAConfig
     layer_class = DyQLoRAFALinear
 
 
 class DyAMoPEModel(DynamicRankModel):
     """Tuner of peft_type DYAMOPE."""
 
+    config_class = DyAMoPEConfig
     layer_class = DyAMoPELinear
 
     def _prepare_model(self, peft_config: DyAMoPEConfig, model: nn.Module) -> None:
@@ -119,29 +119,36 @@ class DyAMoPEModel(DynamicRankModel):
 def decoder_linears(model: nn.Module) -> list[str]:
     """Names of all linear layers inside decoder layers (q, k, v, o, gate, up, down for Llama), never the output head.
 
-    Short names where they are unambiguous. Raises AdapterError `no_decoder_layers`.
+    Short names where they are unambiguous. Raises AdapterError `no_decoder_layers` for a model of no known family.
     """
+    layer_classes = {family.layer_class for family in FAMILIES.values()}
     linears, stacks = set(), []
     for name, module in model.named_modules():
-        if type(module).__name__.endswith("DecoderLayer"):
+        if type(module).__name__ in layer_classes:
             stacks.append(f"{name}.")
         elif isinstance(module, nn.Linear | DynamicRankLayer):
             linears.add(name.removesuffix(".base_layer"))
     inside = {name for name in linears if name.startswith(tuple(stacks))}
     if not inside:
         kind = type(model).__name__
-        raise AdapterError("no_decoder_layers", f"{kind} has no decoder layers. Name target_modules in the config.")
+        raise AdapterError(
+            "no_decoder_layers", f"{kind} has no decoder layers of a known family. Name target_modules in the config."
+        )
     short = {name.rpartition(".")[2] for name in inside}
     outside = {name.rpartition(".")[2] for name in linears - inside}
     return sorted(inside if short & outside else short)
 
 
 def register() -> None:
-    """Make PEFT know both adapters by name. Its own registration takes only names of a closed enumeration."""
-    for kind, config, tuner in (
-        (AdapterKind.DYQLORAFA, DyQLoRAFAConfig, DyQLoRAFAModel),
-        (AdapterKind.DYAMOPE, DyAMoPEConfig, DyAMoPEModel),
-    ):
-        PEFT_TYPE_TO_CONFIG_MAPPING[kind.value] = config
-        PEFT_TYPE_TO_TUNER_MAPPING[kind.value] = tuner
-        PEFT_TYPE_TO_PREFIX_MAPPING[kind.value] = tuner.prefix
+    """Make PEFT know every kind by name. Its own registration takes only names of a closed enumeration."""
+    for tuner in DynamicRankModel.__subclasses__():
+        name = tuner.config_class.peft_name
+        PEFT_TYPE_TO_CONFIG_MAPPING[name] = tuner.config_class
+        PEFT_TYPE_TO_TUNER_MAPPING[name] = tuner
+        PEFT_TYPE_TO_PREFIX_MAPPING[name] = tuner.prefix
+
+
+def peft_config(settings: AdapterSettings) -> DynamicRankConfig:
+    """The PEFT config of a kind's settings."""
+    config: DynamicRankConfig = PEFT_TYPE_TO_CONFIG_MAPPING[settings.peft_name](**asdict(settings))
+    return config

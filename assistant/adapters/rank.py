@@ -18,16 +18,14 @@ def adapter_layers(model: nn.Module) -> list[DynamicRankLayer]:
     return [module for module in model.modules() if isinstance(module, DynamicRankLayer)]
 
 
-def rank_at(seed: int, step: int, r_min: int, r_max: int, *, layer: int | None = None) -> int:
+def rank_at(seed: int, step: int, r_min: int, r_max: int) -> int:
     """The rank of an optimizer step, uniform over r_min..r_max: a pure function of seed and step.
-
-    With `layer`, the rank of that layer where every layer has its own.
 
     No generator holds state, so a resumed run, every micro-batch and every data-parallel process draw the same.
     """
     if not 1 <= r_min <= r_max:
         raise AdapterError("bad_rank_range", f"r_min {r_min}, r_max {r_max}: need 1 <= r_min <= r_max. Correct them.")
-    key = f"rank/{operator.index(seed)}/{operator.index(step)}" + ("" if layer is None else f"/{layer}")
+    key = f"rank/{operator.index(seed)}/{operator.index(step)}"
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return r_min + int.from_bytes(digest, "big") % (r_max - r_min + 1)
 
@@ -44,17 +42,16 @@ def set_rank(model: nn.Module, rank: int | None) -> None:
 
 
 def draw_ranks(model: nn.Module, seed: int, step: int) -> None:
-    """Set the rank of an optimizer step as the adapter's own settings ask: `rank_at` for all layers, or for each.
+    """Set the rank of an optimizer step, `rank_at` of its adapter's range, for all layers.
 
     Raises as `set_rank` does, which takes the same care.
     """
     layers = _some_adapter_layers(model)
     ranks: list[int | None] = []
-    for position, layer in enumerate(layers):
+    for layer in layers:
         names = layer.active_names()
         config = layer.settings[names[0]] if names else None
-        own = position if config is not None and config.rank_per_layer else None
-        ranks.append(None if config is None else rank_at(seed, step, config.r_min, config.r_max, layer=own))
+        ranks.append(None if config is None else rank_at(seed, step, config.r_min, config.r_max))
     _assign(layers, ranks)
 
 

@@ -9,6 +9,11 @@ from assistant.adapters.config import AdapterError
 from assistant.adapters.layer import DyAMoPELinear, Routing
 
 
+def has_routers(model: nn.Module) -> bool:
+    """Whether a model has routers, whose losses belong to the loss."""
+    return any(isinstance(module, DyAMoPELinear) for module in model.modules())
+
+
 def router_losses(model: nn.Module) -> Tensor:
     """Sum over layers of the weighted balance and z losses of the last training pass, to be added to the loss.
 

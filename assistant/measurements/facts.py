@@ -110,6 +110,16 @@ class Known:
     sources: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     """Where a quantity was read, with the confidence of the reading; "file" and 1 where this does not say."""
 
+    @classmethod
+    def from_record(cls, measured: Mapping[str, Any], instrument: Mapping[str, Any]) -> Known:
+        """What a data set row says of one picture: `Facts.as_dict()`, and the fields of its file."""
+        items = tuple(Fact(**item) for item in measured.get("items", ()))
+        read: dict[str, Any] = {
+            name: instrument.get(name) for name in ("hv_kv", "wd_mm", "magnification", "nm_per_pixel", "detector")
+        }
+        microscope = instrument.get("model") or instrument.get("vendor")
+        return cls(Facts(str(measured.get("kind", "")), items), **read, microscope=microscope)
+
     def get(self, name: str) -> Fact | None:
         """The fact of that name, None where it is not known."""
         if QUANTITIES[name].source == "measured":

@@ -9,8 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from assistant.readers import ocr
-from assistant.readers.label import SHORTEST_READ, BarReading, is_round, read_scale
+from assistant.readers.annotation import Annotation, Strip
+from assistant.readers.drawings import Box
+from assistant.readers.label import (
+    CONFIRMED,
+    SHORTEST_CONFIRMED,
+    SHORTEST_READ,
+    BarReading,
+    is_round,
+    read_scale,
+)
 from assistant.readers.record import LARGEST_PIXEL, SMALLEST_PIXEL, Calibration, Record
 from assistant.readers.scale_bar import find_bars
 
@@ -19,27 +27,50 @@ Sourced = tuple[Record, str]
 """A record and where it came from, in words."""
 
 MISMATCH, MISMATCH_PX = 0.02, 2.0  # two pixel sizes disagree beyond 2 %, two bar lengths also beyond 2 px
+UNREAD = "A scale bar is drawn in the picture and could not be read: lengths are in pixels."
 DOUBTFUL = 0.5  # confidence in a pixel size that another source contradicts
 
 
 def calibrate(
-    records: Sequence[Sourced], band: Pixels | None, *, user_nm: float | None, read_bar: bool | None
+    records: Sequence[Sourced], found: Annotation, *, width: int, user_nm: float | None, read_bar: bool | None
 ) -> tuple[Calibration | None, list[str]]:
-    """The pixel size and what a person must know of it; `band` holds the info bar [R, W], or None.
+    """The pixel size and what a person must know of it; `found` is what is written on the picture, `width` px wide.
 
-    The label beside the scale bar is read where nothing else calibrates, and where the bar is no round length at the
-    pixel size that was stated. `read_bar` True reads it always, False never.
+    The label beside a scale bar is read where nothing else calibrates, and where the info bar's is no round length at
+    the pixel size that was stated. `read_bar` True reads it always, False never.
     """
     stated, notes = _stated(records, user_nm)
-    if band is None:
-        return stated, notes or _uncalibrated(stated)
-    odd = stated is not None and (_unlike_sidecar(records, band, notes) or _odd_length(stated, band))
+    band = found.strips[0].band if found.strips and found.strips[0].source == "banner" else None
+    odd = (
+        stated is not None and band is not None and (_unlike_sidecar(records, band, notes) or _odd_length(stated, band))
+    )
     wanted = stated is None or odd if read_bar is None else read_bar
-    reading = read_scale(band, magnification=_magnification(records)) if wanted else None
+    reading, strip = _first_scale(records, found, width) if wanted else (None, None)
     if stated is None:
-        from_bar = _from_bar(reading, band, notes, tried=wanted)
+        from_bar = _from_bar(reading, strip, notes)
+        if from_bar is None and not notes and _has_unread_bar(found):
+            notes.append(UNREAD)
         return from_bar, notes or _uncalibrated(from_bar)
     return _compared(stated, reading, notes), notes
+
+
+def _first_scale(records: Sequence[Sourced], found: Annotation, width: int) -> tuple[BarReading | None, Strip | None]:
+    """The first scale bar that can be read; bar and label of one drawn over the specimen are no sample."""
+    for strip in found.strips:
+        reading = read_scale(
+            strip.band, magnification=_magnification(records), width=-(-width // strip.step), edges=strip.edges
+        )
+        if reading is not None:
+            left, top, right, bottom = (edge * strip.step for edge in reading.box)
+            first = strip.box
+            found.boxes.append(Box(first.left + left, first.top + top, first.left + right, first.top + bottom))
+            reading = replace(reading, pixels=reading.pixels * strip.step)
+            return reading, strip
+    return None, None
+
+
+def _has_unread_bar(found: Annotation) -> bool:
+    return any(find_bars(strip.band) if strip.source == "banner" else True for strip in found.strips)
 
 
 def _stated(records: Sequence[Sourced], user_nm: float | None) -> tuple[Calibration | None, list[str]]:
@@ -96,26 +127,21 @@ def _odd_length(stated: Calibration, band: Pixels) -> bool:
     return not is_round(bars[0].length * stated.nm_per_pixel, within=within)
 
 
-def _from_bar(reading: BarReading | None, band: Pixels, notes: list[str], *, tried: bool) -> Calibration | None:
+def _from_bar(reading: BarReading | None, strip: Strip | None, notes: list[str]) -> Calibration | None:
     """The calibration that the scale bar gives, or None with the reason."""
-    if reading is None:
-        if tried and not ocr.available() and find_bars(band):
-            notes.append(
-                "No pixel size was found, but a scale bar is burnt in. To have its label read: "
-                'pip install "maemi[ocr]".'
-            )
+    if reading is None or strip is None:
         return None
     if reading.confidence == 0:
         notes.append(
             f"The scale bar reads {reading.nm:g} nm, which its magnification contradicts: lengths are in pixels."
         )
-    elif reading.pixels < SHORTEST_READ:
+    elif reading.pixels < (SHORTEST_READ if reading.confidence < CONFIRMED else SHORTEST_CONFIRMED):
         notes.append(
             f"The scale bar ({reading.nm:g} nm) is {reading.pixels:.0f} px long, too short to calibrate to 2 %: "
             "lengths are in pixels."
         )
     elif SMALLEST_PIXEL <= reading.nm_per_pixel <= LARGEST_PIXEL:
-        return Calibration(float(f"{reading.nm_per_pixel:.5g}"), "banner", reading.confidence)
+        return Calibration(float(f"{reading.nm_per_pixel:.5g}"), strip.source, reading.confidence)
     return None
 
 

@@ -36,6 +36,7 @@ DECODER_ERRORS: tuple[type[Exception], ...] = (
 """Every type that a decoder or metadata parser was seen to raise on damaged bytes."""
 
 _warnings_lock = threading.Lock()  # warnings.catch_warnings changes the whole process
+VIVID = 80  # difference of the channels, of 255, from which a pixel has a colour
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow's mode "L"
 _NO_NEWS = ("DecompressionBombWarning", "ResourceWarning")  # the size was judged before; files close with the objects
 _ROWS_AT_ONCE = 256  # keeps the float copy of a colour image small
@@ -65,6 +66,10 @@ class Frame:
     tags: Mapping[int, bytes] = field(default_factory=dict)
     resolution: Mapping[str, float] = field(default_factory=dict)
     """"x" and "y" in pixels per unit, as TIFF tags 282 and 283 give them."""
+    colour: np.ndarray[Any, np.dtype[np.uint8]] | None = None  # [H, W, 3]
+    """Eight bits of each channel where the picture has a colour in it; None where all of it is grey."""
+    opaque: np.ndarray[Any, np.dtype[np.bool_]] | None = None  # [H, W]
+    """False where the picture is fully transparent; None where none of it is."""
     turned: bool = False
     """True where an orientation entry moved rows, so that row numbers in the metadata no longer apply."""
     warnings: tuple[str, ...] = ()
@@ -100,9 +105,9 @@ def undecodable(what: str, error: Exception) -> MicrographError:
 
 
 def upright(pixels: np.ndarray[Any, np.dtype[Any]], orientation: int) -> np.ndarray[Any, np.dtype[Any]]:
-    """The image as it is meant to be seen: undoes TIFF / EXIF orientation 1..8; other values count as 1."""
+    """[H, W] or [H, W, C] as it is meant to be seen: undoes TIFF / EXIF orientation 1..8; other values count as 1."""
     if orientation >= 5:
-        pixels = pixels.T
+        pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):
@@ -133,6 +138,27 @@ def luminance(colour: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtyp
         same = (rows[..., 0] == rows[..., 1]) & (rows[..., 0] == rows[..., 2])
         grey[top : top + _ROWS_AT_ONCE] = np.where(same, rows[..., 0], mixed.astype(colour.dtype))
     return grey
+
+
+def colour_of(channels: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+    """[H, W, >=3] unsigned RGB in eight bits, None where no pixel is plainly coloured: JPEG tints grey a little."""
+    if channels.dtype.kind != "u" or channels.shape[2] < 3:
+        return None
+    shift = 8 * (channels.dtype.itemsize - 1)
+    rgb = (channels[..., :3] >> shift).astype(np.uint8, copy=False)
+    return rgb if vividness(rgb).max(initial=0) >= VIVID else None
+
+
+def vividness(rgb: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The difference of the largest and the smallest channel [H, W]."""
+    red, green, blue = (rgb[..., channel] for channel in range(3))
+    return np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+
+
+def opaque_part(alpha: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    """True where `alpha` [H, W] lets something be seen; None where it does everywhere, or nowhere."""
+    seen = alpha > 0
+    return None if seen.all() or not seen.any() else np.asarray(seen)
 
 
 def cmyk_to_rgb(inks: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:

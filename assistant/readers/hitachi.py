@@ -13,9 +13,11 @@ from assistant.readers.record import (
     positive,
     quantity,
     square_pixel,
+    two_readings,
     whole,
 )
 
+VENDOR = "hitachi", "Hitachi"
 _SECTIONS = ("SemImageFile", "TemImageFile")
 
 
@@ -27,6 +29,7 @@ def from_text(text: str, size: tuple[int, int]) -> Record | None:
         return None
     width, height = _data_size(entries.get("DataSize"))
     pixel, warnings = square_pixel(_pixel_nm(entries.get("PixelSize")), None)
+    warnings += two_readings(entries.get("PixelSize"))
     condition = entries.get("Condition", "")  # the S-4700 generation packs "Vacc=10kV   Mag=x15.0k   WD=8.1mm" in one
     instrument = Instrument(
         vendor="hitachi",

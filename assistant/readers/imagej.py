@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from assistant.readers.record import (
+    STATED,
     Instrument,
     Record,
     TagBytes,
@@ -10,8 +11,10 @@ from assistant.readers.record import (
     length_nm,
     parse_ini,
     square_pixel,
+    without_print_resolution,
 )
 
+VENDOR = "imagej", "ImageJ"
 DESCRIPTION = 270
 
 
@@ -20,12 +23,14 @@ def from_tags(tags: TagBytes, resolution: Mapping[str, float]) -> Record | None:
     text = decode_text(tags.get(DESCRIPTION, b""))
     if not text.startswith("ImageJ="):
         return None
-    unit = _unescaped(parse_ini(text)[""].get("unit"))
-    sizes = [length_nm(1 / value, unit) if (value := resolution.get(axis, 0.0)) > 0 else None for axis in "xy"]
-    pixel, warnings = square_pixel(*sizes)
-    return Record(Instrument(vendor="imagej"), "tag", pixel, confidence=0.9, warnings=warnings)
+    entries = parse_ini(text)[""]
+    unit = entries.get("unit")
+    x = _size(resolution.get("x", 0.0), unit)
+    y = _size(resolution.get("y", 0.0), entries.get("yunit", unit))  # `yunit` stands where it differs from `unit`
+    pixel, warnings = square_pixel(x, STATED if y is None else y)
+    pixel, printed = without_print_resolution(pixel)
+    return Record(Instrument(vendor="imagej"), "tag", pixel, confidence=0.9, warnings=warnings + printed)
 
 
-def _unescaped(unit: str | None) -> str | None:
-    """ImageJ writes the micro sign as a Java escape."""
-    return None if unit is None else unit.replace("\\u00B5", "µ").replace("\\u00b5", "µ")
+def _size(per_unit: float, unit: str | None) -> float | None:
+    return length_nm(1 / per_unit, unit) if per_unit > 0 else None

@@ -15,6 +15,7 @@ from assistant.readers.record import (
     square_pixel,
 )
 
+VENDOR = "jeol", "JEOL"
 _USUAL_SCAN = (1280.0, 960.0)
 
 

@@ -3,6 +3,7 @@
 import xml.etree.ElementTree as ET
 
 from assistant.readers.record import (
+    STATED,
     Instrument,
     Record,
     TagBytes,
@@ -11,8 +12,11 @@ from assistant.readers.record import (
     name,
     positive,
     square_pixel,
+    two_readings,
+    without_print_resolution,
 )
 
+VENDOR = "ome", "OME"
 DESCRIPTION = 270
 _DEFAULT_UNIT = "µm"  # by the OME schema, where PhysicalSizeXUnit is left out
 
@@ -24,7 +28,7 @@ def from_tags(tags: TagBytes, size: tuple[int, int]) -> Record | None:
         return None
     root = ET.fromstring(data)
     pixels = [p for p in root.iterfind("{*}Image/{*}Pixels") if p.get("SizeX") == str(size[0])]
-    pixel, warnings = (None, ()) if not pixels else square_pixel(*(_length(pixels[0], axis) for axis in "XY"))
+    pixel, warnings = _pixel(pixels[0]) if pixels else (None, ())
     microscope, detector = root.find(".//{*}Microscope"), root.find(".//{*}Detector")
     instrument = Instrument(
         vendor="ome",
@@ -35,6 +39,10 @@ def from_tags(tags: TagBytes, size: tuple[int, int]) -> Record | None:
     return Record(instrument, "tag", pixel, confidence=0.95, warnings=warnings)
 
 
-def _length(pixels: ET.Element, axis: str) -> float | None:
-    unit = pixels.get(f"PhysicalSize{axis}Unit", _DEFAULT_UNIT)
-    return length_nm(positive(pixels.get(f"PhysicalSize{axis}")), unit)
+def _pixel(pixels: ET.Element) -> tuple[float | None, tuple[str, ...]]:
+    texts = [pixels.get(f"PhysicalSize{axis}") for axis in "XY"]
+    units = [pixels.get(f"PhysicalSize{axis}Unit", _DEFAULT_UNIT) for axis in "XY"]
+    x, y = (length_nm(positive(text), unit) for text, unit in zip(texts, units, strict=True))
+    pixel, warnings = square_pixel(x, STATED if y is None and texts[1] else y)
+    pixel, printed = without_print_resolution(pixel)
+    return pixel, (*warnings, *two_readings(*texts), *printed)

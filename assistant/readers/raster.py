@@ -6,10 +6,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from assistant.errors import MicrographError
-from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size, heard, undecodable, upright
+from assistant.readers.frame import (
+    DECODER_ERRORS,
+    Frame,
+    ReadLimits,
+    check_size,
+    colour_of,
+    heard,
+    luminance,
+    opaque_part,
+    undecodable,
+    upright,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF87a": "GIF", b"GIF89a": "GIF"}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
@@ -43,17 +56,26 @@ def decode(data: bytes, kind: str, page: int | None, limits: ReadLimits) -> Fram
         with heard(remarks), Image.open(io.BytesIO(data), formats=[kind]) as image:
             _refuse(image, data, kind, limits)
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-            pixels = _grey(image)
-            depth = data[_PNG_DEPTH] if kind == "PNG" else 8
+            narrowed = kind == "PNG" and data[_PNG_DEPTH] == 16 and image.mode in ("RGB", "RGBA", "LA")
+            grey, channels = _deep(data) if narrowed else _decoded(image)
     except Image.DecompressionBombError as error:
         raise MicrographError("too_large", f"The {kind} header names too many pixels. Bin it first.") from error
     except DECODER_ERRORS as error:
         raise undecodable(kind, error) from error
     notes = [f"The {kind} is irregular ({len(remarks)} remark(s) while decoding)."] if remarks else []
-    if depth > 8 and pixels.dtype == np.uint8:
-        notes.append("16-bit colour was reduced to 8-bit grey.")
     turned = isinstance(orientation, int) and orientation in range(2, 9)
-    return Frame(upright(pixels, orientation if turned else 1), turned=turned, warnings=tuple(notes))
+    straight = orientation if turned else 1
+    colour = opaque = None
+    if channels is not None:
+        colour = colour_of(channels)
+        opaque = opaque_part(channels[..., -1]) if channels.shape[2] in (2, 4) else None
+    return Frame(
+        upright(grey, straight),
+        colour=None if colour is None else upright(colour, straight),
+        opaque=None if opaque is None else upright(opaque, straight),
+        turned=turned,
+        warnings=tuple(notes),
+    )
 
 
 def metadata_bytes(data: bytes) -> int:
@@ -67,16 +89,30 @@ def metadata_bytes(data: bytes) -> int:
 
 
 def _refuse(image: "Image.Image", data: bytes, kind: str, limits: ReadLimits) -> None:
-    itemsize = _BYTES.get(image.mode, 2 if image.mode.startswith("I;16") else 1)
+    deep = image.mode.startswith("I;16") or (kind == "PNG" and data[_PNG_DEPTH] == 16)
+    itemsize = _BYTES.get(image.mode, 2 if deep else 1)
     check_size(*image.size, channels=_CHANNELS.get(image.mode, 1), itemsize=itemsize, limits=limits)
     if kind == "JPEG" and data.count(_START_OF_SCAN) * image.size[0] * image.size[1] > _MAX_SCANNED:
         raise MicrographError("too_large", "The JPEG has too many scans for its size. Save it as baseline JPEG.")
 
 
-def _grey(image: "Image.Image") -> "np.ndarray[Any, np.dtype[Any]]":
-    """[H, W] of the file's own depth; colour as BT.601 luminance, 1-bit as 0 and 255."""
+def _deep(data: bytes) -> "tuple[Pixels, Pixels]":
+    """Grey and channels of a PNG with 16 bits per channel, of which Pillow would keep 8."""
+    import imagecodecs
+
+    channels = np.asarray(imagecodecs.png_decode(data))  # [H, W, 2 to 4] uint16
+    return luminance(channels) if channels.shape[2] > 2 else np.ascontiguousarray(channels[..., 0]), channels
+
+
+def _decoded(image: "Image.Image") -> "tuple[Pixels, Pixels | None]":
+    """[H, W] of the file's own depth, colour as BT.601 luminance, 1-bit as 0 and 255; and [H, W, 2 to 4] of colour."""
     if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
         pixels = np.array(image)
-        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    colour = image.convert("RGB") if image.mode in ("CMYK", "LAB", "YCbCr", "PA") else image
-    return np.array(colour.convert("L"))
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), None
+    if image.mode == "1":
+        return np.array(image.convert("L")), None
+    if image.mode in ("CMYK", "LAB", "YCbCr", "PA") or (image.mode == "P" and "transparency" not in image.info):
+        image = image.convert("RGBA" if image.mode == "PA" else "RGB")
+    elif image.mode == "P":
+        image = image.convert("RGBA")
+    return np.array(image.convert("L")), np.asarray(image)

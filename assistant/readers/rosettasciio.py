@@ -17,6 +17,7 @@ from assistant.errors import MicrographError
 from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size, heard, undecodable
 from assistant.readers.record import Instrument, Record, length_nm, name, square_pixel
 
+VENDOR = "gatan", "Gatan"
 SUFFIXES = {
     ".dm3": "DigitalMicrograph",
     ".dm4": "DigitalMicrograph",

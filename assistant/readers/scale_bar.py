@@ -17,10 +17,13 @@ SHORTEST = 12  # length of a bar [px]
 WIDEST = 0.65  # ... as a share of the width: what is longer is a frame
 FULL_ROW = 0.97  # share of a line's length that is ink in its fullest row
 SLENDER = 2.0  # a bar is at least this many times as long as high, caps and ticks included: no letter, no logo is
+BLOCK = 3  # rows of a line without caps from which it is a block; thinner at the edge, it is what JPEG leaves there
+DRIFT = 3  # [px] between the end of the ink and its edge
+CLEAR = 10  # grey levels from ink and from specimen to the edge between them
 SOLID = 0.9  # share of a tick's box that is ink
 TALLER = 1.5  # an end cap is this many times as tall as the line is thick, and two pixels taller
 CAP_STARTS = 3  # a cap may be rounded: its full height is reached within so many columns
-FEWEST_TICKS = 9  # fewer evenly spaced strokes also occur in text
+TICKS = (11, 21)  # ten or twenty steps: other numbers of strokes occur in text, or have lost one at an end
 TICK_SPREAD = 0.04  # how far ticks may lie from an even spacing, as a share of it or 1 px
 MOST_PARTS = 4000  # connected pieces of ink: a bar with text has a few hundred
 
@@ -54,10 +57,13 @@ class _Part:
         return self.right - self.left
 
 
-def find_bars(band: Pixels) -> list[ScaleBar]:
-    """Everything in an info bar [R, W] that is drawn like a scale bar, longest first."""
+def find_bars(band: Pixels, *, width: int | None = None) -> list[ScaleBar]:
+    """Everything in an info bar [R, W] that is drawn like a scale bar, longest first.
+
+    `width` is that of the whole picture where the band is a piece of it [px].
+    """
     grey = normalised(band)
-    parts = list(_parts(grey > 0.5))
+    parts = list(_parts(grey > 0.5, longest=WIDEST * (width or grey.shape[1])))
     lines = [part for part in parts if part.line is not None]
     halves = _halves(lines)
     used = {id(part) for pair in halves for part in pair}
@@ -65,6 +71,31 @@ def find_bars(band: Pixels) -> list[ScaleBar]:
     bars += [_joined(grey, (part, part)) for part in lines if id(part) not in used]
     bars += _combs([part for part in parts if part.line is None], grey)
     return sorted(bars, key=lambda bar: -bar.length)
+
+
+def length_between_edges(grey: Pixels, bar: ScaleBar) -> float | None:
+    """The length of a block [px] from the picture [R, W] itself, None where its ends have no clear edge.
+
+    Ink that JPEG smeared is cut short where it is told from the specimen by its level; the edge is half way between.
+    """
+    profile = grey[(3 * bar.top + bar.bottom) // 4 : -(-(bar.top + 3 * bar.bottom) // 4)].mean(axis=0)
+    middle = slice(bar.left + (bar.right - bar.left) // 4, bar.right - (bar.right - bar.left) // 4)
+    inside = float(np.median(profile[middle]))
+    ends = []
+    for end, step in ((bar.left, -1), (bar.right - 1, 1)):
+        places = np.arange(end - 4 * step, end + 10 * step, step)
+        places = places[(places >= 0) & (places < len(profile))]
+        levels = profile[places]
+        half = (inside + float(np.median(levels[-4:]))) / 2
+        beyond = np.flatnonzero(np.sign(levels - half) != np.sign(inside - half))
+        if len(beyond) == 0 or beyond[0] == 0 or abs(inside - half) < CLEAR or beyond[0] > 4 + DRIFT:
+            return None
+        if np.abs(levels[4 + DRIFT :] - inside).min() < abs(inside - half):  # a bar that JPEG broke goes on
+            return None
+        k = int(beyond[0])
+        share = (levels[k - 1] - half) / (levels[k - 1] - levels[k])
+        ends.append(float(places[k - 1] + step * share))
+    return ends[1] - ends[0]
 
 
 def normalised(band: Pixels) -> Pixels:
@@ -83,7 +114,7 @@ def _commonest(levels: Pixels) -> float:
     return float(values[counts.argmax()])
 
 
-def _parts(ink: Pixels) -> Iterator[_Part]:
+def _parts(ink: Pixels, *, longest: float) -> Iterator[_Part]:
     """Connected pieces of ink shaped like a bar or a tick; frames touch two sides of the bar or span most of it."""
     from scipy import ndimage
 
@@ -98,9 +129,12 @@ def _parts(ink: Pixels) -> Iterator[_Part]:
         high, wide = bottom - top, right - left
         like_line = wide >= max(SHORTEST, SLENDER * high)
         like_tick = high >= 2 * wide and areas[name] > SOLID * high * wide
-        if touched < 2 and wide <= WIDEST * columns and (like_line or like_tick):
+        if touched < 2 and wide <= longest and (like_line or like_tick):
             piece = names[box] == name
-            yield _Part(left, top, right, bottom, piece, _line(piece) if like_line else None)
+            line = _line(piece) if like_line else None
+            fringe = line is not None and line[1] - line[0] < BLOCK and (top == 0 or bottom == rows)
+            if not fringe:
+                yield _Part(left, top, right, bottom, piece, line)
 
 
 def _line(piece: Pixels) -> tuple[int, int] | None:
@@ -133,13 +167,17 @@ def _cap(part: _Part, end: int) -> int:
 
 
 def _joined(grey: Pixels, ends: tuple[_Part, _Part]) -> ScaleBar:
-    """The bar from the left end of the first part to the right end of the second; a bare end counts as one pixel."""
+    """The bar from the left end of the first part to the right end of the second.
+
+    A block is as long as it is; the bare end of a thin line counts as a mark of one pixel.
+    """
     a, b = ends
     assert a.line is not None
     rows = slice(a.top + a.line[0], a.top + a.line[1])
     profile = grey[rows].mean(axis=0)
     outer = _crossing(profile[::-1], len(profile) - b.right) + _crossing(profile, a.left)
-    caps = (max(1, _cap(a, 0)) + max(1, _cap(b, -1))) / 2
+    block = a is b and a.bottom - a.top >= BLOCK and not _cap(a, 0) and not _cap(a, -1)
+    caps = 0.0 if block else (max(1, _cap(a, 0)) + max(1, _cap(b, -1))) / 2
     length = len(profile) - outer - caps
     return ScaleBar(length, a.left, min(a.top, b.top), b.right, max(a.bottom, b.bottom))
 
@@ -158,7 +196,7 @@ def _combs(parts: Sequence[_Part], grey: Pixels) -> list[ScaleBar]:
         for level in {getattr(tick, side) for tick in ticks}:
             row = sorted((t for t in ticks if getattr(t, side) == level), key=lambda t: t.left)
             places = [_centre(tick, grey) for tick in row]
-            if len(row) >= FEWEST_TICKS and _even(places):
+            if len(row) in TICKS and _even(places):
                 bottom = max(t.bottom for t in row)
                 found[row[0].left, row[-1].right] = ScaleBar(
                     places[-1] - places[0], row[0].left, min(t.top for t in row), row[-1].right, bottom

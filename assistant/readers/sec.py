@@ -14,6 +14,8 @@ from assistant.readers.record import (
     quantity,
 )
 
+VENDOR = "sec", "SEC"
+
 
 def from_text(text: str, size: tuple[int, int]) -> Record | None:
     """The record of an SEC side-car, or None; `size` plays no part."""

@@ -10,9 +10,11 @@ from assistant.readers.record import (
     name,
     positive,
     square_pixel,
+    two_readings,
     whole,
 )
 
+VENDOR = "tescan", "TESCAN"
 TESCAN = 50431
 _ENTRY = re.compile(r"(?:^|[^\w])(\w+)=([^\r\n]*)", re.MULTILINE)
 _METRE, _MILLI, _KILO = 1e9, 1e3, 1e-3
@@ -36,8 +38,9 @@ def _record(text: str, size: tuple[int, int], source: str) -> Record | None:
         entries.setdefault(key, value.strip())
     if "PixelSizeX" not in entries and "Device" not in entries:
         return None
-    x, y = (positive(entries.get(f"PixelSize{axis}"), _METRE) for axis in "XY")
-    pixel, warnings = square_pixel(x, y)
+    texts = [entries.get(f"PixelSize{axis}") for axis in "XY"]
+    pixel, warnings = square_pixel(*(positive(text, _METRE) for text in texts))
+    warnings += two_readings(*texts)
     instrument = Instrument(
         vendor="tescan",
         model=name(entries.get("Device", "").removeprefix("TESCAN ") or entries.get("DeviceModel")),

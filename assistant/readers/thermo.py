@@ -2,7 +2,9 @@
 
 import xml.etree.ElementTree as ET
 
+from assistant.quantities import canonical_unit, converted
 from assistant.readers.record import (
+    STATED,
     Ini,
     Instrument,
     Record,
@@ -14,9 +16,11 @@ from assistant.readers.record import (
     parse_ini,
     positive,
     square_pixel,
+    two_readings,
     whole,
 )
 
+VENDOR = "thermo", "Thermo Fisher"
 SFEG, HELIOS, TITAN_XML = 34680, 34682, 34683
 _LOOSE_WITHIN = 2**17  # bytes from either end of the file
 _METRE, _KILO, _MILLI = 1e9, 1e-3, 1e3
@@ -46,6 +50,15 @@ def loose_block(data: bytes) -> bytes:
     return b""
 
 
+def loose_xml(data: bytes) -> bytes:
+    """The XML that a Phenom writes into a JPEG, or behind the picture; empty where there is none."""
+    for piece in (data[:_LOOSE_WITHIN], data[-_LOOSE_WITHIN:]):
+        start, stop = piece.find(b"<FeiImage"), piece.find(b"</FeiImage>")
+        if 0 <= start < stop:
+            return piece[start : stop + len(b"</FeiImage>")]
+    return b""
+
+
 def _from_ini(data: bytes | None, size: tuple[int, int]) -> Record | None:
     sections = parse_ini(decode_text(data)) if data else {}
     if not {"System", "Beam", "Scan", "Image", "User"} & sections.keys():
@@ -54,7 +67,9 @@ def _from_ini(data: bytes | None, size: tuple[int, int]) -> Record | None:
     column = sections.get(beam.get("Beam", "EBeam"), beam)
     scan = sections.get("Scan") or sections.get(beam.get("Scan", "EScan"), {})  # navigation camera frames have none
     stage = sections.get("Stage", {})
-    pixel, warnings = square_pixel(positive(scan.get("PixelWidth"), _METRE), positive(scan.get("PixelHeight"), _METRE))
+    texts = [scan.get("PixelWidth"), scan.get("PixelHeight")]
+    pixel, warnings = square_pixel(*(positive(text, _METRE) for text in texts))
+    warnings += two_readings(*texts)
     field = positive(scan.get("HorFieldsize"), _METRE)
     wd = column.get("WD") or stage.get("WorkingDistance")
     instrument = Instrument(
@@ -86,6 +101,8 @@ def _from_xml(data: bytes | None, size: tuple[int, int]) -> Record | None:
     if not data or b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # microscopes write none; entity bombs need one
         return None
     root = ET.fromstring(data.strip(b"\0 \r\n\t"))
+    if root.tag.rpartition("}")[2] == "FeiImage":
+        return _from_phenom(root, size)
     sizes = [_pixel_nm(root.find(f"{{*}}BinaryResult/{{*}}PixelSize/{{*}}{axis}")) for axis in "XY"]
     pixel, warnings = square_pixel(*sizes)
     field = positive(_text(root, "Optics/ScanFieldOfView/X"), _METRE)
@@ -101,10 +118,40 @@ def _from_xml(data: bytes | None, size: tuple[int, int]) -> Record | None:
     return Record(instrument, "tag", pixel, () if field is None else (field / size[0],), warnings=warnings)
 
 
+def _from_phenom(root: ET.Element, size: tuple[int, int]) -> Record:
+    """A Phenom desktop microscope: every quantity has its unit as an attribute."""
+    sizes = [_pixel_nm(root.find(f".//{{*}}pixel{side}")) for side in ("Width", "Height")]
+    pixel, warnings = square_pixel(*sizes)
+    texts = [root.findtext(f".//{{*}}pixel{side}") for side in ("Width", "Height")]
+    bar, kilovolts = whole(root.findtext(".//{*}databarHeight")), root.find(".//{*}highVoltage")
+    distance = _pixel_nm(root.find(".//{*}workingDistance"))
+    instrument = Instrument(
+        vendor="thermo",
+        model=name(root.findtext("{*}instrument/{*}edition") or root.findtext("{*}instrument/{*}type")),
+        hv_kv=None if kilovolts is None else _kilovolts(kilovolts.text, kilovolts.get("unit", "")),
+        wd_mm=float(f"{distance / 1e6:.9g}") if distance and distance > 0 else None,
+        detector=name(root.findtext(".//{*}detector")),
+        date=iso_date(root.findtext(".//{*}time")),
+    )
+    scan_rows = size[1] - bar if bar and bar < size[1] else None
+    return Record(instrument, "tag", pixel, scan_rows=scan_rows, warnings=warnings + two_readings(*texts))
+
+
+def _kilovolts(text: str | None, unit: str) -> float | None:
+    """Negative where the voltage of the cathode is meant."""
+    value = positive((text or "").strip().lstrip("-"))
+    kilo = converted(1.0, canonical_unit(unit) or "", "kV")
+    return None if value is None or kilo is None else float(f"{value * kilo:.9g}")
+
+
 def _pixel_nm(element: ET.Element | None) -> float | None:
-    if element is None or element.get("unitPrefixPower", "1") != "1":  # any other power has no known meaning
+    """[nm], `STATED` where the element is there without a length."""
+    if element is None:
         return None
-    return length_nm(positive(element.text), element.get("unit"))
+    if element.get("unitPrefixPower", "1") != "1":  # any other power has no known meaning
+        return STATED
+    length = length_nm(positive(element.text), element.get("unit"))
+    return STATED if length is None else length
 
 
 def _text(root: ET.Element, path: str) -> str | None:

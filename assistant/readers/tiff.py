@@ -21,23 +21,35 @@ from assistant.readers.frame import (
     ReadLimits,
     check_size,
     cmyk_to_rgb,
+    colour_of,
     inverted,
     luminance,
+    opaque_part,
     undecodable,
     upright,
 )
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-VENDOR_TAGS = (270, 34118, 34680, 34682, 34683, 50431)
+NUMBER_TAGS = (65009, 65010)
+VENDOR_TAGS = (270, 34118, 34680, 34682, 34683, 50431, 65003, 65004, *NUMBER_TAGS)
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, OFFSETS, ORIENTATION = 256, 257, 258, 259, 262, 273, 274
 SAMPLES, STRIP_ROWS, COUNTS, X_RESOLUTION, Y_RESOLUTION, PLANAR, PALETTE = 277, 278, 279, 282, 283, 284, 320
-SUBFILE, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, SAMPLE_FORMAT = 254, 322, 323, 324, 325, 339
-_STRUCTURE = {*range(256, 260), 262, 273, 274, 277, 278, 279, 282, 283, 284, 320, 254, *range(322, 326), 339}
+SUBFILE, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, EXTRA_SAMPLES, SAMPLE_FORMAT = (
+    254,
+    322,
+    323,
+    324,
+    325,
+    338,
+    339,
+)
+_STRUCTURE = {*range(256, 260), 262, 273, 274, 277, 278, 279, 282, 283, 284, 320, 254, *range(322, 326), 338, 339}
 
 UNCOMPRESSED, JPEG = 1, 7
 CODECS = {1, 2, 3, 4, 5, JPEG, 8, 32773, 32946, 50000}  # none, CCITT, LZW, JPEG, Deflate, PackBits, Zstandard
 WHITE_IS_ZERO, RGB, PALETTE_COLOUR, SEPARATED, YCBCR, CIELAB, ICCLAB = 0, 2, 3, 5, 6, 8, 9
+ALPHA = {1, 2}  # extra samples that are transparency
 MASK_SUBFILE = 4
 
 MAX_ENTRIES, MAX_SEGMENTS, MAX_TAG_BYTES = 512, 2**16, 2**23
@@ -100,6 +112,14 @@ class Directory:
         above, below = struct.unpack(f"{self.order}II", raw[:8])
         return above / below if below else 0.0
 
+    def text(self, tag: int) -> bytes:
+        """The bytes of a tag; of a tag with numbers the first one, as decimal text."""
+        code = {**_CODE_OF_TYPE, 11: "f", 12: "d"}.get(self.entries.get(tag, (0, 0, 0))[0])
+        raw = self.raw(tag)
+        if tag not in NUMBER_TAGS or code is None or len(raw) < struct.calcsize(code):
+            return raw
+        return repr(struct.unpack_from(self.order + code, raw)[0]).encode()
+
     @property
     def size(self) -> tuple[int, int]:
         return self.integer(WIDTH, 0), self.integer(HEIGHT, 0)
@@ -133,17 +153,22 @@ def decode(data: bytes, page: int | None, limits: ReadLimits) -> Frame:
     if page is None and len(directories) > 1:
         notes.append(f"{len(directories)} pages: page {index} was read, the deepest of the largest size.")
     with _heard(notes):
-        pixels = _pixels(data, index, chosen, limits, notes)
+        pixels = _pixels(data, index, chosen, limits)
     first = directories[0]
-    shared = {tag: first.raw(tag) for tag in VENDOR_TAGS} if first.size[0] == chosen.size[0] else {}
-    tags = {**shared, **{tag: chosen.raw(tag) for tag in VENDOR_TAGS if tag in chosen.entries}}
+    shared = {tag: first.text(tag) for tag in VENDOR_TAGS} if first.size[0] == chosen.size[0] else {}
+    tags = {**shared, **{tag: chosen.text(tag) for tag in VENDOR_TAGS if tag in chosen.entries}}
+    orientation = chosen.integer(ORIENTATION, 1)
+    colour = colour_of(pixels) if pixels.ndim == 3 and chosen.integer(PHOTOMETRIC, 1) == RGB else None
+    opaque = _opaque(pixels, chosen) if pixels.ndim == 3 else None
     return Frame(
-        upright(pixels, chosen.integer(ORIENTATION, 1)),
+        upright(_grey(pixels, chosen, notes), orientation),
+        colour=None if colour is None else upright(colour, orientation),
+        opaque=None if opaque is None else upright(opaque, orientation),
         page=index,
         pages=len(directories),
         tags={tag: raw for tag, raw in tags.items() if raw},
         resolution={"x": chosen.ratio(X_RESOLUTION), "y": chosen.ratio(Y_RESOLUTION)},
-        turned=chosen.integer(ORIENTATION, 1) in range(2, 9),
+        turned=orientation in range(2, 9),
         warnings=tuple(notes),
     )
 
@@ -261,9 +286,7 @@ def jpeg_size(data: memoryview) -> tuple[int, int] | None:
     return None
 
 
-def _pixels(
-    data: bytes, index: int, directory: Directory, limits: ReadLimits, notes: list[str]
-) -> "np.ndarray[Any, np.dtype[Any]]":
+def _pixels(data: bytes, index: int, directory: Directory, limits: ReadLimits) -> "np.ndarray[Any, np.dtype[Any]]":
     import tifffile
 
     try:
@@ -277,7 +300,18 @@ def _pixels(
         raise undecodable("TIFF", error) from error
     if pixels.dtype.kind not in "buif" or pixels.ndim not in ((2,) if pixels.dtype.kind == "b" else (2, 3)):
         raise MicrographError("unsupported_format", f"TIFF pixels of type {pixels.dtype} are not supported.")
-    return _grey(pixels, directory, notes)
+    return np.asarray(pixels)
+
+
+def _opaque(
+    channels: "np.ndarray[Any, np.dtype[Any]]", directory: Directory
+) -> "np.ndarray[Any, np.dtype[Any]] | None":
+    """Where something is to be seen, by the alpha channel that follows the colours, or None."""
+    colours = 3 if directory.integer(PHOTOMETRIC, 1) == RGB else 1
+    alpha = ALPHA & set(directory.integers(EXTRA_SAMPLES, first=1).tolist())
+    if not alpha or channels.shape[2] != colours + 1:
+        return None
+    return opaque_part(channels[..., colours])
 
 
 def _refuse_contradiction(page: Any, directory: Directory, limits: ReadLimits) -> None:

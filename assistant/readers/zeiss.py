@@ -16,8 +16,10 @@ from assistant.readers.record import (
     positive,
     quantity,
     square_pixel,
+    two_readings,
 )
 
+VENDOR = "zeiss", "Zeiss"
 CZ_SEM = 34118
 _ENTRY = re.compile(r"^((?:AP|DP|SV)_\w+)[ \t]*\r?\n([^\r\n]*)", re.MULTILINE)
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -32,7 +34,9 @@ def from_tags(tags: TagBytes, size: tuple[int, int]) -> Record | None:
         return None
     pixel, field = _length(entries.get("AP_IMAGE_PIXEL_SIZE")), _length(entries.get("AP_WIDTH"))
     across = None if field is None else field / size[0]
-    checked, warnings = square_pixel(pixel or across or _head_pixel(tags[CZ_SEM], size[0]), None)
+    doubt = two_readings(entries.get("AP_IMAGE_PIXEL_SIZE"))
+    stated = None if doubt else pixel or across or _head_pixel(tags[CZ_SEM], size[0])
+    checked, warnings = square_pixel(stated, None)
     wd = _length(entries.get("AP_WD"))
     instrument = Instrument(
         vendor="zeiss",
@@ -45,7 +49,7 @@ def from_tags(tags: TagBytes, size: tuple[int, int]) -> Record | None:
     )
     second = (across,) if pixel and across else ()
     confidence = 0.99 if pixel else 0.9 if across else 0.8
-    return Record(instrument, "tag", checked, second, confidence=confidence, warnings=warnings)
+    return Record(instrument, "tag", checked, second, confidence=confidence, warnings=(*doubt, *warnings))
 
 
 def _entries(data: bytes) -> dict[str, str]:
@@ -64,11 +68,9 @@ def _head_pixel(data: bytes, width: int) -> float | None:
 
 
 def _length(text: str | None) -> float | None:
-    """[nm]; the micro sign is often lost in transit and arrives as a question mark or replacement character."""
+    """[nm]"""
     found = quantity(text)
-    if found is None or found[0] <= 0:
-        return None
-    return length_nm(found[0], re.sub("^[?\ufffd]m$", "um", found[1]))
+    return length_nm(*found) if found and found[0] > 0 else None
 
 
 def _kilovolts(text: str | None) -> float | None:

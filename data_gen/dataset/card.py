@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from assistant.disk import replacing
 from data_gen.questions.filters import BLIND_ROWS, yes_or_no
 
 EXAMPLES = "examples"
@@ -55,8 +56,10 @@ by image.
 
 A row: `images` (PNG, 8 bit, without the info bar), `messages` (conversational vision format; several turns in the facet
 `conversation`), `aux` (instrument metadata and measured facts in one line), `references` (all wordings of the last
-answer, the target first), `provenance` and `measured` (JSON). The class of the sample stands in `label` and in answers,
-never in `aux`, and in a question only where it stands among other classes (facet `candidates`).
+answer, the target first), `provenance`, `measured` and `instrument` (JSON; a list where a row shows several pictures).
+The class of the sample stands in `label` and in answers, never in `aux`, and in a question only where it stands among
+other classes (facet `candidates`). Numbers in answers are plain text; `assistant.measure.quoted` turns them into
+references to the facts (`{{count}}`).
 
 Visible qualities come from ground truth where there is any, quantities from measurement, the rest from the teacher.
 Agreement with these answers is agreement with the teacher, not accuracy. The pictures keep the licence of their source.
@@ -130,7 +133,8 @@ def write_examples(out: Path, tally: Tally) -> list[tuple[dict[str, Any], list[s
         for name, png in zip(files, pictures, strict=True):
             with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
                 image.thumbnail((EXAMPLE_PX, EXAMPLE_PX))
-                image.convert("L").save(out / name, "JPEG", quality=80)
+                with replacing(out / name) as partial:
+                    image.convert("L").save(partial, "JPEG", quality=80)
         names.update(files)
         shown.append((row, files))
     for leftover in folder.iterdir():

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from assistant.chat import IMAGE_MARKER
+from assistant.disk import disk_errors, replacing, write_file
+from assistant.errors import DatasetError
 from data_gen.dataset.reader import parquet_file, split_files
 from data_gen.dataset.review import Decision, applied, decisions_about
-from data_gen.dataset.writer import PARTIAL, disk_errors
 
 Format = Literal["llava", "sharegpt"]
 FORMATS: tuple[Format, ...] = ("llava", "sharegpt")
@@ -29,13 +29,13 @@ Row = Mapping[str, Any]
 def export(directory: Path, form: Format) -> Path:
     """Write a data set in another format to `directory/exports/FORMAT`; returns that folder.
 
-    Raises DatasetError `no_dataset`, `damaged_dataset` or `disk`.
+    Raises DatasetError `no_dataset`, `damaged_dataset`, `disk_full` or `disk`.
     """
     files = split_files(directory)
     out = directory / "exports" / form
     decisions = decisions_about(directory)
     write = {"llava": _llava_row, "sharegpt": _sharegpt_row}[form]
-    with disk_errors(out):
+    with disk_errors(out, DatasetError):
         (out / "images").mkdir(parents=True, exist_ok=True)
         shown: set[str] = set()
         for split, paths in files.items():
@@ -45,7 +45,7 @@ def export(directory: Path, form: Format) -> Path:
             if f"images/{path.name}" not in shown:
                 path.unlink()
         if form == "sharegpt":
-            _publish(out / "dataset_info.json", json.dumps(_dataset_info(list(files)), indent=2) + "\n")
+            write_file(out / "dataset_info.json", json.dumps(_dataset_info(list(files)), indent=2) + "\n")
     return out
 
 
@@ -99,8 +99,7 @@ def _write_rows(
 ) -> set[str]:
     """Write one split; gives the pictures that it shows."""
     shown: set[str] = set()
-    partial = path.with_name(f".{path.name}{PARTIAL}")
-    with partial.open("w", encoding="utf-8") as stream:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
         stream.write("[")
         for number, row in enumerate(rows):
             images = [_write_image(path.parent, image["bytes"]) for image in row["images"]]
@@ -108,9 +107,6 @@ def _write_rows(
             stream.write(",\n" if number else "\n")
             stream.write(json.dumps(write(row, images), ensure_ascii=False))
         stream.write("\n]\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
     return shown
 
 
@@ -119,13 +115,6 @@ def _write_image(out: Path, png: bytes) -> str:
     name = f"images/{hashlib.sha256(png).hexdigest()[:24]}.png"
     path = out / name
     if not path.exists():
-        partial = path.with_name(f".{path.name}{PARTIAL}")
-        partial.write_bytes(png)
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_bytes(png)
     return name
-
-
-def _publish(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}{PARTIAL}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

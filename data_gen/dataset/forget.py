@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import sqlite3
 from pathlib import Path
 
 from assistant.errors import DatasetError
+from data_gen.dataset.review import FILE, Reviews
 from data_gen.ledger import Ledger
 
 DERIVED = (
@@ -26,7 +26,6 @@ DERIVED = (
     ".*.partial",
 )
 """What the next run writes anew, as patterns in the data set directory."""
-REVIEWS = "review.sqlite"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -43,22 +42,12 @@ def forget_micrograph(out: Path, micrograph: str | Path) -> str:
     sha256 = _sha256_of(str(micrograph))
     with Ledger(path) as ledger:
         ledger.forget(sha256)
-        _forget_reviews(out / REVIEWS, sha256)
+        if (out / FILE).is_file():
+            with Reviews(out) as reviews:
+                reviews.forget(sha256)
         for derived in (found for pattern in DERIVED for found in [*out.glob(pattern), *out.glob(f"data/{pattern}")]):
             shutil.rmtree(derived) if derived.is_dir() else derived.unlink(missing_ok=True)
     return sha256
-
-
-def _forget_reviews(path: Path, sha256: str) -> None:
-    """Delete what people wrote about rows of the micrograph: the id of a row begins each of its pictures' hashes."""
-    if not path.is_file():
-        return
-    with sqlite3.connect(path) as reviews:
-        reviews.execute("PRAGMA secure_delete=ON")
-        reviews.execute("DELETE FROM decisions WHERE row LIKE ?", (f"%{sha256[:12]}%",))
-    reviews.execute("VACUUM")
-    reviews.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    reviews.close()
 
 
 def _sha256_of(micrograph: str) -> str:

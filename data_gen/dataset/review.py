@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from assistant.database import Database
 from assistant.errors import DatasetError
-from data_gen.database import Database
 from data_gen.questions.filters import MAX_ANSWER_CHARS, clean, untrusted_text
 
 FILE = "review.sqlite"
@@ -48,7 +48,7 @@ class Decision(Tables):
 class Reviews(Database):
     """The decisions about one data set directory.
 
-    Raises DatasetError `disk` where the file cannot be written.
+    Raises DatasetError `disk_full` or `disk` where the file cannot be written, `damaged_database`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -93,6 +93,12 @@ class Reviews(Database):
         """All decisions about a row, in order."""
         with self._session() as session:
             return list(session.scalars(select(Decision).where(Decision.row == row).order_by(Decision.number)))
+
+    def forget(self, sha256: str) -> None:
+        """Delete what people wrote about rows of a micrograph: a row's id has the beginning of its pictures' hashes."""
+        with self._session() as session:
+            session.execute(delete(Decision).where(Decision.row.contains(sha256[:12])))
+        self._overwrite_deleted()
 
 
 def decisions_about(directory: Path) -> dict[str, Decision]:

@@ -40,6 +40,7 @@ def row_of(
         **({"egress": "no"} if stays else {}),
     }
     measured = [evidence.facts for evidence in shown]
+    instrument = [{**evidence.instrument, "nm_per_pixel": evidence.nm_per_pixel} for evidence in shown]
     return {
         "id": "-".join([*(image[:12] for image in images), question.id]),
         "messages": conversation(question.text, wordings[0], images=len(shown), history=question.history),
@@ -53,4 +54,5 @@ def row_of(
         "references": list(wordings),
         "provenance": json.dumps(provenance, ensure_ascii=False, sort_keys=True),
         "measured": json.dumps(measured[0] if len(shown) == 1 else measured, sort_keys=True),
+        "instrument": json.dumps(instrument[0] if len(shown) == 1 else instrument, sort_keys=True),
     }

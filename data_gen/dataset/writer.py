@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import itertools
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from assistant.disk import Replacement, disk_errors, fingerprint, write_file
 from assistant.errors import DatasetError
 
 PICTURES, PICTURE_BYTES = 64, 8 * 2**20
 """A row group ends with so many different pictures, or so many bytes of them: whoever reads it unpacks every row."""
 TEXT_COLUMNS = ("id", "task", "facet", "label", "source", "group", "teacher")
-JSON_COLUMNS = ("provenance", "measured")
-PARTIAL = ".partial"
+JSON_COLUMNS = ("provenance", "measured", "instrument")
 
 
 def features() -> Any:
@@ -63,16 +60,16 @@ class SplitWriter:
 
         self.split, self.path = split, folder / f"{split}-00000-of-00001.parquet"
         self.rows = 0
-        self._partial = self.path.with_name(f".{self.path.name}{PARTIAL}")
+        self._new = Replacement(self.path)
         self._schema = features().arrow_schema
         self._rows: list[dict[str, Any]] = []
         self._shown: list[list[int]] = []
         """Per row the places of its pictures among `_pictures`."""
         self._pictures: dict[bytes, int] = {}
-        with disk_errors(folder):
+        with disk_errors(folder, DatasetError):
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = parquet.ParquetWriter(
-                self._partial,
+                self._new.partial,
                 _with_shared_pictures(self._schema),
                 store_schema=False,
                 compression="zstd",
@@ -95,22 +92,20 @@ class SplitWriter:
             self._flush()
 
     def finish(self) -> str:
-        """Write the rest to disk; gives the sha256 of the file."""
-        with disk_errors(self.path):
+        """Write the rest; gives the sha256 of the file."""
+        with disk_errors(self.path, DatasetError):
             self._flush()
             self._writer.close()
-            with self._partial.open("rb+") as stream:
-                os.fsync(stream.fileno())
-                stream.seek(0)
-                return hashlib.file_digest(stream, "sha256").hexdigest()
+            return fingerprint(self._new.partial)
 
     def publish(self) -> None:
         """Move the finished file to its place; an empty split leaves no file."""
-        if self.rows:
-            self._partial.replace(self.path)
-        else:
-            self._partial.unlink()
-            self.path.unlink(missing_ok=True)
+        with disk_errors(self.path, DatasetError):
+            if self.rows:
+                self._new.publish()
+            else:
+                self._new.discard()
+                self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give up an unfinished file; a disk that is full is not told twice, as pyarrow would when it cleans up."""
@@ -125,7 +120,7 @@ class SplitWriter:
             text = [field for field in self._schema if field.name != "images"]
             table = pa.Table.from_pylist(self._rows, schema=pa.schema(text))
             table = table.add_column(0, "images", _shared(self._shown, list(self._pictures)))
-            with disk_errors(self.path):
+            with disk_errors(self.path, DatasetError):
                 self._writer.write_table(table)
             self._rows, self._shown, self._pictures = [], [], {}
 
@@ -154,23 +149,21 @@ class LineWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._partial = path.with_name(f".{path.name}{PARTIAL}")
-        with disk_errors(path):
+        self._new = Replacement(path)
+        with disk_errors(path, DatasetError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self._partial.open("w", encoding="utf-8")
+            self._stream = self._new.partial.open("w", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line."""
-        with disk_errors(self.path):
+        with disk_errors(self.path, DatasetError):
             self._stream.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
 
     def publish(self) -> None:
         """Finish the file and move it to its place."""
-        with disk_errors(self.path):
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
+        with disk_errors(self.path, DatasetError):
             self._stream.close()
-            self._partial.replace(self.path)
+            self._new.publish()
 
     def close(self) -> None:
         """Close an unfinished file; the next run writes it anew."""
@@ -178,24 +171,6 @@ class LineWriter:
 
 
 def write_card(out: Path, card: str) -> None:
-    """Write README.md, the last file of a data set, and make all renames last."""
-    with disk_errors(out):
-        partial = out / f".README.md{PARTIAL}"
-        partial.write_text(card, encoding="utf-8")
-        partial.replace(out / "README.md")
-        for folder in (out / "data", out):
-            handle = os.open(folder, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Raises DatasetError `disk` for anything the file system refuses."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DatasetError(
-            "disk", f"{path} cannot be written ({reason}). Free space or name another --out, then run the same command."
-        ) from None
+    """Write README.md, the last file of a data set."""
+    with disk_errors(out, DatasetError):
+        write_file(out / "README.md", card)

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from assistant.disk import disk_errors, write_file
 from assistant.errors import DatasetError
 from data_gen.drawing.scenes import CLASSES, generator_of
 
@@ -178,19 +179,13 @@ def write_synthetic(
         )
     first = seed * SEEDS_PER_RUN
     tasks = [(str(out), label, first + k, size, style) for label in classes for k in range(per_class)]
-    target, draft = out / "truth.jsonl", out / ".truth.jsonl.part"
-    try:
+    target = out / "truth.jsonl"
+    with disk_errors(out, DatasetError):
         for label in classes:
             (out / label).mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         rows = _rows(tasks, workers or os.cpu_count() or 1)
-        draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        draft.replace(target)
-    except OSError as error:
-        message = (
-            f"{error.filename or out} cannot be written: {error.strerror}. Choose another folder or free some space."
-        )
-        raise DatasetError("cannot_write", message) from error
+        write_file(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return target
 
 

@@ -99,8 +99,8 @@ class Permit:
 
 
 def display_content(m: Micrograph) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The picture without its banner as a person would see it: uint8 [H', W]."""
-    return replace(m, pixels=m.content, banner=None).to_display()
+    """The picture without its banner, and without what was written over it: uint8 [H', W']."""
+    return replace(m, pixels=m.specimen, banner=None, sample=None).to_display()
 
 
 def redact(m: Micrograph, *, longest: int | None = None) -> bytes:

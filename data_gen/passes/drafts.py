@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from data_gen.database import Database
+from assistant.database import Database
 
 
 class Draft(DeclarativeBase):

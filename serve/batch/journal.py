@@ -6,10 +6,8 @@ the journal, whole or not at all. Knows nothing about the model: a loader brings
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -18,14 +16,14 @@ from typing import Any
 
 from sqlalchemy import Column, Engine, Float, Integer, LargeBinary, MetaData, String, Table, select
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import SQLAlchemyError
 
+from assistant.database import database_url, open_database, write_transaction
+from assistant.disk import disk_errors, locked
 from assistant.errors import ConfigError, MaemiError
 from assistant.readers.files import shown
 from serve.batch.jobs import Captioner, Job, Load, Result, caption_jobs, reader
 from serve.batch.rows import CaptionRow, in_groups, write_rows, writer_for
 from serve.batch.workers import in_processes, on_ray
-from serve.desk.store import open_sqlite, write_transaction
 
 BATCH = 32
 """Images captioned together, and rows put into the journal at one time."""
@@ -76,11 +74,12 @@ def caption_folder(
     """Caption every micrograph under `folder` into `out`, with a run (None: the bundled student) or what `load` brings.
 
     Rows whose file has not changed are reused; failed ones are tried again. Raises ConfigError `no_images`,
-    `bad_suffix`, `other_model`, `out_busy` or `needs_extra`, RunError, and MaemiError `disk_full`.
+    `bad_suffix`, `other_model`, `out_busy` or `needs_extra`, RunError, and MaemiError `disk_full` or `disk`.
     """
     writer_for(out)
     jobs = _find_jobs(folder, pixel_size_nm)
-    with _locked(out), _disk_errors(out):
+    lock = out.with_name(f".{out.name}.lock")
+    with disk_errors(out, MaemiError), locked(lock, out, ConfigError, "out_busy"):
         model = repr(load) if load else run_digest(run)
         journal = Journal(out.with_name(f".{out.name}.journal"), {"model": model, "pixel_size_nm": str(pixel_size_nm)})
         try:
@@ -119,7 +118,15 @@ class Journal:
     """Finished rows on disk: a row that was added survives a crash, and is never added twice."""
 
     def __init__(self, path: Path, identity: dict[str, str]) -> None:
-        self._engine: Engine = open_sqlite(path)
+        self._engine: Engine = open_database(database_url(path))
+        try:
+            self._claim(path, identity)
+        except BaseException:
+            self._engine.dispose()
+            raise
+
+    def _claim(self, path: Path, identity: dict[str, str]) -> None:
+        """Make the tables, or see that their rows were made with the same model and settings."""
         with write_transaction(self._engine) as connection:
             metadata.create_all(connection)
             known = {row.key: row.value for row in connection.execute(select(settings))}
@@ -217,32 +224,3 @@ def _run(jobs: Sequence[Job], load: Load, *, workers: int, ray: str | None) -> I
         with reader() as files:
             for batch in batches:
                 yield caption_jobs(captioner, batch, files)
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep a second job from the same output; the lock dies with the process, however it dies."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_name(f".{out.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                "out_busy", f"Another job is writing {out}. Wait for it, or choose another --out."
-            ) from None
-        yield
-
-
-@contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    """Say in one sentence that the disk is full or broken; what is in the journal stays."""
-    try:
-        yield
-    except SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", "")) or type(error).__name__
-        raise MaemiError(
-            "disk_full", f"The journal of {out} cannot be written ({reason}). Free space and run again."
-        ) from None
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise MaemiError("disk_full", f"{out} cannot be written ({reason}). Free space and run again.") from None

@@ -8,12 +8,11 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from assistant.disk import fsync
+from assistant.disk import replacing
 from assistant.errors import ConfigError
 
 T = TypeVar("T")
@@ -51,19 +50,6 @@ def writer_for(out: Path) -> Callable[[Path, Iterable[CaptionRow]], None]:
     if out.suffix.lower() not in writers:
         raise ConfigError("bad_suffix", f"{out.name!r} is none of {', '.join(writers)}. Choose one of these suffixes.")
     return writers[out.suffix.lower()]
-
-
-@contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """A path to write to that becomes `out` when the block ends well, and vanishes when it does not."""
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        yield partial
-        fsync(partial)
-        partial.replace(out)
-        fsync(out.parent)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_jsonl(path: Path, rows: Iterable[CaptionRow]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import resource
@@ -175,7 +176,10 @@ def _left(deadline: float | None) -> float | None:
 
 
 def _packed(m: Micrograph) -> dict[str, Any]:
+    import base64
     from dataclasses import asdict
+
+    import numpy as np
 
     return {
         "dtype": m.pixels.dtype.str,
@@ -186,15 +190,22 @@ def _packed(m: Micrograph) -> dict[str, Any]:
         "calibration": None if m.calibration is None else asdict(m.calibration),
         "instrument": asdict(m.instrument),
         "banner": m.banner,
+        "sample": None if m.sample is None else base64.b64encode(np.packbits(m.sample).tobytes()).decode(),
         "warnings": m.warnings,
     }
 
 
 def _unpacked(reply: dict[str, Any], pixels: bytearray, source: Path | None) -> Micrograph:
+    import base64
+
     import numpy as np
 
     from assistant.micrograph import Calibration, Instrument, Micrograph
 
+    sample = None
+    if reply["sample"] is not None:
+        bits = np.frombuffer(base64.b64decode(reply["sample"]), np.uint8)
+        sample = np.unpackbits(bits, count=math.prod(reply["shape"])).reshape(reply["shape"]).astype(bool)
     return Micrograph(
         pixels=np.frombuffer(pixels, np.dtype(reply["dtype"])).reshape(reply["shape"]),
         sha256=reply["sha256"],
@@ -205,6 +216,7 @@ def _unpacked(reply: dict[str, Any], pixels: bytearray, source: Path | None) -> 
         banner=None if reply["banner"] is None else (reply["banner"][0], reply["banner"][1]),
         warnings=tuple(reply["warnings"]),
         pages=reply["pages"],
+        sample=sample,
     )
 
 

@@ -1,13 +1,15 @@
 """The book of answers: who asked what about which picture, and what was answered; written once, never changed.
 
-Every entry carries the hash of the one before it, so `verify` finds an entry that was edited, reordered or removed
-from between others.
+It is a SQLite file or lies in a PostgreSQL database. Every entry carries the hash of the one before it, so `verify`
+finds an entry that was edited, reordered or removed from between others.
 Knows nothing about models, pages or HTTP.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,32 +18,23 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    Column,
-    Connection,
-    Engine,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    create_engine,
-    event,
-    insert,
-    select,
-    text,
-)
+from sqlalchemy import URL, Column, Integer, MetaData, String, Table, insert, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from assistant.database import database_url, open_database, shown_url, write_transaction
 from assistant.errors import ServerError
 
+log = logging.getLogger("maemi.store")
+
 GENESIS = "0" * 64
-BUSY_TIMEOUT_S = 10
+ROWS_AT_ONCE = 500
+"""Entries held in memory while the chain is verified."""
 
 metadata = MetaData()
 answers = Table(
     "answers",
     metadata,
-    Column("number", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
     Column("at_utc", String, nullable=False),
     Column("user", String, nullable=False),
     Column("model", String, nullable=False),
@@ -52,11 +45,21 @@ answers = Table(
     Column("previous", String, nullable=False),
     Column("digest", String, nullable=False),
 )
-GUARDS = tuple(
-    f"CREATE TRIGGER IF NOT EXISTS no_{verb.lower()} BEFORE {verb} ON answers "
-    "BEGIN SELECT RAISE(ABORT, 'answers are never changed'); END"
-    for verb in ("UPDATE", "DELETE")
-)
+NEVER_CHANGED = {
+    "sqlite": [
+        f"CREATE TRIGGER IF NOT EXISTS no_{verb.lower()} BEFORE {verb} ON answers "
+        "BEGIN SELECT RAISE(ABORT, 'answers are never changed'); END"
+        for verb in ("UPDATE", "DELETE")
+    ],
+    "postgresql": [
+        "CREATE OR REPLACE FUNCTION answers_never_changed() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'answers are never changed'; END $$",
+        "CREATE OR REPLACE TRIGGER never_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON answers "
+        "FOR EACH STATEMENT EXECUTE FUNCTION answers_never_changed()",
+    ],
+}
+"""What makes a database itself refuse to change an entry, by its dialect."""
+GUARDED = text("SELECT count(*) FROM pg_trigger WHERE tgname = 'never_changed' AND tgrelid = 'answers'::regclass")
 
 
 @dataclass(frozen=True)
@@ -75,17 +78,63 @@ class Entry:
     """`answered`, `aborted`, or the code of an error."""
 
 
-class AnswerStore:
-    """An append-only SQLite file; safe for threads, and for several processes."""
+@dataclass(frozen=True)
+class Chain:
+    """What verifying the book found."""
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._engine = open_sqlite(path)
-        with self._writing() as connection:
+    answers: int
+    """Entries that follow one from the other, from the first on."""
+    broken_at: int | None
+    """Number of the entry that does not follow; None if the chain is whole."""
+    digest: str
+    """Of the last entry that follows: written down elsewhere, it tells whether the end was cut off since."""
+
+
+class AnswerStore:
+    """An append-only table; safe for threads, and for several processes.
+
+    `place` is the path of a SQLite file or a database URL. Without `create` the book must be there already.
+    Raises ConfigError `bad_database` or `needs_extra`, ServerError `store_failed` or `no_book`.
+    """
+
+    def __init__(self, place: str | Path, *, create: bool = True) -> None:
+        self._url = database_url(place)
+        if self._url.drivername == "sqlite":
+            self._prepare_file(Path(str(self._url.database)), create=create)
+        self._engine = open_database(self._url)
+        try:
+            with self._failures():
+                self._prepare_table(create=create)
+        except ServerError:
+            self._engine.dispose()
+            raise
+
+    def _prepare_file(self, path: Path, *, create: bool) -> None:
+        """Make the file before SQLite does, so that only its owner can read it and the log beside it."""
+        if path.exists():
+            return
+        if not create:
+            raise self._no_book()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+        except OSError as error:
+            raise self._failed(error.strerror or type(error).__name__) from None
+
+    def _prepare_table(self, *, create: bool) -> None:
+        with write_transaction(self._engine) as connection:
+            if not create:
+                if not inspect(connection).has_table("answers"):
+                    raise self._no_book()
+                return
+            dialect = connection.dialect.name
+            if dialect == "postgresql" and connection.scalar(text("SHOW server_encoding")) != "UTF8":
+                raise self._failed("its encoding is not UTF8, so it cannot hold every answer")
             metadata.create_all(connection)
-            for guard in GUARDS:
-                connection.execute(text(guard))
-        path.chmod(0o600)
+            # A user of the server who owns neither table nor trigger may still write answers.
+            if dialect == "sqlite" or not connection.scalar(GUARDED):
+                for statement in NEVER_CHANGED[dialect]:
+                    connection.execute(text(statement))
 
     def record(
         self,
@@ -97,16 +146,19 @@ class AnswerStore:
         answer: str,
         outcome: str = "answered",
     ) -> int:
-        """Append one answer and return its number. Raises ServerError `store_failed`."""
-        with self._writing() as connection:
+        """Append one answer and return its number.
+
+        Raises ServerError `store_failed` without the reason, which whoever asked need not know; the log has it.
+        """
+        with self._discreet_failures(), write_transaction(self._engine) as connection:
             last = connection.execute(
                 select(answers.c.number, answers.c.digest).order_by(answers.c.number.desc()).limit(1)
             ).first()
             row = {
                 "number": last.number + 1 if last else 1,
                 "at_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "user": user,
-                "model": model,
+                "user": _storable(user),
+                "model": _storable(model),
                 "images": json.dumps(list(images)),
                 "question": _storable(question),
                 "answer": _storable(answer),
@@ -117,67 +169,79 @@ class AnswerStore:
         return int(row["number"])
 
     def entries(self, *, limit: int = 100) -> list[Entry]:
-        """The newest entries, newest first."""
+        """The newest entries, newest first. Raises ServerError `store_failed`."""
         query = select(answers).order_by(answers.c.number.desc()).limit(limit)
-        with self._engine.connect() as connection:
+        with self._failures(), self._engine.connect() as connection:
             return [_entry(row._mapping) for row in connection.execute(query)]
 
-    def verify(self) -> int | None:
-        """Number of the first entry that does not follow from the one before it; None if the chain is whole."""
+    def verify(self) -> Chain:
+        """Follow the chain from the first entry to the last. Raises ServerError `store_failed`."""
         previous, number = GENESIS, 0
-        with self._engine.connect() as connection:
-            for row in connection.execute(select(answers).order_by(answers.c.number)).mappings():
-                number += 1
+        query = select(answers).order_by(answers.c.number).execution_options(yield_per=ROWS_AT_ONCE)
+        with self._failures(), self._engine.connect() as connection, connection.execute(query) as rows:
+            for row in rows.mappings():
                 content = {key: value for key, value in row.items() if key != "digest"}
-                if row["number"] != number or row["previous"] != previous or row["digest"] != _digest(content):
-                    return number
-                previous = row["digest"]
-        return None
+                if (row["number"], row["previous"], row["digest"]) != (number + 1, previous, _digest(content)):
+                    return Chain(number, number + 1, previous)
+                previous, number = row["digest"], number + 1
+        return Chain(number, None, previous)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, or the connections."""
         self._engine.dispose()
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
+    def _failures(self) -> Iterator[None]:
         try:
-            with write_transaction(self._engine) as connection:
-                yield connection
+            yield
         except SQLAlchemyError as error:
-            reason = type(error).__name__
-            raise ServerError(
-                "store_failed", f"The book of answers cannot be written ({reason}). Check the disk."
-            ) from None
+            raise self._failed(_reason(error, self._url)) from None
+
+    @contextmanager
+    def _discreet_failures(self) -> Iterator[None]:
+        try:
+            with self._failures():
+                yield
+        except ServerError as error:
+            log.error("%s", error.message)
+            message = "The book of answers cannot be written. The log of the server has the reason."
+            raise ServerError("store_failed", message) from None
+
+    def _failed(self, reason: str) -> ServerError:
+        check = "disk" if self._url.drivername == "sqlite" else "server, and what its user may do"
+        return ServerError(
+            "store_failed", f"The book of answers {shown_url(self._url)} cannot be used ({reason}). Check the {check}."
+        )
+
+    def _no_book(self) -> ServerError:
+        return ServerError(
+            "no_book", f"There is no book of answers at {shown_url(self._url)}. Name the --store of `maemi serve`."
+        )
 
 
-def open_sqlite(path: Path) -> Engine:
-    """An engine for a SQLite file whose committed transactions are on disk."""
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False})
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions of its own, weaker kind
-        for pragma in ("journal_mode=WAL", "synchronous=FULL"):
-            connection.execute(f"PRAGMA {pragma}").close()
-
-    return engine
+def default_place() -> Path:
+    """Where the book is if nobody says otherwise: in the user's folder for what programs keep."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "maemi" / "answers.sqlite"
 
 
-@contextmanager
-def write_transaction(engine: Engine) -> Iterator[Connection]:
-    """A transaction that holds the write lock from its start, so what it reads stays true until it writes."""
-    with engine.connect() as connection:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        yield connection
-        connection.commit()
+def _reason(error: SQLAlchemyError, url: URL) -> str:
+    """What the database said, in one line, without a password; never the statement with what was to be stored."""
+    lines = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    for secret in filter(None, (url.password, url.query.get("password"), url.query.get("sslpassword"))):
+        reason = reason.replace(str(secret), "***")
+    return reason
 
 
 def _digest(row: dict[str, Any]) -> str:
-    return sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+    """Hash of an entry's content, also of one into which somebody wrote what is no text."""
+    return sha256(json.dumps(row, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def _storable(words: str) -> str:
-    return words.encode("utf-8", "replace").decode()
+    """Words as every database takes them: half a surrogate pair is no UTF-8, and PostgreSQL keeps no NUL."""
+    return words.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 def _entry(row: Any) -> Entry:

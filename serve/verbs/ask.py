@@ -16,15 +16,15 @@ def ask(
     words: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Images, then the question.")],
     run: Run = None,
     pixel_size: PixelSize = None,
-    context: Annotated[str | None, typer.Option(help="What you know of the sample, in your own words.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, max=1024, help="Longest answer [tokens].")] = 128,
+    context: Annotated[str | None, typer.Option(help="What you know about the sample, in your own words.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1024, help="Longest answer, in tokens.")] = 128,
     json: Json = False,
 ) -> None:
-    """Ask one question about one or more micrographs; the answer is streamed.
+    """Ask one question about one or more micrographs. The answer appears as it is written.
 
     \b
     Example:
-      maemi ask wafer_07.tif "How large are the particles?"
+      maemi ask examples/gelatine_fibres.tif "At which voltage was this taken?"
     """
     from serve.desk.answering import Evidence, Question, answer, parse_pixel_size, read_images
 

@@ -13,19 +13,19 @@ from serve.verbs.command import Json, PixelSize, Run, app, finish, print_result,
 
 @app.command(short_help="Caption a folder, one row per image.")
 def caption(
-    folder: Annotated[Path, typer.Argument(help="Folder of micrographs, searched with its sub-folders.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of micrographs. Its sub-folders are searched too.")],
     out: Annotated[Path, typer.Option(help="File to write: .jsonl, .csv or .parquet.")],
     run: Run = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; a crash in one costs one image.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes. A crash in one costs one image.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or 'local'.")] = None,
     pixel_size: PixelSize = None,
     json: Json = False,
 ) -> None:
-    """Caption every micrograph of a folder, one row each; the same command goes on after an interruption.
+    """Caption every micrograph of a folder, one row each. After an interruption, the same command continues.
 
     \b
     Example:
-      maemi caption night_shift/ --out captions.jsonl --workers 4
+      maemi caption examples/ --out captions.jsonl --workers 4
     """
     from serve.batch.journal import caption_folder
     from serve.desk.answering import parse_pixel_size

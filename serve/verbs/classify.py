@@ -16,19 +16,19 @@ from serve.verbs.command import ALL_FAILED, Json, PixelSize, Run, app, finish, l
 @app.command(short_help="Classify micrographs, zero- or few-shot.")
 def classify(
     images: Annotated[list[Path], typer.Argument(help="Micrographs or folders of them.")],
-    labels: Annotated[str | None, typer.Option(help="Two or more labels, as in particles,fibres,pores.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Two or more labels, such as particles,fibres,pores.")] = None,
     examples: Annotated[
-        Path | None, typer.Option(help="Few-shot: a directory with one folder of images per label.")
+        Path | None, typer.Option(help="For few-shot: a folder with one sub-folder of images per label.")
     ] = None,
     shots: Annotated[
-        int | None, typer.Option(min=1, help="Show so many examples, the most similar, in the question itself.")
+        int | None, typer.Option(min=1, help="Show this many of the most similar examples in the question itself.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Labels to report per image.")] = 5,
     run: Run = None,
     pixel_size: PixelSize = None,
     json: Json = False,
 ) -> None:
-    """Classify micrographs, zero-shot by the words of the labels or few-shot by examples.
+    """Classify micrographs: zero-shot by the words of the labels, or few-shot by examples.
 
     \b
     Example:

@@ -42,19 +42,19 @@ ALL_FAILED = -1
 
 app = typer.Typer(
     name="maemi",
-    help="Ask, caption, classify and fine-tune on electron micrographs, on this machine alone.",
+    help="Ask about electron micrographs, caption and classify them, and fine-tune, all on this machine.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-Run = Annotated[Path | None, typer.Option(help="Run directory or model; the bundled tiny student if absent.")]
+Run = Annotated[Path | None, typer.Option(help="Run directory or model. Without it: the bundled student.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-PixelSize = Annotated[str | None, typer.Option(help="Pixel size, as in '4.2 nm', instead of what the file says.")]
-Data = Annotated[Path, typer.Option(help="Data set directory that `maemi teach` wrote.")]
-ConfigFile = Annotated[Path | None, typer.Option(help="YAML file; what it does not name keeps its default.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting, as in training.steps=50.")]
+PixelSize = Annotated[str | None, typer.Option(help="Pixel size, such as '4.2 nm', instead of what the file says.")]
+Data = Annotated[Path, typer.Option(help="Data set directory written by `maemi teach`.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML file. Settings that it does not name keep their defaults.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting, such as training.steps=50.")]
 
 
 def print_version(wanted: bool) -> None:
@@ -71,9 +71,9 @@ def everywhere(
     version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
-    online: Annotated[bool, typer.Option("--online", help="Allow downloads that a config names.")] = False,
+    online: Annotated[bool, typer.Option("--online", help="Allow downloads of models that a config names.")] = False,
 ) -> None:
-    """Ask, caption, classify and fine-tune on electron micrographs, on this machine alone."""
+    """Ask about electron micrographs, caption and classify them, and fine-tune, all on this machine."""
     os.environ.update(ENVIRONMENT | (ONLINE if online else {}))
 
 

@@ -1,4 +1,4 @@
-"""Leave to send pictures elsewhere: typed by the person who read the list, or given by a script as the list's hash.
+"""Permission to send pictures elsewhere: typed by the person who read the list, or given by a script as its hash.
 
 Knows nothing about pictures or the network.
 """
@@ -23,9 +23,9 @@ TYPED = 8
 
 
 def with_consent(run: Callable[[bool | str], TeachReport], *, asked: bool, manifest: str | None) -> TeachReport:
-    """Run the teacher; where it needs leave and `--allow-egress` was given, ask for it on a terminal and run again.
+    """Run the teacher. If it needs permission and `--allow-egress` was given, ask on a terminal and run again.
 
-    Raises EgressError `denied` where nobody gives it.
+    Raises EgressError `denied` if nobody gives it.
     """
     from data_gen.hosted.egress import Denied
 
@@ -38,7 +38,7 @@ def with_consent(run: Callable[[bool | str], TeachReport], *, asked: bool, manif
 
 
 def _agrees(offer: Offer) -> bool:
-    """Show what would leave, and take the first characters of the manifest's sha256 for leave."""
+    """Show what would leave, and take the first characters of the manifest's sha256 as permission."""
     with offer.manifest.open(encoding="utf-8") as stream:
         for line in itertools.islice(stream, SHOWN):
             item = json.loads(line)

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from assistant.config import Config, load_config
+from assistant.disk import write_file
 from serve.verbs import terminal
 from serve.verbs.command import Json, app, quiet
 from serve.verbs.evaluate import print_scores
@@ -49,7 +50,7 @@ class Clock:
 
 @app.command(short_help="Run the whole loop in minutes on a CPU.")
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory to write to or to go on with.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Directory to write or continue.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="The same seed draws the same images.")] = 7,
     json: Json = False,
 ) -> None:
@@ -110,7 +111,7 @@ def run_demo(
     captions = _caption_held_out(run, data, images, out / "captions.jsonl", say)
     clock.lap("caption")
     summary = _summarise(config, data, before, after, captions, clock)
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_file(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     _report(out, run, data, images, summary, say)
     return summary
 

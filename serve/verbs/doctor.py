@@ -1,4 +1,4 @@
-"""Checks the machine and runs every feature with the network cut: what works here, works in an air gap.
+"""Checks the machine and runs every feature with the network blocked: what works here works in an air gap.
 
 Knows nothing about how the features work; it calls them as the commands do.
 """
@@ -72,9 +72,9 @@ def no_network() -> Iterator[None]:
         socket.getaddrinfo = resolve
 
 
-@app.command(short_help="Check this machine, with the network cut.")
+@app.command(short_help="Check this machine with the network blocked.")
 def doctor(run: Run = None, json: Json = False) -> None:
-    """Check the machine and run every feature with the network cut.
+    """Check the machine and run every feature with the network blocked.
 
     \b
     Example:

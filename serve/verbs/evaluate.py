@@ -26,7 +26,7 @@ def evaluate(
     data: Data,
     run: Run = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows of each task.")] = None,
-    baselines: Annotated[bool, typer.Option(help="Also train the plain classifiers to compare with.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Also train plain classifiers to compare with.")] = True,
     json: Json = False,
 ) -> None:
     """Score a student on the test split, beside blind scores and baselines.
@@ -57,3 +57,6 @@ def print_scores(report: Mapping[str, Any], title: str = "") -> None:
         if section in report
     ]
     terminal.print_table(title, ("", "score", ">value", ">blind"), rows)
+    for told, counts in (("shown", report["statements"]), ("drafted", report["statements"]["drafted"])):
+        listed = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("true", "false", "unsupported", "withheld"))
+        terminal.say(f"statements {told}: {listed}")

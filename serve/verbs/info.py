@@ -1,4 +1,4 @@
-"""`maemi info`: what the reader finds in micrographs. Knows nothing about models."""
+"""`maemi info`: what is read from micrographs. Knows nothing about models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from assistant.disk import disk_errors
 from assistant.errors import ConfigError, MicrographError
 from serve.verbs import terminal
 from serve.verbs.command import ALL_FAILED, Json, PixelSize, app, finish
@@ -19,19 +20,19 @@ if TYPE_CHECKING:
     Tabled = tuple[str, list[Body], float | None]
 
 
-@app.command(short_help="What the reader finds in micrographs.")
+@app.command(short_help="Show what is read from micrographs.")
 def info(
     files: Annotated[list[Path], typer.Argument(help="Micrographs.")],
     page: Annotated[
-        int | None, typer.Option(help="Page of a multi-page file; the deepest largest one if absent.")
+        int | None, typer.Option(help="Page of a multi-page file. Without it: the deepest of the largest size.")
     ] = None,
     pixel_size: PixelSize = None,
     read_bar: Annotated[
         bool | None,
-        typer.Option(help="Read the burnt-in scale bar always or never; where it is needed if absent."),
+        typer.Option(help="Always or never read the burnt-in scale bar. Without it: when needed."),
     ] = None,
     overlay: Annotated[
-        Path | None, typer.Option(help="Folder for figures: what can be measured, drawn over each micrograph.")
+        Path | None, typer.Option(help="Folder for figures: what was measured, drawn over each micrograph.")
     ] = None,
     objects: Annotated[
         Path | None, typer.Option(help="CSV file for the bodies one by one: size, shape, place; in nm where known.")
@@ -41,12 +42,12 @@ def info(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show what the reader finds in micrographs: pixel size and its source, instrument, info bar, warnings.
+    """Show what is read from micrographs: pixel size and its source, instrument, info bar, warnings.
 
     \b
     Example:
-      maemi info wafer_07.tif --json
-      maemi info powder.tif --objects powder.csv --rois powder.zip
+      maemi info examples/gelatine_fibres.tif --json
+      maemi info examples/powder.png --objects powder.csv --rois powder.zip
     """
     from assistant.measure import bodies
     from assistant.micrograph import read_micrograph
@@ -84,29 +85,22 @@ def _write_figures(micrograph: Micrograph, folder: Path, name: str) -> None:
     """One PNG per measurement that applies, `NAME.figure.png`."""
     from assistant.measure import figures
 
-    try:
+    with disk_errors(folder, ConfigError):
         folder.mkdir(parents=True, exist_ok=True)
         for figure, image in figures(micrograph).items():
             image.save(folder / f"{name}.{figure}.png")
-    except OSError as error:
-        message = (
-            f"{error.filename or folder} cannot be written: {error.strerror}. Choose another folder for --overlay."
-        )
-        raise ConfigError("cannot_write", message) from error
 
 
 def _write_bodies(tabled: list[Tabled], table: Path | None, rois: Path | None) -> None:
     """The bodies of all files as a table, those of the only one as regions of interest."""
     from assistant.measurements.objects import write_rois, write_table
 
-    try:
-        if table is not None:
+    if table is not None:
+        with disk_errors(table, ConfigError):
             write_table(table, tabled)
-        if rois is not None and tabled:
+    if rois is not None and tabled:
+        with disk_errors(rois, ConfigError):
             write_rois(rois, tabled[0][1])
-    except OSError as error:
-        message = f"{error.filename or table or rois} cannot be written: {error.strerror}. Choose another place."
-        raise ConfigError("cannot_write", message) from error
 
 
 def _print_info(record: Mapping[str, Any]) -> None:

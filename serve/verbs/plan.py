@@ -17,7 +17,7 @@ def plan(
     gpu_gib: Annotated[float | None, typer.Option(min=0.1, help="Memory of your card [GiB].")] = None,
     json: Json = False,
 ) -> None:
-    """Predict the memory of fine-tuning, part by part, and which settings would fit a card.
+    """Predict the memory of fine-tuning part by part, and the settings that would fit a card.
 
     \b
     Example:

@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from assistant.disk import replacing
 from serve import wording
-from serve.batch.rows import replacing
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,13 +19,16 @@ from serve.verbs.command import Run, app, load
 @app.command(short_help="Serve the page and the API.")
 def serve(
     run: Run = None,
-    host: Annotated[str, typer.Option(help="Address to bind to; other than loopback only with --auth.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on. Any but loopback needs --auth.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 7860,
     auth: Annotated[Path | None, typer.Option(help="File with one user:password or key per line.")] = None,
-    store: Annotated[Path | None, typer.Option(help="SQLite file that keeps every answer.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where every answer is kept: a file, or postgresql://USER@HOST/DATABASE."),
+    ] = None,
     trusted_proxy: Annotated[
         list[str] | None,
-        typer.Option(metavar="ADDRESS", help="Proxy that tells the clients' addresses; a network too."),
+        typer.Option(metavar="ADDRESS", help="Proxy, or network of proxies, that may name the client's address."),
     ] = None,
 ) -> None:
     """Serve the page at /, the OpenAI-compatible API at /v1, /healthz and /metrics.
@@ -33,22 +37,27 @@ def serve(
     Example:
       maemi serve --host 0.0.0.0 --auth logins.txt --trusted-proxy 10.0.0.2
     """
+    from serve.desk.store import AnswerStore, default_place
     from serve.http.server import admit, bind, parse_proxies, run_server, signals_last
 
     credentials, proxies = admit(host, auth), parse_proxies(trusted_proxy or ())
     logging.getLogger("maemi").setLevel(logging.WARNING)
-    listener = bind(host, port)  # a port that is taken is told before the model is loaded
-    with listener, signals_last(), tempfile.TemporaryDirectory(prefix="maemi-") as private:
+    # A database that does not answer and a port that is taken are told before the model is loaded.
+    book = AnswerStore(store or default_place())
+    with (
+        bind(host, port) as listener,
+        signals_last(),
+        closing(book),
+        tempfile.TemporaryDirectory(prefix="maemi-") as private,
+    ):
         tempfile.tempdir = private  # whatever anyone uploads goes when the server stops
         os.environ["GRADIO_TEMP_DIR"] = private  # the default is a folder that all users of the machine share
         from serve.desk.desk import Desk
         from serve.desk.gate import Gate
         from serve.desk.sandbox import Sandbox
-        from serve.desk.store import AnswerStore
         from serve.page.app import build_app
 
         assistant = load(run)
-        book = AnswerStore(store or _state_folder() / "answers.sqlite")
         count = partial(_count_tokens, assistant.processor.tokenizer)
         told = f"{assistant.name} at http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops)"
         with Sandbox() as sandbox:
@@ -58,7 +67,3 @@ def serve(
 
 def _count_tokens(tokenizer: Any, text: str) -> int:
     return len(tokenizer.encode(text, add_special_tokens=False))
-
-
-def _state_folder() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "maemi"

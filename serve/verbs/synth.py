@@ -13,10 +13,10 @@ from serve.verbs.command import Json, app, print_result
 @app.command(short_help="Draw micrographs with exact ground truth.")
 def synth(
     out: Annotated[Path, typer.Option(help="Directory to write to.")],
-    classes: Annotated[str | None, typer.Option(help="Some of the ten classes, as in particles,fibres.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Some of the ten classes, such as particles,fibres.")] = None,
     per_class: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 8,
     seed: Annotated[int, typer.Option(help="The same seed draws the same images.")] = 0,
-    style: Annotated[str, typer.Option(help="house, or site for a different instrument.")] = "house",
+    style: Annotated[str, typer.Option(help="house, or site, which looks like another instrument.")] = "house",
     json: Json = False,
 ) -> None:
     """Draw micrographs of the ten classes with exact ground truth, vendor tags and info bars.

@@ -24,30 +24,30 @@ REVIEW_HOST, REVIEW_PORT = "127.0.0.1", 7861
 @app.command(short_help="Turn micrographs into instruction data.")
 def teach(
     images: Annotated[Path | None, typer.Argument(help="Folder of micrographs, with truth.jsonl if drawn.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Data set directory to write or to go on with.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Data set directory to write or continue.")] = None,
     teacher: Annotated[str | None, typer.Option(help="offline (nothing leaves the machine) or openai.")] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     budget: Annotated[float | None, typer.Option(min=0, help="Hard limit for a hosted teacher [USD].")] = None,
-    allow_egress: Annotated[bool, typer.Option(help="Allow sending redacted images, after a listing.")] = False,
-    manifest: Annotated[str | None, typer.Option(help="With --allow-egress: sha256 of the manifest you read.")] = None,
-    estimate: Annotated[bool, typer.Option(help="Ask a few questions, tell what all will cost, and stop.")] = False,
-    sheets: Annotated[bool, typer.Option(help="Write a knowledge sheet for every class as well.")] = False,
-    forget: Annotated[list[str] | None, typer.Option(help="Delete a micrograph (file or sha256) for ever.")] = None,
+    allow_egress: Annotated[bool, typer.Option(help="Allow sending redacted images from a list you saw.")] = False,
+    manifest: Annotated[str | None, typer.Option(help="With --allow-egress: sha256 of the list you read.")] = None,
+    estimate: Annotated[bool, typer.Option(help="Ask a few questions, show what all would cost, and stop.")] = False,
+    sheets: Annotated[bool, typer.Option(help="Also write a knowledge sheet for every class.")] = False,
+    forget: Annotated[list[str] | None, typer.Option(help="Delete a micrograph (file or sha256) permanently.")] = None,
     show: Annotated[Path | None, typer.Option(help="Print what would be asked about this image, and stop.")] = None,
-    review: Annotated[bool, typer.Option(help="Open the page on which a person reviews the rows of --out.")] = False,
+    review: Annotated[bool, typer.Option(help="Open the page for reviewing the rows of --out.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the review page.")] = REVIEW_PORT,
     export: Annotated[str | None, typer.Option(help="Also write --out as llava or sharegpt.")] = None,
     json: Json = False,
 ) -> None:
-    """Turn micrographs into instruction data; the same command goes on after an interruption.
+    """Turn micrographs into instruction data. After an interruption, the same command continues.
 
-    Without IMAGES, --review and --export work on the data set that --out names.
+    Without IMAGES, --review and --export work on the data set in --out.
 
     \b
     Example:
       maemi teach images/ --out data/
-      maemi teach --show images/wafer.tif
+      maemi teach --show examples/powder.png
       maemi teach --out data/ --review
       maemi teach --out data/ --export llava
     """

@@ -1,4 +1,4 @@
-"""`maemi train`: fine-tune a student, or go on with it. Knows nothing about training."""
+"""`maemi train`: fine-tune a student, or continue. Knows nothing about training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from serve.verbs.command import ConfigFile, Data, Json, Overrides, app, print_re
 @app.command(short_help="Fine-tune a student.")
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Run directory to write or to go on with.")],
+    out: Annotated[Path, typer.Option(help="Run directory to write or continue.")],
     config: ConfigFile = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
-    """Fine-tune a student; the same command resumes after any interruption.
+    """Fine-tune a student. After any interruption, the same command continues.
 
-    Ctrl-C and SIGTERM end the step at hand and save it.
+    Ctrl-C and SIGTERM finish the current step and save it.
 
     \b
     Example:

@@ -12,20 +12,25 @@ from pathlib import Path
 
 from assistant.config import Config, load_config
 from training.planning.memory import CARDS, GIB, USABLE, step_parts
-from training.planning.shapes import LlamaShape, language_model_shape
+from training.planning.shapes import LanguageModelShape, language_model_shape
 
 BASES = (
     "HuggingFaceTB/SmolLM2-135M-Instruct",
     "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "Qwen/Qwen3-0.6B",
+    "google/gemma-3-1b-it",
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
     "meta-llama/Llama-3.2-1B-Instruct",
     "Qwen/Qwen2.5-1.5B-Instruct",
     "HuggingFaceTB/SmolLM2-1.7B-Instruct",
     "meta-llama/Llama-3.2-3B-Instruct",
+    "google/gemma-3-4b-it",
+    "Qwen/Qwen3-4B",
     "meta-llama/Llama-2-7b-hf",
     "mistralai/Mistral-7B-v0.3",
     "Qwen/Qwen2.5-7B-Instruct",
     "meta-llama/Llama-3.1-8B-Instruct",
+    "Qwen/Qwen3-8B",
     "meta-llama/Llama-2-13b-hf",
 )
 HEADER = """\
@@ -40,7 +45,7 @@ def table(config: Config) -> str:
     return HEADER + "".join(_row(config, base, language_model_shape(base)) for base in BASES)
 
 
-def _row(config: Config, base: str, shape: LlamaShape) -> str:
+def _row(config: Config, base: str, shape: LanguageModelShape) -> str:
     parts = step_parts(config, shape)
     weights = sum(size for name, size in parts.items() if name.startswith("language model"))
     peaks = [sum(step_parts(_with(config, *step), shape).values()) for step in STEPS]

@@ -15,10 +15,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from assistant.config import AdapterConfig, Config, HNFConfig, load_config
+from assistant.adapter_kinds import AdapterSettings
+from assistant.config import Config, HNFConfig, load_config
 from assistant.errors import ConfigError
+from assistant.families import FAMILIES
 from training.planning.parameters import student_parameters
-from training.planning.shapes import BUNDLED_SHAPE, LlamaShape, image_encoder_sizes, language_model_shape, shape_in
+from training.planning.shapes import (
+    BUNDLED_SHAPE,
+    LanguageModelShape,
+    image_encoder_sizes,
+    language_model_shape,
+    shape_in,
+)
 
 GIB = 1024**3
 CARDS = (6, 8, 12, 16, 24)  # [GiB]
@@ -26,7 +34,6 @@ USABLE = 0.93  # share of a card that one process can fill before fragmentation 
 CUDA_CONTEXT = int(0.45 * GIB)  # driver context, libraries and their workspaces
 FP32, BF16 = 4, 2
 NF4_BLOCK, SCALE_BLOCK = 64, 256
-SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # layers that read one tensor
 CHUNK = 512  # answer tokens whose logits exist at one time, as in assistant/loss.py
 NF4_CODES = 16 * FP32 + 256 * FP32  # code books of weights and of scales, once per tensor
 
@@ -40,65 +47,36 @@ def nf4_bytes(parameters: int) -> int:
     return math.ceil(parameters / 2) + scales + NF4_CODES
 
 
-def linear_bytes(shape: LlamaShape, quantization: str, *, p: int) -> int:
+def linear_bytes(shape: LanguageModelShape, quantization: str, *, p: int) -> int:
     """Size of all linear layers inside the decoder layers."""
     if quantization == "none":
         return shape.linear_parameters * p
     return shape.layers * sum(nf4_bytes(d_in * d_out) for d_in, d_out in shape.linears.values())
 
 
-def _adapted(shape: LlamaShape, adapter: AdapterConfig) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of the adapted linear layers of one decoder layer."""
-    if adapter.kind == "none":
-        return {}
-    wanted = adapter.target_modules or tuple(shape.linears)
-    return {name: sizes for name, sizes in shape.linears.items() if name in wanted}
-
-
-def adapter_parameters(shape: LlamaShape, adapter: AdapterConfig) -> tuple[int, int]:
-    """Trained and frozen parameters of an adapter: B (with experts also routers and MoV's vectors), and A."""
-    r, routed = adapter.r_max, adapter.kind == "dya_mope"
-    experts = adapter.experts if routed else 1
-    trained = frozen = 0
-    for name, (d_in, d_out) in _adapted(shape, adapter).items():
-        frozen += r * d_in * (experts if adapter.expert_A else 1)
-        trained += experts * r * d_out
-        if routed:
-            trained += experts * (r if adapter.router_input == "z" else d_in)
-            trained += experts * d_out if name in adapter.mov_modules else 0
+def adapter_parameters(shape: LanguageModelShape, adapter: AdapterSettings) -> tuple[int, int]:
+    """Trained and frozen parameters of an adapter, as its kind counts them."""
+    trained, frozen = adapter.parameters(shape.linears)
     return shape.layers * trained, shape.layers * frozen
 
 
 # ---------------------------------------------------------------------------------- activations
 
 
-def layer_activations(shape: LlamaShape, adapter: AdapterConfig, *, p: int, masked_tokens: int = 0) -> int:
+def layer_activations(shape: LanguageModelShape, adapter: AdapterSettings, *, p: int, masked_tokens: int = 0) -> int:
     """Bytes one decoder layer keeps per token for backward, its base frozen.
 
-    Kept are the inputs of both norms and their fp32 scales, q, k, v, the attention's output and log-sums, and two of
-    the inner width: gate and up (`assistant/activations.py`). An adapter adds its latent z alone. Attention under a
+    Kept are the inputs of all norms and their fp32 scales, q, k, v, the attention's output and log-sums, and two of
+    the inner width: gate and up (`assistant/activations.py`). An adapter adds what its kind keeps. Attention under a
     padding mask (`masked_tokens` in a row) also keeps its copy of the mask, and k and v repeated for every query head.
     """
     kv = shape.query_width if masked_tokens else shape.kv_width
     attention = p * (2 * shape.query_width + 2 * kv + masked_tokens) + FP32 * shape.heads
-    norms = 2 * (p * shape.hidden + FP32)
-    return attention + norms + 2 * p * shape.intermediate + adapter_activations(shape, adapter, p=p)
-
-
-def adapter_activations(shape: LlamaShape, adapter: AdapterConfig, *, p: int) -> int:
-    """Bytes the adapters of one decoder layer keep per token: z, and with experts their gates, also in fp32.
-
-    MoV keeps its layer's output and the mixture that scales it, a router on x each distinct input but that of o_proj,
-    which attention keeps anyway.
-    """
-    adapted = _adapted(shape, adapter)
-    if adapter.kind != "dya_mope":
-        return len(adapted) * adapter.r_max * p
-    gates = adapter.experts * (FP32 + (p if p != FP32 else 0))
-    latents = adapter.r_max * p * (adapter.experts if adapter.expert_A else 1)
-    scaled = sum(2 * p * d_out for name, (_, d_out) in adapted.items() if name in adapter.mov_modules)
-    read = {SAME_INPUT.get(name, name): p * d_in for name, (d_in, _) in adapted.items() if name != "o_proj"}
-    return len(adapted) * (latents + gates) + scaled + (sum(read.values()) if adapter.router_input == "x" else 0)
+    family = FAMILIES[shape.family]
+    norms = family.layer_norms * (p * shape.hidden + FP32)
+    if family.head_norms:
+        norms += p * (shape.query_width + shape.kv_width) + FP32 * (shape.heads + shape.kv_heads)
+    return attention + norms + 2 * p * shape.intermediate + adapter.kept(shape.linears, itemsize=p)
 
 
 def cross_attention_activations(hidden: int, width: int, heads: int, *, p: int) -> int:
@@ -167,7 +145,7 @@ def vision_activations(config: Config, *, p: int) -> int:
     return training.batch_size * (seen + asked + matched)
 
 
-def loss_peak(shape: LlamaShape, tokens: int, *, p: int) -> int:
+def loss_peak(shape: LanguageModelShape, tokens: int, *, p: int) -> int:
     """Bytes of the loss: the states of answer tokens with their gradient, and one chunk's logits.
 
     A chunk holds its log-softmax and two gradients in fp32 at the same time. All tokens are taken to be answers.
@@ -223,7 +201,7 @@ def plan_memory(config: Config, *, gpu_gib: float | None) -> MemoryPlan:
     return MemoryPlan(parts, tuple(_judge(config, shape, sum(parts.values()), gib) for gib in cards))
 
 
-def step_parts(config: Config, shape: LlamaShape) -> dict[str, int]:
+def step_parts(config: Config, shape: LanguageModelShape) -> dict[str, int]:
     """Predicted bytes per part at the peak of one step; the language model computes in bfloat16, moments are fp32."""
     training, decoder = config.training, config.decoder
     tokens, p = training.batch_size * training.max_tokens, BF16
@@ -285,7 +263,7 @@ def _start(config: Config) -> Path | None:
     return run if (run / "config.yaml").is_file() else run / "model"
 
 
-def _base_shape(config: Config) -> LlamaShape:
+def _base_shape(config: Config) -> LanguageModelShape:
     directory = _start(config)
     if directory is not None and (directory / "config.json").is_file():
         return shape_in(directory / "config.json")
@@ -296,13 +274,13 @@ def _base_shape(config: Config) -> LlamaShape:
     raise ConfigError("unknown_base", f"{directory} does not say what its language model is. Set decoder.base.")
 
 
-def _judge(config: Config, shape: LlamaShape, total: int, gib: float) -> CardVerdict:
+def _judge(config: Config, shape: LanguageModelShape, total: int, gib: float) -> CardVerdict:
     if total <= USABLE * gib * GIB:
         return CardVerdict(gib, True, ())
     return CardVerdict(gib, False, fitting_settings(config, shape, gib))
 
 
-def fitting_settings(config: Config, shape: LlamaShape, gib: float) -> tuple[str, ...] | None:
+def fitting_settings(config: Config, shape: LanguageModelShape, gib: float) -> tuple[str, ...] | None:
     """Return the overrides that make a step fit, adding what costs least first; None where all together do not."""
     values: dict[str, Any] = {}
     for key, value in _savings(config):

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from assistant.config import Config, HNFConfig, TextEncoderConfig
-from training.planning.shapes import ImageEncoderSizes, LlamaShape, image_encoder_sizes
+from training.planning.shapes import ImageEncoderSizes, LanguageModelShape, image_encoder_sizes
 
 STATES = 2  # learned states of the text encoder, as in assistant/grounding.py
 
@@ -22,7 +22,7 @@ class StudentParameters:
     rest: int
 
 
-def student_parameters(config: Config, shape: LlamaShape) -> StudentParameters:
+def student_parameters(config: Config, shape: LanguageModelShape) -> StudentParameters:
     """Parameters of encoders, grounding and cross-attention. Raises ConfigError `unknown_tower`."""
     text, decoder = config.text_encoder, config.decoder
     vit, dim = image_encoder_sizes(config.vit), decoder.cross_attention_dim
@@ -70,7 +70,7 @@ def hnf(image_size: int, settings: HNFConfig) -> int:
         direction = linear(dim, 4 * dim) + 4 * dim + linear(2 * dim, dim)
     else:  # a field of two layers and a GRU cell, whose three gates have two biases each
         direction = 2 * linear(dim, dim) + 2 * linear(dim, 3 * dim)
-    ode = 2 * direction + (linear(2 * dim, dim) if settings.merge == "project" else 0)
+    ode = 2 * direction + linear(2 * dim, dim)
     graph = settings.order * dim**2 + dim + norm(dim)
     gate = linear(2 * dim, dim)
     patches = sum(linear(p**2, dim) + (image_size // p) ** 2 * dim for p in settings.patch_sizes)

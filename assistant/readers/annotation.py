@@ -1,0 +1,249 @@
+"""What is written on a picture and where: its info bar, text over the specimen, scale bars; and what is left as sample.
+
+The info bar is found by its shape; where a shape could also be specimen, the words on it decide. Knows nothing about
+files, vendors or units.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from assistant.readers.banner import find_banner
+from assistant.readers.bar_text import read_instrument, tells_instrument
+from assistant.readers.drawings import SOLID, Box, Ink, constant_parts, flat_boxes, inks
+from assistant.readers.frame import Frame
+from assistant.readers.label import cut, ink_of, read_scale
+from assistant.readers.ocr import Line, read_line, read_lines
+from assistant.readers.record import Instrument
+from assistant.readers.scale_bar import find_bars
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+INFO_LETTERS, ROW_LETTERS = 8, 14  # letters in a word, or in words on one row, that may be an info bar
+LEGIBLE = 5  # things read on a strip from which no other ink is tried
+WIDE_BOX = 0.5  # share of the width from which a flat box with text is an info bar
+ABOVE, BELOW = 3.0, 1.5  # letter heights around a row of text in which its scale bar lies
+MOST_TEXTS = 20  # rows of letters looked at per ink
+MOST_BARS = 6  # scale bars looked at
+LONGEST_SIDE = 3072  # [px] of a frame in which every pixel is looked at
+REACH = 90  # [px] around a scale bar in which its label lies, or three of its heights
+RIM = 3  # [px] around a drawing that smoothing and JPEG reach
+AGAIN = 4  # [px] more on every side when a line is read for the second time
+
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """A part of the picture with something written on it."""
+
+    box: Box
+    band: Pixels  # [R, W] as the box, its ink unlike its ground
+    source: str
+    """"banner" for an info bar, "scale_bar" for a scale bar drawn over the picture."""
+    edges: tuple[Pixels, ...] = ()  # [R, W] each
+    """Where the band is only ink: pictures in which the ends of the bar may be clear, the best first."""
+    step: int = 1
+    """Pixels of the picture to one of the band."""
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        return read_lines(ink_of(self.band))
+
+    def instrument(self) -> Instrument:
+        """What the text says of the microscope, read twice."""
+        grey = ink_of(self.band)
+        again = []
+        for line in self.lines:
+            near = Line(line.text, line.left - AGAIN, line.top - AGAIN, line.right + AGAIN, line.bottom + AGAIN)
+            text = read_line(cut(grey, near)) if any(c.isdigit() for c in line.text) else line.text
+            again.append(Line(text, line.left, line.top, line.right, line.bottom))
+        return read_instrument(self.lines, again)
+
+
+@dataclass
+class Annotation:
+    """Everything that was written on one picture."""
+
+    banner: tuple[int, int] | None = None
+    strips: list[Strip] = field(default_factory=list)
+    """What is worth reading, the info bar first."""
+    boxes: list[Box] = field(default_factory=list)
+    """What is no sample: boxes with text, drawn scale bars and their labels."""
+    ink: tuple[int, int, Mask] | None = None
+    """What is no sample: strokes on a level or in a colour that the specimen does not have. First row, step, mask."""
+
+
+def annotation_of(frame: Frame, *, scan_rows: int | None) -> Annotation:
+    """What is written on a frame; `scan_rows` is where the info bar begins by the metadata, if they say so."""
+    told = (scan_rows, len(frame.pixels)) if scan_rows is not None else find_banner(frame.pixels)
+    found = Annotation(told)
+    if told is not None:
+        bar = Box(0, told[0], frame.pixels.shape[1], told[1])
+        found.strips.append(Strip(bar, _contrast(frame, bar), "banner"))
+    part = slice(0, None) if told is None else _larger_part(told, len(frame.pixels))
+    step = -(-max(frame.pixels.shape) // LONGEST_SIDE)  # what is drawn on a larger frame is larger
+    rest = Frame(
+        frame.pixels[part][::step, ::step], colour=None if frame.colour is None else frame.colour[part][::step, ::step]
+    )
+    _add(found, _written_over(rest, bar_known=told is not None), step=step, first_row=part.start)
+    return found
+
+
+def _written_over(frame: Frame, *, bar_known: bool) -> Annotation:
+    """What is written on the specimen itself, in the rows and columns of this frame."""
+    found, drawn = Annotation(), list(inks(frame.pixels, frame.colour))
+    if not bar_known:
+        _add_boxes(found, frame)
+        if found.banner is None:
+            _add_lettering(found, frame, drawn)
+    _add_scale_bars(found, frame, drawn)
+    _add_letters(found, drawn)
+    strokes = _strokes(drawn)
+    found.ink = None if strokes is None else (0, 1, strokes)
+    return found
+
+
+def _add(found: Annotation, more: Annotation, *, step: int, first_row: int) -> None:
+    """Add what was found on a part of the frame of which every `step`-th pixel was looked at."""
+    if more.banner is not None:
+        found.banner = (first_row + step * more.banner[0], first_row + step * more.banner[1])
+    found.boxes += [box.moved(step, first_row) for box in more.boxes]
+    found.strips += [replace(strip, box=strip.box.moved(step, first_row), step=step) for strip in more.strips]
+    if more.ink is not None:
+        found.ink = (first_row, step, more.ink[2])
+
+
+def sample_of(frame: Frame, found: Annotation) -> Mask | None:
+    """True where the specimen is [H, W]; None where all of the frame is specimen."""
+    sample = np.ones(frame.pixels.shape, bool)
+    if found.banner is not None and not any(box.rows == slice(*found.banner) for box in found.boxes):
+        sample[slice(*found.banner)] = False
+    for box in found.boxes:
+        sample[box.rows, box.columns] = False
+    if found.ink is not None:
+        first, step, ink = found.ink
+        below = sample[first:]
+        wide = np.repeat(np.repeat(ink, step, axis=0), step, axis=1)[: below.shape[0], : below.shape[1]]
+        below[: wide.shape[0], : wide.shape[1]] &= ~wide
+    inner = slice(0, None) if found.banner is None else _larger_part(found.banner, len(sample))
+    constant = constant_parts(frame.pixels[inner])
+    if constant is not None:
+        sample[inner] &= ~constant
+    if frame.opaque is not None:
+        sample &= frame.opaque
+    return None if sample.all() or not sample.any() else sample
+
+
+def _larger_part(banner: tuple[int, int], height: int) -> slice:
+    return slice(0, banner[0]) if banner[0] >= height - banner[1] else slice(banner[1], height)
+
+
+def _contrast(frame: Frame, box: Box) -> Pixels:
+    """A box of the picture in which its fill is dark and any ink light, whatever the colours of the two."""
+    if frame.colour is None:
+        return frame.pixels[box.rows, box.columns]
+    part = frame.colour[box.rows, box.columns].astype(np.int16)
+    fill = [int(np.bincount(part[..., channel].ravel(), minlength=256).argmax()) for channel in range(3)]
+    return np.asarray(np.abs(part - np.array(fill)).max(axis=2), np.uint8)
+
+
+def _add_boxes(found: Annotation, frame: Frame) -> None:
+    """Flat boxes inside the frame; a wide one is the info bar, a small one may hold a scale bar."""
+    boxes = flat_boxes(frame.pixels)
+    while pair := next(((a, b) for a in boxes for b in boxes if a is not b and _on_one_row(a, b)), None):
+        boxes = [box for box in boxes if box not in pair] + [_hull(pair)]
+    for box in boxes:
+        wide = box.right - box.left >= WIDE_BOX * frame.pixels.shape[1]
+        if wide and found.banner is None:
+            found.banner = (box.top, box.bottom)
+        found.boxes.append(box)
+        found.strips.append(Strip(box, _contrast(frame, box), "banner" if wide else "scale_bar"))
+
+
+def _on_one_row(a: Box, b: Box) -> bool:
+    shared = min(a.bottom, b.bottom) - max(a.top, b.top)
+    return shared > 0.5 * min(a.bottom - a.top, b.bottom - b.top)
+
+
+def _hull(boxes: Sequence[Box]) -> Box:
+    return Box(
+        min(box.left for box in boxes), min(box.top for box in boxes),
+        max(box.right for box in boxes), max(box.bottom for box in boxes),
+    )  # fmt: skip
+
+
+def _add_lettering(found: Annotation, frame: Frame, drawn: Sequence[Ink]) -> None:
+    """Text written over the picture, or on a ground as dark as the specimen's: the words decide whether it is a bar."""
+    best: tuple[int, Strip] | None = None
+    for ink in drawn:
+        lines = [box for box, letters in ink.lines if letters >= INFO_LETTERS or ink.on_row(box) >= ROW_LETTERS]
+        if not lines or (best is not None and best[0] >= LEGIBLE):
+            continue
+        strip = _strip_of(ink, lines[0])
+        if tells_instrument(strip.lines) and (best is None or _legible(strip) > best[0]):
+            best = _legible(strip), strip
+    if best is not None:
+        found.banner = _rows_of(best[1], len(frame.pixels))
+        found.strips.append(best[1])
+
+
+def _legible(strip: Strip) -> int:
+    """How many things can be read on a strip."""
+    return len(strip.instrument().sources) + 2 * (read_scale(strip.band) is not None)
+
+
+def _strip_of(ink: Ink, line: Box) -> Strip:
+    """The rows around a row of text, in ink alone."""
+    high, (rows, width) = line.bottom - line.top, ink.mask.shape
+    box = Box(0, max(0, round(line.top - ABOVE * high)), width, min(rows, round(line.bottom + BELOW * high)))
+    return Strip(box, ink.soft[box.rows, box.columns], "banner")
+
+
+def _rows_of(strip: Strip, height: int) -> tuple[int, int]:
+    """The rows of the frame that text and scale bar take up, to the frame's edge where it is near."""
+    bars = [(bar.top, bar.bottom) for bar in find_bars(strip.band)[:1]]
+    texts = [(line.top, line.bottom) for line in strip.lines if len(line.text) > 2]
+    top = strip.box.top + min(first for first, _ in texts + bars) - RIM
+    bottom = strip.box.top + max(last for _, last in texts + bars) + RIM
+    margin = bottom - top
+    return (0 if top <= margin else top, height if bottom >= height - margin else bottom)
+
+
+def _add_scale_bars(found: Annotation, frame: Frame, drawn: Sequence[Ink]) -> None:
+    """Scale bars drawn over the specimen, each with the window in which its label lies."""
+    taken = list(found.boxes)
+    if found.banner is not None:
+        taken.append(Box(0, found.banner[0], frame.pixels.shape[1], found.banner[1]))
+    bars = [(ink, bar) for ink in drawn for bar in ink.bars if not any(_covers(box, bar) for box in taken)]
+    for ink, bar in bars[:MOST_BARS]:
+        window = bar.grown(max(REACH, 3 * (bar.bottom - bar.top)), ink.mask.shape)
+        area = (bar.right - bar.left) * (bar.bottom - bar.top)
+        block = np.count_nonzero(ink.mask[bar.rows, bar.columns]) >= SOLID * area
+        soft, grey = (whole[window.rows, window.columns] for whole in (ink.soft, frame.pixels))
+        edges = (grey, soft) if ink.grey is None else (grey,) if block else ()  # JPEG keeps half of a colour's detail
+        found.strips.append(Strip(window, soft, "scale_bar", edges))
+
+
+def _covers(box: Box, bar: Box) -> bool:
+    return box.top <= bar.top < box.bottom and box.left <= bar.left < box.right
+
+
+def _add_letters(found: Annotation, drawn: Sequence[Ink]) -> None:
+    """Letters and bars on a level that the specimen has too: no sample where their edges say that they were drawn."""
+    for ink in drawn:
+        if not ink.alone:
+            boxes = [box for box, _ in ink.lines[:MOST_TEXTS]] + ink.bars[:MOST_BARS]
+            found.boxes += [box.grown(RIM, ink.mask.shape) for box in boxes if ink.is_sharp(box)]
+
+
+def _strokes(drawn: Sequence[Ink]) -> Mask | None:
+    """Strokes that were surely drawn, with the rim that smoothing and JPEG reach."""
+    from scipy import ndimage
+
+    sure = [ink.mask for ink in drawn if ink.alone]
+    if not sure:
+        return None
+    return np.asarray(ndimage.binary_dilation(np.logical_or.reduce(sure), np.ones((3, 3), bool), iterations=RIM))

@@ -1,0 +1,349 @@
+"""Finds what was drawn over a picture: strokes of one pure level or colour, letters in a row, scale bars, flat boxes.
+
+A specimen has noise and soft edges. A drawing has one level, edges of a pixel, and right angles. Knows nothing about
+files, vendors or what letters say.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from assistant.readers.frame import VIVID, vividness
+from assistant.readers.sample import largest_rectangle
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+NEAR = 12  # [levels of 256]: how far JPEG takes a pure level off
+SOFT = 0.3  # of the range below the pure level over which ink fades out: smoothed edges of letters
+EMPTY = 0.003  # pixels per level near the pure one, as a share of those at it, where the specimen never comes near
+FEWEST, LARGEST_SHARE = 20, 0.05  # pixels of such a drawing, and the largest share of the frame
+FEWEST_LEVELS = 32  # levels of 256 that a picture has which is not itself a drawing
+MOST_COLOUR = 0.25  # share of vivid pixels from which the whole picture is coloured
+MOST_PIECES, MOST_GLYPHS = 6000, 600
+LETTER_PX, LETTER_SHARE = 7, 0.08  # height of a letter: least [px] and largest [of the frame]
+BAR_PX, BAR_SHARE = 24, 0.65  # length of a scale bar: least [px] and largest [of the width]
+STEEP, ALL_AROUND = 50, 0.95  # grey levels between ink and what lies two pixels off, and how much of its rim has them
+LINE = 0.97  # share of a line's length, or of an end mark's height, that is ink
+SLENDER = 4.0  # a bar is so many times as long as high
+SOLID, SMEARED = 0.85, 0.75  # share of a bar's box that is ink, and of a coloured one: JPEG keeps half of its colour
+BOX_WIDTH, BOX_ROWS, BOX_HEIGHT = 0.15, 10, 0.35  # of a flat box: least share of the width, rows, largest share
+BOX_SHARE = 0.005  # of the frame
+FLAT_EDGE, FLAT_INSIDE, OTHER_OUTSIDE = 0.85, 0.5, 0.5
+TILE_SIDE = 15  # [px] a missing tile has at least
+TILE_SHARE, TILE_FILLED = 0.01, 0.98  # of a missing tile: least share of the frame, and of its box that is constant
+TILE_OF_PIECE = 0.8  # share of a constant piece that is its largest rectangle: of a round pore 0.64
+THINNED = 2048  # [px] of a frame in which every pixel is looked at for missing tiles
+MOST_TILES, TILE_LONG = 3, 4
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of rows [top, bottom) and columns [left, right) [px]."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.top, self.bottom)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.left, self.right)
+
+    def grown(self, by: int, shape: tuple[int, ...]) -> "Box":
+        """The box with `by` more pixels on every side, within a picture of `shape`."""
+        return Box(
+            max(0, self.left - by),
+            max(0, self.top - by),
+            min(shape[1], self.right + by),
+            min(shape[0], self.bottom + by),
+        )
+
+    def moved(self, step: int, first_row: int) -> "Box":
+        """The same place where every pixel became `step` pixels a side and rows were put above."""
+        left, top, right, bottom = (step * edge for edge in (self.left, self.top, self.right, self.bottom))
+        return Box(left, top + first_row, right, bottom + first_row)
+
+
+@dataclass(frozen=True, eq=False)
+class Ink:
+    """The pixels of one pure level: light, dark or vivid."""
+
+    mask: Mask  # [H, W]
+    soft: Pixels  # [H, W] uint8: the ink light on a dark ground, its smoothed edges between
+    grey: Pixels | None  # [H, W] uint8
+    """The picture in which ink of one grey level was found; None for ink that is a colour."""
+    alone: bool
+    """True where the specimen never comes near this level: then all of it was drawn."""
+
+    @cached_property
+    def pieces(self) -> "tuple[Pixels, Pixels, Pixels]":
+        """Names [H, W] of connected pieces, their boxes [N, 4] (left, top, right, bottom) and areas [N]."""
+        from scipy import ndimage
+
+        names, count = ndimage.label(self.mask, np.ones((3, 3)))
+        if count == 0 or count > MOST_PIECES:
+            return names, np.zeros((0, 4), int), np.zeros(0, int)
+        boxes = [(c.start, r.start, c.stop, r.stop) for r, c in ndimage.find_objects(names)]
+        return names, np.array(boxes), np.bincount(names[self.mask])[1:]
+
+    @cached_property
+    def bars(self) -> list[Box]:
+        """Slender solid rectangles that lie clear of the frame's edge, longest first."""
+        names, boxes, areas = self.pieces
+        high, wide = self.mask.shape
+        found = []
+        for name, ((left, top, right, bottom), area) in enumerate(zip(boxes.tolist(), areas.tolist(), strict=True), 1):
+            w, h = right - left, bottom - top
+            inside = left > 0 and top > 0 and right < wide and bottom < high
+            if inside and BAR_PX <= w <= BAR_SHARE * wide and 2 <= h <= w / SLENDER:
+                box = Box(left, top, right, bottom)
+                if area >= (SOLID if self.grey is not None else SMEARED) * w * h or _is_ruler(
+                    names[box.rows, box.columns] == name
+                ):
+                    found.append(box)
+        return sorted(found, key=lambda box: box.left - box.right)
+
+    @cached_property
+    def lines(self) -> list[tuple[Box, int]]:
+        """Rows of at least three letters, each with the number of its letters, most letters first."""
+        _, boxes, areas = self.pieces
+        if len(boxes) == 0:
+            return []
+        w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+        like = (h >= LETTER_PX) & (h <= LETTER_SHARE * self.mask.shape[0]) & (w <= 2.2 * h) & (areas >= 0.12 * w * h)
+        letters = boxes[like]
+        if not 3 <= len(letters) <= MOST_GLYPHS:
+            return []
+        found = []
+        for group in _neighbours(letters):
+            (left, top), (right, bottom) = letters[group][:, :2].min(axis=0), letters[group][:, 2:].max(axis=0)
+            found.append((Box(int(left), int(top), int(right), int(bottom)), len(group)))
+        return sorted(found, key=lambda line: -line[1])
+
+    def is_sharp(self, box: Box) -> bool:
+        """Whether the ink in a box ends within a pixel all around, as nothing in focus or out of it does."""
+        from scipy import ndimage
+
+        if self.grey is None:
+            return True
+        place = box.grown(4, self.mask.shape)
+        ink = self.mask[place.rows, place.columns]
+        grey = self.grey[place.rows, place.columns].astype(np.int16)
+        ring = ndimage.binary_dilation(ink, iterations=3) & ~ndimage.binary_dilation(ink, iterations=1)
+        if not ring.any() or not ink.any():
+            return False
+        return bool((np.abs(grey[ring] - float(np.median(grey[ink]))) >= STEEP).mean() >= ALL_AROUND)
+
+    def on_row(self, line: Box) -> int:
+        """The number of letters on the row of a line: an info bar's words stand far apart."""
+        near = 0.3 * (line.bottom - line.top)
+        return sum(letters for box, letters in self.lines if abs(box.bottom - line.bottom) <= near)
+
+
+def _is_ruler(piece: Mask) -> bool:
+    """Whether a piece is one straight line with marks that are upright at both of its ends."""
+    full = piece.mean(axis=1) >= LINE
+    ends = piece[:, :2].any(axis=1).mean(), piece[:, -2:].any(axis=1).mean()
+    return bool(full.any()) and min(ends) >= LINE and int(full.sum()) <= max(2, len(piece) // 3)
+
+
+def inks(pixels: Pixels, colour: Pixels | None) -> Iterator[Ink]:
+    """The vivid, light and dark ink that a picture [H, W] may have been drawn on with, the purest first."""
+    if colour is not None:
+        vivid = vividness(colour)
+        mask = vivid >= VIVID
+        if FEWEST <= np.count_nonzero(mask) <= MOST_COLOUR * mask.size:
+            yield Ink(mask, np.minimum(255, vivid.astype(np.uint16) * 2).astype(np.uint8), grey=None, alone=True)
+    grey = _eight_bits(pixels)
+    counts = np.bincount(grey.ravel(), minlength=256)
+    used = np.flatnonzero(counts)
+    for level, inward in ((int(used[-1]), -1), (int(used[0]), 1)):
+        if counts[level] < FEWEST or counts[level] > LARGEST_SHARE * grey.size:
+            continue
+        near = counts[[level + inward * step for step in range(1, NEAR + 1) if 0 <= level + inward * step < 256]]
+        alone = (level >= 250 or level <= 5) and near.mean() <= EMPTY * counts[level] and _many_levels(counts)
+        mask = np.asarray(grey == level)
+        yield Ink(mask, mask.astype(np.uint8) * np.uint8(255), grey=grey, alone=bool(alone))
+        if not alone:
+            yield _smoothed(grey, level, inward)
+
+
+def _smoothed(grey: Pixels, level: int, inward: int) -> Ink:
+    """Ink that JPEG or smoothing took off its level: near it more than half, so that strokes stay apart."""
+    distance = (np.arange(256) - level) * inward
+    fade = np.rint(np.interp(distance, [0, NEAR, 255 * SOFT], [255, 130, 0])).astype(np.uint8)
+    return Ink(np.asarray((distance <= NEAR)[grey]), fade[grey], grey=grey, alone=False)
+
+
+def _many_levels(counts: Pixels) -> bool:
+    """Whether there is a picture beside the drawing."""
+    return int(np.count_nonzero(counts > 1e-5 * counts.sum())) >= FEWEST_LEVELS
+
+
+def _eight_bits(pixels: Pixels) -> Pixels:
+    """uint8 [H, W] over the full range of finite values; eight-bit pictures as they are."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    wide = pixels.astype(np.float64)
+    wide = np.where(np.isfinite(wide), np.clip(wide, -1e30, 1e30), 0.0)
+    low, high = float(wide.min()), float(wide.max())
+    return np.asarray((wide - low) / (high - low) * 255 if high > low else np.zeros(wide.shape)).astype(np.uint8)
+
+
+def _neighbours(letters: Pixels) -> Iterator[Pixels]:
+    """Groups of at least three boxes [N, 4] that stand side by side on one line, as indices."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    left, top, right, bottom = letters.T
+    high = bottom - top
+    taller = np.maximum(high[:, None], high[None])
+    level = np.abs(bottom[:, None] - bottom[None]) <= 0.3 * taller
+    alike = np.minimum(high[:, None], high[None]) >= 0.45 * taller
+    gap = np.maximum(left[:, None], left[None]) - np.minimum(right[:, None], right[None])
+    count, group = connected_components(csr_array(level & alike & (gap <= 1.5 * taller)), directed=False)
+    for name in range(count):
+        members = np.flatnonzero(group == name)
+        if len(members) >= 3:
+            yield members
+
+
+def flat_boxes(pixels: Pixels) -> list[Box]:
+    """Rectangles filled with one level, text on them included, that are something else than what lies around them."""
+    grey = _eight_bits(pixels)
+    counts = np.bincount(grey.ravel(), minlength=256)
+    found: list[Box] = []
+    if not _many_levels(counts):
+        return found
+    for level in np.argsort(counts)[-3:][::-1].tolist():
+        if counts[level] >= BOX_SHARE * grey.size and _owns_rows(grey, level):
+            found += [box for box in _boxes_of(grey, level) if not any(_overlap(box, other) for other in found)]
+    return found
+
+
+def _owns_rows(grey: Pixels, level: int) -> bool:
+    """Whether a level stands beside itself in as many rows as a box has at least; in noise it seldom does."""
+    same = grey == level
+    return bool(np.count_nonzero((same[:, 1:] & same[:, :-1]).mean(axis=1) >= BOX_WIDTH / 3) >= BOX_ROWS)
+
+
+def _boxes_of(grey: Pixels, level: int) -> Iterator[Box]:
+    from scipy import ndimage
+
+    high, wide = grey.shape
+    fill = np.abs(grey.astype(np.int16) - level) <= 3
+    joined = ndimage.binary_dilation(fill[::2, ::2], np.ones((3, 3), bool))  # over the rules between a bar's cells
+    names, count = ndimage.label(joined)
+    if count > MOST_PIECES:
+        return
+    for rows, columns in ndimage.find_objects(names):
+        box = Box(2 * columns.start, 2 * rows.start, min(wide, 2 * columns.stop), min(high, 2 * rows.stop))
+        if box.right - box.left >= BOX_WIDTH * wide and BOX_ROWS <= box.bottom - box.top <= BOX_HEIGHT * high:
+            tight = _tight(fill, box)
+            if tight is not None and _stands_apart(fill, tight):
+                yield tight
+
+
+def _tight(fill: Mask, box: Box) -> Box | None:
+    """The box without the rows and columns at its sides that the fill does not own."""
+    part = fill[box.rows, box.columns]
+    rows, columns = np.flatnonzero(part.mean(axis=1) >= FLAT_EDGE), np.flatnonzero(part.mean(axis=0) >= FLAT_INSIDE)
+    if len(rows) < 4 or len(columns) < 4:
+        return None
+    return Box(
+        box.left + int(columns[0]), box.top + int(rows[0]), box.left + int(columns[-1]) + 1, box.top + int(rows[-1]) + 1
+    )
+
+
+def _stands_apart(fill: Mask, box: Box) -> bool:
+    """Whether the box is flat, has text, and is not flat beyond any edge that is not the frame's."""
+    high, wide = fill.shape
+    inside = fill[box.rows, box.columns]
+    if box.bottom - box.top < BOX_ROWS or box.right - box.left < BOX_WIDTH * wide or not 0.3 <= inside.mean() <= 0.995:
+        return False
+    beyond = []
+    if box.top > 2:
+        beyond.append(fill[max(0, box.top - 8) : box.top - 1, box.columns].all(axis=0).mean())
+    if box.bottom < high - 2:
+        beyond.append(fill[box.bottom + 1 : box.bottom + 8, box.columns].all(axis=0).mean())
+    if box.left > 2:
+        beyond.append(fill[box.rows, max(0, box.left - 8) : box.left - 1].all(axis=1).mean())
+    if box.right < wide - 2:
+        beyond.append(fill[box.rows, box.right + 1 : box.right + 8].all(axis=1).mean())
+    return all(share <= 1 - OTHER_OUTSIDE for share in beyond)
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a.left < b.right and b.left < a.right and a.top < b.bottom and b.top < a.bottom
+
+
+def constant_parts(pixels: Pixels) -> Mask | None:
+    """Page margins and missing tiles: large rectangles of one exact level, True there; None where there are none."""
+    if not np.isfinite(pixels[::16, ::16]).all() or min(pixels.shape) < 64:
+        return None
+    out = np.zeros(pixels.shape, bool)
+    inner = _without_margins(pixels)
+    out[:] = True
+    out[inner.rows, inner.columns] = False
+    part = pixels[inner.rows, inner.columns]
+    step = -(-max(part.shape) // THINNED)
+    for level in {part.dtype.type(0), part.min(), part.max()}:
+        for rows, columns in _tiles(part[::step, ::step] == level):
+            scaled = slice(step * rows.start, step * rows.stop), slice(step * columns.start, step * columns.stop)
+            out[inner.rows, inner.columns][scaled] = True
+    return out if out.any() and out.mean() < 0.95 else None
+
+
+def _tiles(same: Mask) -> list[tuple[slice, slice]]:
+    """The rectangles that missing tiles leave; a pattern of many, or of long ones, is specimen."""
+    from scipy import ndimage
+
+    if not TILE_SHARE <= same.mean() <= 0.9:
+        return []
+    core = ndimage.minimum_filter(same, TILE_SIDE)  # the specimen beside a gap may have its level too
+    names, _ = ndimage.label(ndimage.maximum_filter(core, TILE_SIDE))
+    found = []
+    for name, box in enumerate(ndimage.find_objects(names), start=1):
+        piece = names[box] == name
+        rows, columns = largest_rectangle(piece)
+        tile = piece[rows, columns]
+        if tile.size >= max(TILE_SHARE * same.size, TILE_OF_PIECE * piece.sum()) and tile.mean() >= TILE_FILLED:
+            found.append(
+                (
+                    slice(box[0].start + rows.start, box[0].start + rows.stop),
+                    slice(box[1].start + columns.start, box[1].start + columns.stop),
+                )
+            )
+    alike = [max(_sides(tile)) <= TILE_LONG * min(_sides(tile)) for tile in found]
+    return found if len(found) <= MOST_TILES and all(alike) else []
+
+
+def _sides(tile: tuple[slice, slice]) -> tuple[int, int]:
+    return tile[0].stop - tile[0].start, tile[1].stop - tile[1].start
+
+
+def _without_margins(pixels: Pixels) -> Box:
+    """What is left after every edge row and column of one level was taken off; all of it where that is nearly all."""
+    high, wide = pixels.shape
+    left, top, right, bottom = 0, 0, wide, high
+    flat_rows = pixels.max(axis=1) == pixels.min(axis=1)
+    while top < bottom and flat_rows[top]:
+        top += 1
+    while bottom > top and flat_rows[bottom - 1]:
+        bottom -= 1
+    if bottom - top < 32:
+        return Box(0, 0, wide, high)
+    flat_columns = pixels[top:bottom].max(axis=0) == pixels[top:bottom].min(axis=0)
+    while left < right and flat_columns[left]:
+        left += 1
+    while right > left and flat_columns[right - 1]:
+        right -= 1
+    return Box(left, top, right, bottom) if right - left >= 32 else Box(0, 0, wide, high)
