@@ -86,4 +86,4 @@ def test_info_writes_the_table_and_the_outlines(maemi: Maemi, tmp_path: Path) ->
 
     code, _, err = maemi("info", tiff, "--objects", tiff / "o.csv")
     assert code == 2
-    assert err.startswith("error: cannot_write: ")
+    assert err.startswith("error: disk: ")
