@@ -278,7 +278,7 @@ def figures(m: Micrograph) -> dict[str, Image.Image]:
         return {}
     facts = _facts_of(found, nm_per_pixel=_scale(m))
     display = np.asarray(np.rint(found.picture.grey * 255), dtype=np.uint8)
-    return overlay.figures(display, found, facts, nm_per_pixel=_scale(m))
+    return overlay.drawn_figures(display, found, facts, nm_per_pixel=_scale(m))
 
 
 def _scale(m: Micrograph) -> float | None:
@@ -287,7 +287,7 @@ def _scale(m: Micrograph) -> float | None:
 
 def measure_pixels(pixels: Pixels, *, nm_per_pixel: float | None) -> Facts:
     """Measure a bare array [H, W]; the window is its 0.1 and 99.9 percentiles."""
-    from assistant.measurements.picture import window_of
+    from assistant.measurements.picture import grey_window
 
-    low, high = window_of(pixels)
+    low, high = grey_window(pixels)
     return _facts_of(_find(pixels, low, high), nm_per_pixel=nm_per_pixel)

@@ -26,7 +26,7 @@ from assistant.errors import ConfigError, EgressError, TeacherError
 from data_gen.hosted.desk import OPEN_VERDICTS
 from data_gen.hosted.dialect import Dialect
 from data_gen.hosted.egress import Permit, destination_of
-from data_gen.hosted.refusals import REASON_CHARS, Refusal, verdict_of
+from data_gen.hosted.refusals import REASON_CHARS, EndpointRefusal, verdict_of
 from data_gen.hosted.replies import read_reply
 from data_gen.hosted.teacher import HostedTeacher, same_model
 from data_gen.hosted.unwrap import MOST_STARTS, unwrap
@@ -72,8 +72,8 @@ def folder(measured: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def refusal(code: int, body: Any) -> Refusal:
-    return Refusal(code, {}, body if isinstance(body, str) else json.dumps(body))
+def refusal(code: int, body: Any) -> EndpointRefusal:
+    return EndpointRefusal(code, {}, body if isinstance(body, str) else json.dumps(body))
 
 
 def settings(server: TeacherServer, **changes: Any) -> dict[str, Any]:

@@ -517,7 +517,7 @@ def test_block_means_and_windows_are_exact() -> None:
     image = np.arange(7 * 9, dtype=np.float32).reshape(7, 9)
     assert picture.block_mean(image, 3).tolist() == image[:6].reshape(2, 3, 3, 3).mean(axis=(1, 3)).tolist()
     eight = np.random.default_rng(0).integers(0, 256, (50, 70)).astype(np.uint8)
-    assert picture.window_of(eight) == pytest.approx(np.percentile(eight, [0.1, 99.9]), abs=1)
+    assert picture.grey_window(eight) == pytest.approx(np.percentile(eight, [0.1, 99.9]), abs=1)
 
 
 def test_edges_of_one_line_are_followed_between_samples() -> None:

@@ -24,6 +24,7 @@ from training.baselines import convolutional_accuracy, linear_probe_accuracy
 from training.data import Example, decode_image, load_split
 from training.facts import agrees, first_choice
 from training.metrics import (
+    TEXT_METRICS,
     bootstrap_interval,
     classification_scores,
     majority_answers,
@@ -33,7 +34,6 @@ from training.metrics import (
 
 Progress = Callable[[int, int, str], None]
 
-TEXT_METRICS = ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor_exact_stem")
 VERDICTS = ("true", "false", "unsupported", "withheld")
 ANSWER_TOKENS = 96
 BATCH = 32

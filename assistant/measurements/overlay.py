@@ -252,7 +252,7 @@ def _quantity(value: float, unit: str) -> str:
     return digits(value, unit) + {"deg": "°", "": ""}.get(unit, f" {unit}")
 
 
-def figures(
+def drawn_figures(
     display: NDArray[np.uint8], found: Findings, facts: Facts, *, nm_per_pixel: float | None
 ) -> dict[str, Image.Image]:
     """One figure for each measurement that applies, by its name in FIGURES; RGB, at most SIDE px a side.

@@ -134,7 +134,7 @@ def edge_level(ground: float, body: float, crest: float) -> float:
     return min((ground + crest) / 2 + GLOW * (crest - body), ground + HIGHEST_EDGE * (crest - ground))
 
 
-def window_of(pixels: Pixels) -> tuple[float, float]:
+def grey_window(pixels: Pixels) -> tuple[float, float]:
     """The 0.1 and 99.9 percentiles of the finite pixels; 0, 0 where there are none."""
     if pixels.dtype in (np.uint8, np.uint16) and pixels.size:
         below = np.cumsum(np.bincount(pixels.ravel()))
