@@ -16,8 +16,8 @@ from data_gen.drawing.synth import CLASSES
 from data_gen.questions.evidence import PROMPTS, Evidence, chance, class_words, known_text, pair_slots, slots_of
 from data_gen.questions.filters import numbers_agree
 from data_gen.questions.tasks import (
+    QuestionTemplate,
     TaughtQuestion,
-    Template,
     _parse,
     ask_template,
     conversation_about,
@@ -68,7 +68,7 @@ def evidence(index: int = 0, **changes: Any) -> Evidence:
     return replace(known, **changes)
 
 
-def item(name: str) -> Template:
+def item(name: str) -> QuestionTemplate:
     return next(item for item in items() if item.name == name)
 
 

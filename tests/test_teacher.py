@@ -39,9 +39,9 @@ from teacher_server import (
 
 from assistant.config import PriceConfig, TeachConfig
 from assistant.errors import DatasetError, EgressError, TeacherError
-from data_gen.hosted import desk as desk_module
+from data_gen.hosted import correspondence as desk_module
 from data_gen.hosted.budget import Budget
-from data_gen.hosted.desk import PARKED, CircuitBreaker, Correspondence, ask_all
+from data_gen.hosted.correspondence import PARKED, CircuitBreaker, Correspondence, ask_all
 from data_gen.hosted.egress import Permit, destination_of, grant, redact
 from data_gen.hosted.replies import retry_after
 from data_gen.hosted.teacher import HostedTeacher

@@ -22,7 +22,7 @@ from assistant.inference import Assistant, Look
 from assistant.measure import Facts, fact_line, filled, read_statements, sentences
 from training.baselines import convolutional_accuracy, linear_probe_accuracy
 from training.data import Example, decode_image, load_split
-from training.facts import agrees, first_choice
+from training.fact_check import agrees, first_choice
 from training.metrics import (
     TEXT_METRICS,
     bootstrap_interval,

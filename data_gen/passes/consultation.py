@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from assistant.errors import TeacherError
 from data_gen.hosted.batches import BatchDesk
 from data_gen.hosted.budget import Budget, Estimate
-from data_gen.hosted.desk import OPEN_VERDICTS, Correspondence, Losses, ask_all
+from data_gen.hosted.correspondence import OPEN_VERDICTS, Correspondence, Losses, ask_all
 from data_gen.hosted.dialect import Dialect
 from data_gen.hosted.egress import MANIFEST, Consent, Permit, destination_of, grant
 from data_gen.hosted.redaction import check_words, sayable

@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 from data_gen.dataset.rows import common_label, row_of
-from data_gen.hosted.desk import OPEN_VERDICTS, told
+from data_gen.hosted.correspondence import OPEN_VERDICTS, told
 from data_gen.hosted.teacher import HostedTeacher
 from data_gen.passes.lesson import Lesson
 from data_gen.passes.requests import Requests
-from data_gen.questions.claims import claim_verdict
+from data_gen.questions.contradictions import claim_verdict
 from data_gen.questions.evidence import Evidence, class_words
 from data_gen.questions.filters import answer_verdict, samples_agree, untrusted_text
 from data_gen.questions.tasks import TaughtQuestion

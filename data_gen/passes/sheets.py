@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from assistant.errors import DatasetError
-from data_gen.hosted.desk import OPEN_VERDICTS
+from data_gen.hosted.correspondence import OPEN_VERDICTS
 from data_gen.knowledge import KnowledgeSheet, knowledge_sheets, measured_sheet, save_sheet, sheet_of, sheet_request
 from data_gen.passes.lesson import Lesson
 from data_gen.tables import ACCEPTED

@@ -43,7 +43,7 @@ class Case:
 
 
 @dataclass
-class Template:
+class QuestionTemplate:
     """One thing that can be asked: wordings of the question, and cases of answers."""
 
     name: str
@@ -90,7 +90,7 @@ class TaughtQuestion:
 
 
 @cache
-def items() -> tuple[Template, ...]:
+def items() -> tuple[QuestionTemplate, ...]:
     """Every item of every prompt file, in a fixed order."""
     paths = sorted(path for path in PROMPTS.glob("*.txt") if path.stem not in _SPECIAL)
     return tuple(item for path in paths for item in _parse(path))
@@ -192,7 +192,7 @@ def questions_comparing(
 
 
 def ask_template(
-    item: Template, slots: Mapping[str, str], *, rng: random.Random, paraphrases: int
+    item: QuestionTemplate, slots: Mapping[str, str], *, rng: random.Random, paraphrases: int
 ) -> TaughtQuestion | None:
     """One question of an item; None where a slot of the question, or of every answer, is not known.
 
@@ -255,7 +255,7 @@ def _spread(questions: Sequence[TaughtQuestion], count: int, rng: random.Random)
     return [question for _, question in sorted(dealt, key=lambda pair: pair[0])[:count]]
 
 
-def _case(item: Template, slots: Mapping[str, str]) -> tuple[Case | None, set[str]]:
+def _case(item: QuestionTemplate, slots: Mapping[str, str]) -> tuple[Case | None, set[str]]:
     """The case that holds, and the names of the slots it states, those of its clauses included."""
     held = {name.rstrip("?"): _first(cases, slots) for name, cases in item.clauses.items()}
     named = dict(slots) | {name: "" for name in item.clauses if name.endswith("?")}
@@ -273,7 +273,7 @@ def _first(cases: Sequence[Case], slots: Mapping[str, str]) -> Case | None:
     return next((case for case in cases if case.holds(slots)), None)
 
 
-def _answer(item: Template, template: str, slots: Mapping[str, str], wording: int) -> str:
+def _answer(item: QuestionTemplate, template: str, slots: Mapping[str, str], wording: int) -> str:
     clauses = {}
     for name, cases in item.clauses.items():
         case = _first(cases, slots)
@@ -290,9 +290,9 @@ def _named(texts: Sequence[str]) -> set[str]:
     return {name for text in texts for name in _SLOT.findall(text)}
 
 
-def _parse(path: Path) -> Iterator[Template]:
-    item = Template("", path.stem)
-    found: list[Template] = []
+def _parse(path: Path) -> Iterator[QuestionTemplate]:
+    item = QuestionTemplate("", path.stem)
+    found: list[QuestionTemplate] = []
     clauses: dict[str, list[Case]] = {}
     cases = item.cases
     for line in prompt_lines(path):
@@ -300,7 +300,7 @@ def _parse(path: Path) -> Iterator[Template]:
         if line.startswith("[."):
             cases = clauses.setdefault(line.strip("[.]"), [])
         elif mark == "[":
-            item = Template(line.strip("[]"), path.stem, clauses=clauses)
+            item = QuestionTemplate(line.strip("[]"), path.stem, clauses=clauses)
             cases = item.cases
             found.append(item)
         elif mark == "?":
@@ -314,7 +314,7 @@ def _parse(path: Path) -> Iterator[Template]:
     yield from found
 
 
-def _set(item: Template, line: str, path: Path) -> None:
+def _set(item: QuestionTemplate, line: str, path: Path) -> None:
     key, _, value = (part.strip() for part in line.partition(":"))
     match key:
         case "facet":

@@ -30,7 +30,7 @@ from serve.http.conversation import ApiError, Ask, parse_body, parse_request
 from serve.http.guard import error_body, error_kind
 from serve.http.methods import WrongMethod
 from serve.http.pictures import classify_pictures, embed, read_picture
-from serve.http.shapes import (
+from serve.http.schemas import (
     ChatReply,
     ChatRequest,
     ClassificationReply,

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from assistant.chat import CAPTION_PROMPT, Message
-from serve.http.shapes import MAX_IMAGES, ChatMessage, ChatRequest, Sidecar
+from serve.http.schemas import MAX_IMAGES, ChatMessage, ChatRequest, Sidecar
 
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_ANSWER_TOKENS = 1024

@@ -12,7 +12,7 @@ import numpy as np
 
 from serve.desk.answering import Reader, read_images
 from serve.http.conversation import ApiError, SentPicture, image_bytes
-from serve.http.shapes import (
+from serve.http.schemas import (
     Classification,
     ClassificationReply,
     ClassificationRequest,

@@ -16,7 +16,7 @@ from serve.verbs.command import ALL_FAILED, ConfigFile, Json, Overrides, app, fi
 
 if TYPE_CHECKING:
     from assistant.config import TeachConfig
-    from data_gen.passes.report import TeachReport
+    from data_gen.passes.teach_report import TeachReport
 
 REVIEW_HOST, REVIEW_PORT = "127.0.0.1", 7861
 
