@@ -44,7 +44,7 @@ def raster_kind(data: bytes) -> str | None:
 
 
 def decode(data: bytes, kind: str, page: int | None, limits: ReadLimits) -> Frame:
-    """The picture, of a moving one the first, as upright grey values; `kind` by `raster_kind`. Raises MicrographError."""
+    """The picture, of a moving one the first, as upright grey values. Raises MicrographError."""
     if page not in (None, 0):
         raise MicrographError("no_such_page", f"Page {page} was asked for; a {kind} has only page 0.")
     from PIL import Image
