@@ -222,8 +222,9 @@ def statement_report(rows: Sequence[Example], drafts: Sequence[str]) -> dict[str
 def _verdicts(rows: Sequence[Example], texts: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     for row, text in zip(rows, texts, strict=True):
+        known = [one.with_class(row.label) if row.label else one for one in row.known]
         for sentence in sentences([text]):
-            stated = read_statements(sentence, row.known)
+            stated = read_statements(sentence, known)
             counts.update(statement.verdict for statement in stated)
             named = first_choice(sentence, labels) if not stated else None
             if named is not None:  # a class outside of any number: "24 particles" names none

@@ -7,7 +7,7 @@ Knows nothing about pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from assistant.quantities import MEASURED, QUANTITIES, written
@@ -119,6 +119,11 @@ class Known:
         }
         microscope = instrument.get("model") or instrument.get("vendor")
         return cls(Facts(str(measured.get("kind", "")), items), **read, microscope=microscope)
+
+    def with_class(self, label: str) -> Known:
+        """The same, where a person has said what the sample is."""
+        told = Fact("class", None, "", "label", 1.0, source="predicted", text=label.replace("_", " "))
+        return replace(self, predicted=(*self.predicted, told))
 
     def get(self, name: str) -> Fact | None:
         """The fact of that name, None where it is not known."""
