@@ -97,7 +97,7 @@ class Quantity:
 
 
 _SIZE = r"diameters?|sizes?"
-_FIBRE = r"fib(?:re|er)"
+_FIBRE_WIDTH = r"fib(?:re|er)[\s-](?:width|diameter)"
 QUANTITIES: Mapping[str, Quantity] = {
     quantity.name: quantity
     for quantity in (
@@ -118,17 +118,25 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity("coverage", r"coverage|area fraction", line=6, figure="share", typical=True),
         Quantity("porosity", r"porosity|share of (?:the )?dark \w+", line=7, figure="share", typical=True),
         Quantity("orientation", r"orientation|main direction", line=12, figure="direction"),
+        Quantity(
+            "orientation_spread", r"(?:orientation|direction) spread|spread of (?:the )?directions", figure="direction"
+        ),
         Quantity("anisotropy", r"anisotropy", line=13, figure="direction"),
         Quantity("period", r"periods?|pitch(?:es)?", line=8, figure="period", asked=True, typical=True),
         Quantity("line_width", r"line[\s-]?widths?|lines are", line=9, figure="lines", asked=True, typical=True),
         Quantity("line_edge_roughness", r"(?:line[\s-]?)?edge roughness|LER", line=10, figure="lines"),
         Quantity(
             "fibre_width",
-            rf"{_FIBRE}[\s-](?:width|diameter)s?",
+            rf"{_FIBRE_WIDTH}s?",
             line=11,
             figure="fibres",
             asked=True,
             typical=True,
+        ),
+        Quantity(
+            "fibre_width_spread",
+            rf"{_FIBRE_WIDTH} spread|(?:spread|standard deviation) of (?:the )?{_FIBRE_WIDTH}s?",
+            figure="fibres",
         ),
         Quantity("mean_grey", r"mean gr[ea]y(?: level| value)?", figure="grey"),
         Quantity("contrast", r"contrast", line=14, figure="grey"),
