@@ -8,6 +8,7 @@ imports them.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from assistant.measurements.claims import NUMBER_WORDS, Claim, read_claims
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from assistant.measurements.findings import Findings
     from assistant.measurements.picture import F64, Mask, Pixels
     from assistant.measurements.segmentation import Objects
-    from assistant.micrograph import Micrograph
+    from assistant.micrograph import Instrument, Micrograph
 
 __all__ = [
     "FACT_NAMES",
@@ -55,12 +56,15 @@ DIRECTED = 0.5
 """Least anisotropy at which a picture that is no line pattern has an orientation."""
 DIRECTED_LATTICE = 0.7
 """The same where the picture repeats: a lattice of bodies lit from one side is no alignment."""
+SURE_OF_KIND = 0.4
+"""Confidence under which what is said depends on no kind."""
+THROUGH_KV = 60.0
+"""Least voltage of a transmission microscope [kV]."""
+_TRANSMISSION = re.compile(
+    r"(?:^|[^a-z])(?:S?TEM|HAA?DF|L?M?ADF|A?BF|bright.?field|transmi\w+)(?:$|[^a-z])", re.IGNORECASE
+)
 LONG, MANY = 2.0, 5
 """Median aspect ratio from which many bodies have one."""
-OUTLINED = 0.74
-"""Least separability of fibres and ground at which a fibre's outline can be trusted."""
-CROWDED, PARALLEL = 0.5, 0.7
-"""Coverage and anisotropy from which fibres lie side by side."""
 MANY_CUT, NONE_CUT = 0.6, 0.95
 """Share of bodies that are compact before any is cut, up to which a count is least and from which it is most sure."""
 LEAST_SURE = 0.3
@@ -81,11 +85,13 @@ METHODS = {
     "coverage": "area share of the foreground",
     "porosity": "area share of the dark phase",
     "orientation": "structure tensor, counter-clockwise from the horizontal",
+    "orientation_spread": "standard deviation of the directions of the axes",
     "anisotropy": "structure tensor, weighted by local coherence",
     "period": "sharp peak of the Fourier spectrum",
     "line_width": "mid-level edges of the bright lines, median",
     "line_edge_roughness": "3 sigma of the edge positions, noise removed",
-    "fibre_width": "distance map along the skeleton, median",
+    "fibre_width": "between the outlines across the axes, median along them, crossings left out",
+    "fibre_width_spread": "standard deviation of the fibre width, from its quartiles",
     "mean_grey": "mean within the display window",
     "contrast": "standard deviation of the grey levels, noise removed",
     "sharpness": "1 - blur after re-blurring (Crete)",
@@ -102,17 +108,19 @@ class _Sheet:
 
     def add(self, name: str, value: float, *, unit: str = "", confidence: float, note: str = "") -> None:
         """Add a quantity without a length in it; a value that is not finite is left out."""
-        if abs(value) < float("inf") and confidence > 0:
-            self._found[name] = Fact(name, float(value), unit, METHODS[name], round(min(confidence, 1.0), 3), note)
+        sure = round(min(confidence, 1.0), 3)
+        if abs(value) < float("inf") and sure > 0:
+            self._found[name] = Fact(name, float(value), unit, METHODS[name], sure, note)
 
     def add_length(self, name: str, pixels: float, *, confidence: float, note: str = "") -> None:
         """Add a length given in px of the full picture."""
         self.add(name, pixels * self._scale, unit=self._unit, confidence=confidence, note=note)
 
-    def facts(self, kind: str, reason: str) -> Facts:
+    def facts(self, kind: str, reason: str, confidence: float) -> Facts:
         """All facts in their order, the missing ones as not applicable for this reason."""
         missing = {name: not_applicable(name, METHODS[name], reason) for name in FACT_NAMES}
-        return Facts(kind, tuple(self._found.get(name, missing[name]) for name in FACT_NAMES))
+        items = tuple(self._found.get(name, missing[name]) for name in FACT_NAMES)
+        return Facts(kind, items, round(confidence, 3))
 
 
 def _add_grey(sheet: _Sheet, found: Findings) -> None:
@@ -203,10 +211,11 @@ def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
     _add_neighbours(sheet, objects, certainty=certainty, factor=found.picture.factor)
 
 
-def _add_fibres(sheet: _Sheet, fibres: Fibres, *, anisotropy: float, factor: int) -> None:
-    merged = fibres.coverage > CROWDED and anisotropy > PARALLEL  # neighbours side by side pass for one
-    if fibres.separability > OUTLINED and fibres.resolved and not merged:
-        sheet.add_length("fibre_width", factor * fibres.width, confidence=0.5 + fibres.separability / 4)
+def _add_fibres(sheet: _Sheet, fibres: Fibres) -> None:
+    sure, note = fibres.confidence, f"{len(fibres.places)} places"
+    sheet.add_length("fibre_width", fibres.width, confidence=sure, note=note)
+    sheet.add_length("fibre_width_spread", fibres.spread, confidence=0.8 * sure, note=note)
+    sheet.add("orientation_spread", fibres.turn, unit="deg", confidence=0.8 * sure, note=note)
 
 
 def _add_share(sheet: _Sheet, found: Findings) -> None:
@@ -216,36 +225,52 @@ def _add_share(sheet: _Sheet, found: Findings) -> None:
         sheet.add(name, 100 * found.share, unit="%", confidence=found.share_confidence, note=note)
 
 
-def _find(pixels: Pixels, low: float, high: float) -> Findings | None:
+def _found_in(m: Micrograph) -> Findings | None:
+    window = m.window()
+    found = _find(m.specimen, window.low, window.high, transmission=_in_transmission(m.instrument))
+    return _of_sample(found, m)
+
+
+def _find(pixels: Pixels, low: float, high: float, *, transmission: bool = False) -> Findings | None:
     """What is found in a picture, None where it is too small, constant or not finite."""
     from assistant.measurements.findings import find
     from assistant.measurements.picture import picture_of
 
     picture = picture_of(pixels, low, high)
-    return None if picture is None else find(picture)
+    return None if picture is None else find(picture, transmission=transmission)
+
+
+def _in_transmission(instrument: Instrument) -> bool:
+    """Whether electrons went through the specimen: no microscope that looks at surfaces has such a voltage."""
+    named = _TRANSMISSION.search(instrument.detector or "") is not None
+    return named or (instrument.hv_kv or 0.0) >= THROUGH_KV
 
 
 def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
     sheet = _Sheet(nm_per_pixel)
     if found is None:
-        return sheet.facts("uniform", "the picture is too small, constant or not finite")
+        return sheet.facts("uniform", "the picture is too small, constant or not finite", 1.0)
     _add_grey(sheet, found)
+    if found.kind == "curtaining":
+        reason = "the stripes are curtaining, an artefact of ion milling, and no structure of the specimen"
+        return sheet.facts(found.kind, reason, found.confidence)
     _add_direction(sheet, found)
+    if found.confidence < SURE_OF_KIND:
+        reason = f"it is not sure what the picture shows: {found.kind} at {found.confidence:.0%}"
+        return sheet.facts("unknown", reason, found.confidence)
     _add_lines(sheet, found)
     if found.objects is not None:
         _add_objects(sheet, found, found.objects)
     _add_share(sheet, found)
     if found.fibres is not None:
-        anisotropy = found.direction.anisotropy if found.direction else 0.0
-        _add_fibres(sheet, found.fibres, anisotropy=anisotropy, factor=found.picture.factor)
-    return sheet.facts(found.kind, f"not a quantity of a picture of kind {found.kind}, or not clear enough")
+        _add_fibres(sheet, found.fibres)
+    reason = f"not a quantity of a picture of kind {found.kind}, or not clear enough"
+    return sheet.facts(found.kind, reason, found.confidence)
 
 
 def measure(m: Micrograph) -> Facts:
     """Measure a micrograph outside its info bar; lengths are in nm where it is calibrated, else in px."""
-    window = m.window()
-    found = _find(m.specimen, window.low, window.high)
-    return _facts_of(_of_sample(found, m), nm_per_pixel=_scale(m))
+    return _facts_of(_found_in(m), nm_per_pixel=_scale(m))
 
 
 def _of_sample(found: Findings | None, m: Micrograph) -> Findings | None:
@@ -272,8 +297,7 @@ def figures(m: Micrograph) -> dict[str, Image.Image]:
 
     from assistant.measurements import overlay
 
-    window = m.window()
-    found = _of_sample(_find(m.specimen, window.low, window.high), m)
+    found = _found_in(m)
     if found is None:
         return {}
     facts = _facts_of(found, nm_per_pixel=_scale(m))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from assistant.quantities import MEASURED, QUANTITIES, written
 
-Kind = Literal["particles", "pores", "lines", "fibres", "texture", "uniform"]
-KINDS: tuple[Kind, ...] = ("particles", "pores", "lines", "fibres", "texture", "uniform")
+Kind = Literal["particles", "pores", "lines", "fibres", "texture", "curtaining", "uniform", "unknown"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 FACT_NAMES = MEASURED
 LINE_ORDER = tuple(
@@ -62,6 +62,8 @@ class Facts:
 
     kind: str
     items: tuple[Fact, ...]
+    kind_confidence: float = 1.0
+    """0..1; that a person would call the picture that"""
 
     def __getitem__(self, name: str) -> Fact:
         """Return the fact of that name.
@@ -89,8 +91,9 @@ class Facts:
         return "; ".join(entries[:LINE_ENTRIES])
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON: {"kind", "items": [{"name", "value", "unit", "method", "confidence", "note"}]}."""
-        return {"kind": self.kind, "items": [asdict(fact) for fact in self.items]}
+        """Plain JSON: {"kind", "kind_confidence", "items": [{"name", "value", "unit", "method", ...}]}."""
+        items = [asdict(fact) for fact in self.items]
+        return {"kind": self.kind, "kind_confidence": self.kind_confidence, "items": items}
 
 
 @dataclass(frozen=True)
