@@ -148,7 +148,7 @@ class MultiFusion(nn.Module):
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ClassEvidence:
     """A Dirichlet over the classes: alpha = softplus(logits) + 1, p = alpha / S, uncertainty u = C / S in 0..1."""
 
     alpha: Tensor  # [B, C]
@@ -160,11 +160,11 @@ class Evidence:
         return self.probability.argmax(dim=-1).masked_fill(self.uncertainty > threshold, UNKNOWN)
 
 
-def evidence(logits: Tensor) -> Evidence:
+def evidence(logits: Tensor) -> ClassEvidence:
     """Class logits [B, C] as evidence (Sensoy et al. 2018)."""
     alpha = F.softplus(logits) + 1.0
     strength = alpha.sum(dim=-1, keepdim=True)  # [B, 1]
-    return Evidence(alpha, alpha / strength, logits.shape[-1] / strength.squeeze(-1))
+    return ClassEvidence(alpha, alpha / strength, logits.shape[-1] / strength.squeeze(-1))
 
 
 def evidential_loss(logits: Tensor, labels: Tensor, *, annealing: float) -> Tensor:

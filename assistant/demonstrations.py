@@ -26,7 +26,7 @@ class Shots:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Labelled:
     """A labelled image that may be shown."""
 
     label: str
@@ -35,7 +35,7 @@ class Candidate:
     vector: np.ndarray  # [Dv] its class token h_cls
 
 
-C = TypeVar("C", bound=Candidate)
+C = TypeVar("C", bound=Labelled)
 
 
 def choose(candidates: Sequence[C], shots: Shots, *, target: str, vector: np.ndarray) -> list[C]:

@@ -27,9 +27,9 @@ SLOTS = 32
 """Conversations continued at one time."""
 ROOM = 64
 """Tokens a cache makes room for at a time."""
-Batch = Mapping[str, Tensor]
+TokenBatch = Mapping[str, Tensor]
 """Left-padded tensors from `MaemiProcessor`."""
-Prepare = Callable[[Sequence[int]], tuple[Batch, VisualContext | None]]
+Prepare = Callable[[Sequence[int]], tuple[TokenBatch, VisualContext | None]]
 """Numbers of conversations -> their batch and visual context."""
 
 
@@ -141,7 +141,7 @@ def computing(device: torch.device) -> Iterator[None]:
 
 def read(
     student: MaemiForConditionalGeneration,
-    batch: Batch,
+    batch: TokenBatch,
     context: VisualContext | None,
     cache: Cache | None = None,
 ) -> tuple[Rows, Tensor]:

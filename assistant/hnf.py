@@ -29,7 +29,7 @@ PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 SIMILARITY_GRID = 2**30  # similarities closer than 1e-9 are ties: rounding noise must not choose a neighbour
 
 
-def to_patches(pixels: Tensor, size: int) -> Tensor:
+def unfold_patches(pixels: Tensor, size: int) -> Tensor:
     """Cut [B, 1, H, W] into row-major square patches [B, P, size * size]."""
     batch, _, height, width = pixels.shape
     grid = pixels.view(batch, height // size, size, width // size, size)
@@ -210,7 +210,7 @@ class BidirectionalODE(nn.Module):
         return torch.stack((self.ahead.attention(start, h), self.back.attention(end, h)), dim=1)
 
 
-class Gate(nn.Module):
+class FusionGate(nn.Module):
     """Mixture of streams with a weight per stream and dimension; the weights sum to one over the streams.
 
     Two streams: g = sigmoid(W_s a + W_g b + b_g), g a + (1 - g) b. More: the softmax over S linear scores.
@@ -274,7 +274,7 @@ class Scale(nn.Module):
         dim: int,
         ode: BidirectionalODE,
         graph: VisionGraph,
-        gate: Gate,
+        gate: FusionGate,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
@@ -284,7 +284,7 @@ class Scale(nn.Module):
 
     def forward(self, pixels: Tensor, cls: Tensor, virtual_node: Tensor, *, inspect: bool = False) -> ScaleOutput:
         """Normalised pixels [B, 1, H, W]; class token and virtual node [B, D] from the scale before."""
-        patches = self.project(to_patches(pixels, self.patch_size)) + self.positions  # [B, P, D]
+        patches = self.project(unfold_patches(pixels, self.patch_size)) + self.positions  # [B, P, D]
         start = torch.cat((cls[:, None], patches), dim=1)  # [B, N, D]
         sequence = self.ode(start)
         node, adjacency = self.graph(patches, virtual_node)
@@ -338,7 +338,7 @@ class HNF(nn.Module):
                 dim=dim,
                 ode=BidirectionalODE(dim, heads, steps=steps, dynamics=dynamics),
                 graph=VisionGraph(dim, k=k, order=order),
-                gate=Gate(dim, outer_activation=outer_activation),
+                gate=FusionGate(dim, outer_activation=outer_activation),
             )
             for patch_size in patch_sizes
         )

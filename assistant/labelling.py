@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from assistant.chat import Conversation, class_answer
-from assistant.demonstrations import Candidate, Shots, choose, demonstrate
+from assistant.demonstrations import Labelled, Shots, choose, demonstrate
 from assistant.errors import ConfigError
 from assistant.labels import prototype_scores
 
@@ -86,7 +86,7 @@ class Labeller:
 
 
 @dataclass(frozen=True)
-class Demonstration(Candidate):
+class Demonstration(Labelled):
     """A candidate with what was seen of it."""
 
     look: Look

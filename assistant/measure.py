@@ -8,6 +8,7 @@ imports them.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from assistant.measurements.claims import NUMBER_WORDS, Claim, read_claims
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from assistant.measurements.objects import Body
     from assistant.measurements.picture import F64, Mask, Pixels
     from assistant.measurements.segmentation import Objects
-    from assistant.micrograph import Micrograph
+    from assistant.micrograph import Instrument, Micrograph
 
 __all__ = [
     "FACT_NAMES",
@@ -58,12 +59,15 @@ DIRECTED = 0.5
 """Least anisotropy at which a picture that is no line pattern has an orientation."""
 DIRECTED_LATTICE = 0.7
 """The same where the picture repeats: a lattice of bodies lit from one side is no alignment."""
+SURE_OF_KIND = 0.4
+"""Confidence under which what is said depends on no kind."""
+THROUGH_KV = 60.0
+"""Least voltage of a transmission microscope [kV]."""
+_TRANSMISSION = re.compile(
+    r"(?:^|[^a-z])(?:S?TEM|HAA?DF|L?M?ADF|A?BF|bright.?field|transmi\w+)(?:$|[^a-z])", re.IGNORECASE
+)
 LONG, MANY = 2.0, 5
 """Median aspect ratio from which many bodies have one."""
-OUTLINED = 0.74
-"""Least separability of fibres and ground at which a fibre's outline can be trusted."""
-CROWDED, PARALLEL = 0.5, 0.7
-"""Coverage and anisotropy from which fibres lie side by side."""
 LEAST_LIKELY = 0.2
 """Probability under which a quantity is not stated."""
 SURE_OF_GRAINS = 0.6
@@ -93,11 +97,13 @@ METHODS = {
     "coverage": "area share of the foreground",
     "porosity": "area share of the dark phase",
     "orientation": "structure tensor, counter-clockwise from the horizontal",
+    "orientation_spread": "standard deviation of the directions of the axes",
     "anisotropy": "structure tensor, weighted by local coherence",
     "period": "sharp peak of the Fourier spectrum",
     "line_width": "mid-level edges of the bright lines, median",
     "line_edge_roughness": "3 sigma of the edge positions, noise removed",
-    "fibre_width": "distance map along the skeleton, median",
+    "fibre_width": "between the outlines across the axes, median along them, crossings left out",
+    "fibre_width_spread": "standard deviation of the fibre width, from its quartiles",
     "mean_grey": "mean within the display window",
     "contrast": "standard deviation of the grey levels, noise removed",
     "sharpness": "1 - blur after re-blurring (Crete)",
@@ -123,17 +129,18 @@ class _Sheet:
             return
         likely = probability(name, {**self._traits, **traits_of_statement(confidence)})
         sure = min(confidence, 1.0) if likely is None else likely
-        if likely is None or likely > LEAST_LIKELY:
+        if round(sure, 3) > 0 and (likely is None or likely > LEAST_LIKELY):
             self._found[name] = Fact(name, float(value), unit, method or METHODS[name], round(sure, 3), note)
 
     def add_length(self, name: str, pixels: float, *, confidence: float, note: str = "") -> None:
         """Add a length given in px of the full picture."""
         self.add(name, pixels * self._scale, unit=self._unit, confidence=confidence, note=note)
 
-    def facts(self, kind: str, reason: str) -> Facts:
+    def facts(self, kind: str, reason: str, confidence: float) -> Facts:
         """All facts in their order, the missing ones as not applicable for this reason."""
         missing = {name: not_applicable(name, METHODS[name], reason) for name in FACT_NAMES}
-        return Facts(kind, tuple(self._found.get(name, missing[name]) for name in FACT_NAMES))
+        items = tuple(self._found.get(name, missing[name]) for name in FACT_NAMES)
+        return Facts(kind, items, round(confidence, 3))
 
 
 def _add_grey(sheet: _Sheet, found: Findings) -> None:
@@ -221,10 +228,11 @@ def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
     _add_neighbours(sheet, objects, certainty=certainty, factor=found.picture.factor)
 
 
-def _add_fibres(sheet: _Sheet, fibres: Fibres, *, anisotropy: float, factor: int) -> None:
-    merged = fibres.coverage > CROWDED and anisotropy > PARALLEL  # neighbours side by side pass for one
-    if fibres.separability > OUTLINED and fibres.resolved and not merged:
-        sheet.add_length("fibre_width", factor * fibres.width, confidence=0.5 + fibres.separability / 4)
+def _add_fibres(sheet: _Sheet, fibres: Fibres) -> None:
+    sure, note = fibres.confidence, f"{len(fibres.places)} places"
+    sheet.add_length("fibre_width", fibres.width, confidence=sure, note=note)
+    sheet.add_length("fibre_width_spread", fibres.spread, confidence=0.8 * sure, note=note)
+    sheet.add("orientation_spread", fibres.turn, unit="deg", confidence=0.8 * sure, note=note)
 
 
 def _add_grains(sheet: _Sheet, found: Findings) -> None:
@@ -244,30 +252,48 @@ def _add_share(sheet: _Sheet, found: Findings) -> None:
         sheet.add(name, 100 * found.share, unit="%", confidence=found.share_confidence, note=note)
 
 
-def _find(pixels: Pixels, low: float, high: float) -> Findings | None:
+def _found_in(m: Micrograph) -> Findings | None:
+    window = m.window()
+    found = _find(m.specimen, window.low, window.high, transmission=_in_transmission(m.instrument))
+    return _of_sample(found, m)
+
+
+def _find(pixels: Pixels, low: float, high: float, *, transmission: bool = False) -> Findings | None:
     """What is found in a picture, None where it is too small, constant or not finite."""
     from assistant.measurements.findings import find
     from assistant.measurements.picture import picture_of
 
     picture = picture_of(pixels, low, high)
-    return None if picture is None else find(picture)
+    return None if picture is None else find(picture, transmission=transmission)
+
+
+def _in_transmission(instrument: Instrument) -> bool:
+    """Whether electrons went through the specimen: no microscope that looks at surfaces has such a voltage."""
+    named = _TRANSMISSION.search(instrument.detector or "") is not None
+    return named or (instrument.hv_kv or 0.0) >= THROUGH_KV
 
 
 def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
     sheet = _Sheet(nm_per_pixel, {} if found is None else _traits(found))
     if found is None:
-        return sheet.facts("uniform", "the picture is too small, constant or not finite")
+        return sheet.facts("uniform", "the picture is too small, constant or not finite", 1.0)
     _add_grey(sheet, found)
+    if found.kind == "curtaining":
+        reason = "the stripes are curtaining, an artefact of ion milling, and no structure of the specimen"
+        return sheet.facts(found.kind, reason, found.confidence)
     _add_direction(sheet, found)
+    if found.confidence < SURE_OF_KIND:
+        reason = f"it is not sure what the picture shows: {found.kind} at {found.confidence:.0%}"
+        return sheet.facts("unknown", reason, found.confidence)
     _add_lines(sheet, found)
     if found.objects is not None:
         _add_objects(sheet, found, found.objects)
     _add_grains(sheet, found)
     _add_share(sheet, found)
     if found.fibres is not None:
-        anisotropy = found.direction.anisotropy if found.direction else 0.0
-        _add_fibres(sheet, found.fibres, anisotropy=anisotropy, factor=found.picture.factor)
-    return sheet.facts(found.kind, f"not a quantity of a picture of kind {found.kind}, or not clear enough")
+        _add_fibres(sheet, found.fibres)
+    reason = f"not a quantity of a picture of kind {found.kind}, or not clear enough"
+    return sheet.facts(found.kind, reason, found.confidence)
 
 
 def _traits(found: Findings) -> Traits:
@@ -284,9 +310,7 @@ def _traits(found: Findings) -> Traits:
 
 def measure(m: Micrograph) -> Facts:
     """Measure a micrograph outside its info bar; lengths are in nm where it is calibrated, else in px."""
-    window = m.window()
-    found = _find(m.specimen, window.low, window.high)
-    return _facts_of(_of_sample(found, m), nm_per_pixel=_scale(m))
+    return _facts_of(_found_in(m), nm_per_pixel=_scale(m))
 
 
 def _of_sample(found: Findings | None, m: Micrograph) -> Findings | None:
@@ -313,22 +337,20 @@ def figures(m: Micrograph) -> dict[str, Image.Image]:
 
     from assistant.measurements import overlay
 
-    window = m.window()
-    found = _of_sample(_find(m.specimen, window.low, window.high), m)
+    found = _found_in(m)
     if found is None:
         return {}
     facts = _facts_of(found, nm_per_pixel=_scale(m))
     display = np.asarray(np.rint(found.picture.grey * 255), dtype=np.uint8)
-    return overlay.figures(display, found, facts, nm_per_pixel=_scale(m))
+    return overlay.drawn_figures(display, found, facts, nm_per_pixel=_scale(m))
 
 
 def bodies(m: Micrograph) -> list[Body]:
     """The bodies that the facts are made of, one by one; empty where none were told apart."""
     from assistant.measurements.objects import bodies_of
 
-    window = m.window()
-    found = _find(m.specimen, window.low, window.high)
-    if found is None or found.objects is None:
+    found = _found_in(m)
+    if found is None or found.objects is None or found.confidence < SURE_OF_KIND:
         return []
     rows, columns = m.part
     return bodies_of(found.objects, factor=found.picture.factor, corner=(rows.start, columns.start))
@@ -340,7 +362,7 @@ def _scale(m: Micrograph) -> float | None:
 
 def measure_pixels(pixels: Pixels, *, nm_per_pixel: float | None) -> Facts:
     """Measure a bare array [H, W]; the window is its 0.1 and 99.9 percentiles."""
-    from assistant.measurements.picture import window_of
+    from assistant.measurements.picture import grey_window
 
-    low, high = window_of(pixels)
+    low, high = grey_window(pixels)
     return _facts_of(_find(pixels, low, high), nm_per_pixel=nm_per_pixel)

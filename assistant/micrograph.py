@@ -37,12 +37,12 @@ from assistant.readers.record import (
     SMALLEST_PIXEL,
     Calibration,
     Instrument,
-    Reader,
     Record,
     SidecarReader,
     TagReader,
+    VendorReader,
 )
-from assistant.readers.sample import filled, largest_rectangle
+from assistant.readers.sample import largest_rectangle, without_gaps
 from assistant.readers.window import Window, window_of, windowed
 
 __all__ = [
@@ -66,7 +66,7 @@ _TAG_READERS: tuple[TagReader, ...] = (thermo, zeiss, tescan, gatan, ome)
 _SIDECAR_READERS: tuple[SidecarReader, ...] = (jeol, hitachi, sec, tescan)
 _EDITORS = (imagej.VENDOR[0], ome.VENDOR[0])
 """Programs that write a file for a microscope of any maker."""
-_READERS: tuple[Reader, ...] = (*_TAG_READERS, *_SIDECAR_READERS, imagej, rosettasciio)
+_READERS: tuple[VendorReader, ...] = (*_TAG_READERS, *_SIDECAR_READERS, imagej, rosettasciio)
 VENDOR_NAMES = dict(reader.VENDOR for reader in _READERS)
 
 
@@ -117,7 +117,7 @@ class Micrograph:
     @cached_property
     def specimen(self) -> Pixels:
         """`content` with everything that is no sample made like the specimen around it [H', W']."""
-        return self.content if self.content_sample is None else filled(self.content, self.content_sample)
+        return self.content if self.content_sample is None else without_gaps(self.content, self.content_sample)
 
     @property
     def sample_fraction(self) -> float:
@@ -246,7 +246,7 @@ def _decoded(
     if len(data) > limits.max_bytes:
         raise MicrographError("too_large", f"{len(data)} bytes were given; the limit is {limits.max_bytes}.")
     records: list[tuple[Record, str]] = []
-    kind = raster.kind_of(data)
+    kind = raster.raster_kind(data)
     if kind is not None:
         frame = raster.decode(data, kind, page, limits)
         if block := thermo.loose_xml(data):
@@ -255,7 +255,7 @@ def _decoded(
         frame = tiff.decode(data, page, limits)
         if not frame.tags.keys() & tiff.VENDOR_TAGS and (block := thermo.loose_block(data)):
             frame = replace(frame, tags={thermo.SFEG: block})
-    elif (vendor := rosettasciio.kind_of(data, path.suffix.lower() if path else "")) is not None:
+    elif (vendor := rosettasciio.container_kind(data, path.suffix.lower() if path else "")) is not None:
         frame, record = rosettasciio.decode(path, vendor, page, limits)
         records.append((record, "the file"))
     else:

@@ -24,7 +24,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
-class Decision:
+class NumberFormat:
     """What a device computes in, and why."""
 
     precision: Literal["bf16", "fp32"]
@@ -44,12 +44,12 @@ def device_of(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def decide(precision: Precision, device: str) -> Decision:
+def decide(precision: Precision, device: str) -> NumberFormat:
     """What `training.precision` means on a device (`cpu`, `cuda`, `cuda:1`)."""
     if precision != "auto":
-        return Decision(precision, "as set by training.precision")
+        return NumberFormat(precision, "as set by training.precision")
     made_for_it, what = _gpu(device) if device.startswith("cuda") else _processor()
-    return Decision("bf16" if made_for_it else "fp32", what)
+    return NumberFormat("bf16" if made_for_it else "fp32", what)
 
 
 def weights_dtype(device: str) -> torch.dtype:

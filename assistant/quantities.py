@@ -104,7 +104,7 @@ class Quantity:
 
 
 _SIZE = r"diameters?|sizes?"
-_FIBRE = r"fib(?:re|er)"
+_FIBRE_WIDTH = r"fib(?:re|er)[\s-](?:width|diameter)"
 _HOW_LARGE = r"how (?:large|big|small|long)|\bsizes?\b|diameter|larger|smaller"
 _HOW_WIDE = r"how wide|widths?\b|thick"
 _WHICH_WAY = r"orient|direction|aligned|alignment"
@@ -168,6 +168,12 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "orientation", r"orientation|main direction", asks=(_WHICH_WAY,), line=12, figure="direction", tolerance=5.0
         ),
+        Quantity(
+            "orientation_spread",
+            r"(?:orientation|direction) spread|spread of (?:the )?directions",
+            asks=(_WHICH_WAY,),
+            figure="direction",
+        ),
         Quantity("anisotropy", r"anisotropy", asks=(_WHICH_WAY, r"anisotrop"), line=13, figure="direction"),
         Quantity(
             "period",
@@ -198,12 +204,18 @@ QUANTITIES: Mapping[str, Quantity] = {
         ),
         Quantity(
             "fibre_width",
-            rf"{_FIBRE}[\s-](?:width|diameter)s?",
+            rf"{_FIBRE_WIDTH}s?",
             asks=(_HOW_WIDE,),
             line=11,
             figure="fibres",
             asked=True,
             typical=True,
+        ),
+        Quantity(
+            "fibre_width_spread",
+            rf"{_FIBRE_WIDTH} spread|(?:spread|standard deviation) of (?:the )?{_FIBRE_WIDTH}s?",
+            asks=(_HOW_WIDE,),
+            figure="fibres",
         ),
         Quantity(
             "mean_grey",

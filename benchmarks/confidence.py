@@ -29,7 +29,8 @@ from assistant import measure as measuring
 from assistant.measurements import confidence, findings
 from assistant.measurements.crowds import ways
 from assistant.measurements.findings import Findings, find
-from assistant.measurements.picture import picture_of, window_of
+from assistant.measurements.kinds import Evidence
+from assistant.measurements.picture import grey_window, picture_of
 from assistant.quantities import within_tolerance
 from benchmarks.annotated import Annotated, crops, drawn, powder
 from data_gen.drawing.synth import CLASSES
@@ -66,7 +67,7 @@ def rows_of_part(task: tuple[str, str, range]) -> list[Row]:
 
 def rows_of(item: Annotated, *, every_way: bool) -> list[Row]:
     """What is stated of one picture, by every way to see it or as a user gets it."""
-    picture = picture_of(item.pixels, *window_of(item.pixels))
+    picture = picture_of(item.pixels, *grey_window(item.pixels))
     if picture is None:
         return []
     found = find(picture)
@@ -78,10 +79,9 @@ def _other_ways(found: Findings) -> list[Findings]:
     """The same picture with its bodies seen in other ways."""
     if found.kind in ("uniform", "lines", "fibres"):
         return []
-    tried = findings._best_candidates(found.picture)
-    seen = [findings._best_objects(found.picture, tried), *ways(found.picture, tried)]
-    bare = replace(found, objects=None, share=None)
-    return [findings._as_objects(replace(bare), way) for way in seen if way is not None]
+    it = Evidence(found.picture)
+    seen = [it.objects, *ways(found.picture, it.tried)]
+    return [replace(findings._as_objects(it, way), confidence=1.0) for way in seen if way is not None]
 
 
 def _judged(item: Annotated, found: Findings) -> list[Row]:

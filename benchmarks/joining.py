@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from assistant.measurements import touching
-from assistant.measurements.picture import F64, I32, picture_of, window_of
+from assistant.measurements.picture import F64, I32, grey_window, picture_of
 from assistant.measurements.touching import Parts, cut_apart, ground_of, seams_of, terms
 from benchmarks.annotated import Annotated, drawn, powder
 
@@ -48,7 +48,7 @@ class Case:
 
 def case_of(item: Annotated) -> Case | None:
     """Cut a picture; None where no ground is found in it."""
-    picture = picture_of(item.pixels, *window_of(item.pixels))
+    picture = picture_of(item.pixels, *grey_window(item.pixels))
     if picture is None or item.labels is None:
         return None
     calm = picture.calm

@@ -34,7 +34,7 @@ from assistant.activations import keep_less
 from assistant.adapters import DyAMoPEConfig, DyQLoRAFAConfig, hold_inactive, prepare_nf4, set_rank
 from assistant.config import parse_config
 from assistant.loss import next_token_loss
-from training.planning.memory import CUDA_CONTEXT, GIB, adapter_parameters, step_parts
+from training.planning.memory import CUDA_CONTEXT, GIB, planned_adapter_parameters, step_parts
 from training.planning.shapes import LanguageModelShape
 
 RANK = 16
@@ -199,7 +199,7 @@ def predicted_gib(kind: str, shape: LanguageModelShape, tokens: int, rows: int, 
     )
     parts = step_parts(config, shape)
     of_lm = ("language model", "adapter weights", "logits", "one layer in backward")
-    trained, _ = adapter_parameters(shape, config.adapter)
+    trained, _ = planned_adapter_parameters(shape, config.adapter)
     gradients_and_moments = trained * (2 + 8)
     return (sum(size for name, size in parts.items() if any(p in name for p in of_lm)) + gradients_and_moments) / GIB
 

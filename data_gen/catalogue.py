@@ -37,7 +37,7 @@ _COUNTER = re.compile(r"[\s._-]*\d+$")
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """One file, and what is known of it before it is opened."""
 
     position: int
@@ -89,7 +89,7 @@ class Catalogue:
             labels = self._block_labels()
         self._splits = assign_splits(labels, shares=shares, seed=seed) | self._given
 
-    def __iter__(self) -> Iterator[tuple[Entry, str]]:
+    def __iter__(self) -> Iterator[tuple[CatalogueEntry, str]]:
         """Every entry with its split: that of its group, where the index names groups or leaves the split open."""
         for entry in self._entries():
             by_image = None if entry.named_group else entry.split
@@ -117,7 +117,7 @@ class Catalogue:
         )
         return {entry.group: entry.label or "" for entry in self._entries() if entry.group not in self._given}
 
-    def _entries(self) -> Iterator[Entry]:
+    def _entries(self) -> Iterator[CatalogueEntry]:
         if (self.root / TRUTH).is_file():
             entries = _from_truth(self.root)
         elif (self.root / INDEX).is_file():
@@ -196,16 +196,16 @@ def _quota(count: int, share: float, *, least: int) -> int:
     return max(1, int(count * share + 0.5))
 
 
-def _blocked(entry: Entry) -> Entry:
+def _blocked(entry: CatalogueEntry) -> CatalogueEntry:
     return replace(entry, group=f"{entry.group}#{entry.position // BLOCK}")
 
 
-def _from_truth(root: Path) -> Iterator[Entry]:
+def _from_truth(root: Path) -> Iterator[CatalogueEntry]:
     with (root / TRUTH).open(encoding="utf-8") as stream:
         for position, line in enumerate(stream):
             try:
                 row = json.loads(line)
-                entry = Entry(
+                entry = CatalogueEntry(
                     position,
                     row["path"],
                     row["label"],
@@ -223,7 +223,7 @@ def _from_truth(root: Path) -> Iterator[Entry]:
             yield entry
 
 
-def _from_index(root: Path) -> Iterator[Entry]:
+def _from_index(root: Path) -> Iterator[CatalogueEntry]:
     with (root / INDEX).open(encoding="utf-8-sig", newline="") as stream:
         rows = csv.DictReader(stream)
         if "path" not in (rows.fieldnames or ()):
@@ -239,7 +239,7 @@ def _from_index(root: Path) -> Iterator[Entry]:
                     f"{root / INDEX}, line {position + 2}: path {name!r} or split {split!r} is not usable. Correct it.",
                 ) from None
             group, stays = row.get("group") or "", (row.get("egress") or "").strip().lower() in _NO
-            yield Entry(
+            yield CatalogueEntry(
                 position,
                 name,
                 row.get("label") or None,
@@ -251,7 +251,7 @@ def _from_index(root: Path) -> Iterator[Entry]:
             )
 
 
-def _from_folders(root: Path) -> Iterator[Entry]:
+def _from_folders(root: Path) -> Iterator[CatalogueEntry]:
     from assistant.micrograph import find_micrographs
 
     names = [path.relative_to(root).as_posix() for path in find_micrographs(root)]
@@ -260,7 +260,7 @@ def _from_folders(root: Path) -> Iterator[Entry]:
     for position, name in enumerate(names):
         folder = Path(name).parent
         label = folder.name if labelled and folder.name else None
-        yield Entry(position, name, label, _group_hint(name), name)
+        yield CatalogueEntry(position, name, label, _group_hint(name), name)
 
 
 def _group_hint(name: str) -> str:

@@ -18,7 +18,7 @@ from assistant.errors import DatasetError
 from assistant.quantities import QUANTITIES, written
 from data_gen.questions.evidence import PROMPTS
 from data_gen.questions.filters import text_verdict
-from data_gen.questions.tasks import Question
+from data_gen.questions.tasks import TaughtQuestion
 from data_gen.teacher import Rejection, Request, Teacher
 
 SHEETS = PROMPTS / "knowledge"
@@ -36,10 +36,10 @@ TYPICAL = frozenset(name for name, quantity in QUANTITIES.items() if quantity.ty
 """Quantities that say something about a class, and not about where one picture was taken."""
 SUREST = 0.5
 MOST_NAME_BYTES = 200
-Sheet = dict[str, str]
+KnowledgeSheet = dict[str, str]
 
 
-def knowledge_sheets(classes: Sequence[str], *, folder: Path | None = None) -> dict[str, Sheet]:
+def knowledge_sheets(classes: Sequence[str], *, folder: Path | None = None) -> dict[str, KnowledgeSheet]:
     """The sheet of every class, facet by facet; `folder` holds sheets of one's own, `<class>.txt`, and is read first.
 
     Raises DatasetError `no_sheet` or `bad_sheet`.
@@ -47,12 +47,12 @@ def knowledge_sheets(classes: Sequence[str], *, folder: Path | None = None) -> d
     return {label: read_sheet(_path(label, folder)) for label in classes}
 
 
-def read_sheet(path: Path) -> Sheet:
+def read_sheet(path: Path) -> KnowledgeSheet:
     """Read a sheet: one line "facet: text" for each of the eight facets.
 
     Raises DatasetError `bad_sheet`.
     """
-    sheet: Sheet = {}
+    sheet: KnowledgeSheet = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         facet, colon, text = line.partition(":")
         if colon and facet.strip() in FACETS:
@@ -66,11 +66,13 @@ def read_sheet(path: Path) -> Sheet:
 def sheet_request(label: str) -> Request:
     """What a teacher is asked to write the sheet of a class; it sees no picture."""
     words = label.replace("_", " ")
-    questions = tuple(Question(facet, "knowledge", facet, text, facet, (), "", {}) for facet, text in FACETS.items())
+    questions = tuple(
+        TaughtQuestion(facet, "knowledge", facet, text, facet, (), "", {}) for facet, text in FACETS.items()
+    )
     return Request((), "knowledge", questions, f"Class: {words}", paraphrases=1, template="sheet")
 
 
-def sheet_of(answers: Mapping[str, Sequence[str]]) -> Sheet:
+def sheet_of(answers: Mapping[str, Sequence[str]]) -> KnowledgeSheet:
     """The sheet in a teacher's answers. Raises Rejection where a facet may not be taught."""
     sheet = {facet: " ".join(answers[facet][0].split()) for facet in FACETS}
     for text in sheet.values():
@@ -80,7 +82,7 @@ def sheet_of(answers: Mapping[str, Sequence[str]]) -> Sheet:
     return sheet
 
 
-def measured_sheet(label: str, facts: Sequence[Mapping[str, Any]]) -> Sheet:
+def measured_sheet(label: str, facts: Sequence[Mapping[str, Any]]) -> KnowledgeSheet:
     """The sheet of a class that nobody wrote about, from what was measured on its pictures (`Facts.as_dict()`).
 
     It says what pictures can tell, and of everything else that it is not known.
@@ -108,7 +110,7 @@ def measured_sheet(label: str, facts: Sequence[Mapping[str, Any]]) -> Sheet:
     }
 
 
-def save_sheet(label: str, sheet: Sheet, folder: Path) -> Path:
+def save_sheet(label: str, sheet: KnowledgeSheet, folder: Path) -> Path:
     """Write a sheet into `folder`, where `knowledge_sheets` finds it.
 
     Raises DatasetError `bad_label` for a class that cannot name a file.

@@ -27,9 +27,9 @@ from data_gen.passes.examine import Examiner
 from data_gen.passes.judge import judge
 from data_gen.passes.lesson import Lesson, Progress
 from data_gen.passes.publish import publish
-from data_gen.passes.report import TeachReport
 from data_gen.passes.sheets import write_sheets
 from data_gen.passes.specimens import examine_folder
+from data_gen.passes.teach_report import TeachReport
 from data_gen.teacher import OfflineTeacher, Teacher
 
 if TYPE_CHECKING:

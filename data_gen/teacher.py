@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from assistant.errors import DatasetError, TeacherError
 from data_gen.questions.evidence import PROMPTS
-from data_gen.questions.tasks import Question, prompts_version
+from data_gen.questions.tasks import TaughtQuestion, prompts_version
 from data_gen.tables import exchange_key
 
 RAW_CHARS = 4_000
@@ -30,7 +30,7 @@ class Request:
     images: tuple[str, ...]
     """sha256 of each micrograph."""
     task: str
-    questions: tuple[Question, ...]
+    questions: tuple[TaughtQuestion, ...]
     known: str
     paraphrases: int = 5
     template: str = "teacher"

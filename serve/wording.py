@@ -15,7 +15,7 @@ SOURCES = {"tag": "file tag", "sidecar": "side-car file", "banner": "info bar", 
 UNCALIBRATED = "not calibrated"
 
 
-def digits(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three significant digits, without an exponent where a person would not write one."""
     if value != value or value in (float("inf"), float("-inf")):
         return str(value)
@@ -29,8 +29,8 @@ def length(nm: float) -> str:
     """A length [nm] in the unit that suits its size."""
     for limit, unit, factor in ((1000.0, "nm", 1.0), (1e6, "µm", 1e-3)):
         if nm < limit:
-            return f"{digits(nm * factor)} {unit}"
-    return f"{digits(nm * 1e-6)} mm"
+            return f"{three_digits(nm * factor)} {unit}"
+    return f"{three_digits(nm * 1e-6)} mm"
 
 
 def pixel_size(info: Mapping[str, Any]) -> str:
@@ -41,7 +41,7 @@ def pixel_size(info: Mapping[str, Any]) -> str:
     source = SOURCES.get(info["pixel_size_source"], info["pixel_size_source"])
     confidence = info["pixel_size_confidence"]
     doubt = f", {confidence:.0%} sure" if confidence is not None and confidence < 1 else ""
-    return f"{digits(nm)} nm/px ({source}{doubt})"
+    return f"{three_digits(nm)} nm/px ({source}{doubt})"
 
 
 def reading(info: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -51,19 +51,19 @@ def reading(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("Pixel size", pixel_size(info)),
         ("Instrument", maker),
-        ("Voltage", "" if info["hv_kv"] is None else f"{digits(info['hv_kv'])} kV"),
-        ("Working distance", "" if info["wd_mm"] is None else f"{digits(info['wd_mm'])} mm"),
+        ("Voltage", "" if info["hv_kv"] is None else f"{three_digits(info['hv_kv'])} kV"),
+        ("Working distance", "" if info["wd_mm"] is None else f"{three_digits(info['wd_mm'])} mm"),
         ("Magnification", "" if info["magnification"] is None else f"{info['magnification']:,.0f} ×"),
         ("Detector", info["detector"] or ""),
         ("Frame", f"{info['width']} × {info['height']} px, {info['dtype']}"),
         ("Pages", str(info["pages"]) if info["pages"] > 1 else ""),
         ("Info bar", f"rows {banner[0]}–{banner[1] - 1}, left out" if banner else ""),
-        ("Window", f"{digits(window['low'])} – {digits(window['high'])}" if window else ""),
+        ("Window", f"{three_digits(window['low'])} – {three_digits(window['high'])}" if window else ""),
     ]
     return [(label, value) for label, value in rows if value]
 
 
-def quantity(value: float, unit: str) -> str:
+def shown_quantity(value: float, unit: str) -> str:
     """A measured value with its unit, in the digits that it is good for."""
     if unit == "nm":
         return length(value)
@@ -73,7 +73,7 @@ def quantity(value: float, unit: str) -> str:
 def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value and method of every fact that applies, from `Facts.as_dict`."""
     return [
-        (item["name"].replace("_", " "), quantity(item["value"], item["unit"]), item.get("method", ""))
+        (item["name"].replace("_", " "), shown_quantity(item["value"], item["unit"]), item.get("method", ""))
         for item in facts["items"]
         if item["value"] is not None
     ]
@@ -85,7 +85,7 @@ def statement_row(statement: Mapping[str, Any]) -> tuple[str, str, str]:
     if fact is None:
         return statement["text"], "not known", "No fact stands behind this."
     name = fact["name"].replace("_", " ")
-    value = fact["text"] or quantity(fact["value"], fact["unit"])
+    value = fact["text"] or shown_quantity(fact["value"], fact["unit"])
     picture = f"image {statement['image']}, " if statement["image"] else ""
     source = SOURCES.get(fact["source"], fact["source"])
     how = fact["method"] if fact["source"] == "measured" else f"from {source}"

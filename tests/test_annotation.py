@@ -16,7 +16,7 @@ from assistant.measure import measure
 from assistant.micrograph import Instrument, Micrograph, read_micrograph, to_model_input
 from assistant.readers import bar_text, drawings
 from assistant.readers.ocr import Line
-from assistant.readers.sample import filled, largest_rectangle
+from assistant.readers.sample import largest_rectangle, without_gaps
 from tests.test_micrograph import encoded, tiff_bytes
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -362,7 +362,7 @@ class TestMeasuring:
 def test_filled_keeps_the_specimen() -> None:
     pixels, sample = specimen(100, 120), np.ones((100, 120), bool)
     sample[40:44, 10:90], sample[60:, 60:] = False, False
-    out = filled(pixels, sample)
+    out = without_gaps(pixels, sample)
     assert np.array_equal(out[sample], pixels[sample])
     assert out.dtype == pixels.dtype
     assert out[60:, 60:].std() == pytest.approx(8, rel=0.3)

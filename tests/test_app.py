@@ -389,4 +389,10 @@ def test_lengths_read_as_people_write_them(nm: float, text: str) -> None:
 
 
 def test_digits_keep_three_places_and_no_exponent() -> None:
-    assert [wording.digits(v) for v in (0, 84, 84.26, 12345.6, 0.00512)] == ["0", "84", "84.3", "12346", "0.00512"]
+    assert [wording.three_digits(v) for v in (0, 84, 84.26, 12345.6, 0.00512)] == [
+        "0",
+        "84",
+        "84.3",
+        "12346",
+        "0.00512",
+    ]

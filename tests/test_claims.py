@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from data_gen.questions.claims import claim_verdict
+from data_gen.questions.contradictions import claim_verdict
 
 CLASSES = ("nanowires", "particles", "porous_sponge", "powder")
 

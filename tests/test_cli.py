@@ -350,7 +350,7 @@ def test_serve_refuses_an_open_door(maemi: Maemi) -> None:
 
 
 def test_the_doctor_finds_all_well_and_cuts_the_network() -> None:
-    checks = list(doctor.examine(load=lambda run: MeasuringAssistant()))
+    checks = list(doctor.check_machine(load=lambda run: MeasuringAssistant()))
     features = {check.name: check for check in checks}
     assert {"synth", "info", "measure", "weights", "ask", "caption", "classify", "network"} <= set(features)
     assert [check for check in checks if not check.ok] == []
@@ -365,7 +365,7 @@ def test_the_doctor_finds_what_calls_home() -> None:
             socket.create_connection(("example.org", 443), timeout=1)
             return super().caption(images)
 
-    checks = {check.name: check for check in doctor.examine(load=lambda run: CallsHome())}
+    checks = {check.name: check for check in doctor.check_machine(load=lambda run: CallsHome())}
     assert not checks["caption"].ok
     assert "example.org" in checks["caption"].found
     assert checks["ask"].ok
@@ -375,7 +375,7 @@ def test_without_weights_the_doctor_says_what_did_not_run() -> None:
     def missing(run: Path | None) -> MeasuringAssistant:
         raise ServerError("no_weights", "The bundled weights are missing.")
 
-    checks = {check.name: check for check in doctor.examine(load=missing)}
+    checks = {check.name: check for check in doctor.check_machine(load=missing)}
     assert "missing" in checks["weights"].found
     assert "earlier check" in checks["ask"].found
     assert checks["measure"].ok

@@ -21,7 +21,7 @@ from test_api import make_desk, post
 from serve.desk.desk import Desk
 from serve.desk.housekeeping import NO_PICTURE, answer_without_picture
 from serve.http.api import build_api
-from serve.http.conversation import ApiError, decode_image, parse_request
+from serve.http.conversation import ApiError, image_bytes, parse_request
 from serve.http.guard import Guard
 from serve.http.structured import Unknown, as_schema
 
@@ -137,7 +137,7 @@ def test_data_uris_as_clients_write_them(head: str, body: str) -> None:
         "url-safe": base64.urlsafe_b64encode(data).decode(), "spaces": " ".join(lines),
         "escaped lines": "%0A".join(lines),
     }  # fmt: skip
-    assert decode_image(head + forms[body]) == data
+    assert image_bytes(head + forms[body]) == data
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_data_uris_as_clients_write_them(head: str, body: str) -> None:
 )
 def test_what_is_no_picture_is_named_as_what_it_is(url_: str, code: str) -> None:
     with pytest.raises(ApiError) as caught:
-        decode_image(url_)
+        image_bytes(url_)
     assert caught.value.code == code
 
 

@@ -18,7 +18,7 @@ from tiny_micrographs import draw_tiny
 
 from assistant.config import TeachConfig
 from assistant.errors import DatasetError
-from data_gen.dataset.exports import export
+from data_gen.dataset.exports import export_dataset
 from data_gen.dataset.reader import split_files
 from data_gen.pipeline import teach
 from serve.page.review import Book
@@ -51,7 +51,7 @@ def copy(taught: Path, tmp_path: Path) -> Path:
 
 
 def exported(directory: Path) -> None:
-    export(directory, "llava")
+    export_dataset(directory, "llava")
 
 
 def reviewed(directory: Path) -> list[dict[str, Any]]:

@@ -23,15 +23,15 @@ from tiny_micrographs import draw_tiny
 
 from assistant.config import PriceConfig, TeachConfig, parse_config
 from assistant.errors import ConfigError, EgressError, TeacherError
-from data_gen.hosted.desk import OPEN_VERDICTS
+from data_gen.hosted.correspondence import OPEN_VERDICTS
 from data_gen.hosted.dialect import Dialect
 from data_gen.hosted.egress import Permit, destination_of
-from data_gen.hosted.refusals import REASON_CHARS, Refusal, verdict_of
+from data_gen.hosted.refusals import REASON_CHARS, EndpointRefusal, verdict_of
 from data_gen.hosted.replies import read_reply
 from data_gen.hosted.teacher import HostedTeacher, same_model
 from data_gen.hosted.unwrap import MOST_STARTS, unwrap
 from data_gen.ledger import Ledger
-from data_gen.passes.report import TeachReport
+from data_gen.passes.teach_report import TeachReport
 from data_gen.pipeline import teach
 from data_gen.tables import Adaptation
 from data_gen.teacher import Rejection, Request
@@ -72,8 +72,8 @@ def folder(measured: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def refusal(code: int, body: Any) -> Refusal:
-    return Refusal(code, {}, body if isinstance(body, str) else json.dumps(body))
+def refusal(code: int, body: Any) -> EndpointRefusal:
+    return EndpointRefusal(code, {}, body if isinstance(body, str) else json.dumps(body))
 
 
 def settings(server: TeacherServer, **changes: Any) -> dict[str, Any]:
@@ -440,7 +440,7 @@ def test_what_no_waiting_mends_is_told_at_once_in_the_endpoints_words(
 
 def test_an_endpoint_that_is_down_may_be_asked_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """503 to everything: rests, then `unavailable` with the last reason, and the requests stay open."""
-    from data_gen.hosted import desk
+    from data_gen.hosted import correspondence as desk
 
     monkeypatch.setattr(desk, "BACKOFF_S", (0.001, 0.002))
     monkeypatch.setattr(desk.CircuitBreaker.__init__, "__defaults__", (3, 0.01, 1, 0, 0))

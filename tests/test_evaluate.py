@@ -11,7 +11,7 @@ from assistant.config import TrainingConfig
 from assistant.inference import Assistant
 from training.data import Conversations, load_split
 from training.evaluate import evaluate_assistant, statement_report
-from training.facts import agrees
+from training.fact_check import agrees
 
 TEXT = ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor_exact_stem")
 

@@ -37,7 +37,7 @@ from assistant.adapters import (
 from assistant.adapters.layer import MixExperts
 from assistant.checkpoint import attach_adapter
 from assistant.config import load_config
-from training.planning.memory import adapter_parameters
+from training.planning.memory import planned_adapter_parameters
 from training.planning.shapes import shape_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT 0.21 asks for it
@@ -191,7 +191,7 @@ def test_every_option_is_reached_from_the_configuration(override: str, tmp_path:
         sum(p.numel() for p in lm.parameters() if p.requires_grad),
         sum(a.numel() for a in named(lm, "lora_A").values()),
     )
-    assert counts == adapter_parameters(shape_in(tmp_path / "base" / "config.json"), config.adapter)
+    assert counts == planned_adapter_parameters(shape_in(tmp_path / "base" / "config.json"), config.adapter)
     draw_ranks(lm, 0, 0)
     lm.train()
     lm(input_ids=torch.arange(8)[None]).logits.sum().backward()

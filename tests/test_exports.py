@@ -11,7 +11,7 @@ import pytest
 
 from assistant.config import TeachConfig
 from assistant.errors import DatasetError
-from data_gen.dataset.exports import FORMATS, SPEAKERS, Format, export
+from data_gen.dataset.exports import FORMATS, SPEAKERS, Format, export_dataset
 from data_gen.dataset.review import Reviews
 from data_gen.drawing.synth import write_synthetic
 from data_gen.pipeline import teach
@@ -66,7 +66,7 @@ def read_back(folder: Path, split: str, form: Format) -> list[tuple[str, list[tu
 @pytest.mark.parametrize("form", FORMATS)
 def test_an_export_says_what_the_data_set_says(taught: Path, rows: Any, form: Format) -> None:
     """Ids, turns and pixels come back in order. Seen failing with the second picture of pairs left out."""
-    folder = export(taught, form)
+    folder = export_dataset(taught, form)
     for split in rows:
         assert read_back(folder, split, form) == canonical(rows, split)
     assert len({len(row["messages"]) for row in rows["train"]}) > 1, "conversations of several turns are there"
@@ -75,7 +75,7 @@ def test_an_export_says_what_the_data_set_says(taught: Path, rows: Any, form: Fo
 @pytest.mark.parametrize("form", FORMATS)
 def test_markers_and_pictures_are_as_many(taught: Path, form: Format) -> None:
     """LLaMA-Factory refuses a row whose image markers are not as many as its images."""
-    folder = export(taught, form)
+    folder = export_dataset(taught, form)
     for row in json.loads((folder / "train.json").read_text()):
         shown = row["image"] if form == "llava" else row["images"]
         count = 1 if isinstance(shown, str) else len(shown)
@@ -85,7 +85,7 @@ def test_markers_and_pictures_are_as_many(taught: Path, form: Format) -> None:
 
 def test_llama_factory_finds_the_files(taught: Path, rows: Any) -> None:
     """`dataset_info.json` names every split, its form and the columns that its rows really have."""
-    folder = export(taught, "sharegpt")
+    folder = export_dataset(taught, "sharegpt")
     info = json.loads((folder / "dataset_info.json").read_text())
     assert set(info) == {f"maemi_{split}" for split in rows}
     for entry in info.values():
@@ -96,11 +96,11 @@ def test_llama_factory_finds_the_files(taught: Path, rows: Any) -> None:
 
 def test_an_export_is_repeatable_and_leaves_nothing_old(taught: Path) -> None:
     """The same bytes a second time; a picture that no row shows any more is deleted with what is half written."""
-    folder = export(taught, "llava")
+    folder = export_dataset(taught, "llava")
     before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for stray in ("0" * 24 + ".png", ".torn.png.partial"):
         (folder / "images" / stray).write_bytes(b"old")
-    export(taught, "llava")
+    export_dataset(taught, "llava")
     assert {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -110,7 +110,7 @@ def test_decisions_of_people_are_exported(taught: Path, rows: Any) -> None:
     with Reviews(taught) as reviews:
         reviews.decide(first, "rejected", reviewer="Ada")
         reviews.decide(second, "edited", reviewer="Ada", answer="It shows something else.")
-    exported = {row["id"]: row for row in json.loads((export(taught, "sharegpt") / "test.json").read_text())}
+    exported = {row["id"]: row for row in json.loads((export_dataset(taught, "sharegpt") / "test.json").read_text())}
     assert first["id"] not in exported
     assert exported[second["id"]]["conversations"][-1]["value"] == "It shows something else."
     (taught / "review.sqlite").unlink()
@@ -118,7 +118,7 @@ def test_decisions_of_people_are_exported(taught: Path, rows: Any) -> None:
 
 def test_no_data_set_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no_dataset"):
-        export(tmp_path, "llava")
+        export_dataset(tmp_path, "llava")
 
 
 # --------------------------------------------------------------------------------------------------------------- TRL

@@ -24,7 +24,7 @@ from assistant.decoder import load_language_model
 from assistant.families import CHATML, FAMILIES, GEMMA, LLAMA_2, Template
 from assistant.generation import GREEDY, advance, computing, next_token, read
 from assistant.inference import Assistant
-from training.planning.memory import FP32, adapter_parameters, layer_activations
+from training.planning.memory import FP32, layer_activations, planned_adapter_parameters
 from training.planning.shapes import shape_in
 
 WINDOW = 8
@@ -172,7 +172,7 @@ def test_adapters_and_gates_train_and_are_saved(family: str, start: str, base_of
     for name, parameter in lm.named_parameters():
         if "lora_" in name:
             counts[parameter.requires_grad] += parameter.numel()
-    assert (counts[True], counts[False]) == adapter_parameters(shape, run.config.adapter)
+    assert (counts[True], counts[False]) == planned_adapter_parameters(shape, run.config.adapter)
     open_gates(run.student)
     frozen = {name: p.detach().clone() for name, p in lm.named_parameters() if not p.requires_grad}
     batch = run.processor([conversation("What is it?", "Wires.")], [[picture(0)]])

@@ -27,8 +27,8 @@ from teacher_server import (
 from tiny_micrographs import draw_tiny
 
 from assistant.config import PriceConfig, TeachConfig
-from data_gen.hosted import desk as desk_module
-from data_gen.hosted.desk import OPEN_VERDICTS
+from data_gen.hosted import correspondence as desk_module
+from data_gen.hosted.correspondence import OPEN_VERDICTS
 from data_gen.pipeline import TeachReport, teach
 from data_gen.tables import ACCEPTED
 

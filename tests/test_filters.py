@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_gen.dataset.card import Tally, biases, card, grey_accuracy
+from data_gen.dataset.card import RowCounts, biases, dataset_card, grey_accuracy
 from data_gen.questions.evidence import chance
 from data_gen.questions.filters import (
     NearDuplicates,
@@ -192,8 +192,8 @@ def row(
     }
 
 
-def tallied() -> Tally:
-    tally = Tally()
+def tallied() -> RowCounts:
+    tally = RowCounts()
     for number in range(24):
         label, split = ("particles", "tips")[number % 4 == 0], ("train", "test")[number >= 16]
         answer = "No, it is not." if number % 8 == 0 else "Yes, it is."
@@ -204,7 +204,7 @@ def tallied() -> Tally:
 def test_the_card_counts_and_explains() -> None:
     """Rows by task and facet, pictures by class, reasons, cost, and an example that cannot break out of its place."""
     tally = tallied()
-    text = card(
+    text = dataset_card(
         tally,
         images=24,
         teacher="offline",

@@ -17,7 +17,7 @@ from assistant.hnf import (
     HNF,
     BidirectionalODE,
     ChebConv,
-    Gate,
+    FusionGate,
     PatchReader,
     TokenField,
     VisionGraph,
@@ -25,7 +25,7 @@ from assistant.hnf import (
     knn_graph,
     rk4,
     scaled_laplacian,
-    to_patches,
+    unfold_patches,
 )
 
 F64 = torch.float64
@@ -65,7 +65,7 @@ def small_hnf(**options: Any) -> HNF:
 def test_patches_are_row_major_squares() -> None:
     """A transposed cut would scatter a patch over the image and still have the right shape."""
     pixels = torch.rand(2, 1, 12, 12)
-    patches = to_patches(pixels, 4)
+    patches = unfold_patches(pixels, 4)
     assert patches.shape == (2, 9, 16)
     assert torch.equal(patches[1, 5], pixels[1, 0, 4:8, 8:12].flatten())
 
@@ -361,7 +361,7 @@ def test_attention_is_what_the_fields_use() -> None:
 
 
 def test_gate_of_two_streams_is_a_sigmoid() -> None:
-    gate, a, b = Gate(6).double(), torch.randn(3, 6, dtype=F64), torch.randn(3, 6, dtype=F64)
+    gate, a, b = FusionGate(6).double(), torch.randn(3, 6, dtype=F64), torch.randn(3, 6, dtype=F64)
     mixture, weights = gate(a, b)
     g = torch.sigmoid(a @ gate.score.weight[:, :6].T + b @ gate.score.weight[:, 6:].T + gate.score.bias)
     assert torch.allclose(mixture, g * a + (1 - g) * b)
@@ -371,7 +371,7 @@ def test_gate_of_two_streams_is_a_sigmoid() -> None:
 @pytest.mark.parametrize("streams", [2, 3, 5])
 def test_gate_weights_sum_to_one_per_dimension(streams: int) -> None:
     vectors = [torch.randn(3, 6, dtype=F64) for _ in range(streams)]
-    mixture, weights = Gate(6, streams).double()(*vectors)
+    mixture, weights = FusionGate(6, streams).double()(*vectors)
     assert weights.shape == (3, streams, 6)
     assert (weights > 0).all()
     assert torch.allclose(weights.sum(1), torch.ones(3, 6, dtype=F64))
@@ -380,8 +380,8 @@ def test_gate_weights_sum_to_one_per_dimension(streams: int) -> None:
 
 def test_outer_activation_is_off_unless_asked_for() -> None:
     a, b = torch.full((2, 6), 9.0), torch.full((2, 6), 7.0)
-    assert (Gate(6)(a, b)[0] >= 7.0).all()
-    assert (Gate(6, outer_activation=True)(a, b)[0] < 1.0).all()
+    assert (FusionGate(6)(a, b)[0] >= 7.0).all()
+    assert (FusionGate(6, outer_activation=True)(a, b)[0] < 1.0).all()
 
 
 # ---- the encoder

@@ -30,7 +30,6 @@ from training.planning.memory import (
     FP32,
     GIB,
     USABLE,
-    adapter_parameters,
     block_activations,
     cross_attention_activations,
     fitting_settings,
@@ -42,6 +41,7 @@ from training.planning.memory import (
     loss_peak,
     nf4_bytes,
     plan_memory,
+    planned_adapter_parameters,
     step_parts,
 )
 from training.planning.parameters import student_parameters
@@ -127,7 +127,7 @@ def test_adapter_and_moment_bytes_are_exact(adapter: AdapterSettings) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for name, p in model.named_parameters() if "lora_" in name and not p.requires_grad]
     counts = sum(p.numel() for p in trained), sum(p.numel() for p in frozen)
-    assert counts == adapter_parameters(TINY, adapter)
+    assert counts == planned_adapter_parameters(TINY, adapter)
     if trained:
         optimizer = torch.optim.AdamW(trained)
         model(torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
@@ -146,7 +146,7 @@ def test_published_sizes_of_llama_2_7b() -> None:
     assert shape.linear_parameters == 6_476_005_376
     assert shape.linear_parameters + shape.other_parameters == 6_738_415_616
     assert 8 * nf4_bytes(4096 * 11008) / (4096 * 11008) == pytest.approx(4.127, abs=1e-3)
-    trained, frozen = adapter_parameters(shape, DyQLoRAFASettings(r_max=16))
+    trained, frozen = planned_adapter_parameters(shape, DyQLoRAFASettings(r_max=16))
     assert (trained, frozen) == (21_757_952, 18_219_008)
 
 

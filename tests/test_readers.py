@@ -568,7 +568,7 @@ def test_names_are_data_not_markup() -> None:
     ],
 )
 def test_quantity(text: str | None, expected: tuple[float, str] | None) -> None:
-    assert record.quantity(text) == expected
+    assert record.stated_quantity(text) == expected
 
 
 @pytest.mark.parametrize("value", ["0", "-4e-9", "nan", "inf", "1e-30", "5", "", "4.2e-9 m x"])

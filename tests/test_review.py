@@ -24,7 +24,7 @@ from data_gen.dataset.review import Reviews, answer_of, applied, decisions_about
 from data_gen.drawing.synth import write_synthetic
 from data_gen.pipeline import teach
 from serve.http.guard import App
-from serve.page.review import ALL, ANY, OPEN, Book, Desk, Page, build_review_app
+from serve.page.review import ALL, ANY, OPEN, Book, ReviewDesk, ReviewPage, build_review_app
 
 ROOT = Path(__file__).parents[1]
 CONFIG = TeachConfig(questions_per_image=2)
@@ -50,16 +50,16 @@ def taught(fresh: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def desk(taught: Path) -> Iterator[Desk]:
+def desk(taught: Path) -> Iterator[ReviewDesk]:
     with Reviews(taught) as reviews:
-        yield Desk(Book(taught), reviews)
+        yield ReviewDesk(Book(taught), reviews)
 
 
 def row_of(book: Book, id_: str) -> dict[str, Any] | None:
     return next((book.row(place) for place in book.places if place.id == id_), None)
 
 
-def test_a_decision_tells_who_and_when(desk: Desk) -> None:
+def test_a_decision_tells_who_and_when(desk: ReviewDesk) -> None:
     """The latest decision counts, and the ones before it stay on record."""
     row = desk.book.row(desk.book.places[0])
     desk.decide(0, "accepted", answer_of(row), "", "Ada")
@@ -70,7 +70,7 @@ def test_a_decision_tells_who_and_when(desk: Desk) -> None:
     assert [decision.reviewer for decision in desk.reviews.history(row["id"])] == ["Ada", "Grace"]
 
 
-def test_teaching_again_writes_the_decisions(desk: Desk, images: Path, taught: Path) -> None:
+def test_teaching_again_writes_the_decisions(desk: ReviewDesk, images: Path, taught: Path) -> None:
     """Edited words become the target, rejected rows leave with a reason, and a third run changes nothing.
 
     Seen failing with decisions that are not asked for when rows are written.
@@ -101,18 +101,18 @@ def test_teaching_again_writes_the_decisions(desk: Desk, images: Path, taught: P
     assert {path.name: path.read_bytes() for path in taught.glob("data/*")} == files
 
 
-def test_an_edited_row_can_be_edited_again(desk: Desk, images: Path, taught: Path) -> None:
+def test_an_edited_row_can_be_edited_again(desk: ReviewDesk, images: Path, taught: Path) -> None:
     """The second edit refers to what the teacher wrote, so it is not taken for one about another text."""
     desk.decide(0, "accepted", "First words.", "", "Ada")
     teach(images, taught, config=CONFIG, workers=1)
-    again = Desk(Book(taught), desk.reviews)
+    again = ReviewDesk(Book(taught), desk.reviews)
     assert again.shown(0)[3] == "First words."
     again.decide(0, "accepted", "Second words.", "", "Grace")
     teach(images, taught, config=CONFIG, workers=1)
     assert answer_of(Book(taught).row(Book(taught).places[0])) == "Second words."
 
 
-def test_a_decision_about_another_text_changes_nothing(desk: Desk) -> None:
+def test_a_decision_about_another_text_changes_nothing(desk: ReviewDesk) -> None:
     """New prompts write new answers under the same id: nobody has judged those."""
     row = desk.book.row(desk.book.places[0])
     decision = desk.reviews.decide(row, "rejected", reviewer="Ada")
@@ -126,13 +126,13 @@ def test_a_decision_about_another_text_changes_nothing(desk: Desk) -> None:
     "answer",
     ["", "  ", "<script>alert(1)</script>", "![x](http://e.example)", "=cmd|' /C calc'!A0", "x" * 601, "see www.e.org"],
 )
-def test_an_edit_is_plain_text(desk: Desk, answer: str) -> None:
+def test_an_edit_is_plain_text(desk: ReviewDesk, answer: str) -> None:
     """A person can be tricked into pasting; markup, links and formulas are no answers."""
     with pytest.raises(DatasetError, match="bad_answer"):
         desk.reviews.decide(desk.book.row(desk.book.places[0]), "edited", reviewer="Ada", answer=answer)
 
 
-def test_an_edit_is_cleaned_and_has_an_author(desk: Desk) -> None:
+def test_an_edit_is_cleaned_and_has_an_author(desk: ReviewDesk) -> None:
     row = desk.book.row(desk.book.places[0])
     decision = desk.reviews.decide(row, "edited", reviewer="Ada\u200b", answer="A\u200b round\u2060 body of 3 µm.\n")
     assert (decision.answer, decision.reviewer) == ("A round body of 3 um.", "Ada")
@@ -140,7 +140,7 @@ def test_an_edit_is_cleaned_and_has_an_author(desk: Desk) -> None:
         desk.reviews.decide(row, "accepted", reviewer=" \u200b")
 
 
-def test_a_choice_leaves_what_it_names(desk: Desk) -> None:
+def test_a_choice_leaves_what_it_names(desk: ReviewDesk) -> None:
     """Split, task and state select; decided rows leave the pile of those to review."""
     everything = desk.chosen(ANY, ANY, ALL)
     assert everything == list(range(len(desk.book.places)))
@@ -152,7 +152,7 @@ def test_a_choice_leaves_what_it_names(desk: Desk) -> None:
     assert desk.progress().startswith(f"1 of {len(everything)} rows decided")
 
 
-def test_the_page_escapes_what_it_shows(desk: Desk) -> None:
+def test_the_page_escapes_what_it_shows(desk: ReviewDesk) -> None:
     """File names and labels are somebody else's words. Seen failing with the source unescaped."""
     row = desk.book.row(desk.book.places[0])
     row["source"], row["aux"], row["label"] = "<script>1</script>", "<img onerror=x>", "<b>"
@@ -162,7 +162,7 @@ def test_the_page_escapes_what_it_shows(desk: Desk) -> None:
     assert not any(tag in html for tag in ("<script", "<img", "<b>&", "<iframe"))
 
 
-def test_the_page_serves_itself(taught: Path, desk: Desk) -> None:
+def test_the_page_serves_itself(taught: Path, desk: ReviewDesk) -> None:
     """A real server shows the first row, names no other host, and turns a foreign host name away."""
 
     async def build() -> App:
@@ -187,9 +187,9 @@ def test_the_page_serves_itself(taught: Path, desk: Desk) -> None:
             assert httpx.get(f"{base}/gradio_api/{path}").status_code == 404, path
 
 
-def test_the_controls_walk_through_the_rows(desk: Desk) -> None:
+def test_the_controls_walk_through_the_rows(desk: ReviewDesk) -> None:
     """Skip and back go round, a decision opens the next open row, and the last one says that nothing is left."""
-    page = Page(desk)
+    page = ReviewPage(desk)
     place, queue, told, *_ = page.choose("test", "caption", OPEN)
     assert place == queue[0]
     assert f"{len(queue)} in this choice" in told

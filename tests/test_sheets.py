@@ -15,7 +15,7 @@ from tiny_micrographs import draw_tiny
 
 from assistant.config import PriceConfig, TeachConfig
 from assistant.errors import DatasetError
-from data_gen.dataset.exports import export
+from data_gen.dataset.exports import export_dataset
 from data_gen.knowledge import FACETS, knowledge_sheets, measured_sheet, save_sheet
 from data_gen.passes.consultation import PROBES
 from data_gen.pipeline import teach
@@ -136,7 +136,7 @@ def test_a_file_that_the_index_keeps_here_is_taught_offline(images: Path, tmp_pa
         kept = set(provenance["files"]) & set(names[1::2])
         assert row["teacher"] == ("offline" if kept else "openai:m")
         assert provenance.get("egress") == ("no" if kept else None)
-    exported = json.loads((export(tmp_path / "out", "llava") / "train.json").read_text())
+    exported = json.loads((export_dataset(tmp_path / "out", "llava") / "train.json").read_text())
     assert {row.get("egress") for row in exported} == {"no", None}
     assert all((row.get("egress") == "no") == (row["teacher"] == "offline") for row in exported)
 

@@ -15,7 +15,7 @@ from assistant.errors import DatasetError
 from data_gen.drawing.scenes.info_bar import bar_rows, draw_bar, scale_bar
 from data_gen.drawing.synth import CLASSES, STYLES, Synthetic, render, render_array, write_synthetic
 from data_gen.drawing.vendor_files import HOUSE, SITE, format_of, maker_of, write_vendor
-from data_gen.questions.words import CLASS_WORDS, FACETS, WORDS
+from data_gen.questions.words import FACETS, VISIBLE_WORDS, WORDS
 
 SMALL = (160, 224)
 MICRO = {"nm": 1.0, "um": 1e3, "µm": 1e3, "mm": 1e6}
@@ -95,7 +95,7 @@ def test_words_come_from_the_closed_vocabulary(label: str, images: dict[str, lis
         for facet in FACETS:
             said = image.truth[facet]
             said = said if facet == "defects" else [said]
-            assert set(said) <= set(CLASS_WORDS[label][facet]) <= set(WORDS[facet])
+            assert set(said) <= set(VISIBLE_WORDS[label][facet]) <= set(WORDS[facet])
 
 
 @pytest.mark.parametrize("label", CLASSES)

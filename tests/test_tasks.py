@@ -16,16 +16,16 @@ from data_gen.drawing.synth import CLASSES
 from data_gen.questions.evidence import PROMPTS, Evidence, chance, class_words, known_text, pair_slots, slots_of
 from data_gen.questions.filters import numbers_agree
 from data_gen.questions.tasks import (
-    Item,
-    Question,
+    QuestionTemplate,
+    TaughtQuestion,
     _parse,
-    ask,
+    ask_template,
     conversation_about,
     items,
     questions_about,
     questions_comparing,
 )
-from data_gen.questions.words import CLASS_WORDS
+from data_gen.questions.words import VISIBLE_WORDS
 
 UNITS = {"count": "", "coverage": "%", "porosity": "%", "aspect_ratio": "", "anisotropy": "", "orientation": "deg"}
 UNITS |= {"contrast": "%", "noise": "%"}
@@ -45,9 +45,9 @@ def evidence(index: int = 0, **changes: Any) -> Evidence:
         for name, value in measured.items()
     ]
     words: dict[str, Any] = {}
-    if label in CLASS_WORDS:
-        words = {facet: rng.choice(options) for facet, options in CLASS_WORDS[label].items() if facet != "defects"}
-        words["defects"] = [rng.choice(CLASS_WORDS[label]["defects"])] if rng.random() < 0.5 else []
+    if label in VISIBLE_WORDS:
+        words = {facet: rng.choice(options) for facet, options in VISIBLE_WORDS[label].items() if facet != "defects"}
+        words["defects"] = [rng.choice(VISIBLE_WORDS[label]["defects"])] if rng.random() < 0.5 else []
         words["tilt_deg"] = rng.choice((0.0, 30.0))
     line = "; ".join(f"{f['name'].replace('_', ' ')} {written(f['value'], f['unit'])}" for f in facts)  # type: ignore[arg-type]
     known = Evidence(
@@ -68,15 +68,15 @@ def evidence(index: int = 0, **changes: Any) -> Evidence:
     return replace(known, **changes)
 
 
-def item(name: str) -> Item:
+def item(name: str) -> QuestionTemplate:
     return next(item for item in items() if item.name == name)
 
 
-def asked(name: str, known: Evidence) -> Question | None:
-    return ask(item(name), slots_of(known, seed=0), rng=chance(name, known.sha256), paraphrases=5)
+def asked(name: str, known: Evidence) -> TaughtQuestion | None:
+    return ask_template(item(name), slots_of(known, seed=0), rng=chance(name, known.sha256), paraphrases=5)
 
 
-def everything(known: Evidence, **options: Any) -> list[Question]:
+def everything(known: Evidence, **options: Any) -> list[TaughtQuestion]:
     tasks = ("caption", "vqa", "classification", "metadata")
     return [question for task in tasks for question in questions_about(known, task, seed=0, count=99, **options)]
 

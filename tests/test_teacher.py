@@ -39,15 +39,15 @@ from teacher_server import (
 
 from assistant.config import PriceConfig, TeachConfig
 from assistant.errors import DatasetError, EgressError, TeacherError
-from data_gen.hosted import desk as desk_module
+from data_gen.hosted import correspondence as desk_module
 from data_gen.hosted.budget import Budget
-from data_gen.hosted.desk import PARKED, CircuitBreaker, Desk, ask_all
+from data_gen.hosted.correspondence import PARKED, CircuitBreaker, Correspondence, ask_all
 from data_gen.hosted.egress import Permit, destination_of, grant, redact
 from data_gen.hosted.replies import retry_after
 from data_gen.hosted.teacher import HostedTeacher
 from data_gen.knowledge import FACETS, knowledge_sheets, write_sheet
 from data_gen.ledger import Ledger
-from data_gen.questions.tasks import Question
+from data_gen.questions.tasks import TaughtQuestion
 from data_gen.tables import ACCEPTED, Exchange
 from data_gen.teacher import OfflineTeacher, Rejection, ReplayTeacher, Request, request_key
 
@@ -55,8 +55,8 @@ KEY = "sk-sentinel-0123456789abcdef"
 PICTURE = b"\x89PNG not really"
 
 
-def question(name: str = "shape") -> Question:
-    return Question(name, "vqa", "morphology", "What shape?", f"{name}: What shape?", (), "", {})
+def question(name: str = "shape") -> TaughtQuestion:
+    return TaughtQuestion(name, "vqa", "morphology", "What shape?", f"{name}: What shape?", (), "", {})
 
 
 def request(number: int = 0, *, images: Sequence[str] = ()) -> Request:
@@ -88,14 +88,14 @@ class Office:
         self.budget_usd = budget
         self._keys = HostedTeacher(permit_for(server.url), self.settings)
 
-    def ask(self, *requests: Request, breaker: CircuitBreaker | None = None, concurrency: int = 4) -> Desk:
-        async def run() -> Desk:
+    def ask(self, *requests: Request, breaker: CircuitBreaker | None = None, concurrency: int = 4) -> Correspondence:
+        async def run() -> Correspondence:
             with Ledger(self.path) as ledger:
                 teacher = HostedTeacher(
                     permit_for(self.server.url), self.settings, answers_as=ledger.model_of("openai:m")
                 )
                 budget = Budget(self.budget_usd, spent_usd=ledger.spent_usd())
-                desk = Desk(teacher, ledger, budget, max_retries=self.settings.max_retries, breaker=breaker)
+                desk = Correspondence(teacher, ledger, budget, max_retries=self.settings.max_retries, breaker=breaker)
                 try:
                     await ask_all(desk, self._errands(requests), concurrency=concurrency)
                 finally:
@@ -660,7 +660,7 @@ def test_recorded_replies_are_replayed(tmp_path: Path) -> None:
 def test_the_offline_teacher_says_what_the_facts_say() -> None:
     """Its reply is the composed answers, unchanged."""
     asked = Request(
-        ("a",), "vqa", (Question("shape", "vqa", "f", "?", "c", ("round.", "a circle."), "round.", {}),), ""
+        ("a",), "vqa", (TaughtQuestion("shape", "vqa", "f", "?", "c", ("round.", "a circle."), "round.", {}),), ""
     )
     assert asyncio.run(OfflineTeacher().answer(asked, ())).answers == {"shape": ("round.", "a circle.")}
 

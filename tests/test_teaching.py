@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from assistant.config import TeachConfig
-from data_gen.dataset.exports import export
+from data_gen.dataset.exports import export_dataset
 from data_gen.drawing.synth import write_synthetic
 from data_gen.pipeline import teach
 
@@ -66,13 +66,13 @@ def test_export_with_and_without_teaching(maemi: Maemi, images: Path, tmp_path: 
     code, out, _ = maemi("teach", images, "--out", tmp_path / "d", "--export", "llava", "--json")
     report = json.loads(out)
     assert code == 0
-    assert report["export"] == str(tmp_path / "d" / "exports" / "llava")
+    assert report["export_dataset"] == str(tmp_path / "d" / "exports" / "llava")
     assert len(json.loads((tmp_path / "d/exports/llava/train.json").read_text())) == sum(
         report["rows"]["train"].values()
     )
     code, out, _ = maemi("teach", "--out", tmp_path / "d", "--export", "sharegpt", "--json")
     assert code == 0
-    assert Path(json.loads(out)["export"], "dataset_info.json").is_file()
+    assert Path(json.loads(out)["export_dataset"], "dataset_info.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,6 @@ def test_a_hostile_class_name_is_not_taught(images: Path, tmp_path: Path) -> Non
     assert report.rejected["markup"] > 50
     assert report.total > 50
     card = (tmp_path / "out" / "README.md").read_text()
-    told = "".join((export(tmp_path / "out", "llava") / f"{split}.json").read_text() for split in report.rows)
+    told = "".join((export_dataset(tmp_path / "out", "llava") / f"{split}.json").read_text() for split in report.rows)
     assert "cmd" not in card + told
     assert "<img" not in card + told

@@ -13,7 +13,7 @@ from assistant.measure import measure_pixels
 from assistant.measurements import confidence
 from assistant.measurements.findings import Findings, find
 from assistant.measurements.granulometry import grain_size
-from assistant.measurements.picture import picture_of, window_of
+from assistant.measurements.picture import grey_window, picture_of
 from assistant.quantities import MEASURED, within_tolerance
 
 ROOT = Path(__file__).parents[1]
@@ -105,7 +105,7 @@ def test_every_model_rests_on_traits_that_are_measured() -> None:
 
     known = set(confidence.traits_of_statement(0.5))
     for pixels in (spheres()[0], agglomerates()):
-        picture = picture_of(pixels, *window_of(pixels))
+        picture = picture_of(pixels, *grey_window(pixels))
         assert picture is not None
         known |= set(measure._traits(find(picture)))
     models = json.loads((Path(confidence.__file__).parent / "confidence.json").read_text())
@@ -138,7 +138,7 @@ def test_grain_size_is_the_mean_diameter_by_area() -> None:
     """Without telling one ball from another; the large ones count by their area."""
     for seed in (0, 1):
         pixels, radii = spheres(seed=seed)
-        picture = picture_of(pixels, *window_of(pixels))
+        picture = picture_of(pixels, *grey_window(pixels))
         assert picture is not None
         assert grain_size(picture) == pytest.approx(2 * float((radii**3).sum() / (radii**2).sum()), rel=0.2)
 
@@ -147,9 +147,9 @@ def test_particles_that_cannot_be_told_apart_have_a_size_and_no_count() -> None:
     from assistant import measure
 
     pixels, _ = spheres()
-    picture = picture_of(pixels, *window_of(pixels))
+    picture = picture_of(pixels, *grey_window(pixels))
     assert picture is not None
-    facts = measure._facts_of(Findings(picture, "particles"), nm_per_pixel=2.0)
+    facts = measure._facts_of(Findings(picture, "particles", confidence=1.0), nm_per_pixel=2.0)
     assert facts["grain_size"].unit == "nm"
     assert "covariance" in facts["grain_size"].method
     assert not facts["count"].applies

@@ -43,7 +43,7 @@ def bundle(run: Path, out: Path, *, scores: Mapping[str, Any], recipe: str) -> N
     loaded = replace(loaded, config=loaded.config.model_copy(update={"init": started}))
 
     def write(staging: Path) -> None:
-        write_model(loaded, staging, card=card(scores, recipe))
+        write_model(loaded, staging, card=model_card(scores, recipe))
         for file in staging.rglob("*.safetensors"):
             halve(file)
         for file in staging.rglob("*.json"):
@@ -69,7 +69,7 @@ def halve(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def card(scores: Mapping[str, Any], recipe: str) -> str:
+def model_card(scores: Mapping[str, Any], recipe: str) -> str:
     """Model card: what it is, its scores beside the blind and baseline ones, how it was made, its limits."""
     return "\n".join(
         [

@@ -60,7 +60,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Item:
+class TrainingItem:
     """One conversation to train on, with the model inputs of its images."""
 
     conversation: Conversation
@@ -126,7 +126,7 @@ def decode_image(png: bytes) -> Micrograph:
     return Micrograph(pixels, digest, None, 0, no_calibration, Instrument(), None, ())
 
 
-class Conversations(torch.utils.data.Dataset[Item]):
+class Conversations(torch.utils.data.Dataset[TrainingItem]):
     """Conversations over the images of a split; `set_epoch` changes turns, pairs and augmentation.
 
     An epoch sees every single image once, and every `PAIR_EVERY`-th comparison of several images, each in its turn.
@@ -165,7 +165,7 @@ class Conversations(torch.utils.data.Dataset[Item]):
         """Draw anew: called by the data loader at the start of every epoch."""
         self.epoch = epoch
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> TrainingItem:
         key = self._key(index)
         rows, settings = self.rows[key], self.settings
         random = counter_generator(self.seed, self.epoch, key)
@@ -182,7 +182,7 @@ class Conversations(torch.utils.data.Dataset[Item]):
         if settings.augment:
             pixels = tuple(augment(image, random) for image in pixels)
         matched, wordings = matched_text(turns[0], self.match_text)
-        return Item(Conversation(tuple(messages)), pixels, matched, wordings, rows[0].label)
+        return TrainingItem(Conversation(tuple(messages)), pixels, matched, wordings, rows[0].label)
 
     def _quoted(self, key: str, answer: str) -> str:
         """An answer that quotes the facts of its pictures by name; finding them takes a millisecond, so it is kept."""
@@ -236,7 +236,7 @@ class Collator:
         self.max_tokens = max_tokens
         self.labels = list(labels)
 
-    def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
+    def __call__(self, items: Sequence[TrainingItem]) -> dict[str, Tensor]:
         conversations = [self._shorten(item.conversation) for item in items]
         batch = self.processor(conversations, [item.images for item in items])
         matched = [self.processor.tokenizer.encode(f" {item.matched}", add_special_tokens=False) for item in items]

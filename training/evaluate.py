@@ -22,8 +22,9 @@ from assistant.inference import Assistant, Look
 from assistant.measure import Facts, fact_line, filled, read_statements, sentences
 from training.baselines import convolutional_accuracy, linear_probe_accuracy
 from training.data import Example, decode_image, load_split
-from training.facts import agrees, first_choice
+from training.fact_check import agrees, first_choice
 from training.metrics import (
+    TEXT_METRICS,
     bootstrap_interval,
     classification_scores,
     majority_answers,
@@ -33,7 +34,6 @@ from training.metrics import (
 
 Progress = Callable[[int, int, str], None]
 
-TEXT_METRICS = ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor_exact_stem")
 VERDICTS = ("true", "false", "unsupported", "withheld")
 ANSWER_TOKENS = 96
 BATCH = 32
@@ -222,8 +222,9 @@ def statement_report(rows: Sequence[Example], drafts: Sequence[str]) -> dict[str
 def _verdicts(rows: Sequence[Example], texts: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     for row, text in zip(rows, texts, strict=True):
+        known = [one.with_class(row.label) if row.label else one for one in row.known]
         for sentence in sentences([text]):
-            stated = read_statements(sentence, row.known)
+            stated = read_statements(sentence, known)
             counts.update(statement.verdict for statement in stated)
             named = first_choice(sentence, labels) if not stated else None
             if named is not None:  # a class outside of any number: "24 particles" names none

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assistant.errors import DatasetError
-from training.facts import FactTarget, check_answer, yes_no_balance
+from training.fact_check import FactTarget, check_answer, yes_no_balance
 
 Floats = NDArray[np.float64]
 Metric = Callable[[list[str], list[str]], float]

@@ -39,6 +39,7 @@ _IMAGE = re.compile(
     rf"\b(?:image|picture|micrograph)\s*(\d{{1,3}})\b|\b({'|'.join(_ORDINALS)})\s+(?:image|picture|micrograph|one)\b",
     re.IGNORECASE,
 )
+_AGAINST = re.compile(r"\b(?:against|versus|vs\.?|compared (?:to|with)|than)\s*$", re.IGNORECASE)
 _IN_IMAGE = re.compile(rf"[\d.,]+[^\d;.]*?\b(?:in|of|for)\s+(?:the\s+)?((?:{_IMAGE.pattern}))", re.IGNORECASE)
 
 
@@ -77,7 +78,7 @@ def _in_digits(text: str) -> Iterator[Claim]:
             amount,
             text[amount.start : amount.stop].strip(),
             limit,
-            denied=_DENIED.search(before) is not None,
+            denied=_DENIED.search(before.rpartition(":")[2]) is not None,  # "It is not so: the count is 24"
             about=_ABOUT.search(before) is not None,
             image=_image_of(text, amount.start),
         )
@@ -105,6 +106,8 @@ def _image_of(text: str, place: int) -> int | None:
     sentence = text[start : end.start() if end else len(text)]
     if following := _IN_IMAGE.match(sentence, place - start):
         return images_named(following[1])[0][1]
+    if _AGAINST.search(sentence, 0, place - start):  # "2.2 % against 0.36 %": the second is that of another picture
+        return None
     named = images_named(sentence)
     before = [number for stop, number in named if stop <= place - start]
     return before[-1] if before else named[0][1] if named else None

@@ -7,13 +7,13 @@ Knows nothing about pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from assistant.quantities import MEASURED, QUANTITIES, written
 
-Kind = Literal["particles", "pores", "lines", "fibres", "texture", "uniform"]
-KINDS: tuple[Kind, ...] = ("particles", "pores", "lines", "fibres", "texture", "uniform")
+Kind = Literal["particles", "pores", "lines", "fibres", "texture", "curtaining", "uniform", "unknown"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 FACT_NAMES = MEASURED
 LINE_ORDER = tuple(
@@ -62,6 +62,8 @@ class Facts:
 
     kind: str
     items: tuple[Fact, ...]
+    kind_confidence: float = 1.0
+    """0..1; that a person would call the picture that"""
 
     def __getitem__(self, name: str) -> Fact:
         """Return the fact of that name.
@@ -89,8 +91,9 @@ class Facts:
         return "; ".join(entries[:LINE_ENTRIES])
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON: {"kind", "items": [{"name", "value", "unit", "method", "confidence", "note"}]}."""
-        return {"kind": self.kind, "items": [asdict(fact) for fact in self.items]}
+        """Plain JSON: {"kind", "kind_confidence", "items": [{"name", "value", "unit", "method", ...}]}."""
+        items = [asdict(fact) for fact in self.items]
+        return {"kind": self.kind, "kind_confidence": self.kind_confidence, "items": items}
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,11 @@ class Known:
         }
         microscope = instrument.get("model") or instrument.get("vendor")
         return cls(Facts(str(measured.get("kind", "")), items), **read, microscope=microscope)
+
+    def with_class(self, label: str) -> Known:
+        """The same, where a person has said what the sample is."""
+        told = Fact("class", None, "", "label", 1.0, source="predicted", text=label.replace("_", " "))
+        return replace(self, predicted=(*self.predicted, told))
 
     def get(self, name: str) -> Fact | None:
         """The fact of that name, None where it is not known."""

@@ -1,7 +1,9 @@
-"""Fibres and wires: is the picture made of long thin bodies, and how wide are they. Knows nothing about other objects.
+"""Chords -> fibres and wires: how wide they are, how widths and directions spread. Knows nothing about other objects.
 
-The measure of "long" is persistence: how well the grey level at the middle of a body foretells the one a few widths
-further along the local direction.
+The axes are the middles of chords that lie side by side; crossings have none and are left out. Across each axis the
+grey levels are averaged along a stretch of the fibre, at the full resolution where it is thin, and the width is taken
+between the levels of its two outlines. Each place counts by the length of axis that it stands for, as in DiameterJ
+(N. Hotaling et al., Biomaterials 61, 327 (2015)) and GIFT (PLoS ONE 17, e0275528 (2022)).
 """
 
 from __future__ import annotations
@@ -9,137 +11,164 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
 
-from assistant.measurements.picture import F32, Mask, Picture, eroded, opened, running_mean
-from assistant.measurements.segmentation import Candidate
-from assistant.measurements.texture import gradients
+from assistant.measurements.chords import Chords, find_chords
+from assistant.measurements.picture import F32, F64, Mask, Picture, centre, edge_levels
 
-REACHES = (2.5, 3.5)
-"""Distances along the fibre at which persistence is looked for, in fibre widths."""
-PERSISTENT = 0.4
-SMALLEST_PIECE = 60
-MOST_PLACES = 4000
-THIN = 8.0
-"""Width under which the threshold's outline is too coarse [px of the small copy]."""
-NOISY_SIGMA = 2.0
-"""Denoising blur from which thin wires swell [px]."""
-BLURRED = 5.5
-"""Width, in blurs, from which they do not."""
-DENSE = 0.4
-"""Share of the frame from which fibres are a mat."""
-STEP = 1.12
-"""Mean length of a skeleton pixel over all directions [px]."""
-WIDEST_SHARE, WIDEST_DARK = 0.08, 0.05
-"""Of the shorter side; a wider body is no fibre, and a wider dark one is a crack or a band."""
+MOST_PLACES = 1500
+FEWEST_PLACES = 12
+FINE = 12.0
+"""Width under which the profile is taken from the full resolution [px of the full picture]."""
+CLOSE = 448
+"""Side of the crop in which thin fibres of a reduced picture are looked for [px]."""
+STRETCH = (-1.0, -0.67, -0.33, 0.0, 0.33, 0.67, 1.0)
+"""Where along the axis profiles are averaged [widths]."""
+FAR, STEPS = 1.25, 40
+"""Profiles reach so far to both sides [widths], in so many steps."""
+BODY, INSIDE, OUTSIDE = 0.2, 0.55, 1.0
+"""Up to where the profile is the middle of the body, up to where its crest is looked for, and its ground [widths]."""
+QUARTILES_TO_SIGMA = 1 / 1.349
+SURE, MOST_SURE = (-1.49, -4.18, 0.66, 0.22, -2.5), 0.95
+"""Bias and weights of the confidence, and its limit."""
+MOST_SPREAD = 0.6
+"""Relative spread from which more says nothing more: two sorts of bodies were followed."""
+CHANGE = 0.6
+"""Most relative difference between the width by the outlines and that by the steepest edges."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fibres:
-    """Long thin bodies of one polarity [px of the small copy]."""
+    """Long bodies of one polarity [px of the full picture]."""
 
     width: float
-    persistence: float
-    coverage: float
-    """share of the frame"""
-    separability: float
-    resolved: bool
-    """whether the width is more than what denoising leaves of a thin line"""
+    """median along the axes"""
+    spread: float
+    """standard deviation of the widths, from their quartiles"""
+    orientation: float
+    """mean direction of the axes [deg, 0..180, counter-clockwise from x]"""
+    alignment: float
+    """0 (all directions alike) .. 1 (all parallel), by the doubled angle"""
+    length: float
+    """of all axes, in square roots of the frame's area"""
+    firm: float
+    """share of the chords' area that lies beside alike chords again and again"""
     bright: bool
-    mask: Mask
-    """[h, w]"""
+    swelling: float
+    """by how much the denoised copy shows them wider than they are, as a factor"""
+    places: F64
+    """where widths were taken: x, y, width and direction of the axis [rad, y down]. [N, 4]"""
+
+    @property
+    def evidence(self) -> F64:
+        """What the confidence rests on: relative spread, and logarithms of the places, the firm share and the swelling.
+
+        Few places, many widths or next to no long bodies say that edges of something else were followed; a body that
+        is as thin as the blur was hardly resolved.
+        """
+        spread = min(self.spread / self.width, MOST_SPREAD)
+        return np.array([spread, *np.log([len(self.places), self.firm + 0.01, self.swelling])])
+
+    @property
+    def confidence(self) -> float:
+        """That a person would find the same width, by the logistic model that `benchmarks/fibres.py` fits."""
+        return min(1 / (1 + float(np.exp(-SURE[0] - self.evidence @ SURE[1:]))), MOST_SURE)
+
+    @property
+    def turn(self) -> float:
+        """Standard deviation of the directions [deg]."""
+        return float(np.rad2deg(np.sqrt(-2 * np.log(max(self.alignment, 1e-6))) / 2))
 
 
-def _pieces(mask: Mask) -> Mask:
-    labels, count = ndimage.label(opened(mask))
-    area = np.bincount(labels.ravel(), minlength=count + 1)
-    area[0] = 0
-    return np.asarray((area > SMALLEST_PIECE)[labels], dtype=np.bool_)
-
-
-def _ridge(distance: F32) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Places where the distance map is highest across the body in at least one direction."""
-    inner = distance[1:-1, 1:-1]
-    across = (inner >= distance[1:-1, :-2]) & (inner > distance[1:-1, 2:])
-    down = (inner >= distance[:-2, 1:-1]) & (inner > distance[2:, 1:-1])
-    rows, columns = np.nonzero((across | down) & (inner > 1))
-    return rows + 1, columns + 1
-
-
-def _persistence(
-    relief: F32, picture: Picture, rows: NDArray[np.intp], columns: NDArray[np.intp], width: float
-) -> float:
-    """Mean correlation of the relief with itself a few widths along the local direction, at the given places."""
-    gx, gy = gradients(picture)
-    window = int(2 * width) | 1
-    xx, xy, yy = (ndimage.uniform_filter(part, window)[rows, columns] for part in (gx * gx, gx * gy, gy * gy))
-    along = 0.5 * np.arctan2(2 * xy, xx - yy) + np.pi / 2
-    here, scores = relief[rows, columns], []
-    for reach in REACHES:
-        for sign in (-1, 1):
-            y = np.rint(rows + sign * reach * width * np.sin(along)).astype(np.intp)
-            x = np.rint(columns + sign * reach * width * np.cos(along)).astype(np.intp)
-            seen = (y >= 0) & (y < relief.shape[0]) & (x >= 0) & (x < relief.shape[1])
-            if seen.mean() < 0.2:
-                return 0.0
-            scores.append(float(relief[y[seen], x[seen]].mean()) / max(float(here[seen].mean()), 1e-6))
-    return float(np.mean(scores))
-
-
-def find_fibres(picture: Picture, phases: Candidate, *, bright: bool) -> Fibres | None:
-    """Fibres of one polarity, None where the bodies are not thin or do not persist."""
-    calm = picture.calm
-    mask = _pieces((calm > phases.threshold) if bright else (calm < phases.threshold))
-    distance = np.asarray(ndimage.distance_transform_edt(mask), dtype=np.float32)
-    rows, columns = _ridge(distance)
-    if len(rows) < 2 * SMALLEST_PIECE:
+def fibres_of(picture: Picture, chords: Chords, *, bright: bool) -> Fibres | None:
+    """The fibres that chords of one polarity show, None where there is no place to take a width."""
+    axes = chords[chords.steady]
+    axes = axes[np.arange(0, len(axes), max(1, -(-len(axes) // MOST_PLACES)))]
+    width, measured = _widths(picture, axes, bright=bright)
+    if measured.sum() < FEWEST_PLACES:
         return None
-    widest = (WIDEST_SHARE if bright else WIDEST_DARK) * min(mask.shape)
-    width = float(np.median(2 * distance[rows, columns] - 1))
-    if width > widest:
-        return None
-    step = max(1, len(rows) // MOST_PLACES)
-    reach = max(width, 4.0)
-    relief = (calm - running_mean(calm, 2 * int(2.5 * reach) + 1)) * np.float32(1 if bright else -1)
-    persistence = _persistence(relief, picture, rows[::step], columns[::step], reach)
-    if persistence < PERSISTENT:
-        return None
-    drawn, width = _widths(mask, distance, relief, picture)
-    if width > widest:
-        return None
-    share = _coverage(picture, mask, width / drawn, bright=bright)
-    resolved = drawn > BLURRED * picture.sigma or picture.sigma < NOISY_SIGMA
-    return Fibres(width, persistence, share, phases.separability, resolved, bright, mask)
+    axes, width = axes[measured], width[measured] * picture.factor
+    low, middle, high = _quantiles(width, axes.length, (0.25, 0.5, 0.75))
+    mean = np.average(np.exp(-2j * axes.along), weights=axes.length)
+    frame = picture.calm.size**0.5
+    x, y = ((at + 0.5) * picture.factor - 0.5 for at in (axes.x, axes.y))
+    return Fibres(
+        width=middle,
+        spread=(high - low) * QUARTILES_TO_SIGMA,
+        orientation=float(np.rad2deg(np.angle(mean)) / 2 % 180),
+        alignment=float(abs(mean)),
+        length=float(chords.length[chords.steady].sum()) / frame,
+        firm=chords.share(chords.firm),
+        bright=bright,
+        swelling=max(1.0, float(np.median(axes.width)) * picture.factor / middle),
+        places=np.stack([x, y, width, axes.along], axis=1).astype(np.float64),
+    )
 
 
-def _coverage(picture: Picture, mask: Mask, thinner: float, *, bright: bool) -> float:
-    """Share of the frame; a dense mat reaches into the shadows, where Li's threshold follows and Otsu's does not."""
-    share = float(mask.mean())
-    if share < DENSE or not bright:
-        return share * thinner
-    from skimage.filters import threshold_li
+def fibres_closer(picture: Picture, *, bright: bool) -> Fibres | None:
+    """The same for fibres too thin for the small copy, from the centre of the picture at full resolution."""
+    crop = centre(picture.grey, CLOSE)
+    close = Picture(crop, crop, 1)
+    found = fibres_of(close, find_chords(close)[0 if bright else 1], bright=bright)
+    if found is not None:
+        top, left = ((n - m) // 2 for n, m in zip(picture.grey.shape, crop.shape, strict=True))
+        found.places[:, :2] += (left, top)
+    return found
 
-    calm = picture.calm[::2, ::2]
-    return float((calm > threshold_li(calm, tolerance=0.01)).mean())
+
+def _widths(picture: Picture, axes: Chords, *, bright: bool) -> tuple[F64, Mask]:
+    """Width at each place between the two outlines [px of the small copy], and whether both were found."""
+    width = np.zeros(len(axes))
+    fine = axes.width * picture.factor < FINE
+    for some, image, factor in ((fine, picture.grey, picture.factor), (~fine, picture.small, 1)):
+        profiles = _profiles(image, axes[some], factor) * np.float32(1 if bright else -1)
+        body = np.median(profiles[:, np.abs(_ACROSS) < BODY], axis=1)
+        sides = [_half_width(half, body) for half in (profiles[:, STEPS // 2 :], profiles[:, STEPS // 2 :: -1])]
+        width[some] = (sides[0] + sides[1]) * axes.width[some]
+    change = np.abs(width / np.maximum(axes.width, 1e-6) - 1)
+    return width, np.asarray(np.isfinite(width) & (change < CHANGE), dtype=np.bool_)
 
 
-def _widths(mask: Mask, distance: F32, relief: F32, picture: Picture) -> tuple[float, float]:
-    """Median width along the skeleton, as drawn and as measured.
+_ACROSS: F32 = np.linspace(-FAR, FAR, STEPS + 1, dtype=np.float32)
 
-    For thin wires the latter is not above their brightness per length over that of the middle.
-    """
-    from skimage.morphology import skeletonize
 
-    skeleton = skeletonize(mask)
-    width = float(np.median(2 * distance[skeleton] - 1))
-    if width > THIN:
-        return width, width
-    around = ~eroded(eroded(~mask))
-    length = STEP * float(skeleton.sum())
-    # The raw copy: the denoising blur spreads a thin wire, and what it takes from the crest it adds to the flanks.
-    raw = (picture.small - picture.calm) * np.float32(1 if relief[skeleton].mean() > 0 else -1) + relief
-    ground = float(np.median(raw[~around])) if not around.all() else 0.0
-    crest = float(raw[skeleton].mean()) - ground
-    total = float((raw[around] - ground).sum())
-    return width, min(width, total / max(length * crest, 1e-6))
+def _profiles(image: F32, axes: Chords, factor: int) -> F32:
+    """Grey levels across each axis, averaged along it, from an image of `factor` times the small copy's side. [N, U]"""
+    c, s = np.cos(axes.along)[:, None] * factor, np.sin(axes.along)[:, None] * factor
+    x, y = ((at[:, None] + 0.5) * factor - 0.5 for at in (axes.x, axes.y))
+    across = _ACROSS * axes.width[:, None]
+    total = np.zeros(across.shape, np.float32)
+    for stretch in STRETCH:
+        along = stretch * axes.width[:, None]
+        total += _between(image, y - across * c + along * s, x + across * s + along * c)
+    return total / np.float32(len(STRETCH))
+
+
+def _between(image: F32, y: F32, x: F32) -> F32:
+    """Values between pixels, linear; beyond the frame those of its border."""
+    height, width = image.shape
+    top, left = np.floor(y).astype(np.int32).clip(0, height - 2), np.floor(x).astype(np.int32).clip(0, width - 2)
+    down, right = (y - top).clip(0, 1), (x - left).clip(0, 1)
+    flat, at = image.ravel(), top * width + left
+    upper = flat[at] * (1 - right) + flat[at + 1] * right
+    return np.asarray(upper * (1 - down) + (flat[at + width] * (1 - right) + flat[at + width + 1] * right) * down)
+
+
+def _half_width(profile: F32, body: F32) -> F64:
+    """How far from the axis a profile that runs outward falls through the level of the outline; NaN if never. [N]"""
+    at = np.linspace(0, FAR, profile.shape[1])
+    inside = profile[:, at <= INSIDE]
+    crest, peak = np.maximum(inside.max(axis=1), body), inside.argmax(axis=1)
+    ground = profile[:, (at > INSIDE) & (at < OUTSIDE)].min(axis=1)
+    level = edge_levels(ground, body, crest)
+    below = (profile < level[:, None]) & (np.arange(len(at)) > peak[:, None])
+    rows, first = np.arange(len(profile)), below.argmax(axis=1)
+    before, after = profile[rows, first - 1], profile[rows, first]
+    part = (before - level) / np.maximum(before - after, 1e-6)
+    return np.where(below.any(axis=1), at[first - 1] + part * at[1], np.nan)
+
+
+def _quantiles(values: F64, weights: F32, at: tuple[float, ...]) -> list[float]:
+    """Quantiles of weighted values."""
+    order = np.argsort(values)
+    below = np.cumsum(weights[order], dtype=np.float64) - weights[order] / 2
+    return [float(v) for v in np.interp(at, below / weights.sum(), values[order])]

@@ -1,12 +1,11 @@
 """Picture -> what kind of picture it is and what was found in it. Knows nothing about units or wording.
 
-The order of the questions matters: a sharp period with one direction is a line pattern; else clear separate bodies are
-objects; else bodies that persist along their direction are fibres; else two clear grey phases have an area share; else
-it is texture.
+`TESTS` holds the questions in their order, each with its reason; the first that is answered decides what is measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,49 +13,38 @@ import numpy as np
 from assistant.measurements.bodies import SMALLEST_AREA, label
 from assistant.measurements.crowds import chance_of, crowd_of
 from assistant.measurements.facts import Kind
-from assistant.measurements.fibres import Fibres, find_fibres
+from assistant.measurements.fibres import Fibres, fibres_closer, fibres_of
+from assistant.measurements.kinds import PLAIN, TWO_PHASES, Evidence, certainty, confidence, elongated
 from assistant.measurements.lines import Lines, measure_lines
 from assistant.measurements.picture import Mask, Picture, halved, opened
 from assistant.measurements.rims import Rim, rim_of
-from assistant.measurements.segmentation import (
-    Candidate,
-    Objects,
-    best_of,
-    candidates,
-    objects_of,
-    two_phases,
-)
-from assistant.measurements.texture import Direction, Period, direction, period, structure
-from assistant.quantities import angle_between
+from assistant.measurements.segmentation import Candidate, Objects, objects_of
+from assistant.measurements.texture import Direction, Period
 
 STRUCTURELESS = 1.6
 """Variation over that of white noise, below which a picture is uniform."""
-LINE_ANISOTROPY = 0.45
-LINE_ANGLE = 12.0
-"""Largest angle between the lines by their period and by the gradients [deg]."""
 FILLED_FRAME = 0.1
 """Largest difference between line over pitch and the bright share of a frame that is filled with lines."""
-OBJECT_EVIDENCE = 0.6
-OBJECT_SHARE = 0.85
-"""Least share of the foreground in good objects."""
-PLAIN = 0.9
-"""Share of compact bodies from which objects need no comparison with fibres."""
-ELONGATED = 5.0
-"""Median aspect ratio from which separate objects are fibres."""
-TWO_PHASES = 0.74
-"""Least separability at which an area share of a picture without separate objects means something."""
+STRIPES = 0.5
+"""Likelihood of curtaining from which it is called that."""
+PLAINLY_LONG, LONG = 0.5, 0.4
+"""Likelihood of fibres from which no compact bodies speak against them, and from which they are looked for."""
+IN_FRONT = 0.6
+"""Share of the bright phase from which fibres may be the dark one."""
+DENSE, THIN = 0.2, 4.5
+"""Area under chords [frames] and width [px of the small copy] of mats that are looked at in full resolution."""
+PACKED = 0.6
+"""Likelihood from which bright bodies that cannot be told apart are particles, and dark ones pores."""
+SURELY_UNIFORM = 0.95
+"""Confidence that there is nothing to see where nothing varies more than noise."""
 UNSURE = 0.45
 """Confidence of a share where the phases overlap."""
+SEPARATE = 0.68
+"""The same for fibres, which are told from their ground by shape as well."""
+CROWDED = 0.4
+"""Share of the frame from which fibres are a mat."""
 APART = 0.95
 """Share of compact bodies before any cut from which long objects lie apart."""
-FAINTEST = 0.55
-"""Least separability of what is taken for fibres: less are a few bright edges on an even ground."""
-GROUND_SHARE = 0.75
-"""A phase that takes up more of the frame is the ground and not the fibres."""
-PLAINLY_LONG = 0.6
-"""Persistence from which the bodies between compact gaps are fibres."""
-FEWEST_IN_LATTICE = 6
-"""A periodic picture with fewer objects is not made of these objects."""
 CLEARLY_IN_FRONT, CLEARLY_GROUND = 0.6, 0.88
 """Share of the bright phase up to which it is the one in front, and from which the dark one is."""
 FEWEST_PORES = 20
@@ -64,8 +52,6 @@ LARGE_PORE = 0.03
 """Area-weighted mean pore area above which a dark phase is a ground [share of the frame]."""
 ANGULAR = 1.75
 """Mean aspect ratio above which the dark parts of a picture are gaps between fibres."""
-SURE_OF_ONE = 0.88
-"""Certainty from which one body by itself is an object."""
 FOAM = 0.3
 """Share of the frame from which openings without a period are those of a foam."""
 FEW = 2
@@ -83,6 +69,12 @@ class Findings:
 
     picture: Picture
     kind: Kind = "texture"
+    confidence: float = 0.0
+    """that a person would call it that"""
+    test: str = ""
+    """the name of the test that decided it"""
+    likelihood: float = 0.0
+    """of that kind by the numbers alone"""
     direction: Direction | None = None
     period: Period | None = None
     lines: Lines | None = None
@@ -97,86 +89,159 @@ class Findings:
     """[h, w] where that phase is, in the small copy"""
 
 
-def _best_candidates(picture: Picture) -> list[Candidate]:
-    """The best foreground of each polarity."""
-    tried = list(candidates(picture))
-    best = (best_of(picture, tried, bright=bright) for bright in (True, False))
-    return [candidate for candidate in best if candidate is not None]
+@dataclass(frozen=True)
+class Test:
+    """One question to a picture: what is found where the answer is yes, None where it is no."""
+
+    name: str
+    reason: str
+    answer: Callable[[Evidence], Findings | None]
 
 
-def _best_objects(picture: Picture, tried: list[Candidate]) -> Objects | None:
-    """The objects of the polarity that explains its foreground better, None where neither does."""
-    best: Objects | None = None
-    for candidate in tried:
-        if candidate.evidence < OBJECT_EVIDENCE:
-            continue
-        found = objects_of(picture, candidate)
-        if found is None or found.share_good < OBJECT_SHARE or not (found.good & found.inside).any():
-            continue
-        if found.count <= 1 and _certainty(found) < SURE_OF_ONE:
-            continue
-        if best is None or _quality(found) > _quality(best):
-            best = found
-    return best
+def find(picture: Picture, *, transmission: bool = False) -> Findings:
+    """Decide what kind of picture it is and measure what that kind has.
+
+    In transmission thick or heavy matter is dark, so dark bodies are no pores.
+    """
+    it = Evidence(picture, transmission)
+    test, found = next((test, found) for test in TESTS if (found := test.answer(it)) is not None)
+    if found.kind == "uniform":
+        return replace(found, test=test.name, likelihood=SURELY_UNIFORM, confidence=SURELY_UNIFORM)
+    likely = it.likelihoods[found.kind]
+    if test.name == "crowd":  # who agrees with the number of bodies, or their size, agrees that there are bodies
+        return replace(found, test=test.name, likelihood=likely)
+    return replace(found, test=test.name, likelihood=likely, confidence=confidence(likely, test.name))
 
 
-def _quality(found: Objects) -> float:
-    return found.share_good * found.candidate.evidence
+def _uniform(it: Evidence) -> Findings | None:
+    return Findings(it.picture, "uniform") if it.period is None and it.structure < STRUCTURELESS else None
 
 
-def _elongated(found: Objects) -> bool:
-    shape = found.geometry
-    aspect = (shape.major / shape.minor)[found.good]
-    return float(np.median(aspect)) > ELONGATED
-
-
-def _fibres(picture: Picture) -> Fibres | None:
-    """Bright fibres, else dark ones on a bright ground that is clearly another phase."""
-    phases = two_phases(picture)
-    if phases.separability < FAINTEST:
+def _lines(it: Evidence) -> Findings | None:
+    if not it.is_line_pattern:
         return None
-    found = find_fibres(picture, phases, bright=True) if phases.share < GROUND_SHARE else None
-    if found is None and phases.separability > TWO_PHASES and phases.share > 0.6:
-        return find_fibres(picture, phases, bright=False)
-    return found
-
-
-def _is_line_pattern(found: Findings) -> bool:
-    if found.period is None or found.direction is None or found.direction.anisotropy < LINE_ANISOTROPY:
-        return False
-    return angle_between(found.period.orientation, found.direction.orientation) < LINE_ANGLE
-
-
-def _as_lines(found: Findings) -> Findings:
-    assert found.period is not None
-    found.kind = "lines"
-    found.lines = measure_lines(found.picture, found.period)
-    if found.lines is not None and abs(found.lines.share - two_phases(found.picture).share) < FILLED_FRAME:
+    assert it.period is not None
+    found = _seen(it, "lines")
+    found.lines = measure_lines(it.picture, it.period)
+    if found.lines is not None and abs(found.lines.share - it.phases.share) < FILLED_FRAME:
         found.share, found.share_confidence = found.lines.share, 0.7
     return found
 
 
-def _as_objects(found: Findings, objects: Objects) -> Findings:
+def _plain_objects(it: Evidence) -> Findings | None:
+    objects = it.objects
+    if objects is None or not it.sure_objects or not (objects.candidate.bright or it.period is not None):
+        return None
+    return _as_objects(it, objects)
+
+
+def _curtaining(it: Evidence) -> Findings | None:
+    return _seen(it, "curtaining") if it.likelihoods["curtaining"] > STRIPES else None
+
+
+def _plain_fibres(it: Evidence) -> Findings | None:
+    return _as_fibres(it) if it.likelihoods["fibres"] > PLAINLY_LONG else None
+
+
+def _sure_objects(it: Evidence) -> Findings | None:
+    return _as_objects(it, it.objects) if it.objects is not None and it.sure_objects else None
+
+
+def _fibres(it: Evidence) -> Findings | None:
+    return _as_fibres(it) if it.likelihoods["fibres"] > LONG else None
+
+
+def _other_objects(it: Evidence) -> Findings | None:
+    objects = it.objects
+    if objects is None:
+        return None
+    long = elongated(objects) or (not it.sure_objects and _angular(objects))
+    return None if long and not objects.candidate.bright else _as_objects(it, objects)
+
+
+def _crowd(it: Evidence) -> Findings | None:
+    if it.sure_objects or it.period is not None:
+        return None
+    crowd = crowd_of(it.picture, it.tried)
+    if crowd is None:
+        return None
+    chance = chance_of(it.picture, crowd)
+    other = _other_objects(it)
+    if other is not None and it.objects is not None and chance_of(it.picture, it.objects) >= chance:
+        return None
+    return replace(_as_objects(it, crowd), confidence=chance)
+
+
+def _packing(it: Evidence) -> Findings | None:
+    packed = it.objects is None and it.likelihoods["particles"] > PACKED
+    found = _as_phases(it) if packed else None
+    return None if found is None or found.kind == "pores" else replace(found, kind="particles")
+
+
+def _openings(it: Evidence) -> Findings | None:
+    if it.likelihoods["pores"] <= PACKED:
+        return None
+    found = _as_phases(it)
+    if found.share is not None and found.share_of_bright:
+        found.share, found.phase = 1 - found.share, None if found.phase is None else ~found.phase
+    return replace(found, kind="pores", share_of_bright=False)
+
+
+TESTS = (
+    Test("uniform", "Nothing varies more than noise does.", _uniform),
+    Test("line pattern", "A sharp period and the gradients agree on one direction: a line pattern.", _lines),
+    Test(
+        "plain objects",
+        "Separate bright bodies, and bodies in a lattice, are what a person would name.",
+        _plain_objects,
+    ),
+    Test(
+        "curtaining", "What is the same all along the frame, without a period, was drawn by the ion beam.", _curtaining
+    ),
+    Test(
+        "plain fibres",
+        "Bodies go on and on along their direction; the gaps between them may well be compact.",
+        _plain_fibres,
+    ),
+    Test("sure objects", "Dark compact bodies without fibres between them are objects.", _sure_objects),
+    Test("fibres", "Bodies are long, and nothing in the picture is compact.", _fibres),
+    Test("crowd", "Touching bodies and agglomerates are what a person is likely to see and count.", _crowd),
+    Test(
+        "other objects", "Bodies had to be cut apart; long dark ones are the gaps between bright ones.", _other_objects
+    ),
+    Test("packing", "Round bright bodies fill the frame and cannot be told apart by any threshold.", _packing),
+    Test("openings", "Round dark openings fill the frame, though their walls cut them up.", _openings),
+    Test("phases", "What is left has two grey phases, or is texture.", lambda it: _as_phases(it)),
+)
+
+
+def _seen(it: Evidence, kind: Kind) -> Findings:
+    return Findings(it.picture, kind, direction=it.direction, period=it.period)
+
+
+def _as_objects(it: Evidence, objects: Objects) -> Findings:
+    found = _seen(it, "particles")
     found.share_of_bright = objects.candidate.bright
-    found.share_confidence, found.phase = _certainty(objects), objects.foreground
-    found.kind = "particles"
-    if not objects.candidate.bright:
-        rim = rim_of(found.picture, objects.foreground)
-        if not rim.stands and (rim.shade > GLOWS or objects.count > FEW):
-            return _as_pores(found, objects, rim)
+    found.share_confidence, found.phase = certainty(objects), objects.foreground
+    rim = it.rim
+    if objects is not it.objects:
+        rim = None if objects.candidate.bright else rim_of(it.picture, objects.foreground)
+    opens = rim is not None and not rim.stands and (rim.shade > GLOWS or objects.count > FEW)
+    if rim is not None and opens and not it.transmission:
+        return _as_pores(it, found, objects, rim)
     found.objects = objects
     outline = float(objects.perimeter.sum())
     found.share = float(objects.foreground.mean()) - objects.outset * outline / objects.foreground.size
     return found
 
 
-def _as_pores(found: Findings, objects: Objects, rim: Rim) -> Findings:
+def _as_pores(it: Evidence, found: Findings, objects: Objects, rim: Rim) -> Findings:
     """Openings: counted where they are clear bodies; else only their share is known."""
     dark = objects.candidate
     if found.period is not None or (dark.compact > PLAIN and _stable(found.picture, dark)):
         found.objects = replace(objects, outset=-rim.outset)
     else:
-        phases, dark_phase = two_phases(found.picture), objects.foreground
+        phases, dark_phase = it.phases, objects.foreground
         if phases.separability > TWO_PHASES:
             dark_phase = opened(found.picture.calm <= phases.threshold)
         else:  # a threshold would cut the noise of the ground in two
@@ -202,23 +267,52 @@ def _stable(picture: Picture, dark: Candidate) -> bool:
     return max(counts) <= MOST_CHANGE * min(counts)
 
 
-def _as_fibres(found: Findings, fibres: Fibres) -> Findings:
-    found.kind, found.fibres, found.share_of_bright = "fibres", fibres, fibres.bright
-    found.phase = fibres.mask
-    if fibres.separability > 0.68 and fibres.resolved:
-        found.share = fibres.coverage
-        found.share_confidence = 0.7 if fibres.separability > TWO_PHASES else UNSURE
+def _as_fibres(it: Evidence) -> Findings | None:
+    """Bright fibres, or dark ones on a bright ground that is clearly another phase; None where none can be followed."""
+    bright = not (_dark_in_front(it) and it.traits[1].firm > it.traits[0].firm)
+    fibres = _followed(it, bright=bright)
+    if fibres is None:
+        return None
+    found = _seen(it, "fibres")
+    found.fibres, found.share_of_bright = fibres, bright
+    # Wires that lie apart can be counted as well; cut pieces of a network cannot.
+    objects = it.objects
+    apart = objects is not None and elongated(objects) and objects.candidate.compact > APART
+    found.objects = objects if apart else None
+    if it.phases.separability > SEPARATE:
+        found.phase = opened((it.picture.calm > it.phases.threshold) == bright)
+        found.share = _coverage(it, found.phase, bright=bright) / fibres.swelling
+        found.share_confidence = 0.7 if it.phases.separability > TWO_PHASES else UNSURE
     return found
 
 
-def _certainty(objects: Objects) -> float:
-    """Confidence that a person would outline the same objects."""
-    return float(np.clip(0.4 + 0.35 * objects.candidate.evidence, 0.0, 0.95)) * objects.share_good
+def _dark_in_front(it: Evidence) -> bool:
+    return it.phases.separability > TWO_PHASES and it.phases.share > IN_FRONT
 
 
-def _as_phases(found: Findings) -> Findings:
+def _followed(it: Evidence, *, bright: bool) -> Fibres | None:
+    """The fibres of one polarity; those of a dense mat that are thin in the small copy at full resolution."""
+    seen = fibres_of(it.picture, it.chords[0 if bright else 1], bright=bright)
+    dense = it.traits[0 if bright else 1].crowd > DENSE
+    if it.picture.factor == 1 or not dense or (seen is not None and seen.width > THIN * it.picture.factor):
+        return seen
+    return fibres_closer(it.picture, bright=bright) or seen
+
+
+def _coverage(it: Evidence, mask: Mask, *, bright: bool) -> float:
+    """Share of the frame; a dense mat reaches into the shadows, where Li's threshold follows and Otsu's does not."""
+    share = float(mask.mean())
+    if share < CROWDED or not bright:
+        return share
+    from skimage.filters import threshold_li
+
+    calm = it.picture.calm[::2, ::2]
+    return float((calm > threshold_li(calm, tolerance=0.01)).mean())
+
+
+def _as_phases(it: Evidence) -> Findings:
     """A picture without separate bodies: pores where the dark phase is made of round parts, else texture."""
-    bright = two_phases(found.picture)
+    found, bright = _seen(it, "texture"), it.phases
     if bright.separability < TWO_PHASES:
         return found
     openings = opened(found.picture.calm <= bright.threshold)
@@ -231,7 +325,7 @@ def _as_phases(found: Findings) -> Findings:
         found.phase = rim.opening ^ found.share_of_bright
     rough = halved(found.picture)
     dark = objects_of(rough, _inverse(bright))
-    if dark is not None and _are_pores(dark) and not rim.stands:
+    if dark is not None and _are_pores(dark) and not rim.stands and not it.transmission:
         light = objects_of(rough, bright)
         if light is None or light.share_good < dark.share_good:
             if found.period is None:
@@ -257,43 +351,3 @@ def _angular(dark: Objects) -> bool:
 
 def _inverse(bright: Candidate) -> Candidate:
     return replace(bright, bright=False, share=1 - bright.share)
-
-
-def find(picture: Picture) -> Findings:
-    """Decide what kind of picture it is and measure what that kind has."""
-    found = Findings(picture, period=period(picture))
-    if found.period is None and structure(picture) < STRUCTURELESS:
-        found.kind = "uniform"
-        return found
-    found.direction = direction(picture)
-    if _is_line_pattern(found):
-        return _as_lines(found)
-    tried = _best_candidates(picture)
-    objects = _best_objects(picture, tried)
-    if objects is not None and found.period is not None and objects.count < FEWEST_IN_LATTICE:
-        objects = None
-    sure = objects is not None and objects.candidate.compact > PLAIN and not _elongated(objects)
-    # The gaps of a mesh are compact too; only in a periodic mesh are they what a person would name.
-    if objects is not None and sure and (objects.candidate.bright or found.period is not None):
-        return _as_objects(found, objects)
-    fibres = _fibres(picture)
-    if objects is not None and sure and (fibres is None or fibres.persistence < PLAINLY_LONG):
-        return _as_objects(found, objects)
-    if fibres is not None:
-        # Wires that lie apart can be counted as well; cut pieces of a network cannot.
-        apart = objects is not None and _elongated(objects) and objects.candidate.compact > APART
-        found.objects = objects if apart else None
-        return _as_fibres(found, fibres)
-    # Long dark bodies that are no fibres are the gaps between bright ones.
-    gaps = (
-        objects is not None
-        and not objects.candidate.bright
-        and (_elongated(objects) or (not sure and _angular(objects)))
-    )
-    if gaps:
-        objects = None
-    if not sure and found.period is None:
-        crowd = crowd_of(picture, tried)
-        if crowd is not None and (objects is None or chance_of(picture, crowd) > chance_of(picture, objects)):
-            objects = crowd
-    return _as_phases(found) if objects is None else _as_objects(found, objects)

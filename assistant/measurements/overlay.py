@@ -34,8 +34,8 @@ FIGURES: dict[str, tuple[str, ...]] = {
 """Each figure with the facts it shows."""
 TICKS = 44
 """Direction marks along the longer side."""
-CIRCLES = 90
-"""Most circles along the fibres."""
+CROSSINGS = 300
+"""Most widths drawn across fibres."""
 MOST_GRID_LINES = 80
 BINS = 96
 
@@ -187,19 +187,15 @@ def _draw_lines(it: Drawing) -> None:
 
 
 def _draw_fibres(it: Drawing) -> None:
-    from skimage.morphology import skeletonize
-
+    """The widths that were taken, across the fibres, and a piece of each axis."""
     assert it.found.fibres is not None
-    mask = it.found.fibres.mask
-    skeleton = skeletonize(mask)
-    it.canvas.tint(mask, TEAL, opacity=0.22)
-    it.canvas.tint(skeleton, ROSE, opacity=0.9)
-    distance = np.asarray(ndimage.distance_transform_edt(mask))
-    rows, columns = (np.asarray(at, dtype=np.float64) for at in np.nonzero(skeleton))
-    order = np.random.default_rng(0).permutation(len(rows))[:CIRCLES]
-    places, reach = it.full(columns[order], rows[order]), distance[skeleton][order]
-    for (x, y), d in zip(places.tolist(), reach.tolist(), strict=True):
-        it.canvas.circle(x, y, (d - 0.5) * it.found.picture.factor, AMBER, width=1.6)
+    places = it.found.fibres.places
+    order = np.random.default_rng(0).permutation(len(places))[:CROSSINGS]
+    for x, y, width, along in places[order]:
+        middle, axis = np.array([x, y]), np.array([np.cos(along), np.sin(along)]) * width / 2
+        across = np.array([-axis[1], axis[0]])
+        it.canvas.polyline(np.stack([middle - axis, middle + axis]), ROSE, width=1.4, opacity=180)
+        it.canvas.polyline(np.stack([middle - across, middle + across]), AMBER, width=1.8)
 
 
 def _draw_grey(it: Drawing) -> None:
@@ -256,7 +252,7 @@ def _quantity(value: float, unit: str) -> str:
     return digits(value, unit) + {"deg": "°", "": ""}.get(unit, f" {unit}")
 
 
-def figures(
+def drawn_figures(
     display: NDArray[np.uint8], found: Findings, facts: Facts, *, nm_per_pixel: float | None
 ) -> dict[str, Image.Image]:
     """One figure for each measurement that applies, by its name in FIGURES; RGB, at most SIDE px a side.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ F64: TypeAlias = NDArray[np.float64]
 I32: TypeAlias = NDArray[np.int32]
 Mask: TypeAlias = NDArray[np.bool_]
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Levels = TypeVar("Levels", F32, F64)
 
 SMALL_SIDE = 768
 """Longest side of the small copy [px]."""
@@ -137,10 +138,15 @@ def edge_level(ground: float, body: float, crest: float) -> float:
     Midway between ground and body in a plain image. In secondary electrons edges glow, and the outline lies under the
     crest of the glow rather than at its outer foot, so the level is raised with the glow.
     """
-    return min((ground + crest) / 2 + GLOW * (crest - body), ground + HIGHEST_EDGE * (crest - ground))
+    return float(edge_levels(*(np.array([level], np.float64) for level in (ground, body, crest)))[0])
 
 
-def window_of(pixels: Pixels) -> tuple[float, float]:
+def edge_levels(ground: Levels, body: Levels, crest: Levels) -> Levels:
+    """The same of many outlines. [N]"""
+    return np.minimum((ground + crest) / 2 + GLOW * (crest - body), ground + HIGHEST_EDGE * (crest - ground))
+
+
+def grey_window(pixels: Pixels) -> tuple[float, float]:
     """The 0.1 and 99.9 percentiles of the finite pixels; 0, 0 where there are none."""
     if pixels.dtype in (np.uint8, np.uint16) and pixels.size:
         below = np.cumsum(np.bincount(pixels.ravel()))

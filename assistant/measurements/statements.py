@@ -24,7 +24,7 @@ _NAMED = re.compile(
     r"([\w()+/-]+)",
     re.IGNORECASE,
 )
-_NO_NAME = frozenset({"not", "unknown", "named", "given", "no", "none"})
+_NO_NAME = frozenset({"not", "unknown", "named", "given", "no", "none", "used", "same", "recorded", "stated"})
 _DENIED = re.compile(r"\b(?:no|not|never|neither|nor|without)\b|n['’]t\b", re.IGNORECASE)
 _WITHHELD = re.compile(
     r"\b(?:(?:could|can) ?not be (?:measured|told|seen|counted|determined)|(?:was|were) not (?:measured|recorded)|"
@@ -97,7 +97,8 @@ class _Pictures:
 
 def _of_sentence(sentence: str, pictures: _Pictures) -> list[Statement]:
     words = [*_of_words(sentence, pictures)]
-    words += (wrong for wrong in _of_names(sentence, pictures) if not _overlap(wrong, words))
+    told = {statement.name for statement in words}  # "the SEC SNE-4500M": the maker is part of the name
+    words += (named for named in _of_names(sentence, pictures) if named.name not in told)
     numbers = (_of_number(claim, pictures) for claim in read_claims(sentence))
     found = [*words, *(number for number in numbers if not _overlap(number, words))]  # "Supra 40" is no number
     if not found and _WITHHELD.search(sentence):

@@ -11,8 +11,8 @@ from assistant.readers.record import (
     name,
     parse_ini,
     positive,
-    quantity,
     square_pixel,
+    stated_quantity,
     two_readings,
     whole,
 )
@@ -46,7 +46,7 @@ def from_text(text: str, size: tuple[int, int]) -> Record | None:
 
 
 def _pixel_nm(text: str | None) -> float | None:
-    found = quantity(text)
+    found = stated_quantity(text)
     return length_nm(found[0], found[1] or "nm") if found and found[0] > 0 else None
 
 
@@ -56,14 +56,14 @@ def _data_size(text: str | None) -> tuple[int | None, int | None]:
 
 
 def _kilovolts(text: str | None) -> float | None:
-    found = quantity(text)
+    found = stated_quantity(text)
     scale = {"volt": 1e-3, "v": 1e-3, "": 1e-3, "kv": 1.0}.get(found[1].lower()) if found and found[0] > 0 else None
     return found[0] * scale if found and scale else None
 
 
 def _millimetres(text: str | None) -> float | None:
     """A bare number is in micrometres, as the vendor's own files write it."""
-    found = quantity(text)
+    found = stated_quantity(text)
     length = length_nm(found[0], found[1] or "um") if found and found[0] > 0 else None
     return None if length is None else length / 1e6
 

@@ -11,8 +11,8 @@ from assistant.readers.record import (
     length_nm,
     name,
     positive,
-    quantity,
     square_pixel,
+    stated_quantity,
 )
 
 VENDOR = "jeol", "JEOL"
@@ -53,6 +53,6 @@ def _scan_size(text: str | None) -> tuple[float, float]:
 
 def _bar(entries: dict[str, str], zoom: float) -> tuple[float | None, float | None]:
     """The scale bar's length in this file [px] and on the specimen [nm]."""
-    pixels, marker = positive(entries.get("SM_MICRON_BAR")), quantity(entries.get("SM_MICRON_MARKER"))
+    pixels, marker = positive(entries.get("SM_MICRON_BAR")), stated_quantity(entries.get("SM_MICRON_MARKER"))
     length = length_nm(marker[0], marker[1]) if marker and marker[0] > 0 else None
     return (None if pixels is None else pixels * zoom), length

@@ -36,7 +36,7 @@ _MAX_METADATA = 2**22  # bytes of a JPEG before its picture: Pillow joins segmen
 _MAX_SCANNED = 2**31  # pixels times progressive scans: every scan of a JPEG goes over the whole picture again
 
 
-def kind_of(data: bytes) -> str | None:
+def raster_kind(data: bytes) -> str | None:
     """The format that the first bytes name, None for none of these."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -44,7 +44,7 @@ def kind_of(data: bytes) -> str | None:
 
 
 def decode(data: bytes, kind: str, page: int | None, limits: ReadLimits) -> Frame:
-    """The picture as upright grey values, of a moving one the first; `kind` as of `kind_of`. Raises MicrographError."""
+    """The picture, of a moving one the first, as upright grey values. Raises MicrographError."""
     if page not in (None, 0):
         raise MicrographError("no_such_page", f"Page {page} was asked for; a {kind} has only page 0.")
     from PIL import Image

@@ -81,21 +81,21 @@ class Record:
     warnings: tuple[str, ...] = field(default=())
 
 
-class Reader(Protocol):
+class VendorReader(Protocol):
     """A module of this folder that reads what one vendor writes."""
 
     VENDOR: tuple[str, str]
     """Its key in `Instrument.vendor`, and its name for people."""
 
 
-class TagReader(Reader, Protocol):
+class TagReader(VendorReader, Protocol):
     """One that reads TIFF tags."""
 
     def from_tags(self, tags: TagBytes, size: tuple[int, int]) -> Record | None:
         """The record of a TIFF of `size` (width, height); None where the tags are not of this vendor."""
 
 
-class SidecarReader(Reader, Protocol):
+class SidecarReader(VendorReader, Protocol):
     """One that reads the text file beside an image."""
 
     def from_text(self, text: str, size: tuple[int, int]) -> Record | None:
@@ -125,7 +125,7 @@ def plain_unit(text: str) -> str:
     return unicodedata.normalize("NFKC", plain)  # also one character that stands for "µm"
 
 
-def quantity(text: str | None) -> tuple[float, str] | None:
+def stated_quantity(text: str | None) -> tuple[float, str] | None:
     """ "14.8 mm" -> (14.8, "mm"), "x500" -> (500.0, ""), "12,5" -> (12.5, ""); None where no finite number leads.
 
     A comma is decimal unless digits in groups of three say otherwise; "1,250" could be either, and is refused.
@@ -166,7 +166,7 @@ def _decimal_point(number: str) -> str | None:
 
 def positive(text: str | None, scale: float = 1.0) -> float | None:
     """The leading number of `text` times `scale`, rounded to 9 digits; None unless above zero."""
-    found = quantity(text)
+    found = stated_quantity(text)
     if found is None or found[0] <= 0 or not math.isfinite(found[0] * scale):
         return None
     return float(f"{found[0] * scale:.9g}")

@@ -28,7 +28,7 @@ SUFFIXES = {
 }
 
 
-def kind_of(data: bytes, suffix: str) -> str | None:
+def container_kind(data: bytes, suffix: str) -> str | None:
     """RosettaSciIO's name for the format if the first bytes are one of these, else None."""
     if data[:4] in (b"\0\0\0\x03", b"\0\0\0\x04") and suffix in ("", ".dm3", ".dm4"):
         return "DigitalMicrograph"

@@ -12,7 +12,7 @@ ROWS = 1024  # of the picture that are enough to know its ground
 BLOCK, WHOLE = 48, 0.5  # [px] of the grid on which large gaps are looked for, and the share of a block that is sample
 
 
-def filled(pixels: Pixels, sample: Mask) -> Pixels:
+def without_gaps(pixels: Pixels, sample: Mask) -> Pixels:
     """`pixels` [H, W] with what is no sample made like the specimen beside it, or, in a wide gap, like its ground.
 
     Ground is the commonest level with the picture's noise: nothing is found there, and no specimen is changed.

@@ -11,7 +11,7 @@ from assistant.readers.record import (
     name,
     parse_ini,
     positive,
-    quantity,
+    stated_quantity,
 )
 
 VENDOR = "sec", "SEC"
@@ -23,7 +23,7 @@ def from_text(text: str, size: tuple[int, int]) -> Record | None:
     image = sections.get("Image Info")
     if image is None or "Model" not in image:
         return None
-    distance = quantity(sections.get("- Working Distance", {}).get("Working Distance"))
+    distance = stated_quantity(sections.get("- Working Distance", {}).get("Working Distance"))
     length = length_nm(*distance) if distance and distance[0] > 0 else None
     instrument = Instrument(
         vendor="sec",
@@ -38,7 +38,7 @@ def from_text(text: str, size: tuple[int, int]) -> Record | None:
 
 
 def _kilovolts(text: str | None) -> float | None:
-    found = quantity(text)
+    found = stated_quantity(text)
     return found[0] if found and found[0] > 0 and found[1].lower() == "kv" else None
 
 

@@ -14,8 +14,8 @@ from assistant.readers.record import (
     length_nm,
     name,
     positive,
-    quantity,
     square_pixel,
+    stated_quantity,
     two_readings,
 )
 
@@ -69,18 +69,18 @@ def _head_pixel(data: bytes, width: int) -> float | None:
 
 def _length(text: str | None) -> float | None:
     """[nm]"""
-    found = quantity(text)
+    found = stated_quantity(text)
     return length_nm(*found) if found and found[0] > 0 else None
 
 
 def _kilovolts(text: str | None) -> float | None:
-    found = quantity(text)
+    found = stated_quantity(text)
     scale = {"kv": 1.0, "v": 1e-3}.get(found[1].lower()) if found and found[0] > 0 else None
     return found[0] * scale if found and scale else None
 
 
 def _magnification(text: str | None) -> float | None:
-    found = quantity(text)
+    found = stated_quantity(text)
     if found is None or found[0] <= 0:
         return None
     return found[0] * (1000 if found[1].upper().startswith("K") else 1)

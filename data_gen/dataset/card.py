@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from assistant.disk import replacing
-from data_gen.questions.filters import BLIND_ROWS, yes_or_no
+from data_gen.questions.filters import BLIND_ROWS, is_yes_or_no
 
 EXAMPLES = "examples"
 EXAMPLE_ROWS = 8
@@ -67,7 +67,7 @@ Agreement with these answers is agreement with the teacher, not accuracy. The pi
 
 
 @dataclass
-class Tally:
+class RowCounts:
     """What is in the rows of a data set, counted row by row."""
 
     rows: dict[str, Counter[str]] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Tally:
         provenance = json.loads(row["provenance"])
         self.rows.setdefault(split, Counter())[row["task"]] += 1
         self.facets[row["task"], row["facet"]] += 1
-        if verdict := yes_or_no(row["references"][0]):
+        if verdict := is_yes_or_no(row["references"][0]):
             self.verdicts[verdict] += 1
         if review := provenance.get("review"):
             self.reviewed[f"{review['verdict']} by {review['by']}"] += 1
@@ -120,7 +120,7 @@ class Tally:
         self.greys.append((split, label, [float(measured.get(name) or 0.0) for name in GREY_FACTS]))
 
 
-def write_examples(out: Path, tally: Tally) -> list[tuple[dict[str, Any], list[str]]]:
+def write_examples(out: Path, tally: RowCounts) -> list[tuple[dict[str, Any], list[str]]]:
     """Small JPEGs of one row of each of a few facets under `out/examples`; gives the rows with the names of theirs."""
     from PIL import Image
 
@@ -143,8 +143,8 @@ def write_examples(out: Path, tally: Tally) -> list[tuple[dict[str, Any], list[s
     return shown
 
 
-def card(
-    tally: Tally,
+def dataset_card(
+    tally: RowCounts,
     *,
     images: int,
     teacher: str,
@@ -181,7 +181,7 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def biases(tally: Tally) -> list[str]:
+def biases(tally: RowCounts) -> list[str]:
     """What a user should know before trusting scores on this data, from the counts alone."""
     found = ["The teacher writes short plain sentences of a small vocabulary; it is blind to what it has no word for."]
     pictures = sum((labels for labels in tally.labels.values()), Counter[str]())
@@ -238,7 +238,7 @@ def _front_matter(rows: Mapping[str, Mapping[str, int]], checksums: Mapping[str,
     return "\n".join(head)
 
 
-def _splits(tally: Tally, checksums: Mapping[str, str]) -> str:
+def _splits(tally: RowCounts, checksums: Mapping[str, str]) -> str:
     tasks = sorted({task for counts in tally.rows.values() for task in counts})
     table = _table(
         ["split", *tasks], [[split, *(counts[task] for task in tasks)] for split, counts in tally.rows.items()]
@@ -246,7 +246,7 @@ def _splits(tally: Tally, checksums: Mapping[str, str]) -> str:
     return "\n".join([table, "", *(f"* sha256 of {split}: `{checksums[split]}`" for split in tally.rows)])
 
 
-def _facets(tally: Tally, blind: Mapping[str, tuple[int, int]]) -> str:
+def _facets(tally: RowCounts, blind: Mapping[str, tuple[int, int]]) -> str:
     lines = []
     for (task, facet), count in sorted(tally.facets.items()):
         asked, right = blind.get(facet, (0, 0))
@@ -255,7 +255,7 @@ def _facets(tally: Tally, blind: Mapping[str, tuple[int, int]]) -> str:
     return f"{table}\n\n*Blind*: share of the training rows that the commonest answer to the same question gets right."
 
 
-def _classes(tally: Tally) -> str:
+def _classes(tally: RowCounts) -> str:
     splits = list(tally.labels)
     labels = sorted({label for counts in tally.labels.values() for label in counts})
     return _table(

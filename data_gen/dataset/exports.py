@@ -26,7 +26,7 @@ KEPT = ("task", "facet", "label", "group", "source", "teacher")
 Row = Mapping[str, Any]
 
 
-def export(directory: Path, form: Format) -> Path:
+def export_dataset(directory: Path, form: Format) -> Path:
     """Write a data set in another format to `directory/exports/FORMAT`; returns that folder.
 
     Raises DatasetError `no_dataset`, `damaged_dataset`, `disk_full` or `disk`.

@@ -21,7 +21,7 @@ from assistant.errors import DatasetError
 from data_gen.questions.filters import MAX_ANSWER_CHARS, clean, untrusted_text
 
 FILE = "review.sqlite"
-Verdict = Literal["accepted", "edited", "rejected"]
+ReviewVerdict = Literal["accepted", "edited", "rejected"]
 
 
 class Tables(DeclarativeBase):
@@ -55,7 +55,7 @@ class Reviews(Database):
         super().__init__(directory / FILE, tables=Tables, durable=True)
 
     def decide(
-        self, row: Mapping[str, Any], verdict: Verdict, *, reviewer: str, answer: str = "", reason: str = ""
+        self, row: Mapping[str, Any], verdict: ReviewVerdict, *, reviewer: str, answer: str = "", reason: str = ""
     ) -> Decision:
         """Keep a decision about a row of the data set.
 

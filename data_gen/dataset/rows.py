@@ -9,7 +9,7 @@ from typing import Any
 from assistant.chat import auxiliary_text, number_lines
 from data_gen.dataset.writer import conversation
 from data_gen.questions.evidence import Evidence
-from data_gen.questions.tasks import Question
+from data_gen.questions.tasks import TaughtQuestion
 
 
 def common_label(shown: Sequence[Evidence]) -> str | None:
@@ -18,7 +18,7 @@ def common_label(shown: Sequence[Evidence]) -> str | None:
 
 
 def row_of(
-    question: Question,
+    question: TaughtQuestion,
     wordings: Sequence[str],
     shown: Sequence[Evidence],
     *,

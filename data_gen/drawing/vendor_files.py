@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_gen.drawing.scenes.info_bar import ScaleBar, draw_bar
+from data_gen.drawing.scenes.info_bar import DrawnScaleBar, draw_bar
 
 HOUSE = (
     "thermo8", "zeiss", "tescan16", "jeol_bmp", "thermo16", "plain_png", "sec_jpeg", "tescan_hdr", "jeol_tif",
@@ -54,7 +54,7 @@ class Written:
 
     path: Path
     banner: tuple[int, int] | None
-    bar: ScaleBar
+    bar: DrawnScaleBar
     calibrated: bool
 
 
@@ -218,7 +218,7 @@ def _tescan_hdr(info: dict[str, Any], nm: float, *, tilt_deg: float) -> str:
     return "\n".join(parts)
 
 
-def _jeol_text(info: dict[str, Any], shape: tuple[int, int], bar: ScaleBar, *, title: str, tilt_deg: float) -> str:
+def _jeol_text(info: dict[str, Any], shape: tuple[int, int], bar: DrawnScaleBar, *, title: str, tilt_deg: float) -> str:
     lines = {
         "$SEM_DATA_VERSION": "1", "$CM_SIGNAL_NAME": info["detector"], "$CM_DETECTOR_NAME": info["detector"],
         "$CM_ACCEL_VOLT": f"{info['hv_kv']:.2f}", "$$SM_WD": f"{info['wd_mm']:.2f}",
@@ -233,7 +233,7 @@ def _jeol_text(info: dict[str, Any], shape: tuple[int, int], bar: ScaleBar, *, t
     return "".join(f"{k} {v}\r\n" for k, v in lines.items())
 
 
-def _hitachi_text(info: dict[str, Any], shape: tuple[int, int], nm: float, bar: ScaleBar, *, name: str) -> str:
+def _hitachi_text(info: dict[str, Any], shape: tuple[int, int], nm: float, bar: DrawnScaleBar, *, name: str) -> str:
     year, month, day = info["date"].split("-")
     lines = {
         "InstructName": info["model"], "SampleName": "", "Format": "tif", "SerialNumber": "000000-00",
@@ -276,7 +276,7 @@ def _tiff(path: Path, pixels: np.ndarray, *, tag: tuple[int, int, bytes] | None,
 
 def with_bar(
     pixels: np.ndarray, *, kind: str, nm_per_pixel: float, instrument: dict[str, Any]
-) -> tuple[np.ndarray, ScaleBar]:  # fmt: skip
+) -> tuple[np.ndarray, DrawnScaleBar]:  # fmt: skip
     """The picture with its maker's info bar below, in the picture's own type (white is the type's maximum)."""
     rows, columns = pixels.shape
     info = instrument | {"hfw_nm": columns * nm_per_pixel}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from assistant.errors import TeacherError
 from data_gen.hosted.budget import Budget
-from data_gen.hosted.desk import SAID_CHARS, departures, exchange_of, settlement_of
+from data_gen.hosted.correspondence import SAID_CHARS, departures, exchange_of, settlement_of
 from data_gen.hosted.egress import Permit, open_client
 from data_gen.hosted.teacher import ADAPTED, HostedTeacher
 from data_gen.ledger import Ledger

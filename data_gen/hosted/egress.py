@@ -39,7 +39,7 @@ MAX_REPLY_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class Item:
+class ManifestItem:
     """One JSON line of the manifest: a picture that would leave, as it would leave."""
 
     path: str

@@ -63,7 +63,7 @@ _SECRET = re.compile(
 
 
 @dataclass(frozen=True)
-class Refusal:
+class EndpointRefusal:
     """An HTTP error, its body without the key that was sent."""
 
     status: int
@@ -100,7 +100,7 @@ class Refusal:
             return re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", self.body[:4_000], flags=re.DOTALL)
 
 
-def verdict_of(refusal: Refusal, *, host: str, model: str, api_key_env: str, pictures: bool) -> TeacherError:
+def verdict_of(refusal: EndpointRefusal, *, host: str, model: str, api_key_env: str, pictures: bool) -> TeacherError:
     """A refusal as a rejection of one attempt, or as the end of the job."""
     raw, wait = str(refusal), retry_after(refusal.headers, now=time.time())
     match refusal.status:

@@ -52,7 +52,7 @@ class Answered(_Closed):
     answers: list[str] = Field(min_length=1, max_length=8)
 
 
-class Body(_Closed):
+class AnswersBody(_Closed):
     """What a hosted teacher must reply."""
 
     answers: list[Answered]
@@ -196,7 +196,7 @@ def _answers(choice: _Choice, ids: Sequence[str], spent: _Spent) -> dict[str, tu
     return {answered.id: tuple(map(clean, answered.answers)) for answered in told.answers}
 
 
-def _told(content: str, thought: str) -> Body:
+def _told(content: str, thought: str) -> AnswersBody:
     """The answers in what was said; some endpoints take the whole of a reply for thinking, and say nothing."""
     if not spoken(content):
         try:
@@ -213,7 +213,7 @@ def _told(content: str, thought: str) -> Body:
         raise Rejection("bad_reply", content, again=True, problem="it was not JSON") from None
 
 
-def _read_body(document: Any) -> Body:
+def _read_body(document: Any) -> AnswersBody:
     """The body in a document, also where it was written as a string, as the only member of a list, or without its key.
 
     Raises ValueError.
@@ -227,7 +227,7 @@ def _read_body(document: Any) -> Body:
             document = {"answers": document}
     if isinstance(document, dict) and isinstance(document.get("answers"), str):
         document = document | {"answers": json.loads(document["answers"])}
-    return Body.model_validate(document)
+    return AnswersBody.model_validate(document)
 
 
 def _first_error(invalid: ValidationError) -> str:
@@ -250,7 +250,7 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
 
 
 def response_format() -> Any:
-    """The `response_format` that asks for the schema of `Body`."""
+    """The `response_format` that asks for the schema of `AnswersBody`."""
     return {"type": "json_schema", "json_schema": {"name": "answers", "strict": True, "schema": _schema()}}
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from assistant.errors import TeacherError
 from data_gen.hosted.dialect import Dialect
 from data_gen.hosted.egress import Permit, open_client
-from data_gen.hosted.refusals import Refusal, verdict_of
+from data_gen.hosted.refusals import EndpointRefusal, verdict_of
 from data_gen.hosted.replies import read_reply, response_format
 from data_gen.questions.filters import clean
 from data_gen.questions.tasks import prompts_version
@@ -174,9 +174,9 @@ class HostedTeacher:
             pictures=pictures,
         )
 
-    def refusal(self, status: int, headers: Mapping[str, str], body: str) -> Refusal:
+    def refusal(self, status: int, headers: Mapping[str, str], body: str) -> EndpointRefusal:
         """An HTTP error without the key that was sent."""
-        return Refusal(status, headers, self._scrub(body))
+        return EndpointRefusal(status, headers, self._scrub(body))
 
     def unreachable(self, error: Exception) -> TeacherError:
         """A connection that failed as a rejection of this attempt, or as the end of the job."""

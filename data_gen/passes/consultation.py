@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from assistant.errors import TeacherError
 from data_gen.hosted.batches import BatchDesk
 from data_gen.hosted.budget import Budget, Estimate
-from data_gen.hosted.desk import OPEN_VERDICTS, Desk, Losses, ask_all
+from data_gen.hosted.correspondence import OPEN_VERDICTS, Correspondence, Losses, ask_all
 from data_gen.hosted.dialect import Dialect
 from data_gen.hosted.egress import MANIFEST, Consent, Permit, destination_of, grant
 from data_gen.hosted.redaction import check_words, sayable
@@ -67,7 +67,7 @@ class _Consultation:
                 if self._ledger.open_batches():
                     await batches.finish(self._errands(teacher))
                 losses = self._losses(teacher)
-                desk = Desk(teacher, self._ledger, budget, max_retries=config.max_retries, losses=losses)
+                desk = Correspondence(teacher, self._ledger, budget, max_retries=config.max_retries, losses=losses)
                 if losses.hopeless:
                     desk.stopped = losses.end(teacher.destination)
                 if not batches.stopped:
@@ -117,7 +117,7 @@ class _Consultation:
                 f"{untold} answers came without usage (numbers of tokens): each is booked at the most it can have cost."
             )
 
-    async def _ask_the_rest(self, desk: Desk, batches: BatchDesk, teacher: HostedTeacher) -> None:
+    async def _ask_the_rest(self, desk: Correspondence, batches: BatchDesk, teacher: HostedTeacher) -> None:
         if self._config.batch:
             await batches.ask_all(self._errands(teacher))
         else:

@@ -60,7 +60,7 @@ def content_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def examine(job: tuple[str, bool, int | None]) -> dict[str, Any]:
+def examine_files(job: tuple[str, bool, int | None]) -> dict[str, Any]:
     """Read and measure one file -> plain JSON; {"error": {...}} where it is not a micrograph.
 
     `job` is (path, list it for egress?, longest side sent [px]).

@@ -14,14 +14,14 @@ from dataclasses import replace
 from typing import Any
 
 from data_gen.dataset.rows import common_label, row_of
-from data_gen.hosted.desk import OPEN_VERDICTS, told
+from data_gen.hosted.correspondence import OPEN_VERDICTS, told
 from data_gen.hosted.teacher import HostedTeacher
 from data_gen.passes.lesson import Lesson
 from data_gen.passes.requests import Requests
-from data_gen.questions.claims import claim_verdict
+from data_gen.questions.contradictions import claim_verdict
 from data_gen.questions.evidence import Evidence, class_words
 from data_gen.questions.filters import answer_verdict, samples_agree, untrusted_text
-from data_gen.questions.tasks import Question
+from data_gen.questions.tasks import TaughtQuestion
 from data_gen.tables import ACCEPTED
 from data_gen.teacher import OfflineTeacher, Rejection, Request, Teacher, request_key
 
@@ -123,7 +123,7 @@ class _Judge:
 
     def _row(
         self,
-        question: Question,
+        question: TaughtQuestion,
         wordings: Sequence[str],
         shown: tuple[Evidence, ...],
         request: Request,
@@ -150,7 +150,7 @@ class _Judge:
         }
 
     def _told_verdict(
-        self, question: Question, wordings: Sequence[str], shown: tuple[Evidence, ...], request: Request
+        self, question: TaughtQuestion, wordings: Sequence[str], shown: tuple[Evidence, ...], request: Request
     ) -> str | None:
         """Why what a teacher told may not be taught: its form, the facts, or the class is against it."""
         known = f"{request.known} {question.text}"

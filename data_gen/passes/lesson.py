@@ -13,7 +13,7 @@ from data_gen.dataset.writer import LineWriter
 from data_gen.ledger import Ledger
 from data_gen.passes.drafts import Drafts
 from data_gen.passes.examine import Examiner
-from data_gen.passes.report import TeachReport
+from data_gen.passes.teach_report import TeachReport
 from data_gen.questions.evidence import Evidence
 
 if TYPE_CHECKING:

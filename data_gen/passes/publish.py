@@ -13,7 +13,7 @@ from typing import Any
 
 from assistant.errors import DatasetError
 from data_gen.catalogue import SPLITS
-from data_gen.dataset.card import Tally, card, write_examples
+from data_gen.dataset.card import RowCounts, dataset_card, write_examples
 from data_gen.dataset.review import applied, decisions_about
 from data_gen.dataset.writer import SplitWriter, write_card
 from data_gen.passes.drafts import Row
@@ -26,7 +26,7 @@ from data_gen.questions.tasks import by_facet
 
 def publish(lesson: Lesson, teacher: str) -> None:
     """Write the data set: its splits, the list of rejections, the card. All of it, or what was there before stays."""
-    counts, tally, checksums = lesson.drafts.answer_counts("train"), Tally(), {}
+    counts, tally, checksums = lesson.drafts.answer_counts("train"), RowCounts(), {}
     drawn = _Drawn(lesson, counts)
     with contextlib.ExitStack() as files:
         writers: list[SplitWriter] = []
@@ -42,7 +42,7 @@ def publish(lesson: Lesson, teacher: str) -> None:
     _report(lesson, tally)
     lesson.rejections.publish()
     report = lesson.report
-    text = card(
+    text = dataset_card(
         tally,
         images=report.images,
         teacher=teacher,
@@ -56,7 +56,7 @@ def publish(lesson: Lesson, teacher: str) -> None:
     write_card(lesson.out, text)
 
 
-def _write_split(lesson: Lesson, writer: SplitWriter, drawn: _Drawn, tally: Tally) -> None:
+def _write_split(lesson: Lesson, writer: SplitWriter, drawn: _Drawn, tally: RowCounts) -> None:
     """Write the rows of a split, each with its pictures.
 
     Raises DatasetError `changed` for a file that is no longer what was measured.
@@ -74,7 +74,7 @@ def _write_split(lesson: Lesson, writer: SplitWriter, drawn: _Drawn, tally: Tall
         lesson.progress(writer.rows, writer.rows, f"writing {writer.split}")
 
 
-def _report(lesson: Lesson, tally: Tally) -> None:
+def _report(lesson: Lesson, tally: RowCounts) -> None:
     report = lesson.report
     report.images = len(lesson.taught)
     report.rejected = dict(sorted(lesson.rejected.items()))

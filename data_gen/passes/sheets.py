@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 
 from assistant.errors import DatasetError
-from data_gen.hosted.desk import OPEN_VERDICTS
-from data_gen.knowledge import Sheet, knowledge_sheets, measured_sheet, save_sheet, sheet_of, sheet_request
+from data_gen.hosted.correspondence import OPEN_VERDICTS
+from data_gen.knowledge import KnowledgeSheet, knowledge_sheets, measured_sheet, save_sheet, sheet_of, sheet_request
 from data_gen.passes.lesson import Lesson
 from data_gen.tables import ACCEPTED
 from data_gen.teacher import Rejection, Teacher, request_key
@@ -25,7 +25,7 @@ def write_sheets(lesson: Lesson, teacher: Teacher) -> None:
         save_sheet(label, sheet, lesson.out / "knowledge")
 
 
-def _told_sheet(lesson: Lesson, label: str, teacher: Teacher) -> Sheet | None:
+def _told_sheet(lesson: Lesson, label: str, teacher: Teacher) -> KnowledgeSheet | None:
     """What the teacher told of the class; None where it was not asked, or told nothing usable."""
     exchange = lesson.ledger.exchange(request_key(teacher, sheet_request(label)))
     if exchange is None:
@@ -40,7 +40,7 @@ def _told_sheet(lesson: Lesson, label: str, teacher: Teacher) -> Sheet | None:
         return None
 
 
-def _known_sheet(lesson: Lesson, label: str) -> Sheet:
+def _known_sheet(lesson: Lesson, label: str) -> KnowledgeSheet:
     try:
         return knowledge_sheets([label])[label]
     except DatasetError:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assistant.errors import MicrographError
-from data_gen.catalogue import INDEX, TRUTH, Catalogue, Entry
+from data_gen.catalogue import INDEX, TRUTH, Catalogue, CatalogueEntry
 from data_gen.hosted.redaction import shareable
-from data_gen.passes.examine import examine, redacted
+from data_gen.passes.examine import examine_files, redacted
 from data_gen.passes.requests import FACTUAL_TASKS, conversation_request, request_about
 from data_gen.passes.specimens import evidence_of
 from data_gen.questions.evidence import Evidence, known_text
-from data_gen.questions.tasks import Question
+from data_gen.questions.tasks import TaughtQuestion
 from data_gen.teacher import Request
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def show(image: Path, *, config: TeachConfig) -> dict[str, Any]:
     Raises MicrographError.
     """
     hosted = config.teacher == "openai"
-    record = examine((str(image), False, None))
+    record = examine_files((str(image), False, None))
     if "error" in record:
         raise MicrographError(record["error"]["code"], record["error"]["message"])
     evidence = _evidence(image, record)
@@ -67,18 +67,18 @@ def _requests(evidence: Evidence, config: TeachConfig, *, looking: bool) -> Iter
         yield request
 
 
-def _told(question: Question) -> dict[str, Any]:
+def _told(question: TaughtQuestion) -> dict[str, Any]:
     turns = [{"question": asked, "answer": answered} for asked, answered in question.history]
     known = {"facet": question.facet, "question": question.text, "answers": list(question.answers)}
     return {"id": question.id, **known, **({"history": turns} if turns else {})}
 
 
 def _evidence(image: Path, record: dict[str, Any]) -> Evidence:
-    entry = _listed(image) or Entry(0, image.name, None, "", "")
+    entry = _listed(image) or CatalogueEntry(0, image.name, None, "", "")
     return evidence_of(replace(entry, name=image.name), "", record)
 
 
-def _listed(image: Path) -> Entry | None:
+def _listed(image: Path) -> CatalogueEntry | None:
     """The picture's entry in the nearest list of pictures above it."""
     for root in image.resolve().parents[:PARENTS]:
         if (root / TRUTH).is_file() or (root / INDEX).is_file():

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from assistant.errors import MicrographError
-from data_gen.catalogue import Entry, in_pair_order
+from data_gen.catalogue import CatalogueEntry, in_pair_order
 from data_gen.dataset.writer import LineWriter
-from data_gen.hosted.egress import MANIFEST, Item
+from data_gen.hosted.egress import MANIFEST, ManifestItem
 from data_gen.hosted.redaction import shareable
-from data_gen.passes.examine import content_digest, examine
+from data_gen.passes.examine import content_digest, examine_files
 from data_gen.passes.lesson import Lesson
 from data_gen.questions.evidence import Evidence, known_text
 from data_gen.questions.filters import NearDuplicates
@@ -41,7 +41,7 @@ def examine_folder(lesson: Lesson, destination: str | None) -> None:
     lesson.taught = in_pair_order(specimens.taught, seed=lesson.config.seed)
 
 
-def evidence_of(entry: Entry, split: str, record: Mapping[str, Any]) -> Evidence:
+def evidence_of(entry: CatalogueEntry, split: str, record: Mapping[str, Any]) -> Evidence:
     """What the catalogue and the measurement know of one picture."""
     return Evidence(
         path=entry.name,
@@ -55,16 +55,16 @@ def evidence_of(entry: Entry, split: str, record: Mapping[str, Any]) -> Evidence
     )
 
 
-def _item(evidence: Evidence, sent: Mapping[str, Any], destination: str) -> Item:
+def _item(evidence: Evidence, sent: Mapping[str, Any], destination: str) -> ManifestItem:
     words = known_text(evidence)
-    return Item(evidence.path, evidence.sha256, sent["sha256"], sent["bytes"], words, destination)
+    return ManifestItem(evidence.path, evidence.sha256, sent["sha256"], sent["bytes"], words, destination)
 
 
 @dataclass
 class _Job:
     """One file on its way through examination."""
 
-    entry: Entry
+    entry: CatalogueEntry
     split: str
     key: str = ""
     record: dict[str, Any] | None = None
@@ -82,7 +82,7 @@ class _Specimens:
     def __iter__(self) -> Iterator[tuple[Evidence, dict[str, Any]]]:
         lesson, duplicates = self._lesson, NearDuplicates(self._lesson.config.near_duplicate_bits)
         pending: list[tuple[int, dict[str, Any]]] = []
-        for done, (job, fresh) in enumerate(lesson.examiner.map(examine, self._jobs()), start=1):
+        for done, (job, fresh) in enumerate(lesson.examiner.map(examine_files, self._jobs()), start=1):
             lesson.progress(done, lesson.catalogue.count, "measuring")
             record = self._record(job, fresh)
             if record is None or record["sha256"] in self._forgotten:

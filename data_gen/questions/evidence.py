@@ -317,10 +317,10 @@ def _other_word(facet: str, word: str, rng: random.Random) -> str:
 
 @cache
 def _word_weights(facet: str) -> dict[str, float]:
-    from data_gen.questions.words import CLASS_WORDS
+    from data_gen.questions.words import VISIBLE_WORDS
 
     weights: dict[str, float] = {}
-    for facets in CLASS_WORDS.values():
+    for facets in VISIBLE_WORDS.values():
         for word in facets[facet]:
             weights[word] = weights.get(word, 0.0) + 1 / len(facets[facet])
     return weights

@@ -82,7 +82,7 @@ def text_verdict(answer: str, *, known: str) -> str | None:
     return None if numbers_agree(answer, known) else "numbers_disagree"
 
 
-def yes_or_no(answer: str) -> str | None:
+def is_yes_or_no(answer: str) -> str | None:
     """The "yes" or "no" that an answer begins with."""
     first = answer.lower().partition(" ")[0].strip(",.:;")
     return first if first in {"yes", "no"} else None
@@ -90,7 +90,7 @@ def yes_or_no(answer: str) -> str | None:
 
 def wordings_agree(answers: Sequence[str]) -> bool:
     """True where all wordings give the same yes or no and the same numbers."""
-    verdicts = {yes_or_no(answer) for answer in answers} - {None}
+    verdicts = {is_yes_or_no(answer) for answer in answers} - {None}
     counts = {tuple(sorted((amount.dimension, f"{amount.base:.3g}") for amount in read_amounts(a))) for a in answers}
     return len(verdicts) < 2 and len(counts) < 2
 
@@ -114,7 +114,7 @@ def answer_verdict(wordings: Sequence[str], *, facts: Sequence[str], known: str)
             return verdict
     if not wordings_agree(wordings):
         return "wordings_disagree"
-    said = {yes_or_no(text) for text in (wordings[0], *facts)} - {None}
+    said = {is_yes_or_no(text) for text in (wordings[0], *facts)} - {None}
     return "facts_disagree" if len(said) > 1 else None
 
 

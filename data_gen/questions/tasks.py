@@ -43,7 +43,7 @@ class Case:
 
 
 @dataclass
-class Item:
+class QuestionTemplate:
     """One thing that can be asked: wordings of the question, and cases of answers."""
 
     name: str
@@ -70,7 +70,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Question:
+class TaughtQuestion:
     """A question as it is asked of one picture or pair, with the answers that the facts give."""
 
     id: str
@@ -90,7 +90,7 @@ class Question:
 
 
 @cache
-def items() -> tuple[Item, ...]:
+def items() -> tuple[QuestionTemplate, ...]:
     """Every item of every prompt file, in a fixed order."""
     paths = sorted(path for path in PROMPTS.glob("*.txt") if path.stem not in _SPECIAL)
     return tuple(item for path in paths for item in _parse(path))
@@ -124,7 +124,7 @@ def questions_about(
     paraphrases: int = 5,
     looking: bool = False,
     labels: Mapping[str, int] | None = None,
-) -> list[Question]:
+) -> list[TaughtQuestion]:
     """The questions of one task about one picture, at most `count` of them, spread over the facets.
 
     With `looking` the teacher sees the picture, so visible qualities are asked though no fact tells them. `labels` are
@@ -138,7 +138,7 @@ def questions_about(
     return _spread(_rationed(asked, rng), count, rng)
 
 
-def conversation_about(evidence: Evidence, *, seed: int, paraphrases: int = 5) -> Question | None:
+def conversation_about(evidence: Evidence, *, seed: int, paraphrases: int = 5) -> TaughtQuestion | None:
     """The last turn of a conversation about one picture, with the turns before it; None where the facts give none.
 
     It opens with any question that another goes on from, and each turn goes on from one before it, the latest first.
@@ -146,7 +146,9 @@ def conversation_about(evidence: Evidence, *, seed: int, paraphrases: int = 5) -
     about = (seed, evidence.sha256, "conversation")
     slots = slots_of(evidence, seed=seed)
     single = [item for item in items() if item.task in {"caption", "vqa", "metadata", "conversation"}]
-    found = {item.name: ask(item, slots, rng=chance(*about, item.name), paraphrases=paraphrases) for item in single}
+    found = {
+        item.name: ask_template(item, slots, rng=chance(*about, item.name), paraphrases=paraphrases) for item in single
+    }
     turns = {name: question for name, question in found.items() if question is not None and question.answers}
     follows = {item.name: item.after for item in single if item.after and item.name in turns}
     rng = chance(*about, "choice")
@@ -167,7 +169,7 @@ def _next_turns(path: Sequence[str], follows: Mapping[str, Sequence[str]]) -> li
     return []
 
 
-def _joined(turns: Sequence[Question]) -> Question:
+def _joined(turns: Sequence[TaughtQuestion]) -> TaughtQuestion:
     *earlier, last = turns
     return replace(
         last,
@@ -182,14 +184,16 @@ def _joined(turns: Sequence[Question]) -> Question:
 
 def questions_comparing(
     first: Evidence, second: Evidence, *, seed: int, count: int = 1, paraphrases: int = 5, looking: bool = False
-) -> list[Question]:
+) -> list[TaughtQuestion]:
     """Questions that need both pictures."""
     about = (seed, first.sha256, second.sha256)
     asked = _askable("comparison", pair_slots(first, second, seed=seed), about, paraphrases, looking)
     return _spread(asked, count, chance(*about, "choice"))
 
 
-def ask(item: Item, slots: Mapping[str, str], *, rng: random.Random, paraphrases: int) -> Question | None:
+def ask_template(
+    item: QuestionTemplate, slots: Mapping[str, str], *, rng: random.Random, paraphrases: int
+) -> TaughtQuestion | None:
     """One question of an item; None where a slot of the question, or of every answer, is not known.
 
     An item that can be answered by looking is asked all the same, with no answers of its own.
@@ -206,7 +210,7 @@ def ask(item: Item, slots: Mapping[str, str], *, rng: random.Random, paraphrases
     answers = [_answer(item, text, slots, i) for i, text in enumerate(wordings)]
     # Wording i of the question has wording i of the answer, so greedy decoding can reach it.
     target = chosen % len(answers) if answers else 0
-    return Question(
+    return TaughtQuestion(
         id=item.name,
         task=item.task,
         facet=item.facet,
@@ -220,16 +224,16 @@ def ask(item: Item, slots: Mapping[str, str], *, rng: random.Random, paraphrases
 
 def _askable(
     task: str, slots: Mapping[str, str], about: Sequence[object], paraphrases: int, looking: bool
-) -> list[Question]:
+) -> list[TaughtQuestion]:
     asked = (
-        ask(item, slots, rng=chance(*about, item.name), paraphrases=paraphrases)
+        ask_template(item, slots, rng=chance(*about, item.name), paraphrases=paraphrases)
         for item in items()
         if item.task == task
     )
     return [question for question in asked if question is not None and (question.answers or looking)]
 
 
-def _rationed(questions: list[Question], rng: random.Random) -> list[Question]:
+def _rationed(questions: list[TaughtQuestion], rng: random.Random) -> list[TaughtQuestion]:
     """At most one question that no picture answers, and one about a quantity that this picture does not have."""
     fixed = {item.name for item in items() if item.fixed}
     unmeasured = {q.id for q in questions if any(q.states.get(f"has_{name}") == "no" for name in ASKED)}
@@ -239,9 +243,9 @@ def _rationed(questions: list[Question], rng: random.Random) -> list[Question]:
     return questions
 
 
-def _spread(questions: Sequence[Question], count: int, rng: random.Random) -> list[Question]:
+def _spread(questions: Sequence[TaughtQuestion], count: int, rng: random.Random) -> list[TaughtQuestion]:
     """Draw from all facets; one with n items comes up about sqrt(n) times as often, so that it crowds out no other."""
-    facets: dict[str, list[Question]] = {}
+    facets: dict[str, list[TaughtQuestion]] = {}
     for question in rng.sample(list(questions), len(questions)):
         facets.setdefault(question.facet, []).append(question)
     dealt = []
@@ -251,7 +255,7 @@ def _spread(questions: Sequence[Question], count: int, rng: random.Random) -> li
     return [question for _, question in sorted(dealt, key=lambda pair: pair[0])[:count]]
 
 
-def _case(item: Item, slots: Mapping[str, str]) -> tuple[Case | None, set[str]]:
+def _case(item: QuestionTemplate, slots: Mapping[str, str]) -> tuple[Case | None, set[str]]:
     """The case that holds, and the names of the slots it states, those of its clauses included."""
     held = {name.rstrip("?"): _first(cases, slots) for name, cases in item.clauses.items()}
     named = dict(slots) | {name: "" for name in item.clauses if name.endswith("?")}
@@ -269,7 +273,7 @@ def _first(cases: Sequence[Case], slots: Mapping[str, str]) -> Case | None:
     return next((case for case in cases if case.holds(slots)), None)
 
 
-def _answer(item: Item, template: str, slots: Mapping[str, str], wording: int) -> str:
+def _answer(item: QuestionTemplate, template: str, slots: Mapping[str, str], wording: int) -> str:
     clauses = {}
     for name, cases in item.clauses.items():
         case = _first(cases, slots)
@@ -286,9 +290,9 @@ def _named(texts: Sequence[str]) -> set[str]:
     return {name for text in texts for name in _SLOT.findall(text)}
 
 
-def _parse(path: Path) -> Iterator[Item]:
-    item = Item("", path.stem)
-    found: list[Item] = []
+def _parse(path: Path) -> Iterator[QuestionTemplate]:
+    item = QuestionTemplate("", path.stem)
+    found: list[QuestionTemplate] = []
     clauses: dict[str, list[Case]] = {}
     cases = item.cases
     for line in prompt_lines(path):
@@ -296,7 +300,7 @@ def _parse(path: Path) -> Iterator[Item]:
         if line.startswith("[."):
             cases = clauses.setdefault(line.strip("[.]"), [])
         elif mark == "[":
-            item = Item(line.strip("[]"), path.stem, clauses=clauses)
+            item = QuestionTemplate(line.strip("[]"), path.stem, clauses=clauses)
             cases = item.cases
             found.append(item)
         elif mark == "?":
@@ -310,7 +314,7 @@ def _parse(path: Path) -> Iterator[Item]:
     yield from found
 
 
-def _set(item: Item, line: str, path: Path) -> None:
+def _set(item: QuestionTemplate, line: str, path: Path) -> None:
     key, _, value = (part.strip() for part in line.partition(":"))
     match key:
         case "facet":

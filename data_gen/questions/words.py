@@ -8,7 +8,7 @@ FACETS = ("shape", "surface", "arrangement", "distribution", "touching", "polari
 
 POLARITIES = ("bright on dark", "dark on bright", "even")
 
-CLASS_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
+VISIBLE_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "biological": {
         "shape": ("spherical", "rod-like", "biconcave", "spiny", "disc-like"),
         "surface": ("smooth", "wrinkled", "spiny", "porous"),
@@ -98,9 +98,9 @@ CLASS_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-for _facets in CLASS_WORDS.values():
+for _facets in VISIBLE_WORDS.values():
     _facets["polarity"] = POLARITIES
 
 WORDS: dict[str, tuple[str, ...]] = {
-    facet: tuple(dict.fromkeys(word for facets in CLASS_WORDS.values() for word in facets[facet])) for facet in FACETS
+    facet: tuple(dict.fromkeys(word for facets in VISIBLE_WORDS.values() for word in facets[facet])) for facet in FACETS
 }

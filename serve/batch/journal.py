@@ -85,7 +85,7 @@ def caption_folder(
         try:
             todo = [job for job in jobs if not journal.has(job)]
             done, failed = len(jobs) - len(todo), 0
-            for finished in _run(todo, load or partial(load_run, run), workers=workers, ray=ray):
+            for finished in _run(todo, load or partial(load_assistant, run), workers=workers, ray=ray):
                 journal.add(finished)
                 done, failed = (
                     done + len(finished),
@@ -99,7 +99,7 @@ def caption_folder(
     return Summary(len(jobs), len(jobs) - len(failures), len(jobs) - len(todo), failures)
 
 
-def load_run(run: Path | None) -> Captioner:
+def load_assistant(run: Path | None) -> Captioner:
     """The student of a run, or the bundled one."""
     from assistant.inference import Assistant
 

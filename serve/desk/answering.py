@@ -74,7 +74,7 @@ class Answerer(Protocol):
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Proof:
     """What a person needs beside an answer: what the reader found, what was measured, what to be careful about."""
 
     images: list[dict[str, Any]]
@@ -139,14 +139,14 @@ def read_images(
     return [(read or read_micrograph)(source, pixel_size_nm=pixel_size_nm) for source in sources]
 
 
-def answer(answerer: Answerer, question: Question) -> Iterator[str | Evidence]:
+def answer(answerer: Answerer, question: Question) -> Iterator[str | Proof]:
     """Yield the answer piece by piece, and last of all the evidence it is to be held against.
 
     Without a picture the model converses where it can; else one honest sentence is the answer.
     """
     if not question.images:
         yield from until_stop(_without_picture(answerer, question), question.stop)
-        yield Evidence([], [], [], [])
+        yield Proof([], [], [], [])
         return
     pieces = answerer.ask(
         question.images,
@@ -205,11 +205,11 @@ def _starts(stops: Sequence[str], length: int) -> tuple[str, ...]:
     return tuple(stop[:length] for stop in stops if len(stop) > length > 0)
 
 
-def gather_evidence(answerer: Answerer, question: Question, said: str) -> Evidence:
+def gather_evidence(answerer: Answerer, question: Question, said: str) -> Proof:
     """Collect info and facts of the pictures, what was stated of them, and the warnings about both."""
     pictures = question.images
     statements = answerer.statements(said, pictures, question.text, question.history)
-    return Evidence(
+    return Proof(
         images=[micrograph.info() for micrograph in pictures],
         facts=[answerer.facts_of(micrograph).as_dict() for micrograph in pictures],
         statements=[statement.as_dict() for statement in statements],

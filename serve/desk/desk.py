@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from assistant.errors import MaemiError, ServerError
-from serve.desk.answering import Answerer, Evidence, Question, Reader, answer
+from serve.desk.answering import Answerer, Proof, Question, Reader, answer
 from serve.desk.gate import Gate
 from serve.desk.monitoring import Metrics
 
@@ -39,7 +39,7 @@ class Desk:
         """What is counted of all this."""
         return Metrics(self.gate)
 
-    def answer(self, question: Question, *, user: str) -> Iterator[str | Evidence]:
+    def answer(self, question: Question, *, user: str) -> Iterator[str | Proof]:
         """Answer, and enter what was said into the book however it ended."""
         said: list[str] = []
         outcome = "aborted"

@@ -63,7 +63,7 @@ GUARDED = text("SELECT count(*) FROM pg_trigger WHERE tgname = 'never_changed' A
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredAnswer:
     """One answer as it was given."""
 
     number: int
@@ -168,7 +168,7 @@ class AnswerStore:
             connection.execute(insert(answers).values(**row, digest=_digest(row)))
         return int(row["number"])
 
-    def entries(self, *, limit: int = 100) -> list[Entry]:
+    def entries(self, *, limit: int = 100) -> list[StoredAnswer]:
         """The newest entries, newest first. Raises ServerError `store_failed`."""
         query = select(answers).order_by(answers.c.number.desc()).limit(limit)
         with self._failures(), self._engine.connect() as connection:
@@ -244,6 +244,6 @@ def _storable(words: str) -> str:
     return words.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
-def _entry(row: Any) -> Entry:
+def _entry(row: Any) -> StoredAnswer:
     fields = {key: row[key] for key in ("number", "at_utc", "user", "model", "question", "answer", "outcome")}
-    return Entry(images=json.loads(row["images"]), **fields)
+    return StoredAnswer(images=json.loads(row["images"]), **fields)

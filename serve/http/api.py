@@ -27,10 +27,10 @@ from serve.desk.gate import RETRY_AFTER_S, Relay
 from serve.http.bodies import Bodies
 from serve.http.chat_answer import ChatAnswer, Said
 from serve.http.conversation import ApiError, Ask, parse_body, parse_request
-from serve.http.guard import error_body, kind_of
+from serve.http.guard import error_body, error_kind
 from serve.http.methods import WrongMethod
-from serve.http.pictures import classify, embed, read_picture
-from serve.http.shapes import (
+from serve.http.pictures import classify_pictures, embed, read_picture
+from serve.http.schemas import (
     ChatReply,
     ChatRequest,
     ClassificationReply,
@@ -104,7 +104,7 @@ def build_api(desk: Desk) -> FastAPI:
     async def classifications(request: Request) -> Response:
         asked = await bodies.parse(request, partial(parse_body, shape=ClassificationRequest))
         _check_model(asked.model, desk)
-        return await _at_the_gate(desk, partial(classify, asked, desk))
+        return await _at_the_gate(desk, partial(classify_pictures, asked, desk))
 
     api.add_route("/metrics", desk.metrics.reply, include_in_schema=False)
     api.router.routes.append(WrongMethod(api.routes))
@@ -212,6 +212,6 @@ def _add_error_handlers(api: FastAPI) -> None:
 
 
 def _error(status: int, message: str, *, code: str, param: str | None = None) -> Response:
-    body = error_body(message, code=code, kind=kind_of(status), param=param)
+    body = error_body(message, code=code, kind=error_kind(status), param=param)
     headers = {"retry-after": str(RETRY_AFTER_S)} if status in (429, 503) else None
     return Response(body, status_code=status, media_type="application/json", headers=headers)

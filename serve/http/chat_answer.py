@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from assistant.errors import MaemiError
-from serve.desk.answering import Evidence, Question
+from serve.desk.answering import Proof, Question
 from serve.http.conversation import Ask
 from serve.http.guard import error_body
 from serve.http.structured import Unknown, as_object, as_schema
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from assistant.generation import Token
     from serve.desk.gate import Relay
 
-Answer = Callable[[Question], Iterator["str | Evidence"]]
+Answer = Callable[[Question], Iterator["str | Proof"]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Said:
     """A piece of one of the choices: text, the evidence at its end, and the tokens chosen meanwhile."""
 
     choice: int
-    item: str | Evidence
+    item: str | Proof
     tokens: tuple[Token, ...] = ()
 
 
@@ -117,7 +117,7 @@ class ChatAnswer:
             yield _event(self._head("chat.completion.chunk", []) | {"usage": self._usage()})
         yield b"data: [DONE]\n\n"
 
-    def _formed(self, items: Iterator[str | Evidence], choice: Choice) -> Iterator[str | Evidence]:
+    def _formed(self, items: Iterator[str | Proof], choice: Choice) -> Iterator[str | Proof]:
         """An answer as it is, or once it is whole as the JSON that was asked for."""
         if self._ask.form == "text":
             yield from items

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from assistant.chat import CAPTION_PROMPT, Message
-from serve.http.shapes import MAX_IMAGES, ChatMessage, ChatRequest, Sidecar
+from serve.http.schemas import MAX_IMAGES, ChatMessage, ChatRequest, Sidecar
 
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_ANSWER_TOKENS = 1024
@@ -35,7 +35,7 @@ BLANK = re.compile(r"[\s\u00a0]+|%0[AaDd]|%20")
 CLIENT_NOTES = re.compile(r"<(attached_files|source_context|context)>.*?</\1>\s*", re.IGNORECASE | re.DOTALL)
 """What Open WebUI puts before a question about the files it stored: names of its own, no words of the asker."""
 SURROGATE = re.compile("[\ud800-\udfff]")
-Body = TypeVar("Body", bound=BaseModel)
+Shape = TypeVar("Shape", bound=BaseModel)
 
 
 class ApiError(Exception):
@@ -47,7 +47,7 @@ class ApiError(Exception):
 
 
 @dataclass(frozen=True)
-class Picture:
+class SentPicture:
     """The bytes of a picture and the side-car that was sent with it."""
 
     data: bytes
@@ -59,7 +59,7 @@ class Ask:
     """A checked request."""
 
     model: str
-    images: tuple[Picture, ...]
+    images: tuple[SentPicture, ...]
     """All pictures of the conversation, in order."""
     text: str
     history: tuple[Message, ...]
@@ -88,7 +88,7 @@ def parse_request(body: bytes) -> Ask:
     parts = [part for message in request.messages for part in message.pictures]
     if len(parts) > MAX_IMAGES:
         raise ApiError(400, "too_many_images", f"More than {MAX_IMAGES} images in one conversation.", "messages")
-    images = tuple(Picture(decode_image(part.url), part.extension.sidecar) for part in parts)
+    images = tuple(SentPicture(image_bytes(part.url), part.extension.sidecar) for part in parts)
     if not turns or turns[-1].role != "user" or not (turns[-1].text or images):
         raise ApiError(400, "invalid_value", "messages: the user asks nothing. End with a user's message.", "messages")
     wanted = request.max_completion_tokens or request.max_tokens or DEFAULT_ANSWER_TOKENS
@@ -113,7 +113,7 @@ def parse_request(body: bytes) -> Ask:
     )
 
 
-def parse_body(body: bytes, shape: type[Body]) -> Body:
+def parse_body(body: bytes, shape: type[Shape]) -> Shape:
     """A request body as one of the shapes. Raises ApiError, 400, with the place and what is wrong there."""
     tree = _load(body)
     try:
@@ -122,7 +122,7 @@ def parse_body(body: bytes, shape: type[Body]) -> Body:
         _refuse(invalid)
 
 
-def decode_image(url: str) -> bytes:
+def image_bytes(url: str) -> bytes:
     """Bytes of a `data:` URI, however a client writes it; everything else is refused unopened. Raises ApiError."""
     match = DATA_URI.match(url)
     if not match:

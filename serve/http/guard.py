@@ -344,7 +344,7 @@ class _Exchange:
     async def refuse(self, refusal: Refusal) -> None:
         """Answer with an OpenAI-shaped error, unless the reply has already begun."""
         if not self.started and not self.over:
-            body = error_body(refusal.message, code=refusal.code, kind=kind_of(refusal.status))
+            body = error_body(refusal.message, code=refusal.code, kind=error_kind(refusal.status))
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             await self._start(
                 {
@@ -372,7 +372,7 @@ def error_body(message: str, *, code: str, kind: str, param: str | None = None) 
     return json.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}}).encode()
 
 
-def kind_of(status: int) -> str:
+def error_kind(status: int) -> str:
     """The OpenAI error type of a status."""
     kinds = {
         401: "authentication_error",

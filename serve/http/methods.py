@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from serve.http.guard import error_body, kind_of
+from serve.http.guard import error_body, error_kind
 
 
 class WrongMethod(BaseRoute):
@@ -26,7 +26,7 @@ class WrongMethod(BaseRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 405."""
-        body = error_body("This path does not take that method.", code="wrong_method", kind=kind_of(405))
+        body = error_body("This path does not take that method.", code="wrong_method", kind=error_kind(405))
         allowed = {"allow": ", ".join(sorted(self._allowed(scope)))}
         await Response(body, 405, headers=allowed, media_type="application/json")(scope, receive, send)
 

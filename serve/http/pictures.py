@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serve.desk.answering import Reader, read_images
-from serve.http.conversation import ApiError, Picture, decode_image
-from serve.http.shapes import (
+from serve.http.conversation import ApiError, SentPicture, image_bytes
+from serve.http.schemas import (
     Classification,
     ClassificationReply,
     ClassificationRequest,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from serve.desk.desk import Desk
 
 
-def read_picture(picture: Picture, *, pixel_size_nm: float | None, read: Reader | None) -> Micrograph:
+def read_picture(picture: SentPicture, *, pixel_size_nm: float | None, read: Reader | None) -> Micrograph:
     """Read a picture, with its side-car beside it where one was sent. Raises MicrographError."""
     if picture.sidecar is None:
         return read_images([picture.data], pixel_size_nm=pixel_size_nm, read=read)[0]
@@ -44,7 +44,7 @@ def embed(asked: EmbeddingRequest, desk: Desk) -> dict[str, Any]:
     inputs = asked.input if isinstance(asked.input, list) else [asked.input]
     uris = [one.image if isinstance(one, EmbeddedPicture) else one if _is_image(one) else None for one in inputs]
     texts = [str(one) for one, uri in zip(inputs, uris, strict=True) if uri is None]
-    images = [read_images([decode_image(uri)], read=desk.read)[0] for uri in uris if uri is not None]
+    images = [read_images([image_bytes(uri)], read=desk.read)[0] for uri in uris if uri is not None]
     of_images, of_texts = (iter(vectors) for vectors in desk.answerer.embed(images=images, texts=texts))
     vectors = [next(of_texts if uri is None else of_images) for uri in uris]
     if asked.dimensions not in (None, len(vectors[0])):
@@ -58,13 +58,13 @@ def embed(asked: EmbeddingRequest, desk: Desk) -> dict[str, Any]:
     return {"object": "list", "data": data, "model": desk.answerer.name, "usage": usage}
 
 
-def classify(asked: ClassificationRequest, desk: Desk) -> dict[str, Any]:
+def classify_pictures(asked: ClassificationRequest, desk: Desk) -> dict[str, Any]:
     """Scores of every picture, in order. Raises ApiError, ConfigError and MicrographError."""
     if len(set(asked.labels)) != len(asked.labels):
         raise ApiError(400, "invalid_value", "labels: one of them stands twice.", "labels")
 
     def pictures(uris: list[str]) -> list[Micrograph]:
-        return read_images([decode_image(uri) for uri in uris], read=desk.read)
+        return read_images([image_bytes(uri) for uri in uris], read=desk.read)
 
     examples = {label: pictures(uris) for label, uris in asked.examples.items()} if asked.examples else None
     scores = desk.answerer.classify(pictures(asked.images), asked.labels, examples=examples, top=asked.top)

@@ -20,7 +20,7 @@ from gradio.utils import get_upload_folder
 from assistant.chat import CAPTION_PROMPT, Message
 from assistant.errors import ConfigError, MicrographError
 from serve.batch.rows import CaptionRow, write_rows
-from serve.desk.answering import Evidence, Question, classify_files, parse_labels, parse_pixel_size, read_images
+from serve.desk.answering import Proof, Question, classify_files, parse_labels, parse_pixel_size, read_images
 from serve.desk.desk import Desk
 from serve.http.api import build_api
 from serve.http.guard import App, Credentials, Guard
@@ -92,12 +92,12 @@ class Page:
         micrographs = self._read(talk.pictures, size)
         *history, question = talk.turns
         said, told_at = "", time.monotonic()
-        proof: Evidence | None = None
+        proof: Proof | None = None
         with self._desk.gate.turn():
             cards = self._cards(talk.pictures, micrographs)
             yield list(talk.shown), talk, panel(cards)
             for item in self._desk.answer(Question(micrographs, question.text, tuple(history)), user=_user(request)):
-                if isinstance(item, Evidence):
+                if isinstance(item, Proof):
                     proof = item
                     continue
                 said += item
@@ -352,9 +352,7 @@ def _answer(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": as_text(text)}
 
 
-def _about_the_answer(
-    proof: Evidence | None, micrographs: Sequence[Micrograph]
-) -> tuple[list[str], list[dict[str, Any]]]:
+def _about_the_answer(proof: Proof | None, micrographs: Sequence[Micrograph]) -> tuple[list[str], list[dict[str, Any]]]:
     """Warnings without those that stand beside their picture anyway, and the statements."""
     if proof is None:
         return [], []

@@ -78,7 +78,7 @@ def _caption_row(entry: tuple[CaptionRow, str]) -> str:
     said = escape(row.caption or "") if row.error is None else f'<span class="maemi-problem">{escape(row.error)}</span>'
     size = ""
     if row.error is None:
-        size = "not calibrated" if row.pixel_size_nm is None else f"{wording.digits(row.pixel_size_nm)} nm/px"
+        size = "not calibrated" if row.pixel_size_nm is None else f"{wording.three_digits(row.pixel_size_nm)} nm/px"
     name = f'<p class="maemi-file">{escape(row.path)} <span>{size}</span></p>'
     return f'<tr><td class="maemi-thumb">{picture}</td><td>{name}<p>{said}</p></td></tr>'
 

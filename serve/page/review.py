@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 
 from data_gen.catalogue import SPLITS
 from data_gen.dataset.reader import parquet_file, split_files
-from data_gen.dataset.review import Reviews, Verdict, answer_of
+from data_gen.dataset.review import Reviews, ReviewVerdict, answer_of
 from serve.http.guard import App, Guard
 from serve.page.mounting import Blocks, mount
 
@@ -47,7 +47,7 @@ FOOTER = (
 
 
 @dataclass(frozen=True)
-class Place:
+class RowPlace:
     """Where a row lies, and what it can be chosen by."""
 
     id: str
@@ -71,16 +71,16 @@ class Book:
         self.tasks = sorted({place.task for place in self.places})
         self.read = lru_cache(maxsize=2)(_read_group)
 
-    def _index(self) -> Iterator[Place]:
+    def _index(self) -> Iterator[RowPlace]:
         for split, paths in split_files(self.directory).items():
             for path in paths:
                 with parquet_file(path) as file:
                     for group in range(file.num_row_groups):
                         known = file.read_row_group(group, columns=["id", "task", "facet"]).to_pylist()
                         for offset, row in enumerate(known):
-                            yield Place(row["id"], path, group, offset, split, row["task"], row["facet"])
+                            yield RowPlace(row["id"], path, group, offset, split, row["task"], row["facet"])
 
-    def row(self, place: Place) -> dict[str, Any]:
+    def row(self, place: RowPlace) -> dict[str, Any]:
         """The row with its pictures."""
         return self.read(place.file, place.group)[place.offset]
 
@@ -91,7 +91,7 @@ def _read_group(path: Path, group: int) -> list[dict[str, Any]]:
         return rows
 
 
-class Desk:
+class ReviewDesk:
     """What the page does: choose rows, show one, keep a decision."""
 
     def __init__(self, book: Book, reviews: Reviews) -> None:
@@ -124,7 +124,7 @@ class Desk:
         answer = decision.answer if decision and decision.answer else answer_of(row)
         return _pictures(row), _head(place, row, decision), _turns(row), answer
 
-    def decide(self, position: int, verdict: Verdict, answer: str, reason: str, reviewer: str) -> None:
+    def decide(self, position: int, verdict: ReviewVerdict, answer: str, reason: str, reviewer: str) -> None:
         """Keep a decision; an accepted row whose text was changed is an edited one.
 
         Raises DatasetError.
@@ -141,7 +141,7 @@ def _pictures(row: dict[str, Any]) -> str:
     return f'<div class="review-pictures">{images}</div>'
 
 
-def _head(place: Place, row: dict[str, Any], decision: Any) -> str:
+def _head(place: RowPlace, row: dict[str, Any], decision: Any) -> str:
     badge = ""
     if decision is not None:
         tone = "amber" if decision.verdict == "rejected" else "teal"
@@ -164,10 +164,10 @@ def _turns(row: dict[str, Any]) -> str:
     return "".join(turns)
 
 
-class Page:
+class ReviewPage:
     """What the controls do; every answer fills position, queue, progress, pictures, head, turns, answer and remark."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: ReviewDesk) -> None:
         self._desk = desk
 
     def choose(self, split: str, task: str, state: str) -> tuple[Any, ...]:
@@ -191,7 +191,9 @@ class Page:
         """Take the row out."""
         return self._decide("rejected", queue, place, words)
 
-    def _decide(self, verdict: Verdict, queue: list[int], place: int | None, words: Sequence[str]) -> tuple[Any, ...]:
+    def _decide(
+        self, verdict: ReviewVerdict, queue: list[int], place: int | None, words: Sequence[str]
+    ) -> tuple[Any, ...]:
         if place is None:
             return self._open(queue, place)
         answer, remark, reviewer, split, task, state = words
@@ -209,9 +211,9 @@ class Page:
         return place, list(queue), f'<p class="maemi-progress">{escape(told)}</p>', *self._desk.shown(place), ""
 
 
-def build_review_page(desk: Desk) -> Blocks:
+def build_review_page(desk: ReviewDesk) -> Blocks:
     """One row at a time: pictures to the left, words and decisions to the right."""
-    page, bare = Page(desk), "maemi-bare"
+    page, bare = ReviewPage(desk), "maemi-bare"
     blocks = Blocks(title="MAEMI review")
     with blocks:
         gr.HTML(HEADER, elem_classes=bare)
@@ -249,7 +251,7 @@ def build_review_page(desk: Desk) -> Blocks:
 
 def build_review_app(book: Book, reviews: Reviews) -> App:
     """The page behind the guard."""
-    page = build_review_page(Desk(book, reviews))
+    page = build_review_page(ReviewDesk(book, reviews))
     return Guard(mount(Starlette(), page, looks=LOOKS), credentials=None)
 
 

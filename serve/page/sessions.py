@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
-from serve.http.guard import App, Event, Receive, Scope, Send, error_body, kind_of
+from serve.http.guard import App, Event, Receive, Scope, Send, error_body, error_kind
 from serve.page.uploads import remove
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ ASSETS = ("/theme.css", "/favicon.ico", "/assets/{path:path}", "/static/{path:pa
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a malformed upload is told to who sent it
 
-Prepare = Callable[[Scope, Receive], Awaitable[Receive]]
+PrepareSession = Callable[[Scope, Receive], Awaitable[Receive]]
 """Puts the owner into a request before the page sees it; returns where its body comes from.
 
 Raises HTTPException.
@@ -104,7 +104,7 @@ class Sessions:
             return
         except HTTPException as refusal:
             status, message = refusal.status_code, refusal.detail
-            body = error_body(message, code=CODES.get(status, "refused"), kind=kind_of(status))
+            body = error_body(message, code=CODES.get(status, "refused"), kind=error_kind(status))
             reply = Response(body, status, headers=refusal.headers, media_type="application/json")
             await reply(scope, receive, send)
 
@@ -172,7 +172,7 @@ class Sessions:
 class _Through:
     """A request that goes on to the page once `prepare` has put its owner's names into it."""
 
-    def __init__(self, app: App, prepare: Prepare | None = None) -> None:
+    def __init__(self, app: App, prepare: PrepareSession | None = None) -> None:
         self._app, self._prepare = app, prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from serve.verbs import terminal
-from serve.verbs.command import Json, PixelSize, Run, app, load, quiet, usage
+from serve.verbs.command import Json, PixelSize, RunOption, app, load, quiet, usage
 
 
 @app.command(short_help="Ask a question about micrographs.")
 def ask(
     words: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Images, then the question.")],
-    run: Run = None,
+    run: RunOption = None,
     pixel_size: PixelSize = None,
     context: Annotated[str | None, typer.Option(help="What you know about the sample, in your own words.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, max=1024, help="Longest answer, in tokens.")] = 128,
@@ -26,7 +26,7 @@ def ask(
     Example:
       maemi ask examples/gelatine_fibres.tif "At which voltage was this taken?"
     """
-    from serve.desk.answering import Evidence, Question, answer, parse_pixel_size, read_images
+    from serve.desk.answering import Proof, Question, answer, parse_pixel_size, read_images
 
     *paths, question = words
     if not paths or Path(question).is_file():
@@ -36,7 +36,7 @@ def ask(
     with quiet(json):
         assistant = load(run)
         for item in answer(assistant, Question(micrographs, question, aux=context, max_new_tokens=max_tokens)):
-            if isinstance(item, Evidence):
+            if isinstance(item, Proof):
                 evidence = item
                 break
             said += item

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from serve.verbs import terminal
-from serve.verbs.command import Json, PixelSize, Run, app, finish, print_result, quiet
+from serve.verbs.command import Json, PixelSize, RunOption, app, finish, print_result, quiet
 
 
 @app.command(short_help="Caption a folder, one row per image.")
 def caption(
     folder: Annotated[Path, typer.Argument(help="Folder of micrographs. Its sub-folders are searched too.")],
     out: Annotated[Path, typer.Option(help="File to write: .jsonl, .csv or .parquet.")],
-    run: Run = None,
+    run: RunOption = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes. A crash in one costs one image.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or 'local'.")] = None,
     pixel_size: PixelSize = None,

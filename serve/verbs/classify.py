@@ -10,7 +10,7 @@ import typer
 
 from assistant.errors import ConfigError
 from serve.verbs import terminal
-from serve.verbs.command import ALL_FAILED, Json, PixelSize, Run, app, finish, load, quiet
+from serve.verbs.command import ALL_FAILED, Json, PixelSize, RunOption, app, finish, load, quiet
 
 
 @app.command(short_help="Classify micrographs, zero- or few-shot.")
@@ -24,7 +24,7 @@ def classify(
         int | None, typer.Option(min=1, help="Show this many of the most similar examples in the question itself.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Labels to report per image.")] = 5,
-    run: Run = None,
+    run: RunOption = None,
     pixel_size: PixelSize = None,
     json: Json = False,
 ) -> None:

@@ -49,7 +49,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-Run = Annotated[Path | None, typer.Option(help="Run directory or model. Without it: the bundled student.")]
+RunOption = Annotated[Path | None, typer.Option(help="Run directory or model. Without it: the bundled student.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 PixelSize = Annotated[str | None, typer.Option(help="Pixel size, such as '4.2 nm', instead of what the file says.")]
 Data = Annotated[Path, typer.Option(help="Data set directory written by `maemi teach`.")]

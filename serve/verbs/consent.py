@@ -15,7 +15,7 @@ from serve.verbs import terminal
 
 if TYPE_CHECKING:
     from data_gen.hosted.egress import Offer
-    from data_gen.passes.report import TeachReport
+    from data_gen.passes.teach_report import TeachReport
 
 SHOWN = 5
 TYPED = 8

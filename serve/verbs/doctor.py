@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from assistant.errors import MaemiError, ServerError
 from serve.verbs import terminal
-from serve.verbs.command import Json, Run, app, finish, quiet
+from serve.verbs.command import Json, RunOption, app, finish, quiet
 from serve.verbs.command import load as load_student
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def no_network() -> Iterator[None]:
 
 
 @app.command(short_help="Check this machine with the network blocked.")
-def doctor(run: Run = None, json: Json = False) -> None:
+def doctor(run: RunOption = None, json: Json = False) -> None:
     """Check the machine and run every feature with the network blocked.
 
     \b
@@ -81,7 +81,7 @@ def doctor(run: Run = None, json: Json = False) -> None:
       maemi doctor
     """
     with quiet(json):
-        checks = list(examine(run))
+        checks = list(check_machine(run))
     if json:
         terminal.print_json([vars(check) for check in checks])
     else:
@@ -90,7 +90,7 @@ def doctor(run: Run = None, json: Json = False) -> None:
     finish(sum(not check.ok for check in checks))
 
 
-def examine(run: Path | None = None, *, load: Callable[[Path | None], Answerer] | None = None) -> Iterator[Check]:
+def check_machine(run: Path | None = None, *, load: Callable[[Path | None], Answerer] | None = None) -> Iterator[Check]:
     """Yield the checks as they finish: the machine, then the features on a micrograph drawn for the purpose."""
     yield _timed("python", lambda: f"{platform.python_version()} on {platform.machine()}")
     for library in LIBRARIES:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from serve.verbs import terminal
-from serve.verbs.command import Data, Json, Run, app, quiet
+from serve.verbs.command import Data, Json, RunOption, app, quiet
 
 SHOWN_SCORES = (
     ("caption", "bleu2", "bleu2_blind"),
@@ -24,7 +24,7 @@ SHOWN_SCORES = (
 @app.command(short_help="Score a student on the test split.")
 def evaluate(
     data: Data,
-    run: Run = None,
+    run: RunOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows of each task.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also train plain classifiers to compare with.")] = True,
     json: Json = False,

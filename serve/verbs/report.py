@@ -150,7 +150,7 @@ def loss_chart(losses: Sequence[tuple[int, float]]) -> str:
     smooth = [median(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
     grid = "".join(
         f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-        f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{wording.digits(tick)}</text>'
+        f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{wording.three_digits(tick)}</text>'
         for tick in (number * step_up for number in range(round(high / step_up) + 1))
     )
     labels = "".join(
@@ -345,7 +345,13 @@ def _score(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else wording.digits(value) if isinstance(value, float) else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int)
+        else wording.three_digits(value)
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _is_number(value: Any) -> bool:

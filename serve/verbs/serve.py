@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from serve.verbs import terminal
-from serve.verbs.command import Run, app, load
+from serve.verbs.command import RunOption, app, load
 
 
 @app.command(short_help="Serve the page and the API.")
 def serve(
-    run: Run = None,
+    run: RunOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on. Any but loopback needs --auth.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 7860,
     auth: Annotated[Path | None, typer.Option(help="File with one user:password or key per line.")] = None,

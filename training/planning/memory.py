@@ -54,7 +54,7 @@ def linear_bytes(shape: LanguageModelShape, quantization: str, *, p: int) -> int
     return shape.layers * sum(nf4_bytes(d_in * d_out) for d_in, d_out in shape.linears.values())
 
 
-def adapter_parameters(shape: LanguageModelShape, adapter: AdapterSettings) -> tuple[int, int]:
+def planned_adapter_parameters(shape: LanguageModelShape, adapter: AdapterSettings) -> tuple[int, int]:
     """Trained and frozen parameters of an adapter, as its kind counts them."""
     trained, frozen = adapter.parameters(shape.linears)
     return shape.layers * trained, shape.layers * frozen
@@ -206,7 +206,7 @@ def step_parts(config: Config, shape: LanguageModelShape) -> dict[str, int]:
     training, decoder = config.training, config.decoder
     tokens, p = training.batch_size * training.max_tokens, BF16
     q = FP32 if training.precision == "fp32" else BF16  # what autocast gives the parts around the language model
-    trained, frozen = adapter_parameters(shape, config.adapter)
+    trained, frozen = planned_adapter_parameters(shape, config.adapter)
     student = student_parameters(config, shape)
     thawed = student.rest + (student.vit if config.vit.trainable else 0)
     masked = training.max_tokens if training.batch_size > 1 else 0

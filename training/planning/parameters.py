@@ -45,13 +45,13 @@ def norm(dim: int) -> int:
     return 2 * dim
 
 
-def feed_forward(dim: int) -> int:
+def feed_forward_parameters(dim: int) -> int:
     return linear(dim, 4 * dim) + linear(4 * dim, dim)
 
 
 def transformer_block(dim: int) -> int:
     """Self-attention and MLP, each behind a norm."""
-    return 2 * norm(dim) + linear(dim, 3 * dim) + linear(dim, dim) + feed_forward(dim)
+    return 2 * norm(dim) + linear(dim, 3 * dim) + linear(dim, dim) + feed_forward_parameters(dim)
 
 
 def image_encoder(image_size: int, vit: ImageEncoderSizes, *, tower: bool) -> int:

@@ -12,13 +12,13 @@ from data_gen.drawing.scenes.geometry import (
     Stamp,
     band,
     capsule,
+    drawn_pixel_size,
     ellipsoid,
     fractal,
     grid,
     hard_core,
     log_uniform,
     pick,
-    pixel_size,
 )  # fmt: skip
 from data_gen.drawing.scenes.imaging import F32, Scene, blur
 
@@ -114,7 +114,7 @@ def _filter(rng: Rng, sheet: Sheet, *, radius: float, count: int) -> None:
 def _colony(sample: Rng, view: Rng, size: tuple[int, int], *, shape: str) -> tuple[Sheet, float, Words]:
     """Bacteria, rods or cocci, on a membrane."""
     scale = max(size[1] / 640, 0.35)
-    nm_per_pixel = pixel_size(sample, 14.0, 60.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 14.0, 60.0, width=size[1])
     radius = log_uniform(sample, 9, 20) * scale * (1.35 if shape == "spherical" else 1.0)
     clustered = sample.random() < 0.5
     dividing = 0.4 if sample.random() < 0.5 else 0.0
@@ -159,7 +159,7 @@ def _blood(sample: Rng, view: Rng, size: tuple[int, int]) -> tuple[Sheet, float,
     """Red blood cells, some of them collapsed, lying over one another or apart."""
     scale = max(size[1] / 640, 0.35)
     radius = log_uniform(sample, 30, 62) * scale
-    nm_per_pixel = pixel_size(sample, 0.96 * 3600 / radius, 1.04 * 3600 / radius, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 0.96 * 3600 / radius, 1.04 * 3600 / radius, width=size[1])
     crowded = sample.random() < 0.6
     sick = sample.random() < 0.4
     material = sample.uniform(0.5, 0.7)
@@ -191,7 +191,7 @@ def _large(
     scale = max(size[1] / 640, 0.2)
     radius = log_uniform(sample, 55, 125) * scale
     nm = 15000 if shape == "spiny" else 12000
-    nm_per_pixel = pixel_size(sample, 0.7 * nm / radius, 1.4 * nm / radius, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 0.7 * nm / radius, 1.4 * nm / radius, width=size[1])
     material = sample.uniform(0.45, 0.7)
     dirty = view.random() < 0.35
     sheet = Sheet(size, material=sample.uniform(0.12, 0.25))

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_gen.drawing.scenes.geometry import Rng, Sheet, ellipsoid, fractal, log_uniform, pick, pixel_size, smooth_line
+from data_gen.drawing.scenes.geometry import (
+    Rng,
+    Sheet,
+    drawn_pixel_size,
+    ellipsoid,
+    fractal,
+    log_uniform,
+    pick,
+    smooth_line,
+)
 from data_gen.drawing.scenes.imaging import F32, Scene, blur
 
 STEEP = 45.0
@@ -105,7 +114,7 @@ def _finish(view: Rng, sheet: Sheet, mean: float, *, fused: bool, rough: bool) -
 
 def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Draw one field of view of a fibre mat."""
-    nm_per_pixel = pixel_size(sample, 15.0, 500.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 15.0, 500.0, width=size[1])
     shape = pick(sample, "straight", "curved", "curved")
     arrangement = pick(sample, "random", "random", "aligned", "network")
     broad = sample.random() < 0.4

@@ -11,17 +11,17 @@ from data_gen.drawing.scenes.geometry import (
     Rng,
     band,
     cells,
+    drawn_pixel_size,
     ellipsoid,
     fractal,
     log_uniform,
     pick,
-    pixel_size,
     scratch,
     smooth_line,
     spot,
     whole_cells,
 )  # fmt: skip
-from data_gen.drawing.scenes.imaging import F32, Mask, Objects, Scene, blur
+from data_gen.drawing.scenes.imaging import F32, DrawnObjects, Mask, Scene, blur
 
 Words = dict[str, str | list[str]]
 
@@ -50,7 +50,7 @@ def _everything(tiles: Cells) -> Mask:
 
 def _grains(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Polycrystalline film: faceted crystals with channelling contrast, or rounded domes."""
-    nm_per_pixel = pixel_size(sample, 1.5, 25.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 1.5, 25.0, width=size[1])
     scale = max(size[1] / 640, 0.35)
     pitch = log_uniform(sample, 16, 48) * scale
     rounded = sample.random() < 0.5
@@ -100,7 +100,7 @@ def _cell_mean(values: F32, number: np.ndarray, count: int) -> F32:
 
 def _cracked(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Dried coating broken into plates by a network of cracks; some plates have curled or gone."""
-    nm_per_pixel = pixel_size(sample, 5.0, 100.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 5.0, 100.0, width=size[1])
     scale = max(size[1] / 640, 0.35)
     pitch = log_uniform(sample, 60, 130) * scale
     width = log_uniform(sample, 2.5, 9) * scale
@@ -137,7 +137,7 @@ def _cracked(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
 
 def _wrinkled(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Film buckled under stress: worm-like or parallel wrinkles of one wavelength."""
-    nm_per_pixel = pixel_size(sample, 4.0, 80.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 4.0, 80.0, width=size[1])
     scale = max(size[1] / 640, 0.35)
     wavelength = log_uniform(sample, 20, 55) * scale
     aligned = sample.random() < 0.45
@@ -169,7 +169,7 @@ def _wrinkled(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
 
 def _plain(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Almost featureless film with round pinholes."""
-    nm_per_pixel = pixel_size(sample, 2.0, 60.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 2.0, 60.0, width=size[1])
     scale = max(size[1] / 640, 0.35)
     mean = log_uniform(sample, 4, 12) * scale
     broad = sample.random() < 0.5
@@ -177,7 +177,7 @@ def _plain(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     grain = sample.uniform(0.25, 0.7)
     height = grain * fractal(view, size, beta=0.9, longest=14)
     material = np.full(size, tone, np.float32) * (1 + 0.06 * fractal(view, size, beta=2.0, longest=300))
-    labels, objects = np.zeros(size, np.int32), Objects()
+    labels, objects = np.zeros(size, np.int32), DrawnObjects()
     y, x = np.ogrid[: size[0], : size[1]]
     for _ in range(int(view.integers(5, 26))):
         radius = mean * (np.exp(0.45 * view.standard_normal()) if broad else 1.0)
@@ -195,7 +195,7 @@ def _plain(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
 
 def _section(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Cleaved cross-section: substrate, a columnar film and perhaps a cap layer, vacuum above."""
-    nm_per_pixel = pixel_size(sample, 2.0, 30.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 2.0, 30.0, width=size[1])
     scale = max(size[1] / 640, 0.35)
     thick = sample.uniform(0.2, 0.42) * size[0]
     cap = sample.uniform(0.05, 0.14) * size[0] * (sample.random() < 0.6)

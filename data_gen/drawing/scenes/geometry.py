@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import fft
 
-from data_gen.drawing.scenes.imaging import F32, I32, Mask, Objects
+from data_gen.drawing.scenes.imaging import F32, I32, DrawnObjects, Mask
 
 Rng = np.random.Generator
 NICE = (1.0, 2.0, 5.0)
@@ -38,7 +38,7 @@ def nice_length(target: float) -> float:
     return float(min(choices, key=lambda value: abs(np.log(value / target))))
 
 
-def pixel_size(rng: Rng, low: float, high: float, *, width: int) -> float:
+def drawn_pixel_size(rng: Rng, low: float, high: float, *, width: int) -> float:
     """A pixel size [nm] in low..high at which a round length, a sixth of `width` [px] or so, is whole pixels."""
     wanted = log_uniform(rng, low, high)
     length = nice_length(wanted * BAR_SHARE * width)
@@ -140,7 +140,7 @@ def whole_cells(
     disorder: float,
     warp: float,
     inside: Callable[[Cells], Mask],
-) -> tuple[Cells, I32, Objects]:
+) -> tuple[Cells, I32, DrawnObjects]:
     """Cells of a frame with the true areas and centres of those that its edge cuts, from a margin drawn and cropped.
 
     `inside` says which pixels of a cell belong to the object (not to its border). Returns cells, labels [H, W], table.
@@ -154,7 +154,7 @@ def whole_cells(
     cy, cx = (
         np.bincount(flat, weights=axis.ravel(), minlength=tiles.count + 1) / np.maximum(area, 1) for axis in (y, x)
     )
-    lookup, objects = np.zeros(tiles.count + 1, np.int32), Objects()
+    lookup, objects = np.zeros(tiles.count + 1, np.int32), DrawnObjects()
     for index in (np.flatnonzero(area[1:]) + 1).tolist():
         lookup[index] = objects.add(cx[index] - pad, cy[index] - pad, area=area[index])
     frame = np.s_[pad : pad + shape[0], pad : pad + shape[1]]
@@ -301,7 +301,7 @@ class Sheet:
         self.height: F32 = np.zeros(shape, np.float32)
         self.material: F32 = np.zeros(shape, np.float32) + np.float32(material)
         self.labels: I32 = np.zeros(shape, np.int32)
-        self.objects = Objects()
+        self.objects = DrawnObjects()
 
     def base_at(self, x: float, y: float) -> float:
         """Height of what already lies at a point, clipped into the frame."""

@@ -28,7 +28,7 @@ VISIBLE_SHARE = 0.25
 
 
 @dataclass
-class Objects:
+class DrawnObjects:
     """What was drawn, one entry per label 1, 2, ...: centre [px], drawn area [px2], aspect ratio."""
 
     x: list[float] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Scene:
     """the Fact name under which the feature's area share is filed"""
     labels: I32 | None = None
     """[H, W] 0 where there is no object, else 1 + index into `objects`"""
-    objects: Objects = field(default_factory=Objects)
+    objects: DrawnObjects = field(default_factory=DrawnObjects)
     count_objects: bool = True
     size_objects: bool = True
     tilt_deg: float = 0.0

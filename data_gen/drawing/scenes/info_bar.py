@@ -19,7 +19,7 @@ WIDEST_SHARE = 0.3
 
 
 @dataclass(frozen=True)
-class ScaleBar:
+class DrawnScaleBar:
     """A round length and how long it is on the picture; `start` and `row` say where its line lies in the bar [px]."""
 
     nm: float
@@ -29,7 +29,7 @@ class ScaleBar:
     row: int = 0
 
 
-def length_text(nm: float, *, micro: str = "µ") -> str:
+def bar_label(nm: float, *, micro: str = "µ") -> str:
     """A length with the unit a microscope would choose: nm, µm or mm."""
     for limit, unit in ((1e3, "nm"), (1e6, f"{micro}m")):
         if nm < limit:
@@ -37,7 +37,7 @@ def length_text(nm: float, *, micro: str = "µ") -> str:
     return f"{nm / 1e6:g} mm"
 
 
-def scale_bar(width: int, nm_per_pixel: float, *, micro: str = "µ") -> ScaleBar:
+def scale_bar(width: int, nm_per_pixel: float, *, micro: str = "µ") -> DrawnScaleBar:
     """The round length nearest to a sixth of the width, one that is whole pixels where there is such a one."""
     target = BAR_SHARE * width * nm_per_pixel
     power = 10.0 ** np.floor(np.log10(target))
@@ -50,7 +50,7 @@ def scale_bar(width: int, nm_per_pixel: float, *, micro: str = "µ") -> ScaleBar
         return abs(exact - round(exact)) > 1e-6 * exact, abs(np.log(nm / target))
 
     best = min(fitting, key=misfit)
-    return ScaleBar(best, max(1, round(best / nm_per_pixel)), length_text(best, micro=micro))
+    return DrawnScaleBar(best, max(1, round(best / nm_per_pixel)), bar_label(best, micro=micro))
 
 
 @lru_cache(maxsize=32)
@@ -86,7 +86,7 @@ def bar_rows(kind: str, rows: int) -> int:
 
 def draw_bar(
     kind: str, width: int, rows: int, *, nm_per_pixel: float, info: dict[str, Any]
-) -> tuple[np.ndarray, ScaleBar]:
+) -> tuple[np.ndarray, DrawnScaleBar]:
     """Paint the bar of one maker: 8-bit [bar_rows, W], and the scale bar in it (row counted from the bar's top)."""
     high = bar_rows(kind, rows)
     ground = {"zeiss": 255, "tescan": 96}.get(kind, 0)
@@ -100,7 +100,7 @@ def draw_bar(
     }  # fmt: skip
     start, row = layouts[kind](draw, width, high, bar, info, ink)
     draw.line([(start, row), (start + bar.pixels - 1, row)], fill=ink, width=1)
-    return np.asarray(image, dtype=np.uint8), ScaleBar(bar.nm, bar.pixels, bar.text, start, row)
+    return np.asarray(image, dtype=np.uint8), DrawnScaleBar(bar.nm, bar.pixels, bar.text, start, row)
 
 
 def _magnification(info: dict[str, Any]) -> str:
@@ -110,11 +110,11 @@ def _magnification(info: dict[str, Any]) -> str:
 
 def field_text(info: dict[str, Any]) -> str:
     """The width of the field of view, to three digits."""
-    return length_text(float(f"{info['hfw_nm']:.3g}"))
+    return bar_label(float(f"{info['hfw_nm']:.3g}"))
 
 
 def _thermo(
-    draw: ImageDraw.ImageDraw, width: int, high: int, bar: ScaleBar, info: dict[str, Any], ink: int
+    draw: ImageDraw.ImageDraw, width: int, high: int, bar: DrawnScaleBar, info: dict[str, Any], ink: int
 ) -> tuple[int, int]:
     """Framed columns with a caption over each value; the scale bar at the right with its text in the middle."""
     size = max(7, int(high * 0.36))
@@ -139,7 +139,7 @@ def _thermo(
 
 
 def _zeiss(
-    draw: ImageDraw.ImageDraw, width: int, high: int, bar: ScaleBar, info: dict[str, Any], ink: int
+    draw: ImageDraw.ImageDraw, width: int, high: int, bar: DrawnScaleBar, info: dict[str, Any], ink: int
 ) -> tuple[int, int]:
     """White ground, the scale bar at the left under its text, dated fields to the right."""
     size = max(7, int(high * 0.27))
@@ -169,7 +169,7 @@ def _zeiss(
 
 
 def _tescan(
-    draw: ImageDraw.ImageDraw, width: int, high: int, bar: ScaleBar, info: dict[str, Any], ink: int
+    draw: ImageDraw.ImageDraw, width: int, high: int, bar: DrawnScaleBar, info: dict[str, Any], ink: int
 ) -> tuple[int, int]:
     """Grey ground with a table of three rows and a boxed scale with ticks."""
     size = max(7, int(high * 0.22))
@@ -193,7 +193,7 @@ def _tescan(
 
 
 def _jeol(
-    draw: ImageDraw.ImageDraw, width: int, high: int, bar: ScaleBar, info: dict[str, Any], ink: int
+    draw: ImageDraw.ImageDraw, width: int, high: int, bar: DrawnScaleBar, info: dict[str, Any], ink: int
 ) -> tuple[int, int]:
     """Black ground, two lines, a thick white bar."""
     size = max(7, int(high * 0.4))
@@ -212,7 +212,7 @@ def _jeol(
 
 
 def _sec(
-    draw: ImageDraw.ImageDraw, width: int, high: int, bar: ScaleBar, info: dict[str, Any], ink: int
+    draw: ImageDraw.ImageDraw, width: int, high: int, bar: DrawnScaleBar, info: dict[str, Any], ink: int
 ) -> tuple[int, int]:
     """Black ground, two lines of loose fields, a ticked bar from 0 to its length."""
     size = max(7, int(high * 0.38))
@@ -241,7 +241,7 @@ def _sec(
 
 
 def _hitachi(
-    draw: ImageDraw.ImageDraw, width: int, high: int, bar: ScaleBar, info: dict[str, Any], ink: int
+    draw: ImageDraw.ImageDraw, width: int, high: int, bar: DrawnScaleBar, info: dict[str, Any], ink: int
 ) -> tuple[int, int]:
     """Black ground, one line of text and eleven ticks whose ends span the length."""
     size = max(7, int(high * 0.5))
@@ -264,7 +264,7 @@ def _hitachi(
 
 
 def _plain(
-    draw: ImageDraw.ImageDraw, width: int, high: int, bar: ScaleBar, info: dict[str, Any], ink: int
+    draw: ImageDraw.ImageDraw, width: int, high: int, bar: DrawnScaleBar, info: dict[str, Any], ink: int
 ) -> tuple[int, int]:
     """Black ground, fields in one line, a solid bar at the right."""
     size = max(7, int(high * 0.4))

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_gen.drawing.scenes.geometry import Rng, Sheet, fractal, log_uniform, lump, pick, pixel_size, scratch
-from data_gen.drawing.scenes.imaging import F32, I32, Objects, Scene, blur, canvas_size
+from data_gen.drawing.scenes.geometry import Rng, Sheet, drawn_pixel_size, fractal, log_uniform, lump, pick, scratch
+from data_gen.drawing.scenes.imaging import F32, I32, DrawnObjects, Scene, blur, canvas_size
 
 Words = dict[str, str | list[str]]
 METAL, PIT = 1.0, -1.0
@@ -26,7 +26,7 @@ class Plan:
         self.half = half
         self.level: F32 = np.zeros((2 * half, 2 * half), np.float32)
         self.labels: I32 = np.zeros((2 * half, 2 * half), np.int32)
-        self.objects = Objects()
+        self.objects = DrawnObjects()
         self.numbers: dict[str, float] = {}
         self.defects: list[str] = []
 
@@ -206,7 +206,7 @@ def _turned(plan: Plan, ground: tuple[int, int], angle: float, shift: tuple[floa
 
 def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Draw one field of view of a device."""
-    nm_per_pixel = pixel_size(sample, 50.0, 800.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 50.0, 800.0, width=size[1])
     shape = pick(sample, *PLANS)
     tilt = float(pick(sample, "0", "0", "30", "45"))
     thick = sample.uniform(4, 9) * (1.6 if tilt else 1.0)

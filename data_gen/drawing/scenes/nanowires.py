@@ -11,11 +11,11 @@ from data_gen.drawing.scenes.geometry import (
     Sheet,
     Stamp,
     capsule,
+    drawn_pixel_size,
     ellipsoid,
     fractal,
     log_uniform,
     pick,
-    pixel_size,
 )
 from data_gen.drawing.scenes.imaging import Scene
 
@@ -25,7 +25,7 @@ TRIES = 12
 
 
 @dataclass(frozen=True)
-class Specimen:
+class WireSpecimen:
     """What is the same in all fields of view of one nanowire sample; lengths in pixels."""
 
     nm_per_pixel: float
@@ -71,14 +71,14 @@ class Wires:
         return out | ({"orientation": float(np.rad2deg(np.angle(mean)) / 2 % 180)} if oriented else {})
 
 
-def _specimen(sample: Rng, size: tuple[int, int], arrangement: str) -> Specimen:
+def _specimen(sample: Rng, size: tuple[int, int], arrangement: str) -> WireSpecimen:
     scale = max(size[1] / 640, 0.3)
     apart = arrangement != "network" and sample.random() < 0.45
     dense = {"network": (90.0, 170.0)}.get(arrangement, (12.0, 24.0) if apart else (26.0, 55.0))
     light, dark = sample.uniform(0.7, 0.95), sample.uniform(0.12, 0.34)
     heavy_support = arrangement != "network" and sample.random() < 0.2
-    return Specimen(
-        nm_per_pixel=pixel_size(sample, 4.0, 40.0, width=size[1]),
+    return WireSpecimen(
+        nm_per_pixel=drawn_pixel_size(sample, 4.0, 40.0, width=size[1]),
         shape=pick(sample, "straight", "straight", "tapered"),
         arrangement=arrangement,
         apart=apart,
@@ -99,7 +99,7 @@ def _tip(angle: float, reach: float) -> tuple[float, float]:
     return reach * float(np.cos(np.deg2rad(angle))), -reach * float(np.sin(np.deg2rad(angle)))
 
 
-def _lay(view: Rng, sheet: Sheet, it: Specimen, wires: Wires, *, rank: float) -> None:
+def _lay(view: Rng, sheet: Sheet, it: WireSpecimen, wires: Wires, *, rank: float) -> None:
     """Lay one wire flat, clear of the others where the sample wants it so."""
     radius, span = it.wire_radius(view), it.length * view.uniform(0.7, 1.25)
     taper = TAPER[it.shape]
@@ -122,7 +122,7 @@ def _lay(view: Rng, sheet: Sheet, it: Specimen, wires: Wires, *, rank: float) ->
     wires.add(radius, span + 2 * radius, angle, taper=taper)
 
 
-def _litter(rng: Rng, sheet: Sheet, it: Specimen) -> list[str]:
+def _litter(rng: Rng, sheet: Sheet, it: WireSpecimen) -> list[str]:
     """Perhaps stumps of broken wires, perhaps a knot of grown-together droplets."""
     defects = []
     if it.arrangement != "network" and not it.apart and rng.random() < 0.25:

@@ -11,27 +11,27 @@ from data_gen.drawing.scenes.geometry import (
     Sheet,
     Stamp,
     capsule,
+    drawn_pixel_size,
     ellipsoid,
     fractal,
     hard_core,
     log_uniform,
     lump,
     pick,
-    pixel_size,
     polyhedron,
     scratch,
     spot,
 )
 from data_gen.drawing.scenes.imaging import F32, Scene
 
-Place = tuple[float, float, float]
+ParticlePlace = tuple[float, float, float]
 CLEAR = {"spherical": 1.12, "faceted": 1.3, "rod-like": 2.25, "irregular": 1.45}
 """distance of centres, in sums of radii, at which two bodies of a shape cannot touch"""
 TOUCHING_GAP = 1.05
 
 
 @dataclass(frozen=True)
-class Specimen:
+class ParticleSpecimen:
     """What is the same in all fields of view of one particle sample; lengths in pixels."""
 
     nm_per_pixel: float
@@ -48,7 +48,7 @@ class Specimen:
     grain: float
 
 
-def _specimen(sample: Rng, size: tuple[int, int]) -> Specimen:
+def _specimen(sample: Rng, size: tuple[int, int]) -> ParticleSpecimen:
     scale = max(size[1] / 640, 0.35)
     shape = pick(sample, "spherical", "faceted", "rod-like", "irregular")
     arrangement = pick(sample, "random", "random", "clustered", "isolated")
@@ -57,8 +57,8 @@ def _specimen(sample: Rng, size: tuple[int, int]) -> Specimen:
     mean = log_uniform(sample, 32, 64) if arrangement == "isolated" else log_uniform(sample, 10, 30)
     light, dark = sample.uniform(0.55, 0.9), sample.uniform(0.12, 0.34)
     heavy_support = sample.random() < 0.3
-    return Specimen(
-        nm_per_pixel=pixel_size(sample, 0.5, 20.0, width=size[1]),
+    return ParticleSpecimen(
+        nm_per_pixel=drawn_pixel_size(sample, 0.5, 20.0, width=size[1]),
         shape=shape,
         arrangement=arrangement,
         broad=arrangement in ("random", "clustered") and sample.random() < 0.5,
@@ -83,12 +83,12 @@ def body(rng: Rng, shape: str, radius: float) -> Stamp:
     return lump(rng, radius, rough=0.3)
 
 
-def _radii(rng: Rng, count: int, it: Specimen) -> F32:
+def _radii(rng: Rng, count: int, it: ParticleSpecimen) -> F32:
     spread = 0.38 if it.broad else 0.05
     return np.maximum(it.mean * np.exp(spread * rng.standard_normal((count,))), 3.0).astype(np.float32)
 
 
-def _lattice(rng: Rng, size: tuple[int, int], radius: float, *, gap: float, vacancies: float) -> list[Place]:
+def _lattice(rng: Rng, size: tuple[int, int], radius: float, *, gap: float, vacancies: float) -> list[ParticlePlace]:
     """Hexagonal monolayer with some sites empty."""
     turn, step = rng.uniform(0, np.pi / 3), 2 * radius * gap
     n = int(np.hypot(*size) / step) + 2
@@ -101,10 +101,10 @@ def _lattice(rng: Rng, size: tuple[int, int], radius: float, *, gap: float, vaca
     return [(float(a), float(b), radius) for a, b in zip(x[keep], y[keep], strict=True)]
 
 
-def _clusters(rng: Rng, size: tuple[int, int], radii: F32) -> list[Place]:
+def _clusters(rng: Rng, size: tuple[int, int], radii: F32) -> list[ParticlePlace]:
     """Grow clusters: each body is laid against one that is already there, without overlap where possible."""
-    placed: list[Place] = []
-    members: list[Place] = []
+    placed: list[ParticlePlace] = []
+    members: list[ParticlePlace] = []
     left = 0
     for radius in radii.tolist():
         if left == 0:
@@ -123,7 +123,7 @@ def _clusters(rng: Rng, size: tuple[int, int], radii: F32) -> list[Place]:
     return placed
 
 
-def _places(view: Rng, size: tuple[int, int], it: Specimen) -> tuple[list[Place], list[str]]:
+def _places(view: Rng, size: tuple[int, int], it: ParticleSpecimen) -> tuple[list[ParticlePlace], list[str]]:
     """Where the bodies of one field of view lie [px], and the defects of that arrangement."""
     if it.arrangement == "periodic":
         empty = 0.04 if view.random() < 0.5 else 0.0
@@ -142,7 +142,7 @@ def _places(view: Rng, size: tuple[int, int], it: Specimen) -> tuple[list[Place]
     return hard_core(view, size, radii, gap=CLEAR[it.shape]), []
 
 
-def _agglomerate(rng: Rng, sheet: Sheet, it: Specimen) -> None:
+def _agglomerate(rng: Rng, sheet: Sheet, it: ParticleSpecimen) -> None:
     """A heap of bodies, piled on one another."""
     cx, cy = rng.uniform(0.25, 0.75) * sheet.shape[1], rng.uniform(0.25, 0.75) * sheet.shape[0]
     for _ in range(int(rng.integers(14, 26))):

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_gen.drawing.scenes.geometry import Rng, fractal, log_uniform, pick, pixel_size, smooth_line, spot
-from data_gen.drawing.scenes.imaging import F32, Mask, Objects, Scene, blur, canvas_size
+from data_gen.drawing.scenes.geometry import Rng, drawn_pixel_size, fractal, log_uniform, pick, smooth_line, spot
+from data_gen.drawing.scenes.imaging import F32, DrawnObjects, Mask, Scene, blur, canvas_size
 
 Words = dict[str, str | list[str]]
 RELIEF = 1.0
@@ -64,7 +64,7 @@ def _line_defects(
 
 
 def _draw_lines(sample: Rng, view: Rng, size: tuple[int, int], *, scale: float) -> Scene:
-    nm_per_pixel = pixel_size(sample, 0.6, 12.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 0.6, 12.0, width=size[1])
     pitch = log_uniform(sample, 16, 60) * scale
     duty = sample.uniform(0.38, 0.62)
     width = duty * pitch
@@ -115,7 +115,7 @@ def _sites(
 
 
 def _stamp_sites(
-    labels: np.ndarray, depth: F32, objects: Objects, sites: np.ndarray, radius: float, *, square: bool
+    labels: np.ndarray, depth: F32, objects: DrawnObjects, sites: np.ndarray, radius: float, *, square: bool
 ) -> None:  # fmt: skip
     """Draw one disc (or rounded square) at each site into the label map and the depth-inside map."""
     half = int(radius * 1.3) + 3
@@ -138,7 +138,7 @@ def _stamp_sites(
 
 
 def _draw_sites(sample: Rng, view: Rng, size: tuple[int, int], *, scale: float, shape: str) -> Scene:
-    nm_per_pixel = pixel_size(sample, 1.5, 50.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 1.5, 50.0, width=size[1])
     pitch = log_uniform(sample, 22, 64) * scale
     radius = pitch * sample.uniform(0.24, 0.38)
     hexagonal = sample.random() < 0.5
@@ -156,7 +156,7 @@ def _draw_sites(sample: Rng, view: Rng, size: tuple[int, int], *, scale: float, 
         gone = view.choice(np.flatnonzero(inner.all(axis=1)), size=int(view.integers(1, 4)))
         sites = np.delete(sites, gone, axis=0)
         defects.append("missing pillar" if shape == "pillars" else "missing hole")
-    labels, depth, objects = np.zeros(ground, np.int32), np.full(ground, -9.0, np.float32), Objects()
+    labels, depth, objects = np.zeros(ground, np.int32), np.full(ground, -9.0, np.float32), DrawnObjects()
     _stamp_sites(labels, depth, objects, sites, radius, square=square)
     rise = np.clip(depth / 1.5 + 0.5, 0, 1) * tall
     feature = labels > 0
@@ -180,7 +180,7 @@ def _draw_sites(sample: Rng, view: Rng, size: tuple[int, int], *, scale: float, 
 
 def _draw_grid(sample: Rng, view: Rng, size: tuple[int, int], *, scale: float) -> Scene:
     """Two sets of lines that cross: a mesh of bars."""
-    nm_per_pixel = pixel_size(sample, 2.0, 60.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 2.0, 60.0, width=size[1])
     pitch = log_uniform(sample, 34, 85) * scale
     width = pitch * sample.uniform(0.18, 0.4)
     angle = float(pick(sample, "0", "45")) + sample.normal(0, 2.0)
@@ -213,13 +213,13 @@ def _draw_grid(sample: Rng, view: Rng, size: tuple[int, int], *, scale: float) -
     )
 
 
-def _openings(along: F32, across: F32, feature: Mask, *, pitch: float, width: float) -> tuple[np.ndarray, Objects]:
+def _openings(along: F32, across: F32, feature: Mask, *, pitch: float, width: float) -> tuple[np.ndarray, DrawnObjects]:
     """The openings of a mesh: their label map and table."""
     row, column = (np.floor(v / pitch).astype(np.int64) for v in (across, along))
     cell = (row - row.min()) * (int(np.ptp(column)) + 1) + column - column.min()
     used, labels = np.unique(np.where(feature, -1, cell), return_inverse=True)
     labels = labels.reshape(feature.shape) + (1 if used[0] >= 0 else 0)
-    objects = Objects()
+    objects = DrawnObjects()
     # The frame turns rigidly, so a centre follows from the coordinates along and across at three corners.
     axes = np.array([[along[0, 1] - along[0, 0], along[1, 0] - along[0, 0]],
                      [across[0, 1] - across[0, 0], across[1, 0] - across[0, 0]]])  # fmt: skip

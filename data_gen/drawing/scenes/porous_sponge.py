@@ -8,20 +8,20 @@ from data_gen.drawing.scenes.geometry import (
     Rng,
     band,
     cells,
+    drawn_pixel_size,
     fractal,
     log_uniform,
     pick,
-    pixel_size,
     scratch,
     whole_cells,
 )
-from data_gen.drawing.scenes.imaging import F32, Objects, Scene, blur
+from data_gen.drawing.scenes.imaging import F32, DrawnObjects, Scene, blur
 
 Words = dict[str, str | list[str]]
 
 
 def _carve(
-    view: Rng, height: F32, labels: np.ndarray, objects: Objects, *, radius: float, depth: float
+    view: Rng, height: F32, labels: np.ndarray, objects: DrawnObjects, *, radius: float, depth: float
 ) -> None:  # fmt: skip
     """Remove one spherical void whose centre lies `depth` [px] above (positive) or below the surface."""
     size = height.shape
@@ -45,13 +45,13 @@ def _carve(
 def _foam(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Round pores cut open by the surface, with windows into deeper pores."""
     scale = max(size[1] / 640, 0.35)
-    nm_per_pixel = pixel_size(sample, 20.0, 1500.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 20.0, 1500.0, width=size[1])
     mean = log_uniform(sample, 16, 42) * scale
     broad = sample.random() < 0.5
     spread = 0.4 if broad else 0.08
     fill = sample.uniform(1.3, 2.4)
     height = 0.3 * fractal(view, size, beta=1.2, longest=30)
-    labels, objects = np.zeros(size, np.int32), Objects()
+    labels, objects = np.zeros(size, np.int32), DrawnObjects()
     for layer in (0, 1):
         number = int(fill * (1.0 - 0.35 * layer) * size[0] * size[1] / (np.pi * mean**2 * np.exp(2 * spread**2)))
         for _ in range(number):
@@ -69,7 +69,7 @@ def _foam(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
 def _cellular(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Honeycomb-like freeze-dried foam: thin walls around polygonal pores."""
     scale = max(size[1] / 640, 0.35)
-    nm_per_pixel = pixel_size(sample, 50.0, 1500.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 50.0, 1500.0, width=size[1])
     pitch = log_uniform(sample, 34, 90) * scale
     wall = sample.uniform(0.025, 0.07) * pitch + 0.8
     broad = sample.random() < 0.5
@@ -98,7 +98,7 @@ def _cellular(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
 def _bicontinuous(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Dealloyed or phase-separated network: ligaments and channels of one length."""
     scale = max(size[1] / 640, 0.35)
-    nm_per_pixel = pixel_size(sample, 1.5, 60.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 1.5, 60.0, width=size[1])
     wavelength = log_uniform(sample, 22, 60) * scale
     level = sample.uniform(-0.25, 0.35)
     field = band(view, size, wavelength=wavelength, width=0.22) + 0.25 * band(view, size, wavelength=wavelength * 2)
@@ -110,14 +110,14 @@ def _bicontinuous(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     height = np.where(feature, under, top)
     return _finish(
         sample, view, height.astype(np.float32), feature, nm_per_pixel, wavelength / 3, shape="irregular",
-        arrangement="network", broad=False, touching="fused", labels=None, objects=Objects(), fade=0.5 * wavelength,
-        numbers={"period": wavelength * nm_per_pixel},
+        arrangement="network", broad=False, touching="fused", labels=None, objects=DrawnObjects(),
+        fade=0.5 * wavelength, numbers={"period": wavelength * nm_per_pixel},
     )  # fmt: skip
 
 
 def _finish(
     sample: Rng, view: Rng, height: F32, feature: np.ndarray, nm_per_pixel: float, mean: float, *, shape: str,
-    arrangement: str, broad: bool, touching: str, labels: np.ndarray | None, objects: Objects, fade: float,
+    arrangement: str, broad: bool, touching: str, labels: np.ndarray | None, objects: DrawnObjects, fade: float,
     numbers: dict[str, float] | None = None,
 ) -> Scene:  # fmt: skip
     """Roughen the walls, darken with depth, add defects, and name everything."""

@@ -11,12 +11,12 @@ from data_gen.drawing.scenes.geometry import (
     Rng,
     Sheet,
     Stamp,
+    drawn_pixel_size,
     ellipsoid,
     flake,
     fractal,
     log_uniform,
     pick,
-    pixel_size,
     polyhedron,
     shard,
 )
@@ -61,7 +61,7 @@ def _sinter(height: F32, mean: float) -> F32:
 
 def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Draw one field of view of a powder bed."""
-    nm_per_pixel = pixel_size(sample, 20.0, 1500.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 20.0, 1500.0, width=size[1])
     shape = pick(sample, "spherical", "faceted", "irregular", "irregular", "flake-like")
     broad = sample.random() < 0.65
     mean = log_uniform(sample, 15, 38) * max(size[1] / 640, 0.35)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_gen.drawing.scenes.geometry import Rng, Sheet, fractal, log_uniform, lump, pick, pixel_size
-from data_gen.drawing.scenes.imaging import F32, Objects, Scene, canvas_size
+from data_gen.drawing.scenes.geometry import Rng, Sheet, drawn_pixel_size, fractal, log_uniform, lump, pick
+from data_gen.drawing.scenes.imaging import F32, DrawnObjects, Scene, canvas_size
 
 Words = dict[str, str | list[str]]
 
@@ -35,7 +35,7 @@ def _surface(sample: Rng) -> str:
 
 def _needle(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """An etched wire seen from the side: a hyperboloid apex that opens into the shank, before a dark background."""
-    nm_per_pixel = pixel_size(sample, 8.0, 400.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 8.0, 400.0, width=size[1])
     half_angle = np.deg2rad(sample.uniform(3.5, 11))
     apex = log_uniform(sample, 1.5, 6.0) * max(size[1] / 640, 0.4)
     shank = sample.uniform(0.16, 0.32) * size[0]
@@ -69,7 +69,7 @@ def _needle(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     if defect == "debris":
         _crumbs(view, sheet, x, y, way=way)
     labels = feature.astype(np.int32)
-    objects = Objects()
+    objects = DrawnObjects()
     objects.add(x, y, area=float(feature.sum()))
     numbers = {
         "tip_radius": radius * nm_per_pixel, "cone_angle": float(np.rad2deg(2 * half_angle)),
@@ -105,7 +105,7 @@ def _crumbs(view: Rng, sheet: Sheet, x: float, y: float, *, way: float) -> None:
 
 def _cantilever(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """A probe seen from below or at a slant: a beam that ends in a triangle, with a pyramid or cone near its end."""
-    nm_per_pixel = pixel_size(sample, 40.0, 400.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 40.0, 400.0, width=size[1])
     conical = sample.random() < 0.5
     beam = sample.uniform(0.16, 0.3) * size[0]
     foot = beam * sample.uniform(0.5, 0.78)
@@ -135,7 +135,7 @@ def _cantilever(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     sheet.height = height.astype(np.float32)
     if defect == "debris":
         _crumbs(view, sheet, x - 1.1 * beam * np.cos(way), y + 1.1 * beam * np.sin(way), way=way)
-    objects = Objects()
+    objects = DrawnObjects()
     objects.add(x - 1.1 * beam * np.cos(way), y + 1.1 * beam * np.sin(way), area=float(cone.sum()))
     numbers = {"line_width": 2 * beam * nm_per_pixel, "orientation": heading % 180, "count": 1.0}
     words = _words(
@@ -152,7 +152,7 @@ def _cantilever(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
 
 def _array(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Rows of sharp emitters on a wafer, seen at a tilt."""
-    nm_per_pixel = pixel_size(sample, 15.0, 200.0, width=size[1])
+    nm_per_pixel = drawn_pixel_size(sample, 15.0, 200.0, width=size[1])
     scale = max(size[1] / 640, 0.35)
     tilt = float(pick(sample, "45", "52", "60"))
     conical = sample.random() < 0.6
@@ -164,7 +164,7 @@ def _array(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     ground = canvas_size(size, tilt, relief=tall)
     apart = pitch * np.array([1.0, 1.25 / np.cos(np.deg2rad(tilt))])
     height = 0.15 * fractal(view, ground, beta=0.9, longest=10)
-    labels, objects = np.zeros(ground, np.int32), Objects()
+    labels, objects = np.zeros(ground, np.int32), DrawnObjects()
     blunt = view.random() < 0.3
     x0, y0 = view.uniform(0, pitch), view.uniform(0, pitch)
     axis = np.arange(-int(foot) - 1, int(foot) + 2, dtype=np.float32)

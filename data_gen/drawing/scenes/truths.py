@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
-from data_gen.drawing.scenes.imaging import I32, VISIBLE_SHARE, Mask, Objects, Scene
+from data_gen.drawing.scenes.imaging import I32, VISIBLE_SHARE, DrawnObjects, Mask, Scene
 
 
-def visible(labels: I32, objects: Objects, *, tilt_deg: float = 0.0) -> np.ndarray:
+def visible(labels: I32, objects: DrawnObjects, *, tilt_deg: float = 0.0) -> np.ndarray:
     """Indices of the objects that count: centre inside the frame and at least a quarter of the drawn area in sight.
 
     Under a tilt the centre is that of the pixels in sight, and the drawn area is foreshortened.
@@ -28,7 +28,7 @@ def visible(labels: I32, objects: Objects, *, tilt_deg: float = 0.0) -> np.ndarr
     return np.flatnonzero(enough & inside)
 
 
-def as_seen(labels: I32, objects: Objects) -> Objects:
+def as_seen(labels: I32, objects: DrawnObjects) -> DrawnObjects:
     """The objects with centre and area of their pixels in sight; an area that a border cuts is not a number."""
     count = len(objects)
     flat = labels.ravel()
@@ -37,10 +37,10 @@ def as_seen(labels: I32, objects: Objects) -> Objects:
     x, y = (np.bincount(flat, at, count + 1)[1:] / np.maximum(area, 1) for at in (columns, rows))
     cut = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     area[cut[cut > 0] - 1] = np.nan
-    return Objects(x.tolist(), y.tolist(), area.tolist(), objects.aspect)
+    return DrawnObjects(x.tolist(), y.tolist(), area.tolist(), objects.aspect)
 
 
-def _sizes(objects: Objects, index: np.ndarray, nm_per_pixel: float) -> dict[str, float]:
+def _sizes(objects: DrawnObjects, index: np.ndarray, nm_per_pixel: float) -> dict[str, float]:
     index = index[np.isfinite(np.asarray(objects.area)[index])]
     if not len(index):
         return {}
@@ -54,7 +54,7 @@ def _sizes(objects: Objects, index: np.ndarray, nm_per_pixel: float) -> dict[str
     }
 
 
-def _neighbour(objects: Objects, index: np.ndarray, nm_per_pixel: float) -> dict[str, float]:
+def _neighbour(objects: DrawnObjects, index: np.ndarray, nm_per_pixel: float) -> dict[str, float]:
     if len(index) < 3:
         return {}
     points = np.stack([np.asarray(objects.x)[index], np.asarray(objects.y)[index]], axis=1)

@@ -133,7 +133,7 @@ class CircuitBreaker:
         return self.rest_s * 2.0 ** (self.rested - 1)
 
 
-class Desk:
+class Correspondence:
     """Asks one request after another, several at a time."""
 
     def __init__(
@@ -277,7 +277,7 @@ class Desk:
 
 
 async def ask_all(
-    desk: Desk,
+    desk: Correspondence,
     requests: AsyncIterator[tuple[Request, Callable[[], Awaitable[Sequence[bytes]]]]],
     *,
     concurrency: int,
