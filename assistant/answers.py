@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from assistant.measure import LINE_ORDER, Known, filled, missing, read_statements, sentence_of, sentences
-from assistant.quantities import QUANTITIES, read_amounts
+from assistant.quantities import HOW_LARGE, QUANTITIES, read_amounts
 
 MOST_FACTS = 8
 """Measured facts of a description."""
@@ -89,8 +89,8 @@ def checked(
 def asked_for(question: str) -> list[str]:
     """The quantities that a question asks for; none for an open question."""
     found = [name for words, names in ANSWERED_TOGETHER.items() if _asks(question, words) for name in names]
-    if re.search(r"pixel|\bscale\b", question, re.IGNORECASE):  # "size" alone would ask for a diameter
-        found = [name for name in found if not name.endswith("_diameter")]
+    if re.search(r"pixel|\bscale\b", question, re.IGNORECASE):  # "size" alone would ask for the structures
+        found = [name for name in found if HOW_LARGE not in QUANTITIES[name].asks]
     return list(dict.fromkeys(found))
 
 

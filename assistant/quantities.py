@@ -105,7 +105,7 @@ class Quantity:
 
 _SIZE = r"diameters?|sizes?"
 _FIBRE_WIDTH = r"fib(?:re|er)[\s-](?:width|diameter)"
-_HOW_LARGE = r"how (?:large|big|small|long)|\bsizes?\b|diameter|larger|smaller"
+HOW_LARGE = r"how (?:large|big|small|long)|\bsizes?\b|diameter|larger|smaller"
 _HOW_WIDE = r"how wide|widths?\b|thick"
 _WHICH_WAY = r"orient|direction|aligned|alignment"
 QUANTITIES: Mapping[str, Quantity] = {
@@ -122,19 +122,19 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "mean_diameter",
             rf"(?:mean|average) (?:{_SIZE})",
-            asks=(_HOW_LARGE,),
+            asks=(HOW_LARGE,),
             line=1,
             figure="objects",
             asked=True,
             typical=True,
         ),
         Quantity("median_diameter", rf"median (?:{_SIZE})", asks=(r"median",), figure="objects"),
-        Quantity("d10_diameter", r"d10(?: diameter)?|10th percentile", asks=(_HOW_LARGE,), line=2, figure="objects"),
-        Quantity("d90_diameter", r"d90(?: diameter)?|90th percentile", asks=(_HOW_LARGE,), line=3, figure="objects"),
+        Quantity("d10_diameter", r"d10(?: diameter)?|10th percentile", asks=(HOW_LARGE,), line=2, figure="objects"),
+        Quantity("d90_diameter", r"d90(?: diameter)?|90th percentile", asks=(HOW_LARGE,), line=3, figure="objects"),
         Quantity(
             "grain_size",
             r"grain sizes?|size of the grains",
-            asks=(_HOW_LARGE, r"grain"),
+            asks=(HOW_LARGE, r"grain"),
             figure="grains",
             typical=True,
             tolerance=0.2,
@@ -205,7 +205,7 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "fibre_width",
             rf"{_FIBRE_WIDTH}s?",
-            asks=(_HOW_WIDE,),
+            asks=(_HOW_WIDE, HOW_LARGE),
             line=11,
             figure="fibres",
             asked=True,

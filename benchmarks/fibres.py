@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data_gen.synth import render_at_doses
 
 from assistant.measure import measure, measure_pixels
 from assistant.measurements.fibres import Fibres, fibres_of
 from assistant.measurements.kinds import Evidence
 from assistant.measurements.picture import picture_of, window_of
 from assistant.micrograph import read_micrograph
+from data_gen.drawing.synth import render_at_doses
 
 DOSES = {"low": 400.0, "medium": 80.0, "high": 20.0}
 FIRST_SEED = {"development": (90 << 20) + 8000, "test": 91 << 20}

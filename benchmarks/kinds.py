@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data_gen.synth import CLASSES, render_at_doses
 from scipy import ndimage
 
 from assistant.measure import SURE_OF_KIND
@@ -31,6 +30,7 @@ from assistant.measurements.findings import TESTS, find
 from assistant.measurements.kinds import Evidence, features
 from assistant.measurements.picture import Picture, picture_of, window_of
 from assistant.micrograph import read_micrograph
+from data_gen.drawing.synth import CLASSES, render_at_doses
 
 KINDS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("ncm333_pristine", "ncm333_formation", "ncm333_cycled", "ncm523_pristine"), ("particles",)),

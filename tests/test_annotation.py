@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_gen.vendor_files import instrument_of, with_bar
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
@@ -17,6 +16,7 @@ from assistant.micrograph import Instrument, Micrograph, read_micrograph, to_mod
 from assistant.readers import bar_text, drawings
 from assistant.readers.ocr import Line
 from assistant.readers.sample import largest_rectangle, without_gaps
+from data_gen.drawing.vendor_files import instrument_of, with_bar
 from tests.test_micrograph import encoded, tiff_bytes
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -102,6 +102,7 @@ def test_each_picture_has_its_own_facts() -> None:
 
 def test_a_pixel_size_is_no_size_of_structures() -> None:
     assert asked_for("What is the pixel size?") == ["pixel_size"]
+    assert asked_for("How large is a pixel?") == ["pixel_size"]
     assert asked_for("How large are the structures?")[0] == "mean_diameter"
 
 

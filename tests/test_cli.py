@@ -28,8 +28,8 @@ VERBS = (
 )  # fmt: skip
 INFO_KEYS = {
     "path", "sha256", "width", "height", "dtype", "pages", "pixel_size_nm", "pixel_size_source",
-    "pixel_size_confidence", "vendor", "model", "hv_kv", "wd_mm", "magnification", "detector", "banner", "window",
-    "warnings",
+    "pixel_size_confidence", "vendor", "model", "hv_kv", "wd_mm", "magnification", "detector", "date", "banner",
+    "sample_fraction", "window", "warnings",
 }  # fmt: skip
 Maemi = Callable[..., tuple[int, str, str]]
 

@@ -646,7 +646,9 @@ def test_facts_have_a_fixed_set_of_names_and_plain_json() -> None:
         assert tuple(fact.name for fact in facts.items) == FACT_NAMES
         record = json.loads(json.dumps(facts.as_dict(), allow_nan=False))
         assert set(record) == {"kind", "kind_confidence", "items"}
-        assert set(record["items"][0]) == {"name", "value", "unit", "method", "confidence", "note"}
+        assert set(record["items"][0]) == {
+            "name", "value", "unit", "method", "confidence", "note", "source", "text",
+        }  # fmt: skip
         kinds[facts.kind] = record
     assert set(kinds) == {"particles", "lines"}
 

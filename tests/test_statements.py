@@ -16,6 +16,8 @@ KNOWN = Known(
         (
             Fact("count", 24.0, "", "watershed", 0.9),
             Fact("mean_diameter", 312.0, "nm", "equal area", 0.9),
+            Fact("d10_diameter", 61.0, "nm", "equal area", 0.9),
+            Fact("d90_diameter", 480.0, "nm", "equal area", 0.9),
             Fact("coverage", 30.0, "%", "area", 0.9),
             Fact("orientation", 37.0, "deg", "tensor", 0.9),
         ),
@@ -40,6 +42,8 @@ KNOWN = Known(
         ("The microscope is a Quanta.", ["unsupported"]),
         ("The file does not give the magnification.", ["withheld"]),
         ("It shows a surface.", []),
+        ("Most diameters are between 61 nm and 480 nm.", ["true"]),
+        ("Most diameters are between 61 nm and 500 nm.", ["unsupported"]),
     ],
 )
 def test_verdicts(text: str, verdicts: list[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from assistant.measurements.claims import Claim, images_named, read_claims
@@ -120,6 +120,9 @@ def _of_number(claim: Claim, pictures: _Pictures) -> Statement:
     for number, fact in facts:
         if is_stated(claim, fact):
             return _statement(claim, "true", number, fact)
+    for number, known in shown:
+        if (least := known.get("d10_diameter")) and (most := known.get("d90_diameter")) and _spans(claim, least, most):
+            return _statement(claim, "true", number, least)
     if claim.quantity is None or not facts:
         return _statement(claim, "unsupported")
     return _statement(claim, "false", *facts[0])
@@ -136,6 +139,15 @@ def is_stated(claim: Claim, fact: Fact) -> bool:
         near = claim.about and abs(amount.value - fact.value) <= ABOUT * abs(fact.value)
         said = near or bool(states(claim.amount, fact.value, fact.unit))
     return said is not claim.denied
+
+
+def _spans(claim: Claim, least: Fact, most: Fact) -> bool:
+    """Whether a range is that from one fact to another: "most diameters are between 20 and 110 nm"."""
+    ends = (replace(claim.amount, value=v, low=v, high=v) for v in (claim.amount.low, claim.amount.high))
+    plain = not claim.denied and not claim.limit and claim.amount.low < claim.amount.high
+    return plain and all(
+        states(end, fact.value or 0.0, fact.unit) for end, fact in zip(ends, (least, most), strict=True)
+    )
 
 
 def _statement(claim: Claim, verdict: Verdict, image: int | None = None, fact: Fact | None = None) -> Statement:
@@ -178,13 +190,13 @@ def _last_named(sentence: str) -> int | None:
 def _named(sentence: str) -> str | None:
     """The first quantity that a sentence names."""
     found = (
-        (match.start(), name)
+        (match.start(), -match.end(), name)
         for name, quantity in QUANTITIES.items()
         if (match := re.search(rf"\b(?:{quantity.words})\b", sentence, re.IGNORECASE))
     )
     if re.search(r"\bcalibrated\b", sentence):
         return "pixel_size"
-    return min(found, default=(0, None))[1]
+    return min(found, default=(0, 0, None))[2]
 
 
 def _moved(statement: Statement, by: int) -> Statement:
