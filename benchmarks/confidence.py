@@ -41,7 +41,7 @@ JUDGED = (
     "circularity", "grain_size", "coverage", "porosity", "orientation", "period", "line_width", "line_edge_roughness",
     "fibre_width",
 )  # fmt: skip
-REAL = 8.0
+REAL = 20.0
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 FEWEST, FOLDS = 40, 8
 """Facts from which a model is fitted, and in how many parts the pictures are left out in turn."""

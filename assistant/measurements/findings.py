@@ -33,6 +33,8 @@ IN_FRONT = 0.6
 """Share of the bright phase from which fibres may be the dark one."""
 DENSE, THIN = 0.2, 4.5
 """Area under chords [frames] and width [px of the small copy] of mats that are looked at in full resolution."""
+BODIES_IN_A_CROWD = 0.9
+"""Share of the pictures seen as a crowd of doubtful number and size in which there are bodies at all."""
 PACKED = 0.6
 """Likelihood from which bright bodies that cannot be told apart are particles, and dark ones pores."""
 SURELY_UNIFORM = 0.95
@@ -108,7 +110,7 @@ def find(picture: Picture, *, transmission: bool = False) -> Findings:
     if found.kind == "uniform":
         return replace(found, test=test.name, likelihood=SURELY_UNIFORM, confidence=SURELY_UNIFORM)
     likely = it.likelihoods[found.kind]
-    if test.name == "crowd":  # who agrees with the number of bodies, or their size, agrees that there are bodies
+    if test.name == "crowd":  # its confidence is known already
         return replace(found, test=test.name, likelihood=likely)
     return replace(found, test=test.name, likelihood=likely, confidence=confidence(likely, test.name))
 
@@ -169,7 +171,7 @@ def _crowd(it: Evidence) -> Findings | None:
     other = _other_objects(it)
     if other is not None and it.objects is not None and chance_of(it.picture, it.objects) >= chance:
         return None
-    return replace(_as_objects(it, crowd), confidence=chance)
+    return replace(_as_objects(it, crowd), confidence=max(chance, BODIES_IN_A_CROWD))
 
 
 def _packing(it: Evidence) -> Findings | None:
