@@ -16,6 +16,7 @@ from assistant.measurements.corrections import corrected, corrected_stream, disa
 from assistant.measurements.facts import FACT_NAMES, LINE_ORDER, Fact, Facts, Known, not_applicable
 from assistant.measurements.references import fact_entries, fact_line, filled, quoted
 from assistant.measurements.statements import Statement, read_statements, sentences
+from assistant.quantities import QUANTITIES
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -84,31 +85,6 @@ WAYS = {
     "patches": COUNTED + "each connected patch is one",
 }
 """How objects are counted, by how touching ones were told apart."""
-METHODS = {
-    "count": WAYS["necks"],
-    "mean_diameter": "equal-area diameter of whole objects",
-    "median_diameter": "equal-area diameter of whole objects",
-    "d10_diameter": "10th percentile of the equal-area diameters, by number",
-    "d90_diameter": "90th percentile of the equal-area diameters, by number",
-    "grain_size": "from the covariance of the grey levels, bodies not told apart; mean diameter by area",
-    "aspect_ratio": "axes of the ellipse of equal second moments, mean",
-    "circularity": "4 pi area / perimeter^2, mean",
-    "nearest_neighbour": "mean distance between neighbouring centres",
-    "coverage": "area share of the foreground",
-    "porosity": "area share of the dark phase",
-    "orientation": "structure tensor, counter-clockwise from the horizontal",
-    "orientation_spread": "standard deviation of the directions of the axes",
-    "anisotropy": "structure tensor, weighted by local coherence",
-    "period": "sharp peak of the Fourier spectrum",
-    "line_width": "mid-level edges of the bright lines, median",
-    "line_edge_roughness": "3 sigma of the edge positions, noise removed",
-    "fibre_width": "between the outlines across the axes, median along them, crossings left out",
-    "fibre_width_spread": "standard deviation of the fibre width, from its quartiles",
-    "mean_grey": "mean within the display window",
-    "contrast": "standard deviation of the grey levels, noise removed",
-    "sharpness": "1 - blur after re-blurring (Crete)",
-    "noise": "median second difference (Immerkaer), share of the window",
-}
 
 
 class _Sheet:
@@ -130,7 +106,7 @@ class _Sheet:
         likely = probability(name, {**self._traits, **traits_of_statement(confidence)})
         sure = min(confidence, 1.0) if likely is None else likely
         if round(sure, 3) > 0 and (likely is None or likely > LEAST_LIKELY):
-            self._found[name] = Fact(name, float(value), unit, method or METHODS[name], round(sure, 3), note)
+            self._found[name] = Fact(name, float(value), unit, method or QUANTITIES[name].method, round(sure, 3), note)
 
     def add_length(self, name: str, pixels: float, *, confidence: float, note: str = "") -> None:
         """Add a length given in px of the full picture."""
@@ -138,7 +114,7 @@ class _Sheet:
 
     def facts(self, kind: str, reason: str, confidence: float) -> Facts:
         """All facts in their order, the missing ones as not applicable for this reason."""
-        missing = {name: not_applicable(name, METHODS[name], reason) for name in FACT_NAMES}
+        missing = {name: not_applicable(name, QUANTITIES[name].method, reason) for name in FACT_NAMES}
         items = tuple(self._found.get(name, missing[name]) for name in FACT_NAMES)
         return Facts(kind, items, round(confidence, 3))
 

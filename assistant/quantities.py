@@ -84,6 +84,8 @@ class Quantity:
     """Who knows it: the measurement, the file, or a calibrated head."""
     asks: tuple[str, ...] = ()
     """How a question asks for it: regular expressions, case ignored. Those that share one answer it together."""
+    method: str = ""
+    """How it is measured, in words."""
     in_words: bool = False
     """Whether its value is a word: a detector, a class."""
     line: int | None = None
@@ -118,6 +120,7 @@ QUANTITIES: Mapping[str, Quantity] = {
             line=0,
             figure="objects",
             asked=True,
+            method="objects with their centre in the frame, threshold and watershed",
         ),
         Quantity(
             "mean_diameter",
@@ -127,10 +130,31 @@ QUANTITIES: Mapping[str, Quantity] = {
             figure="objects",
             asked=True,
             typical=True,
+            method="equal-area diameter of whole objects",
         ),
-        Quantity("median_diameter", rf"median (?:{_SIZE})", asks=(r"median",), figure="objects"),
-        Quantity("d10_diameter", r"d10(?: diameter)?|10th percentile", asks=(HOW_LARGE,), line=2, figure="objects"),
-        Quantity("d90_diameter", r"d90(?: diameter)?|90th percentile", asks=(HOW_LARGE,), line=3, figure="objects"),
+        Quantity(
+            "median_diameter",
+            rf"median (?:{_SIZE})",
+            asks=(r"median",),
+            figure="objects",
+            method="equal-area diameter of whole objects",
+        ),
+        Quantity(
+            "d10_diameter",
+            r"d10(?: diameter)?|10th percentile",
+            asks=(HOW_LARGE,),
+            line=2,
+            figure="objects",
+            method="10th percentile of the equal-area diameters, by number",
+        ),
+        Quantity(
+            "d90_diameter",
+            r"d90(?: diameter)?|90th percentile",
+            asks=(HOW_LARGE,),
+            line=3,
+            figure="objects",
+            method="90th percentile of the equal-area diameters, by number",
+        ),
         Quantity(
             "grain_size",
             r"grain sizes?|size of the grains",
@@ -138,12 +162,24 @@ QUANTITIES: Mapping[str, Quantity] = {
             figure="grains",
             typical=True,
             tolerance=0.2,
+            method="from the covariance of the grey levels, bodies not told apart; mean diameter by area",
         ),
         Quantity(
-            "aspect_ratio", r"aspect ratios?", asks=(r"aspect ratio|elongat",), line=4, figure="objects", typical=True
+            "aspect_ratio",
+            r"aspect ratios?",
+            asks=(r"aspect ratio|elongat",),
+            line=4,
+            figure="objects",
+            typical=True,
+            method="axes of the ellipse of equal second moments, mean",
         ),
         Quantity(
-            "circularity", r"circularity|roundness", asks=(r"circularity|how round",), figure="objects", typical=True
+            "circularity",
+            r"circularity|roundness",
+            asks=(r"circularity|how round",),
+            figure="objects",
+            typical=True,
+            method="4 pi area / perimeter^2, mean",
         ),
         Quantity(
             "nearest_neighbour",
@@ -152,9 +188,17 @@ QUANTITIES: Mapping[str, Quantity] = {
             line=5,
             figure="neighbours",
             asked=True,
+            method="mean distance between neighbouring centres",
         ),
         Quantity(
-            "coverage", r"coverage|area fraction", asks=(r"cover",), line=6, figure="share", typical=True, tolerance=3.0
+            "coverage",
+            r"coverage|area fraction",
+            asks=(r"cover",),
+            line=6,
+            figure="share",
+            typical=True,
+            tolerance=3.0,
+            method="area share of the foreground",
         ),
         Quantity(
             "porosity",
@@ -164,17 +208,32 @@ QUANTITIES: Mapping[str, Quantity] = {
             figure="share",
             typical=True,
             tolerance=3.0,
+            method="area share of the dark phase",
         ),
         Quantity(
-            "orientation", r"orientation|main direction", asks=(_WHICH_WAY,), line=12, figure="direction", tolerance=5.0
+            "orientation",
+            r"orientation|main direction",
+            asks=(_WHICH_WAY,),
+            line=12,
+            figure="direction",
+            tolerance=5.0,
+            method="structure tensor, counter-clockwise from the horizontal",
         ),
         Quantity(
             "orientation_spread",
             r"(?:orientation|direction) spread|spread of (?:the )?directions",
             asks=(_WHICH_WAY,),
             figure="direction",
+            method="standard deviation of the directions of the axes",
         ),
-        Quantity("anisotropy", r"anisotropy", asks=(_WHICH_WAY, r"anisotrop"), line=13, figure="direction"),
+        Quantity(
+            "anisotropy",
+            r"anisotropy",
+            asks=(_WHICH_WAY, r"anisotrop"),
+            line=13,
+            figure="direction",
+            method="structure tensor, weighted by local coherence",
+        ),
         Quantity(
             "period",
             r"periods?|pitch(?:es)?",
@@ -184,6 +243,7 @@ QUANTITIES: Mapping[str, Quantity] = {
             asked=True,
             typical=True,
             tolerance=0.03,
+            method="sharp peak of the Fourier spectrum",
         ),
         Quantity(
             "line_width",
@@ -193,6 +253,7 @@ QUANTITIES: Mapping[str, Quantity] = {
             figure="lines",
             asked=True,
             typical=True,
+            method="mid-level edges of the bright lines, median",
         ),
         Quantity(
             "line_edge_roughness",
@@ -201,6 +262,7 @@ QUANTITIES: Mapping[str, Quantity] = {
             line=10,
             figure="lines",
             tolerance=0.2,
+            method="3 sigma of the edge positions, noise removed",
         ),
         Quantity(
             "fibre_width",
@@ -210,12 +272,14 @@ QUANTITIES: Mapping[str, Quantity] = {
             figure="fibres",
             asked=True,
             typical=True,
+            method="between the outlines across the axes, median along them, crossings left out",
         ),
         Quantity(
             "fibre_width_spread",
             rf"{_FIBRE_WIDTH} spread|(?:spread|standard deviation) of (?:the )?{_FIBRE_WIDTH}s?",
             asks=(_HOW_WIDE,),
             figure="fibres",
+            method="standard deviation of the fibre width, from its quartiles",
         ),
         Quantity(
             "mean_grey",
@@ -223,10 +287,33 @@ QUANTITIES: Mapping[str, Quantity] = {
             asks=(r"gr[ea]y level|how (?:bright|dark)",),
             figure="grey",
             tolerance=3.0,
+            method="mean within the display window",
         ),
-        Quantity("contrast", r"contrast", asks=(r"contrast|quality",), line=14, figure="grey", tolerance=3.0),
-        Quantity("sharpness", r"sharpness", asks=(r"sharp|blur|focus",), figure="grey"),
-        Quantity("noise", r"noise", asks=(r"nois|quality",), line=15, figure="grey", tolerance=1.0),
+        Quantity(
+            "contrast",
+            r"contrast",
+            asks=(r"contrast|quality",),
+            line=14,
+            figure="grey",
+            tolerance=3.0,
+            method="standard deviation of the grey levels, noise removed",
+        ),
+        Quantity(
+            "sharpness",
+            r"sharpness",
+            asks=(r"sharp|blur|focus",),
+            figure="grey",
+            method="1 - blur after re-blurring (Crete)",
+        ),
+        Quantity(
+            "noise",
+            r"noise",
+            asks=(r"nois|quality",),
+            line=15,
+            figure="grey",
+            tolerance=1.0,
+            method="median second difference (Immerkaer), share of the window",
+        ),
         Quantity(
             "voltage",
             r"(?:acceleration |accelerating )?voltage|beam energy|hv",
