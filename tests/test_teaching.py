@@ -66,13 +66,13 @@ def test_export_with_and_without_teaching(maemi: Maemi, images: Path, tmp_path: 
     code, out, _ = maemi("teach", images, "--out", tmp_path / "d", "--export", "llava", "--json")
     report = json.loads(out)
     assert code == 0
-    assert report["export_dataset"] == str(tmp_path / "d" / "exports" / "llava")
+    assert report["export"] == str(tmp_path / "d" / "exports" / "llava")
     assert len(json.loads((tmp_path / "d/exports/llava/train.json").read_text())) == sum(
         report["rows"]["train"].values()
     )
     code, out, _ = maemi("teach", "--out", tmp_path / "d", "--export", "sharegpt", "--json")
     assert code == 0
-    assert Path(json.loads(out)["export_dataset"], "dataset_info.json").is_file()
+    assert Path(json.loads(out)["export"], "dataset_info.json").is_file()
 
 
 @pytest.mark.parametrize(

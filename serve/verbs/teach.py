@@ -37,7 +37,7 @@ def teach(
     show: Annotated[Path | None, typer.Option(help="Print what would be asked about this image, and stop.")] = None,
     review: Annotated[bool, typer.Option(help="Open the page for reviewing the rows of --out.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the review page.")] = REVIEW_PORT,
-    export_dataset: Annotated[str | None, typer.Option(help="Also write --out as llava or sharegpt.")] = None,
+    export: Annotated[str | None, typer.Option(help="Also write --out as llava or sharegpt.")] = None,
     json: Json = False,
 ) -> None:
     """Turn micrographs into instruction data. After an interruption, the same command continues.
@@ -66,11 +66,11 @@ def teach(
     for micrograph in forget or ():
         forget_micrograph(out, micrograph)
     if images is None:
-        if not (review or export_dataset or forget):
+        if not (review or export or forget):
             usage("teach needs a folder of micrographs. Name it, or give --show, --review or --export.")
-        if export_dataset:
-            folder = export_rows(out, export_dataset)
-            print_result({"export_dataset": str(folder)}, json, f"export: {folder}")
+        if export:
+            folder = export_rows(out, export)
+            print_result({"export": str(folder)}, json, f"export: {folder}")
         if review:
             review_rows(out, port=port)
         return
@@ -89,7 +89,7 @@ def teach(
             )
 
     report = with_consent(run, asked=allow_egress, manifest=manifest)
-    exported = export_rows(out, export_dataset) if export_dataset and not estimate else None
+    exported = export_rows(out, export) if export and not estimate else None
     print_report(report, exported, json=json)
     if review:
         review_rows(out, port=port)
@@ -99,7 +99,7 @@ def teach(
 def print_report(report: TeachReport, exported: Path | None, *, json: bool) -> None:
     """Tell what a run made, as one JSON document or for people."""
     if json:
-        terminal.print_json(report.as_dict() | ({"export_dataset": str(exported)} if exported else {}))
+        terminal.print_json(report.as_dict() | ({"export": str(exported)} if exported else {}))
     else:
         tasks = sorted({task for counts in report.rows.values() for task in counts})
         rows = [(split, *(str(counts.get(task, 0)) for task in tasks)) for split, counts in report.rows.items()]
