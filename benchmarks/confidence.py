@@ -29,7 +29,7 @@ from assistant import measure as measuring
 from assistant.measurements import confidence, findings
 from assistant.measurements.crowds import ways
 from assistant.measurements.findings import Findings, find
-from assistant.measurements.kinds import Evidence
+from assistant.measurements.kinds import Signs
 from assistant.measurements.picture import grey_window, picture_of
 from assistant.quantities import within_tolerance
 from benchmarks.annotated import Annotated, crops, drawn, powder
@@ -81,7 +81,7 @@ def _other_ways(found: Findings) -> list[Findings]:
     """The same picture with its bodies seen in other ways."""
     if found.kind in ("uniform", "lines", "fibres"):
         return []
-    it = Evidence(found.picture)
+    it = Signs(found.picture)
     seen = [it.objects, *ways(found.picture, it.tried)]
     return [replace(findings._as_objects(it, way), confidence=1.0) for way in seen if way is not None]
 

@@ -27,7 +27,7 @@ from scipy import ndimage
 from assistant.measure import SURE_OF_KIND
 from assistant.measurements import kinds
 from assistant.measurements.findings import TESTS, find
-from assistant.measurements.kinds import Evidence, features
+from assistant.measurements.kinds import Signs, sign_vector
 from assistant.measurements.picture import Picture, picture_of, window_of
 from assistant.micrograph import read_micrograph
 from data_gen.drawing.synth import CLASSES, render_at_doses
@@ -324,7 +324,7 @@ def main() -> None:
         rows = [Row(*one) for one in pickle.loads(args.rows.read_bytes())]
     else:
         shown = (one for one in pictures(args.real, args.per_class) if picture_of(one[2], *one[3]) is not None)
-        rows = [Row(*one, features(Evidence(picture_of(one[2], *one[3])))) for one in shown]
+        rows = [Row(*one, sign_vector(Signs(picture_of(one[2], *one[3])))) for one in shown]
         if args.rows is not None:
             kept = [(row.label, row.part, row.pixels, row.window, row.evidence) for row in rows]
             args.rows.write_bytes(pickle.dumps(kept))

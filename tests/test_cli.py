@@ -184,13 +184,15 @@ def test_control_characters_of_a_file_never_reach_the_terminal(maemi: Maemi, tmp
 @pytest.mark.parametrize(
     ("text", "nm"),
     [("4.2 nm", 4.2), ("0.5um", 500.0), ("1.5 µm", 1500.0), ("80pm", 0.08), ("3", 3.0), ("2 nm/px", 2.0),
-     ("1 Å", 0.1), (" ", None), (None, None)],
+     ("1 Å", 0.1), ("4,2 nm", 4.2), ("2 microns", 2000.0), (" ", None), (None, None)],
 )  # fmt: skip
 def test_pixel_sizes_are_read(text: str | None, nm: float | None) -> None:
     assert parse_pixel_size(text) == (pytest.approx(nm) if nm else None)
 
 
-@pytest.mark.parametrize("text", ["nm", "-1 nm", "0", "4,2 nm", "1e99 nm", "nan", "inf nm", "4.2 kg", "4.2 nm; rm"])
+@pytest.mark.parametrize(
+    "text", ["nm", "-1 nm", "0", "1,250 nm", "1-2 nm", "1e99 nm", "nan", "inf nm", "4.2 kg", "4.2 nm; rm"]
+)
 def test_pixel_sizes_are_never_guessed(text: str) -> None:
     with pytest.raises(ConfigError, match="bad_pixel_size"):
         parse_pixel_size(text)

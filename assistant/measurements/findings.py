@@ -14,7 +14,7 @@ from assistant.measurements.bodies import SMALLEST_AREA, label
 from assistant.measurements.crowds import chance_of, crowd_of
 from assistant.measurements.facts import Kind
 from assistant.measurements.fibres import Fibres, fibres_closer, fibres_of
-from assistant.measurements.kinds import PLAIN, TWO_PHASES, Evidence, certainty, confidence, elongated
+from assistant.measurements.kinds import PLAIN, TWO_PHASES, Signs, certainty, confidence, elongated
 from assistant.measurements.lines import Lines, measure_lines
 from assistant.measurements.picture import Mask, Picture, halved, opened
 from assistant.measurements.rims import Rim, rim_of
@@ -97,7 +97,7 @@ class Test:
 
     name: str
     reason: str
-    answer: Callable[[Evidence], Findings | None]
+    answer: Callable[[Signs], Findings | None]
 
 
 def find(picture: Picture, *, transmission: bool = False) -> Findings:
@@ -105,7 +105,7 @@ def find(picture: Picture, *, transmission: bool = False) -> Findings:
 
     In transmission thick or heavy matter is dark, so dark bodies are no pores.
     """
-    it = Evidence(picture, transmission)
+    it = Signs(picture, transmission)
     test, found = next((test, found) for test in TESTS if (found := test.answer(it)) is not None)
     if found.kind == "uniform":
         return replace(found, test=test.name, likelihood=SURELY_UNIFORM, confidence=SURELY_UNIFORM)
@@ -115,11 +115,11 @@ def find(picture: Picture, *, transmission: bool = False) -> Findings:
     return replace(found, test=test.name, likelihood=likely, confidence=confidence(likely, test.name))
 
 
-def _uniform(it: Evidence) -> Findings | None:
+def _uniform(it: Signs) -> Findings | None:
     return Findings(it.picture, "uniform") if it.period is None and it.structure < STRUCTURELESS else None
 
 
-def _lines(it: Evidence) -> Findings | None:
+def _lines(it: Signs) -> Findings | None:
     if not it.is_line_pattern:
         return None
     assert it.period is not None
@@ -130,30 +130,30 @@ def _lines(it: Evidence) -> Findings | None:
     return found
 
 
-def _plain_objects(it: Evidence) -> Findings | None:
+def _plain_objects(it: Signs) -> Findings | None:
     objects = it.objects
     if objects is None or not it.sure_objects or not (objects.candidate.bright or it.period is not None):
         return None
     return _as_objects(it, objects)
 
 
-def _curtaining(it: Evidence) -> Findings | None:
+def _curtaining(it: Signs) -> Findings | None:
     return _seen(it, "curtaining") if it.likelihoods["curtaining"] > STRIPES else None
 
 
-def _plain_fibres(it: Evidence) -> Findings | None:
+def _plain_fibres(it: Signs) -> Findings | None:
     return _as_fibres(it) if it.likelihoods["fibres"] > PLAINLY_LONG else None
 
 
-def _sure_objects(it: Evidence) -> Findings | None:
+def _sure_objects(it: Signs) -> Findings | None:
     return _as_objects(it, it.objects) if it.objects is not None and it.sure_objects else None
 
 
-def _fibres(it: Evidence) -> Findings | None:
+def _fibres(it: Signs) -> Findings | None:
     return _as_fibres(it) if it.likelihoods["fibres"] > LONG else None
 
 
-def _other_objects(it: Evidence) -> Findings | None:
+def _other_objects(it: Signs) -> Findings | None:
     objects = it.objects
     if objects is None:
         return None
@@ -161,7 +161,7 @@ def _other_objects(it: Evidence) -> Findings | None:
     return None if long and not objects.candidate.bright else _as_objects(it, objects)
 
 
-def _crowd(it: Evidence) -> Findings | None:
+def _crowd(it: Signs) -> Findings | None:
     if it.sure_objects or it.period is not None:
         return None
     crowd = crowd_of(it.picture, it.tried)
@@ -174,13 +174,13 @@ def _crowd(it: Evidence) -> Findings | None:
     return replace(_as_objects(it, crowd), confidence=max(chance, BODIES_IN_A_CROWD))
 
 
-def _packing(it: Evidence) -> Findings | None:
+def _packing(it: Signs) -> Findings | None:
     packed = it.objects is None and it.likelihoods["particles"] > PACKED
     found = _as_phases(it) if packed else None
     return None if found is None or found.kind == "pores" else replace(found, kind="particles")
 
 
-def _openings(it: Evidence) -> Findings | None:
+def _openings(it: Signs) -> Findings | None:
     if it.likelihoods["pores"] <= PACKED:
         return None
     found = _as_phases(it)
@@ -217,11 +217,11 @@ TESTS = (
 )
 
 
-def _seen(it: Evidence, kind: Kind) -> Findings:
+def _seen(it: Signs, kind: Kind) -> Findings:
     return Findings(it.picture, kind, direction=it.direction, period=it.period)
 
 
-def _as_objects(it: Evidence, objects: Objects) -> Findings:
+def _as_objects(it: Signs, objects: Objects) -> Findings:
     found = _seen(it, "particles")
     found.share_of_bright = objects.candidate.bright
     found.share_confidence, found.phase = certainty(objects), objects.foreground
@@ -237,7 +237,7 @@ def _as_objects(it: Evidence, objects: Objects) -> Findings:
     return found
 
 
-def _as_pores(it: Evidence, found: Findings, objects: Objects, rim: Rim) -> Findings:
+def _as_pores(it: Signs, found: Findings, objects: Objects, rim: Rim) -> Findings:
     """Openings: counted where they are clear bodies; else only their share is known."""
     dark = objects.candidate
     if found.period is not None or (dark.compact > PLAIN and _stable(found.picture, dark)):
@@ -269,7 +269,7 @@ def _stable(picture: Picture, dark: Candidate) -> bool:
     return max(counts) <= MOST_CHANGE * min(counts)
 
 
-def _as_fibres(it: Evidence) -> Findings | None:
+def _as_fibres(it: Signs) -> Findings | None:
     """Bright fibres, or dark ones on a bright ground that is clearly another phase; None where none can be followed."""
     bright = not (_dark_in_front(it) and it.traits[1].firm > it.traits[0].firm)
     fibres = _followed(it, bright=bright)
@@ -288,11 +288,11 @@ def _as_fibres(it: Evidence) -> Findings | None:
     return found
 
 
-def _dark_in_front(it: Evidence) -> bool:
+def _dark_in_front(it: Signs) -> bool:
     return it.phases.separability > TWO_PHASES and it.phases.share > IN_FRONT
 
 
-def _followed(it: Evidence, *, bright: bool) -> Fibres | None:
+def _followed(it: Signs, *, bright: bool) -> Fibres | None:
     """The fibres of one polarity; those of a dense mat that are thin in the small copy at full resolution."""
     seen = fibres_of(it.picture, it.chords[0 if bright else 1], bright=bright)
     dense = it.traits[0 if bright else 1].crowd > DENSE
@@ -301,7 +301,7 @@ def _followed(it: Evidence, *, bright: bool) -> Fibres | None:
     return fibres_closer(it.picture, bright=bright) or seen
 
 
-def _coverage(it: Evidence, mask: Mask, *, bright: bool) -> float:
+def _coverage(it: Signs, mask: Mask, *, bright: bool) -> float:
     """Share of the frame; a dense mat reaches into the shadows, where Li's threshold follows and Otsu's does not."""
     share = float(mask.mean())
     if share < CROWDED or not bright:
@@ -312,7 +312,7 @@ def _coverage(it: Evidence, mask: Mask, *, bright: bool) -> float:
     return float((calm > threshold_li(calm, tolerance=0.01)).mean())
 
 
-def _as_phases(it: Evidence) -> Findings:
+def _as_phases(it: Signs) -> Findings:
     """A picture without separate bodies: pores where the dark phase is made of round parts, else texture."""
     found, bright = _seen(it, "texture"), it.phases
     if bright.separability < TWO_PHASES:

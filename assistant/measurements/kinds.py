@@ -83,7 +83,7 @@ class Traits:
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class Signs:
     """A picture and what can be asked of it; each answer is worked out once."""
 
     picture: Picture
@@ -174,7 +174,7 @@ class Evidence:
     def likelihoods(self) -> dict[Kind, float]:
         """How likely a person would call the picture each kind; none is "uniform"."""
         model = _model()
-        told = features(self)
+        told = sign_vector(self)
         scores = model.bias + sum(told[name] * weight for name, weight in model.weights.items())
         shares = np.exp(scores - scores.max())
         if not self.may_be_curtained:
@@ -243,7 +243,7 @@ def _model() -> _Model:
     return _Model(kinds, weights, np.array(list(stored["bias"].values())), stored["tests"], stored["slope"])
 
 
-def features(it: Evidence) -> dict[str, float]:
+def sign_vector(it: Signs) -> dict[str, float]:
     """The numbers that the likelihoods rest on, by name."""
     bright, dark = it.traits
     objects = it.objects

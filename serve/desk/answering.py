@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from assistant.errors import ConfigError, MicrographError
+from assistant.quantities import converted, read_amounts
 from serve.desk.housekeeping import answer_without_picture
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from assistant.inference import Sampling
     from assistant.measure import Facts, Statement
     from assistant.micrograph import Micrograph
-
-TO_NM = {"pm": 1e-3, "a": 0.1, "å": 0.1, "nm": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3, "mm": 1e6}
 
 
 class Answerer(Protocol):
@@ -109,15 +108,17 @@ class Question:
 
 
 def parse_pixel_size(text: str | None) -> float | None:
-    """Read `4.2 nm`, `0.5um` or `4.2` (nm) as nanometres per pixel; empty text is None.
+    """Read `4.2 nm`, `4,2 nm`, `0.5um/px` or `4.2` (nm) as nanometres per pixel; empty text is None.
 
     Raises ConfigError `bad_pixel_size`.
     """
-    if text is None or not text.strip():
+    if text is None or not (text := text.strip().removesuffix("/px").rstrip()):
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e-?\d+)?|\.\d+)\s*(pm|å|a|nm|um|µm|μm|mm)?(?:/px)?\s*", text.lower())
-    size = float(match[1]) * TO_NM[match[2] or "nm"] if match else 0.0
-    if not 1e-4 <= size <= 1e7:
+    amounts = read_amounts(text)
+    alone = len(amounts) == 1 and (amounts[0].start, amounts[0].stop) == (0, len(text))
+    alone = alone and not re.search(r"\d,\d{3}(?!\d)", text)  # "1,250" could be either
+    size = converted(amounts[0].value, amounts[0].unit or "nm", "nm") if alone else None
+    if size is None or amounts[0].low != amounts[0].high or not 1e-4 <= size <= 1e7:
         raise ConfigError(
             "bad_pixel_size", f"{text[:40]!r} is not a pixel size. Write a number and a unit, as in '4.2 nm'."
         )
