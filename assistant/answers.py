@@ -129,7 +129,7 @@ def _facts_or_what_is_missing(names: Sequence[str], known: Known) -> list[tuple[
 def _description(known: Known) -> Iterator[str]:
     """What is measured and read, in two sentences."""
     facts = [fact for name in LINE_ORDER if (fact := known.get(name)) is not None]
-    measured = [f"{QUANTITIES[fact.name].said} {fact.written}" for fact in facts]
+    measured = [f"{QUANTITIES[fact.name].said} {fact.written}{'' if fact.sure else ' (uncertain)'}" for fact in facts]
     yield f"Measured: {'; '.join(measured[:MOST_FACTS])}." if measured else "Nothing could be measured in this image."
     read = [
         f"{QUANTITIES[fact.name].said} {fact.written}"
@@ -147,6 +147,8 @@ def _true_names(sentence: str, known: Sequence[Known], meant: Sequence[int]) -> 
     statements = read_statements(sentence, known, about=meant)
     if not statements or any(statement.verdict != "true" for statement in statements):
         return set()
+    if any(statement.fact is not None and not statement.fact.sure for statement in statements):
+        return set()  # said plainly; what is composed says the doubt
     if "{" in sentence or not sentence.endswith((".", "!", ";")):
         return set()
     rest = _NAMES.sub(" ", sentence)

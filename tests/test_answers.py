@@ -94,6 +94,21 @@ def test_a_sentence_comes_once() -> None:
     assert answer(draft, "How many are there?") == "24 structures were counted."
 
 
+def test_an_answer_says_its_doubts_and_withholds_what_is_unlikely() -> None:
+    """Seen failing on a freely shaped pattern, where a mean diameter of 26 % confidence was stated like any other."""
+    facts = (
+        Fact("count", 24.0, "", "m", 0.6),
+        Fact("mean_diameter", 312.0, "nm", "m", 0.3),
+        Fact("contrast", 20.0, "%", "m", 0.9),
+    )
+    unsure = Known(Facts("particles", facts), nm_per_pixel=1.0)
+    question = "How many structures are there, and how large?"
+    assert answer("There are 24 structures. The mean diameter is 312 nm.", question, unsure) == (
+        "24 structures were counted, which is uncertain. The mean diameter could not be measured in this image."
+    )
+    assert answer("", "Describe this micrograph.", unsure).startswith("Measured: count 24 (uncertain); contrast 20 %.")
+
+
 def test_each_picture_has_its_own_facts() -> None:
     other = Known(Facts("particles", (Fact("count", 7.0, "", "m", 0.9),)))
     said = answer("Image 1 has more.", "How many structures are there?", KNOWN, other)

@@ -69,12 +69,14 @@ def _is_length(statement: Statement, sentence: str) -> bool:
 
 
 def sentence_of(fact: Fact) -> str:
-    """A fact as a sentence."""
+    """A fact as a sentence, with a word of doubt where it is not sure."""
     if fact.name == "count" and fact.value is not None:
-        return f"{digits(fact.value, fact.unit)} structure{' was' if fact.value == 1 else 's were'} counted."
-    if fact.name in PERCENTILES:
-        return f"The {PERCENTILES[fact.name]} percentile of the diameters is {fact.written}."
-    return f"The {QUANTITIES[fact.name].said} is {fact.written}."
+        said = f"{digits(fact.value, fact.unit)} structure{' was' if fact.value == 1 else 's were'} counted"
+    elif fact.name in PERCENTILES:
+        said = f"The {PERCENTILES[fact.name]} percentile of the diameters is {fact.written}"
+    else:
+        said = f"The {QUANTITIES[fact.name].said} is {fact.written}"
+    return f"{said}." if fact.sure else f"{said}, which is uncertain."
 
 
 def missing(name: str, *, calibrated: bool) -> str:
