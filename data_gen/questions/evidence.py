@@ -193,13 +193,16 @@ def _has_pores(evidence: Evidence) -> bool:
 
 def _verdict_slots(values: Mapping[str, float], body: str) -> dict[str, str]:
     """What the measured values amount to, in words."""
+    # One body takes another grammar: "one pore was counted".
     single = values.get("count") == 1
     slots = {"objects": body if single else f"{body}s", "were": "was" if single else "were"}
+    # Between the limits of a word lies a gap where two persons would differ: no word is taught there.
     if "aspect_ratio" in values:
         ratio = values["aspect_ratio"]
         slots["elongation"] = "round" if ratio < ROUND else "long" if ratio >= LONG else "slight"
     if "orientation" in values:
         slots["directed"] = "yes"
+    # No orientation alone says nothing: it may only have been unsure. A low anisotropy says that there is none.
     elif values.get("anisotropy", 1.0) < UNDIRECTED:
         slots["directed"] = "no"
     if {"d10_diameter", "d90_diameter"} <= values.keys():
@@ -215,13 +218,16 @@ def _verdict_slots(values: Mapping[str, float], body: str) -> dict[str, str]:
 def _may_be_taught(evidence: Evidence, fact: Mapping[str, Any]) -> bool:
     """True for a number that a known truth confirms; without one, for what the measurement is sure of."""
     name = fact["name"]
+    # A drawing's truth is exact, so it decides whatever the measurement's confidence.
     if isinstance(evidence.truth.get(name), int | float):
         return _agrees(evidence, fact)
     measured = {item["name"]: item["value"] for item in evidence.facts["items"]}
     kind = evidence.facts["kind"]
     counted = "count" in evidence.truth or (measured.get("count") or 0) >= FEWEST_COUNTED
+    # Few objects are as often the few that stood out of many.
     if name in OF_OBJECTS and kind in {"particles", "pores"} and not counted:
         return False
+    # A structure tensor always has a main direction; a person sees one only where most edges share it.
     if name == "orientation" and (measured.get("anisotropy") or 0) < DIRECTED:
         return False
     # Cones, beams, cracks and layers pass for fibres to a measurement.
@@ -236,11 +242,13 @@ def _may_be_taught(evidence: Evidence, fact: Mapping[str, Any]) -> bool:
 def _agrees(evidence: Evidence, fact: Mapping[str, Any]) -> bool:
     """False where the measurement misses the truth: such a number is not taught."""
     truth = float(evidence.truth[fact["name"]])
+    # A file without calibration is measured in px, while its truth is known in nm.
     scale = (evidence.true_nm_per_pixel or 1.0) if fact["unit"] == "px" else 1.0
     value = float(fact["value"]) * scale
     if fact["name"] == "orientation":
         return angle_between(value, truth) <= 10
     if fact["unit"] == "%":
+        # Of a small share a quarter is less than a person can see.
         return abs(value - truth) <= max(5.0, TRUTH_TOLERANCE * truth)
     return abs(value - truth) <= TRUTH_TOLERANCE * abs(truth)
 
@@ -250,6 +258,7 @@ def _truth_slots(evidence: Evidence) -> dict[str, str]:
     slots = {
         name: truth[name] for name in ("shape", "surface", "arrangement", "distribution", "touching") if truth.get(name)
     }
+    # "They are lines", but "they form a grid": the word decides the sentence around it.
     if shape := truth.get("shape"):
         form = "form a" if shape in SINGLE_FORMS else "are"
         slots["are_shape"] = f"{form} {shape}"
@@ -281,6 +290,7 @@ def _listed(words: Sequence[str]) -> str:
 def _offered_slots(evidence: Evidence, slots: Mapping[str, str], rng: random.Random) -> dict[str, str]:
     """Words and limits of yes/no questions, right and wrong equally often."""
     offered: dict[str, str] = {}
+    # Offered right and wrong equally often, or "yes" would be right without a look.
     for facet in ("shape", "surface", "arrangement", "touching"):
         right = rng.random() < 0.5
         if facet in slots:
@@ -291,6 +301,7 @@ def _offered_slots(evidence: Evidence, slots: Mapping[str, str], rng: random.Ran
         ("count", "count_limit", "more_than"),
         ("mean_diameter", "diameter_limit", "larger_than"),
     ):
+        # Far enough from the value that the answer does not hang on the last body counted.
         factor = rng.choice((0.4, 0.5, 0.7, 1.4, 2.0, 2.5))
         if name in slots:
             value = float(f"{measured[name]['value'] * factor:.1g}")

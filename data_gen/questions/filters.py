@@ -23,6 +23,7 @@ SAME_WORDS = 0.5
 """Least share of common words of two answers that agree."""
 MAX_ANSWER_CHARS = 600
 
+# A refusal or a hedge that is taught comes back as an answer to questions that could be answered.
 _REFUSAL = re.compile(
     r"\b(i(?:'m| am) (?:sorry|unable)|i (?:can(?:no|')t|cannot) (?:help|assist|comply|provide|analy[sz]e|view|see)|"
     r"as an ai\b|as a language model|against (?:my|our) polic|unable to (?:assist|view|process))",
@@ -30,18 +31,22 @@ _REFUSAL = re.compile(
 )
 _HEDGE = re.compile(
     r"\b(it (?:is|'s) (?:hard|difficult|impossible) to (?:say|tell|determine)|i (?:think|believe|guess|would guess)|"
+    # "could be used for" is an application, not a doubt
     r"might be|may be|could be(?! used)|possibly|perhaps|probably|it seems|appears to be|not sure|"
     r"without (?:more|further|additional) (?:information|context))",
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"<[a-z/!]|!\[|\]\(|https?://|www\.|javascript:|```", re.IGNORECASE)
+# A spreadsheet runs a cell that begins like this.
 _FORMULA = re.compile(r"^\s*[=+@\t\r]")
+# Letters that nobody sees can carry instructions to a model, or turn the order of the visible ones round.
 _INVISIBLE = re.compile("[\U000e0000-\U000e007f\ufe00-\ufe0f\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
 
 def clean(text: str) -> str:
     """Plain text on one line: invisible and control characters gone, the micro sign written as "um"."""
     text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    # Two code points look alike; a tokenizer that never saw one of them would spell it in bytes.
     text = re.sub("[µμ]m", "um", text)
     text = "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
     return " ".join(text.split())
@@ -49,6 +54,7 @@ def clean(text: str) -> str:
 
 def numbers_agree(answer: str, known: str) -> bool:
     """True where every number of the answer stands in the known text, within 10 % and in the same dimension."""
+    # Without a name beside each number nobody can tell which is which: it is enough that it stands there.
     facts = read_amounts(known)
     return all(any(_close(stated, fact) for fact in facts) for stated in read_amounts(answer))
 
@@ -61,6 +67,7 @@ def refuses(text: str) -> bool:
 def untrusted_text(texts: Iterable[str]) -> str | None:
     """`markup` where a file name, tag or label brought markup, a link, a formula or unseen characters into a text."""
     for text in texts:
+        # These texts come from strangers' files and end in a browser, a spreadsheet or a prompt.
         controls = any(unicodedata.category(letter) == "Cc" for letter in text)
         if controls or _INVISIBLE.search(text) or _MARKUP.search(text) or _FORMULA.match(text):
             return "markup"
@@ -91,12 +98,14 @@ def is_yes_or_no(answer: str) -> str | None:
 def wordings_agree(answers: Sequence[str]) -> bool:
     """True where all wordings give the same yes or no and the same numbers."""
     verdicts = {is_yes_or_no(answer) for answer in answers} - {None}
+    # In the first unit of each dimension, so that "0.3 um" and "300 nm" are one number.
     counts = {tuple(sorted((amount.dimension, f"{amount.base:.3g}") for amount in read_amounts(a))) for a in answers}
     return len(verdicts) < 2 and len(counts) < 2
 
 
 def samples_agree(samples: Sequence[str]) -> bool:
     """True where several answers to one question share yes or no, all numbers and most words."""
+    # Short words are shared by any two sentences.
     words = [frozenset(re.findall(r"[a-z]{3,}", sample.lower())) for sample in samples]
     alike = all(len(a & b) >= SAME_WORDS * len(a | b) for a, b in itertools.combinations(words, 2))
     return alike and wordings_agree(samples)
@@ -110,10 +119,12 @@ def answer_verdict(wordings: Sequence[str], *, facts: Sequence[str], known: str)
     if not wordings:
         return "empty"
     for wording in wordings:
+        # What the facts answer is known too, although it does not stand in the line that went with the picture.
         if verdict := text_verdict(wording, known=f"{known} {' '.join(facts)}"):
             return verdict
     if not wordings_agree(wordings):
         return "wordings_disagree"
+    # The first wording stands for all: they agree, or the line above had said so.
     said = {is_yes_or_no(text) for text in (wordings[0], *facts)} - {None}
     return "facts_disagree" if len(said) > 1 else None
 
@@ -172,7 +183,7 @@ class NearDuplicates:
 
     def add(self, position: int, dhash: int, sha256: str) -> int | None:
         """Position of the first near-duplicate seen before, or None; only pictures that are new are remembered."""
-        if not dhash:
+        if not dhash:  # no cell is darker than its neighbour: every even picture would be the same
             first = self._even.setdefault(sha256, position)
             return None if first == position else first
         distance = np.bitwise_count(self._hashes[: self._count] ^ np.uint64(dhash))
