@@ -232,6 +232,8 @@ def test_ctrl_c_takes_the_replies_that_are_paid_for(maemi: Maemi, images: Path, 
         run = subprocess.Popen(
             [sys.executable, "-c", "import sys; from serve.cli import main; sys.exit(main())", *argv],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # a suite that was started in the background ignores SIGINT, and so would what it starts
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         while not sent.wait(1.0):  # however long a busy machine takes to start it
             assert run.poll() is None
