@@ -35,7 +35,7 @@ from assistant.generation import Sampling as Sampling
 from assistant.grounding import CLS
 from assistant.labelling import Labeller
 from assistant.labels import rank_labels
-from assistant.measure import Facts, Known, Statement, disagreements, fact_line, measure, quoted, read_statements
+from assistant.measure import READ, Facts, Known, Statement, disagreements, fact_line, measure, quoted, read_statements
 from assistant.micrograph import Instrument, Micrograph, read_micrograph, to_model_input
 from assistant.recall import Recall
 
@@ -87,15 +87,9 @@ class Look:
 
 def instrument_sources(instrument: Instrument) -> dict[str, tuple[str, float]]:
     """Where each quantity of an instrument was read, with how sure the reading is: a bar's text less than a tag."""
-    names = {
-        "voltage": "hv_kv",
-        "working_distance": "wd_mm",
-        "magnification": "magnification",
-        "detector": "detector",
-        "microscope": "model" if instrument.model else "vendor",
-        "date": "date",
-    }
-    found = {name: instrument.sources[field] for name, field in names.items() if field in instrument.sources}
+    fields = {name: field for name, (field, _) in READ.items()}
+    fields["microscope"] = "model" if instrument.model else "vendor"
+    found = {name: instrument.sources[field] for name, field in fields.items() if field in instrument.sources}
     return {name: (source, READ_FROM_BAR if source == "banner" else READ_FROM_FILE) for name, source in found.items()}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from assistant.measurements.claims import NUMBER_WORDS, Claim, read_claims
 from assistant.measurements.corrections import corrected, corrected_stream, disagreements, missing, sentence_of
-from assistant.measurements.facts import FACT_NAMES, LINE_ORDER, Fact, Facts, Known, not_applicable
+from assistant.measurements.facts import FACT_NAMES, LINE_ORDER, READ, Fact, Facts, Known, not_applicable
 from assistant.measurements.references import fact_entries, fact_line, filled, quoted
 from assistant.measurements.statements import Statement, read_statements, sentences
 from assistant.quantities import QUANTITIES
@@ -33,6 +33,7 @@ __all__ = [
     "FACT_NAMES",
     "LINE_ORDER",
     "NUMBER_WORDS",
+    "READ",
     "Claim",
     "Fact",
     "Facts",
@@ -80,7 +81,7 @@ FINE = 10.0
 
 COUNTED = "objects with their centre in the frame, "
 WAYS = {
-    "necks": COUNTED + "threshold and watershed",
+    "necks": QUANTITIES["count"].method,
     "joined": COUNTED + "parts between seams and necks, joined by shape and border",
     "patches": COUNTED + "each connected patch is one",
 }

@@ -349,8 +349,8 @@ def _instrument(records: list[tuple[Record, str]], found: Annotation, *, read_ba
     strip = found.strips[0] if found.strips and found.strips[0].source == "banner" else None
     if strip is not None and read_bar is not False and (told.hv_kv is None or "lines" in strip.__dict__):
         said = strip.instrument()
-        more = {name: value for name in INSTRUMENT_FIELDS if (value := getattr(said, name)) is not None}
-        more = {name: value for name, value in more.items() if name not in known}
+        open_fields = (name for name in INSTRUMENT_FIELDS if name not in known)
+        more = {name: value for name in open_fields if (value := getattr(said, name)) is not None}
         return replace(told, **more, sources={**known, **dict.fromkeys(more, "banner")})
     return replace(told, sources=known)
 

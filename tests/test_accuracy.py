@@ -1,14 +1,13 @@
 """The measurement against drawn pictures whose truth is exact: the bars of the benchmark, on a few of its pictures."""
 
-import importlib.util
 import os
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from benchmarking import load_benchmark
 
 from data_gen.drawing.synth import CLASSES, render_at_doses
 
@@ -20,13 +19,7 @@ SHARE_OF_GOAL = {"porosity": 2.0}
 
 @pytest.fixture(scope="module")
 def benchmark_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_measure", ROOT / "benchmarks" / "measure.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("measure")
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmarking import load_benchmark
 from bitsandbytes.nn import Linear4bit
 from transformers import LlamaConfig
 
@@ -29,14 +28,7 @@ TINY = LlamaConfig(
 
 @pytest.fixture(scope="module")
 def step_7b() -> Any:
-    file = Path(__file__).parents[1] / "benchmarks" / "step_7b.py"
-    spec = importlib.util.spec_from_file_location("step_7b", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["step_7b"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("step_7b")
 
 
 def test_the_base_is_quantised_as_it_is_built(step_7b: Any) -> None:

@@ -1,13 +1,12 @@
 """Bodies that touch, agglomerates, and how sure a fact is: against drawings whose truth is exact, and real outlines."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from benchmarking import load_benchmark
 
 from assistant.measure import measure_pixels
 from assistant.measurements import confidence
@@ -56,13 +55,7 @@ def agglomerates(*, count: int = 40, seed: int = 1) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def annotated() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_annotated", ROOT / "benchmarks" / "annotated.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("annotated")
 
 
 def test_spheres_in_contact_are_counted_and_sized() -> None:

@@ -33,7 +33,7 @@ _ABOUT = re.compile(
 )
 
 
-_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
+SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 _IMAGE = re.compile(
     rf"\b(?:image|picture|micrograph)\s*(\d{{1,3}})\b|\b({'|'.join(_ORDINALS)})\s+(?:image|picture|micrograph|one)\b",
@@ -101,8 +101,8 @@ def images_named(text: str) -> list[tuple[int, int]]:
 
 def _image_of(text: str, place: int) -> int | None:
     """The picture that a number at a place of a sentence is of: "7 in image 2", else that named last before it."""
-    start = max((end.end() for end in _SENTENCE_END.finditer(text, 0, place)), default=0)
-    end = _SENTENCE_END.search(text, place)
+    start = max((end.end() for end in SENTENCE_END.finditer(text, 0, place)), default=0)
+    end = SENTENCE_END.search(text, place)
     sentence = text[start : end.start() if end else len(text)]
     if following := _IN_IMAGE.match(sentence, place - start):
         return images_named(following[1])[0][1]

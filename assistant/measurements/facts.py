@@ -20,6 +20,16 @@ LINE_ORDER = tuple(
     quantity.name for quantity in sorted(QUANTITIES.values(), key=lambda q: q.line or 0) if quantity.line is not None
 )
 LINE_ENTRIES = 12
+READ: Mapping[str, tuple[str, str]] = {
+    "voltage": ("hv_kv", "kV"),
+    "working_distance": ("wd_mm", "mm"),
+    "magnification": ("magnification", "x"),
+    "pixel_size": ("nm_per_pixel", "nm"),
+    "detector": ("detector", ""),
+    "microscope": ("microscope", ""),
+    "date": ("date", ""),
+}
+"""What a file says: quantity -> the field that holds it, and its unit."""
 LIKELY, SURE = 0.5, 0.8
 """Confidence from which an answer states a measured fact, and from which it does so without a word of doubt.
 
@@ -100,6 +110,11 @@ class Facts:
         entries = [phrase(fact) for fact in found if fact is not None and fact.applies]
         return "; ".join(entries[:LINE_ENTRIES])
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Facts:
+        """The facts that `as_dict` wrote."""
+        return cls(**{**record, "items": tuple(Fact(**item) for item in record["items"])})
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON: {"kind", "kind_confidence", "items": [{"name", "value", "unit", "method", ...}]}."""
         items = [asdict(fact) for fact in self.items]
@@ -126,12 +141,9 @@ class Known:
     @classmethod
     def from_record(cls, measured: Mapping[str, Any], instrument: Mapping[str, Any]) -> Known:
         """What a data set row says of one picture: `Facts.as_dict()`, and the fields of its file."""
-        items = tuple(Fact(**item) for item in measured.get("items", ()))
-        read: dict[str, Any] = {
-            name: instrument.get(name) for name in ("hv_kv", "wd_mm", "magnification", "nm_per_pixel", "detector")
-        }
-        microscope = instrument.get("model") or instrument.get("vendor")
-        return cls(Facts(str(measured.get("kind", "")), items), **read, microscope=microscope)
+        read: dict[str, Any] = {field: instrument[field] for field, _ in READ.values() if field in instrument}
+        read["microscope"] = instrument.get("model") or instrument.get("vendor")
+        return cls(Facts.from_dict({"kind": "", "items": (), **measured}), **read)
 
     def with_class(self, label: str) -> Known:
         """The same, where a person has said what the sample is."""
@@ -155,15 +167,8 @@ class Known:
         return filter(None, map(self.get, QUANTITIES))
 
     def _read(self, name: str) -> Fact | None:
-        value, unit = {
-            "voltage": (self.hv_kv, "kV"),
-            "working_distance": (self.wd_mm, "mm"),
-            "magnification": (self.magnification, "x"),
-            "pixel_size": (self.nm_per_pixel, "nm"),
-            "detector": (self.detector, ""),
-            "microscope": (self.microscope, ""),
-            "date": (self.date, ""),
-        }[name]
+        attribute, unit = READ[name]
+        value: float | str | None = getattr(self, attribute)
         if value is None or value == "":
             return None
         source, confidence = self.sources.get(name, ("file", 1.0))

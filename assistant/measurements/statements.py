@@ -11,14 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from assistant.measurements.claims import Claim, images_named, read_claims
+from assistant.measurements.claims import SENTENCE_END, Claim, images_named, read_claims
 from assistant.measurements.facts import Fact, Known
 from assistant.quantities import QUANTITIES, states
 
 Verdict = Literal["true", "false", "unsupported", "withheld"]
 ABOUT = 0.1
 """"About 300 nm" states 312 nm. Relative."""
-_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
 _NAMED = re.compile(
     r"\b(detector|microscope|instrument|date|class|shape|surface|arrangement)(?:\s+(?:used|mode|type|name))?\s*(?:is|was|:|=)\s*(?:an?\s+|the\s+)?"
     r"([\w()+/-]+)",
@@ -62,7 +61,7 @@ def sentences(pieces: Iterable[str]) -> Iterator[str]:
     held = ""
     for piece in pieces:
         held += piece
-        while end := _SENTENCE_END.search(held):
+        while end := SENTENCE_END.search(held):
             yield held[: end.end()]
             held = held[end.end() :]
     if held:
@@ -75,10 +74,10 @@ def read_statements(text: str, known: Sequence[Known], *, about: Sequence[int] =
     A sentence that names a picture ("image 2") is held against that one; any other against the pictures it is `about`
     (numbers from 1; all if empty), and is true if it is so of one of them.
     """
+    pictures = _Pictures(known, tuple(about) or tuple(range(1, len(known) + 1)))
     found, start = list[Statement](), 0
     for sentence in sentences([text]):
-        pictures = _Pictures(known, tuple(about) or tuple(range(1, len(known) + 1)))
-        found += (_moved(statement, start) for statement in _of_sentence(sentence, pictures))
+        found += (replace(s, start=s.start + start, stop=s.stop + start) for s in _of_sentence(sentence, pictures))
         start += len(sentence)
     return found
 
@@ -197,8 +196,3 @@ def _named(sentence: str) -> str | None:
     if re.search(r"\bcalibrated\b", sentence):
         return "pixel_size"
     return min(found, default=(0, 0, None))[2]
-
-
-def _moved(statement: Statement, by: int) -> Statement:
-    moved = {"start": statement.start + by, "stop": statement.stop + by}
-    return Statement(**{**vars(statement), **moved})

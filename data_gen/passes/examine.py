@@ -22,8 +22,6 @@ from typing import Any, Self, TypeVar
 from assistant.errors import DatasetError, MicrographError
 
 SIDE_CAR_BYTES = 2**20
-INSTRUMENT_FIELDS = ("vendor", "model", "hv_kv", "wd_mm", "magnification", "detector")
-"""What is asked and told of the instrument; never the date."""
 FEW = 8
 """Fewer jobs than this are done here: starting workers costs more."""
 J = TypeVar("J")
@@ -66,7 +64,7 @@ def examine_files(job: tuple[str, bool, int | None]) -> dict[str, Any]:
     `job` is (path, list it for egress?, longest side sent [px]).
     """
     from assistant.measure import measure
-    from assistant.micrograph import read_micrograph
+    from assistant.micrograph import INSTRUMENT_FIELDS, read_micrograph
     from data_gen.hosted.egress import display_content, redact
     from data_gen.questions.filters import difference_hash
 
@@ -82,7 +80,8 @@ def examine_files(job: tuple[str, bool, int | None]) -> dict[str, Any]:
         "sha256": m.sha256,
         "size": [width, height],
         "nm_per_pixel": m.calibration.nm_per_pixel if m.calibration else None,
-        "instrument": {name: getattr(m.instrument, name) for name in INSTRUMENT_FIELDS},
+        # What is asked and told of the instrument: never the date.
+        "instrument": {name: getattr(m.instrument, name) for name in INSTRUMENT_FIELDS if name != "date"},
         "facts": facts.as_dict(),
         "facts_line": facts.line(),
         "metadata_line": m.metadata_line(),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from assistant.measure import Fact, Facts, disagreements, read_claims
+from assistant.measure import Facts, disagreements, read_claims
 
 COUNT_TOLERANCE = 0.2
 FEWEST = 3
@@ -27,7 +27,7 @@ def claim_verdict(
 
     `facts` are `Facts.as_dict()` of each picture, `label` the class if all of them have the same, `classes` all labels.
     """
-    measured = [_facts(record) for record in facts]
+    measured = [Facts.from_dict(record) for record in facts]
     for wording in wordings:
         if _miscounts(wording, measured):
             return "count_disagrees"
@@ -36,11 +36,6 @@ def claim_verdict(
         if label is not None and _names_another(wording, label, classes):
             return "label_disagrees"
     return None
-
-
-def _facts(record: Mapping[str, Any]) -> Facts:
-    items = tuple(Fact(**item) for item in record["items"])
-    return Facts(**{**record, "items": items})
 
 
 def _miscounts(text: str, measured: Sequence[Facts]) -> bool:

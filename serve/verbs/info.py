@@ -69,7 +69,8 @@ def info(
                 tabled.append((str(path), bodies(found), size))
         except MicrographError as error:
             records.append({"path": str(path), "error": {"code": error.code, "message": error.message}})
-    _write_bodies(tabled, objects, rois)
+    if objects is not None or rois is not None:
+        _write_bodies(tabled, objects, rois)
     if json:
         terminal.print_json(records)
     failed = [record for record in records if "error" in record]
