@@ -21,7 +21,6 @@ from assistant.measurements.granulometry import grain_size
 from assistant.measurements.objects import outlines
 from assistant.measurements.picture import CROP, F32, F64, Mask, block_mean
 from assistant.measurements.segmentation import Objects
-from assistant.measurements.texture import gradients
 from assistant.quantities import QUANTITIES, digits
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def _draw_share(it: Drawing) -> None:
 
 
 def _draw_direction(it: Drawing) -> None:
-    gx, gy = gradients(it.found.picture)
+    gx, gy = it.found.picture.gradients
     cell = max(8, -(-max(gx.shape) // TICKS))
     xx, xy, yy = (block_mean(part, cell) for part in (gx * gx, gx * gy, gy * gy))
     clear = np.hypot(xx - yy, 2 * xy)
