@@ -8,6 +8,7 @@ imports them.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ __all__ = [
     "fact_line",
     "figures",
     "filled",
+    "found_in",
     "measure",
     "measure_pixels",
     "missing",
@@ -72,6 +74,8 @@ LONG, MANY = 2.0, 5
 """Median aspect ratio from which many bodies have one."""
 LEAST_LIKELY = 0.2
 """Probability under which a quantity is not stated."""
+LEAST_LIKELY_OF = {"porosity": 0.4, "fibre_width": 0.4, "grain_size": 0.5}
+"""The same of quantities that a picture of another kind does not have at all: a wrong one misleads more than none."""
 SURE_OF_GRAINS = 0.6
 """Share of outlined powders and drawn beds whose grain size is within 20 % of the true one."""
 FEWEST_NEIGHBOURS = 3
@@ -106,12 +110,16 @@ class _Sheet:
             return
         likely = probability(name, {**self._traits, **traits_of_statement(confidence)})
         sure = min(confidence, 1.0) if likely is None else likely
-        if round(sure, 3) > 0 and (likely is None or likely > LEAST_LIKELY):
+        if round(sure, 3) > 0 and (likely is None or likely > LEAST_LIKELY_OF.get(name, LEAST_LIKELY)):
             self._found[name] = Fact(name, float(value), unit, method or QUANTITIES[name].method, round(sure, 3), note)
 
     def add_length(self, name: str, pixels: float, *, confidence: float, note: str = "") -> None:
         """Add a length given in px of the full picture."""
         self.add(name, pixels * self._scale, unit=self._unit, confidence=confidence, note=note)
+
+    def has(self, name: str) -> bool:
+        """Whether the quantity was likely enough to be stated."""
+        return name in self._found
 
     def facts(self, kind: str, reason: str, confidence: float) -> Facts:
         """All facts in their order, the missing ones as not applicable for this reason."""
@@ -208,18 +216,10 @@ def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
 def _add_fibres(sheet: _Sheet, fibres: Fibres) -> None:
     sure, note = fibres.confidence, f"{len(fibres.places)} places"
     sheet.add_length("fibre_width", fibres.width, confidence=sure, note=note)
+    if not sheet.has("fibre_width"):  # how widths and directions spread means nothing where there are no fibres
+        return
     sheet.add_length("fibre_width_spread", fibres.spread, confidence=0.8 * sure, note=note)
     sheet.add("orientation_spread", fibres.turn, unit="deg", confidence=0.8 * sure, note=note)
-
-
-def _add_grains(sheet: _Sheet, found: Findings) -> None:
-    """The size of bodies that were not told apart."""
-    from assistant.measurements.granulometry import grain_size
-
-    if found.kind == "particles" and found.objects is None:
-        size = grain_size(found.picture)
-        if size is not None:
-            sheet.add_length("grain_size", size, confidence=SURE_OF_GRAINS)
 
 
 def _add_share(sheet: _Sheet, found: Findings) -> None:
@@ -229,7 +229,11 @@ def _add_share(sheet: _Sheet, found: Findings) -> None:
         sheet.add(name, 100 * found.share, unit="%", confidence=found.share_confidence, note=note)
 
 
-def _found_in(m: Micrograph) -> Findings | None:
+def found_in(m: Micrograph) -> Findings | None:
+    """What is seen in a micrograph, None where there is nothing to measure.
+
+    `figures` and `bodies` take it too, so that who wants both looks once.
+    """
     window = m.window()
     found = _find(m.specimen, window.low, window.high, transmission=_in_transmission(m.instrument))
     return _of_sample(found, m)
@@ -265,7 +269,8 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
     _add_lines(sheet, found)
     if found.objects is not None:
         _add_objects(sheet, found, found.objects)
-    _add_grains(sheet, found)
+    if found.grains is not None:
+        sheet.add_length("grain_size", found.grains.size, confidence=SURE_OF_GRAINS)
     _add_share(sheet, found)
     if found.fibres is not None:
         _add_fibres(sheet, found.fibres)
@@ -275,19 +280,26 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
 
 def _traits(found: Findings) -> Traits:
     """What the confidence in every quantity of a picture rests on."""
-    from assistant.measurements.confidence import traits_of_objects
+    from assistant.measurements.confidence import traits_of_fibres, traits_of_kind, traits_of_objects
 
-    traits = {f"kind {found.kind}": 1.0, "grain": found.picture.small_noise}
+    traits = traits_of_kind(found.kind, found.test, likelihood=found.likelihood, confidence=found.confidence)
+    traits |= {"grain": found.picture.small_noise}
     if found.direction is not None:
-        traits["anisotropy"] = found.direction.anisotropy
+        traits |= {"anisotropy": found.direction.anisotropy, "right angles": found.direction.right_angled}
     if found.period is not None:
         traits["repeats"] = 1.0
+    if found.rim is not None:
+        traits |= {"shade": found.rim.shade, "rim": found.rim.outset}
+    if found.grains is not None:
+        traits |= {"distance": math.log(found.grains.distance), "decay": math.log(found.grains.decay)}
+    if found.fibres is not None:
+        traits |= traits_of_fibres(found.fibres)
     return traits | ({} if found.objects is None else traits_of_objects(found.picture, found.objects))
 
 
 def measure(m: Micrograph) -> Facts:
     """Measure a micrograph outside its info bar; lengths are in nm where it is calibrated, else in px."""
-    return _facts_of(_found_in(m), nm_per_pixel=_scale(m))
+    return _facts_of(found_in(m), nm_per_pixel=_scale(m))
 
 
 def _of_sample(found: Findings | None, m: Micrograph) -> Findings | None:
@@ -305,7 +317,7 @@ def _of_sample(found: Findings | None, m: Micrograph) -> Findings | None:
     return found
 
 
-def figures(m: Micrograph) -> dict[str, Image.Image]:
+def figures(m: Micrograph, found: Findings | None = None) -> dict[str, Image.Image]:
     """What `measure` measures, drawn over the micrograph: name of the figure to RGB image, at most 1024 px a side.
 
     There is a figure for each measurement that applies; `overlay.FIGURES` says which facts it shows.
@@ -314,7 +326,7 @@ def figures(m: Micrograph) -> dict[str, Image.Image]:
 
     from assistant.measurements import overlay
 
-    found = _found_in(m)
+    found = found or found_in(m)
     if found is None:
         return {}
     facts = _facts_of(found, nm_per_pixel=_scale(m))
@@ -322,11 +334,11 @@ def figures(m: Micrograph) -> dict[str, Image.Image]:
     return overlay.drawn_figures(display, found, facts, nm_per_pixel=_scale(m))
 
 
-def bodies(m: Micrograph) -> list[Body]:
+def bodies(m: Micrograph, found: Findings | None = None) -> list[Body]:
     """The bodies that the facts are made of, one by one; empty where none were told apart."""
     from assistant.measurements.objects import bodies_of
 
-    found = _found_in(m)
+    found = found or found_in(m)
     if found is None or found.objects is None or found.confidence < SURE_OF_KIND:
         return []
     rows, columns = m.part

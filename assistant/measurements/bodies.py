@@ -58,13 +58,12 @@ def geometry_of(labels: I32, count: int) -> Geometry:
     starts, lengths, index = starts[used], lengths[used], index[used] - 1
     rows, columns = np.divmod(starts, labels.shape[1])
     y, n = rows.astype(np.float64), lengths.astype(np.float64)
-    middle = columns + (n - 1) / 2
-    sums = (n, n * middle, n * y, n * middle**2 + (n**3 - n) / 12, n * y**2, n * middle * y)
-    area, x1, y1, x2, y2, xy = (np.bincount(index, v, count) for v in sums)
-    some = np.maximum(area, 1)
-    cx, cy = x1 / some, y1 / some
+    x = columns + (n - 1) / 2
+    sums = (n, n * x, n * y, n * x**2 + (n**3 - n) / 12, n * y**2, n * x * y)
+    area, *moments = (np.bincount(index, v, count).astype(np.float64) for v in sums)
+    cx, cy, xx, yy, xy = (moment / np.maximum(area, 1) for moment in moments)
     # 1/12 is the second moment of a pixel itself.
-    xx, yy, xy = x2 / some - cx**2 + 1 / 12, y2 / some - cy**2 + 1 / 12, xy / some - cx * cy
+    xx, yy, xy = xx - cx**2 + 1 / 12, yy - cy**2 + 1 / 12, xy - cx * cy
     spread, middle = np.hypot((xx - yy) / 2, xy), (xx + yy) / 2
     angle = np.rad2deg(-0.5 * np.arctan2(2 * xy, xx - yy)) % 180
     major, minor = 4 * np.sqrt(middle + spread), 4 * np.sqrt(np.maximum(middle - spread, 1 / 12))

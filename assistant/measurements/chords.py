@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from assistant.measurements.picture import F32, Mask, Picture, block_mean, blurred
+from assistant.measurements.picture import F32, F64, Mask, Picture, block_mean, blurred
 
 SCALES = 3
 MOST_RAYS = 2500
@@ -116,7 +116,7 @@ class _Scale:
     def nearest(self, y: F32, x: F32) -> NDArray[np.intp]:
         """Flat indices of the nearest pixels; beyond the frame those of its border."""
         rows, columns = _pixels(self.grey.shape, y, x)
-        return rows * self.grey.shape[1] + columns
+        return np.asarray(rows * self.grey.shape[1] + columns)
 
 
 def _scales(picture: Picture) -> Iterator[_Scale]:
@@ -248,7 +248,7 @@ def _are_steady(shape: tuple[int, ...], x: F32, y: F32, width: F32, along: F32) 
     return steady, steady & beside(steady)
 
 
-def _pixels(shape: tuple[int, ...], y: F32, x: F32) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _pixels(shape: tuple[int, ...], y: F32 | F64, x: F32 | F64) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the nearest pixels within the frame."""
     rows, columns = (np.clip(np.rint(v), 0, n - 1).astype(np.intp) for v, n in zip((y, x), shape, strict=True))
     return rows, columns

@@ -14,6 +14,7 @@ from assistant.measurements.bodies import SMALLEST_AREA, label
 from assistant.measurements.crowds import chance_of, crowd_of
 from assistant.measurements.facts import Kind
 from assistant.measurements.fibres import Fibres, fibres_closer, fibres_of
+from assistant.measurements.granulometry import Grains, grains_of
 from assistant.measurements.kinds import PLAIN, TWO_PHASES, Signs, certainty, confidence, elongated
 from assistant.measurements.lines import Lines, measure_lines
 from assistant.measurements.picture import Mask, Picture, halved, opened
@@ -77,11 +78,15 @@ class Findings:
     """the name of the test that decided it"""
     likelihood: float = 0.0
     """of that kind by the numbers alone"""
+    rim: Rim | None = None
+    """around the openings of a picture of pores"""
     direction: Direction | None = None
     period: Period | None = None
     lines: Lines | None = None
     fibres: Fibres | None = None
     objects: Objects | None = None
+    grains: Grains | None = None
+    """of a packing whose bodies were not told apart"""
     share: float | None = None
     """of the frame that the phase in front takes up"""
     share_confidence: float = 0.0
@@ -105,7 +110,11 @@ def find(picture: Picture, *, transmission: bool = False) -> Findings:
 
     In transmission thick or heavy matter is dark, so dark bodies are no pores.
     """
-    it = Signs(picture, transmission)
+    return decide(Signs(picture, transmission))
+
+
+def decide(it: Signs) -> Findings:
+    """What the first test says that has an answer."""
     test, found = next((test, found) for test in TESTS if (found := test.answer(it)) is not None)
     if found.kind == "uniform":
         return replace(found, test=test.name, likelihood=SURELY_UNIFORM, confidence=SURELY_UNIFORM)
@@ -177,7 +186,9 @@ def _crowd(it: Signs) -> Findings | None:
 def _packing(it: Signs) -> Findings | None:
     packed = it.objects is None and it.likelihoods["particles"] > PACKED
     found = _as_phases(it) if packed else None
-    return None if found is None or found.kind == "pores" else replace(found, kind="particles")
+    if found is None or found.kind == "pores":
+        return None
+    return replace(found, kind="particles", grains=grains_of(it.picture))
 
 
 def _openings(it: Signs) -> Findings | None:
@@ -249,7 +260,7 @@ def _as_pores(it: Signs, found: Findings, objects: Objects, rim: Rim) -> Finding
         else:  # a threshold would cut the noise of the ground in two
             found.share_confidence = min(found.share_confidence, UNSURE)
         rim = rim_of(found.picture, dark_phase, sloping=_is_foam(dark_phase))
-    found.kind, found.phase, found.share = "pores", rim.opening, float(rim.opening.mean())
+    found.kind, found.rim, found.phase, found.share = "pores", rim, rim.opening, float(rim.opening.mean())
     return found
 
 
@@ -294,7 +305,7 @@ def _dark_in_front(it: Signs) -> bool:
 
 def _followed(it: Signs, *, bright: bool) -> Fibres | None:
     """The fibres of one polarity; those of a dense mat that are thin in the small copy at full resolution."""
-    seen = fibres_of(it.picture, it.chords[0 if bright else 1], bright=bright)
+    seen = fibres_of(it.picture, it.chords, bright=bright)
     dense = it.traits[0 if bright else 1].crowd > DENSE
     if it.picture.factor == 1 or not dense or (seen is not None and seen.width > THIN * it.picture.factor):
         return seen
@@ -333,7 +344,7 @@ def _as_phases(it: Signs) -> Findings:
             if found.period is None:
                 rim = rim_of(found.picture, openings, sloping=_is_foam(openings))
             found.kind, found.share, found.share_of_bright = "pores", float(rim.opening.mean()), False
-            found.share_confidence, found.phase = 0.5, rim.opening
+            found.share_confidence, found.rim, found.phase = 0.5, rim, rim.opening
     return found
 
 

@@ -17,7 +17,6 @@ from scipy import ndimage
 from assistant.measurements.canvas import AMBER, INK, MARGIN, ROSE, TEAL, WHITE, Canvas, hue, ramp
 from assistant.measurements.facts import Fact, Facts
 from assistant.measurements.findings import Findings
-from assistant.measurements.granulometry import grain_size
 from assistant.measurements.objects import outlines
 from assistant.measurements.picture import CROP, F32, F64, Mask, block_mean
 from assistant.measurements.segmentation import Objects
@@ -105,8 +104,8 @@ def _draw_neighbours(it: Drawing) -> None:
 
 def _draw_grains(it: Drawing) -> None:
     """Discs of the measured size, side by side, to be held against the bodies."""
-    size = grain_size(it.found.picture)
-    assert size is not None
+    assert it.found.grains is not None
+    size = it.found.grains.size
     height, width = it.found.picture.grey.shape
     rows, columns = (np.arange(max(1, int(n / size / 2))) for n in (height, width))
     for y in ((rows + 0.5) * height / len(rows)).tolist():

@@ -48,6 +48,8 @@ class Direction:
     """0 (all directions alike) .. 1 (one direction only)"""
     orientation: float
     """direction along which the picture changes least [deg, 0..180, counter-clockwise from the x axis]"""
+    right_angled: float = 0.0
+    """0 (edges run everywhere) .. 1 (along one direction or two at right angles), as those of what was etched do"""
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,16 @@ def direction(picture: Picture) -> Direction:
     The local eigenvalue difference leaves out isotropic noise, so that noise does not hide an alignment.
     """
     gx, gy = picture.gradients
-    xx, xy, yy = (block_mean(part, TENSOR_BLOCK) for part in (gx * gx, gx * gy, gy * gy))
-    clear = float(np.hypot(xx - yy, 2 * xy).sum(dtype=np.float64))
-    c, s = float((xx - yy).sum(dtype=np.float64)), 2 * float(xy.sum(dtype=np.float64))
-    along = (90.0 - np.rad2deg(np.arctan2(s, c)) / 2) % 180
-    return Direction(float(np.hypot(c, s)) / max(clear, 1e-12), float(along))
+    c, s, power = gx * gx - gy * gy, 2 * gx * gy, gx * gx + gy * gy
+    xx_yy, xy2 = block_mean(c, TENSOR_BLOCK), block_mean(s, TENSOR_BLOCK)
+    clear = float(np.hypot(xx_yy, xy2).sum(dtype=np.float64))
+    along_x, along_y = float(xx_yy.sum(dtype=np.float64)), float(xy2.sum(dtype=np.float64))
+    along = (90.0 - np.rad2deg(np.arctan2(along_y, along_x)) / 2) % 180
+    # Angles counted four times over, so that directions at right angles add up instead of cancelling.
+    inverse = 1 / np.maximum(power, np.float32(1e-12))
+    c4, s4 = float(((c * c - s * s) * inverse).sum()), float((2 * c * s * inverse).sum())
+    crossed = float(np.hypot(c4, s4)) / max(float(power.sum()), 1e-12)
+    return Direction(float(np.hypot(along_x, along_y)) / max(clear, 1e-12), float(along), crossed)
 
 
 @dataclass(frozen=True, eq=False)
