@@ -8,7 +8,6 @@ imports them.
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING
 
@@ -74,10 +73,8 @@ LONG, MANY = 2.0, 5
 """Median aspect ratio from which many bodies have one."""
 LEAST_LIKELY = 0.2
 """Probability under which a quantity is not stated."""
-LEAST_LIKELY_OF = {"porosity": 0.4, "fibre_width": 0.4, "grain_size": 0.5}
-"""The same of quantities that a picture of another kind does not have at all: a wrong one misleads more than none."""
 SURE_OF_GRAINS = 0.6
-"""Share of outlined powders and drawn beds whose grain size is within 20 % of the true one."""
+"""Share of the outlined powders and drawn beds that fill the frame whose grain size is within 20 % of the true one."""
 FEWEST_NEIGHBOURS = 3
 FEWEST_FOR_PERCENTILES = 5
 FINE = 10.0
@@ -110,16 +107,12 @@ class _Sheet:
             return
         likely = probability(name, {**self._traits, **traits_of_statement(confidence)})
         sure = min(confidence, 1.0) if likely is None else likely
-        if round(sure, 3) > 0 and (likely is None or likely > LEAST_LIKELY_OF.get(name, LEAST_LIKELY)):
+        if round(sure, 3) > 0 and (likely is None or likely > LEAST_LIKELY):
             self._found[name] = Fact(name, float(value), unit, method or QUANTITIES[name].method, round(sure, 3), note)
 
     def add_length(self, name: str, pixels: float, *, confidence: float, note: str = "") -> None:
         """Add a length given in px of the full picture."""
         self.add(name, pixels * self._scale, unit=self._unit, confidence=confidence, note=note)
-
-    def has(self, name: str) -> bool:
-        """Whether the quantity was likely enough to be stated."""
-        return name in self._found
 
     def facts(self, kind: str, reason: str, confidence: float) -> Facts:
         """All facts in their order, the missing ones as not applicable for this reason."""
@@ -216,8 +209,6 @@ def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
 def _add_fibres(sheet: _Sheet, fibres: Fibres) -> None:
     sure, note = fibres.confidence, f"{len(fibres.places)} places"
     sheet.add_length("fibre_width", fibres.width, confidence=sure, note=note)
-    if not sheet.has("fibre_width"):  # how widths and directions spread means nothing where there are no fibres
-        return
     sheet.add_length("fibre_width_spread", fibres.spread, confidence=0.8 * sure, note=note)
     sheet.add("orientation_spread", fibres.turn, unit="deg", confidence=0.8 * sure, note=note)
 
@@ -269,8 +260,8 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
     _add_lines(sheet, found)
     if found.objects is not None:
         _add_objects(sheet, found, found.objects)
-    if found.grains is not None:
-        sheet.add_length("grain_size", found.grains.size, confidence=SURE_OF_GRAINS)
+    if found.grain_size is not None:
+        sheet.add_length("grain_size", found.grain_size, confidence=SURE_OF_GRAINS)
     _add_share(sheet, found)
     if found.fibres is not None:
         _add_fibres(sheet, found.fibres)
@@ -280,20 +271,13 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
 
 def _traits(found: Findings) -> Traits:
     """What the confidence in every quantity of a picture rests on."""
-    from assistant.measurements.confidence import traits_of_fibres, traits_of_kind, traits_of_objects
+    from assistant.measurements.confidence import traits_of_objects
 
-    traits = traits_of_kind(found.kind, found.test, likelihood=found.likelihood, confidence=found.confidence)
-    traits |= {"grain": found.picture.small_noise}
+    traits = {f"kind {found.kind}": 1.0, "grain": found.picture.small_noise}
     if found.direction is not None:
-        traits |= {"anisotropy": found.direction.anisotropy, "right angles": found.direction.right_angled}
+        traits["anisotropy"] = found.direction.anisotropy
     if found.period is not None:
         traits["repeats"] = 1.0
-    if found.rim is not None:
-        traits |= {"shade": found.rim.shade, "rim": found.rim.outset}
-    if found.grains is not None:
-        traits |= {"distance": math.log(found.grains.distance), "decay": math.log(found.grains.decay)}
-    if found.fibres is not None:
-        traits |= traits_of_fibres(found.fibres)
     return traits | ({} if found.objects is None else traits_of_objects(found.picture, found.objects))
 
 

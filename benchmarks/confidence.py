@@ -41,10 +41,8 @@ JUDGED = (
     "circularity", "grain_size", "coverage", "porosity", "orientation", "period", "line_width", "line_edge_roughness",
     "fibre_width",
 )  # fmt: skip
-OF_KINDS = ("porosity", "fibre_width", "grain_size")
-"""Quantities that a picture of another kind does not have; the others are judged by their bodies alone."""
-FOR_KINDS = ("kind odds", "kind sure", "right angles", "shade", "rim")
-"""Traits that say whether it is such a kind; `crowds` weighs counts before the kind is known."""
+CALIBRATED = ("fibre_width", "grain_size")
+"""Quantities whose measurement states a probability already."""
 REAL = 20.0
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 FEWEST, FOLDS = 40, 8
@@ -131,14 +129,12 @@ def fitted(rows: list[Row]) -> dict[str, Any]:
     and taken off.
     """
     models: dict[str, Any] = {}
-    bodies = {trait for row in rows if row["name"] == "count" for trait in row["traits"]}
-    of_bodies = {trait for trait in bodies if trait not in FOR_KINDS and not trait.startswith("test ")}
-    for name in sorted(JUDGED):
+    for name in sorted(set(JUDGED) - set(CALIBRATED)):
         mine = [row for row in rows if row["name"] == name]
         right = np.array([row["right"] for row in mine], dtype=bool)
         if len(mine) < FEWEST or min(right.sum(), (~right).sum()) < FOLDS:
             continue
-        traits = sorted({trait for row in mine for trait in row["traits"] if name in OF_KINDS or trait in of_bodies})
+        traits = sorted({trait for row in mine for trait in row["traits"]})
         x = np.array([[row["traits"].get(trait, 0.0) for trait in traits] for row in mine])
         weight = np.array([REAL if row["picture"].startswith(("powder/Sc", "crops")) else 1.0 for row in mine])
         slope, shift = _taken_off(x, right, weight, [row["picture"] for row in mine])

@@ -16,7 +16,6 @@ from importlib.resources import files
 
 import numpy as np
 
-from assistant.measurements.fibres import Fibres
 from assistant.measurements.picture import Picture
 from assistant.measurements.segmentation import Objects
 
@@ -84,39 +83,11 @@ def traits_of_objects(picture: Picture, objects: Objects) -> dict[str, float]:
     }
 
 
-def traits_of_kind(kind: str, test: str, *, likelihood: float, confidence: float) -> dict[str, float]:
-    """How sure it is that the picture is of a kind that has the quantity at all."""
-    return {
-        f"kind {kind}": 1.0,
-        f"test {test}": 1.0,
-        "kind odds": _odds(likelihood),
-        "kind sure": _odds(confidence),
-    }
-
-
-def traits_of_fibres(fibres: Fibres) -> dict[str, float]:
-    """What speaks for long bodies: many places of like width, far more of them bright than dark, going every way."""
-    spread, places, firm, swelling = fibres.evidence.tolist()
-    return {
-        "widths": spread,
-        "places": places,
-        "firm": firm,
-        "swelling": swelling,
-        "aligned": fibres.alignment,
-        "axes": math.log(fibres.length + 0.1),
-        "gaps": math.log((fibres.firm_gaps + 0.01) / (fibres.firm + 0.01)),
-        "thin": 1 / max(fibres.width, 1.0),
-    }
-
-
-def _odds(probability: float) -> float:
-    return math.log((probability := max(0.02, min(0.98, probability))) / (1 - probability))
-
-
 def _mean(picture: Picture, part: np.ndarray) -> float:
     return float(picture.calm[part].mean()) if part.any() else 0.0
 
 
 def traits_of_statement(stated: float) -> dict[str, float]:
     """The confidence that the measurement itself states, as odds [log]."""
-    return {"stated": _odds(stated)}
+    stated = max(0.02, min(0.98, stated))
+    return {"stated": math.log(stated / (1 - stated))}

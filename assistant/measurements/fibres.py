@@ -52,8 +52,8 @@ class Fibres:
     """of all axes, in square roots of the frame's area"""
     firm: float
     """share of the chords' area that lies beside alike chords again and again"""
-    firm_gaps: float
-    """the same of the other polarity: the gaps of a mat are no fibres, those between wrinkles are as long as these"""
+    gaps: float
+    """the same of the other polarity over it [log]: few gaps of a mat are long, those between wrinkles all are"""
     bright: bool
     swelling: float
     """by how much the denoised copy shows them wider than they are, as a factor"""
@@ -101,7 +101,7 @@ def fibres_of(picture: Picture, found: tuple[Chords, Chords], *, bright: bool) -
         alignment=float(abs(mean)),
         length=float(chords.length[chords.steady].sum()) / frame,
         firm=chords.share(chords.firm),
-        firm_gaps=gaps.share(gaps.firm),
+        gaps=float(np.log((gaps.share(gaps.firm) + 0.01) / (chords.share(chords.firm) + 0.01))),
         bright=bright,
         swelling=max(1.0, float(np.median(axes.width)) * picture.factor / middle),
         places=np.stack([x, y, width, axes.along], axis=1).astype(np.float64),

@@ -7,33 +7,22 @@ for spheres, splinters and plates (J. Serra, Image Analysis and Mathematical Mor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import scipy.fft
 
 from assistant.measurements.picture import F64, Picture
 
-SHARE, FAR_SHARE = 0.35, 0.12
-"""Share of the variance at which the distance is taken, and another that tells how the covariance falls on."""
+SHARE = 0.35
+"""Share of the variance at which the distance is taken."""
 SIZE_OVER_DISTANCE = 4.8
 """Mean diameter by area over that distance: 5.3 in outlined powders, 4.0 to 5.5 in drawn beds of any shape of grain."""
 
 
-@dataclass(frozen=True)
-class Grains:
-    """What the grey levels of a packing say of the size of its bodies."""
+def grain_size(picture: Picture) -> float | None:
+    """Mean diameter of the bodies of a packing, weighted by their area [px of the full picture].
 
-    size: float
-    """mean diameter of the bodies, weighted by their area [px of the full picture]"""
-    distance: float
-    """at which the covariance falls to SHARE of the variance [px of the small copy]"""
-    decay: float
-    """the distance at which it falls to FAR_SHARE, over the one above: large where sizes or shades are mixed"""
-
-
-def grains_of(picture: Picture) -> Grains | None:
-    """The size of the bodies of a packing; None where the grey levels resemble each other across the frame."""
+    None where the grey levels resemble each other across the frame.
+    """
     grey = picture.small - picture.small.mean()
     power = np.abs(scipy.fft.rfft2(grey)) ** 2
     reach = min(grey.shape) // 3
@@ -41,15 +30,9 @@ def grains_of(picture: Picture) -> Grains | None:
     distance = np.rint(np.hypot(*np.mgrid[:reach, :reach])).astype(np.int32).ravel()
     fall: F64 = (np.bincount(distance, plane.ravel()) / np.bincount(distance))[:reach]
     variance = max(float(fall[0]) - picture.small_noise**2, float(fall[1]))
-
-    def reached(share: float) -> float | None:
-        below = np.flatnonzero(fall < share * variance)
-        if not len(below) or below[0] == 0:
-            return None
-        k = int(below[0])
-        return k - 1 + float((fall[k - 1] - share * variance) / (fall[k - 1] - fall[k]))
-
-    near = reached(SHARE)
-    if near is None:
+    below = np.flatnonzero(fall < SHARE * variance)
+    if not len(below) or below[0] == 0:
         return None
-    return Grains(SIZE_OVER_DISTANCE * near * picture.factor, near, (reached(FAR_SHARE) or float(reach)) / near)
+    k = int(below[0])
+    middle = k - 1 + float((fall[k - 1] - SHARE * variance) / (fall[k - 1] - fall[k]))
+    return SIZE_OVER_DISTANCE * middle * picture.factor

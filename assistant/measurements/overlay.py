@@ -104,8 +104,8 @@ def _draw_neighbours(it: Drawing) -> None:
 
 def _draw_grains(it: Drawing) -> None:
     """Discs of the measured size, side by side, to be held against the bodies."""
-    assert it.found.grains is not None
-    size = it.found.grains.size
+    size = it.found.grain_size
+    assert size is not None
     height, width = it.found.picture.grey.shape
     rows, columns = (np.arange(max(1, int(n / size / 2))) for n in (height, width))
     for y in ((rows + 0.5) * height / len(rows)).tolist():
