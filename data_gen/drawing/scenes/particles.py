@@ -142,27 +142,6 @@ def _places(view: Rng, size: tuple[int, int], it: ParticleSpecimen) -> tuple[lis
     return hard_core(view, size, radii, gap=CLEAR[it.shape]), []
 
 
-def _agglomerate(rng: Rng, sheet: Sheet, it: ParticleSpecimen) -> None:
-    """A heap of bodies, piled on one another."""
-    cx, cy = rng.uniform(0.25, 0.75) * sheet.shape[1], rng.uniform(0.25, 0.75) * sheet.shape[0]
-    for _ in range(int(rng.integers(14, 26))):
-        x, y = rng.normal(cx, 1.6 * it.mean), rng.normal(cy, 1.6 * it.mean)
-        stamp = body(rng, it.shape, it.mean * rng.uniform(0.8, 1.1))
-        sheet.place(stamp, x, y, material=it.body, base=0.7 * sheet.base_at(x, y))
-
-
-def _dirt(view: Rng, sheet: Sheet, bare: np.ndarray) -> list[str]:
-    """Perhaps a carbon stain, perhaps a scratch on the bare support."""
-    defects = []
-    if view.random() < 0.15:
-        sheet.material *= 1 - 0.45 * spot(view, sheet.shape, radius=0.16 * sheet.shape[1])
-        defects.append("contamination")
-    if view.random() < 0.15:
-        sheet.height -= np.where(bare, 9 * scratch(view, sheet.shape, width=2.6), 0).astype(np.float32)
-        defects.append("scratch")
-    return defects
-
-
 def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Draw one field of view of a particle sample."""
     it = _specimen(sample, size)
@@ -171,10 +150,19 @@ def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     for x, y, radius in places:
         sheet.place(body(view, it.shape, radius), x, y, material=it.body * view.uniform(0.93, 1.07))
     if it.arrangement == "random" and view.random() < 0.2:
-        _agglomerate(view, sheet, it)
+        cx, cy = view.uniform(0.25, 0.75) * sheet.shape[1], view.uniform(0.25, 0.75) * sheet.shape[0]
+        for _ in range(int(view.integers(14, 26))):
+            x, y = view.normal(cx, 1.6 * it.mean), view.normal(cy, 1.6 * it.mean)
+            heaped = body(view, it.shape, it.mean * view.uniform(0.8, 1.1))
+            sheet.place(heaped, x, y, material=it.body, base=0.7 * sheet.base_at(x, y))
         defects.append("agglomerate")
     feature = sheet.labels > 0
-    defects += _dirt(view, sheet, ~feature)
+    if view.random() < 0.15:
+        sheet.material *= 1 - 0.45 * spot(view, size, radius=0.16 * size[1])
+        defects.append("contamination")
+    if view.random() < 0.15:
+        sheet.height -= np.where(feature, 0, 9 * scratch(view, size, width=2.6)).astype(np.float32)
+        defects.append("scratch")
     bumps = fractal(view, size, beta=0.9, longest=it.mean * 0.8)
     sheet.height += np.where(feature, bumps * (0.075 * it.mean * it.rough), bumps * 0.25 * it.grain).astype(np.float32)
     touching = it.arrangement == "clustered" or (it.arrangement == "periodic" and it.gap < TOUCHING_GAP)
