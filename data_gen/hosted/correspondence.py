@@ -171,7 +171,10 @@ class Correspondence:
             return
         try:
             await self._until_settled(request, exchange_of(key, request, self.teacher.name), await pictures())
-            self._count(key)
+            if (settled := self._ledger.exchange(key)) is not None:
+                self._losses.count(settled.verdict, settled.reply)
+                if self._losses.hopeless:
+                    raise self._losses.end(self.teacher.destination)
         except TeacherError as end:
             self.stopped = self.stopped or end
 
@@ -179,7 +182,9 @@ class Correspondence:
         failures = waits = 0
         complaint: Rejection | None = None
         while True:
-            await self._pause()
+            # Everyone waits while the endpoint asks for it.
+            while (left := self._not_before - asyncio.get_running_loop().time()) > 0 and not self.stopped:
+                await asyncio.sleep(min(left, 1.0))
             if self.stopped:
                 return
             rejection = await self._attempt(request, exchange, pictures, complaint)
@@ -202,14 +207,13 @@ class Correspondence:
                 failures += 1
             if failures > self._max_retries:
                 return
-            await self._wait(rejection, failures, rest)
-
-    def _count(self, key: str) -> None:
-        """Raises the end that is due where nothing of what was asked can be used."""
-        if (settled := self._ledger.exchange(key)) is not None:
-            self._losses.count(settled.verdict, settled.reply)
-            if self._losses.hopeless:
-                raise self._losses.end(self.teacher.destination)
+            first, last = BACKOFF_S
+            backoff = min(first * 2.0 ** max(failures - 1, 0), last) * random.uniform(0.5, 1.0)
+            pause = max(rest, (rejection.wait_s or 0.0) * random.uniform(1.0, 1.1) or backoff)
+            if rest or rejection.code == RATE_LIMITED:
+                self._not_before = max(self._not_before, asyncio.get_running_loop().time() + pause)
+            else:
+                await asyncio.sleep(pause)
 
     async def _attempt(
         self, request: Request, exchange: Exchange, pictures: Sequence[bytes], complaint: Rejection | None
@@ -260,20 +264,6 @@ class Correspondence:
                 return worst
             self._settled.clear()
             await self._settled.wait()
-
-    async def _pause(self) -> None:
-        """Everyone waits while the endpoint asks for it."""
-        while (left := self._not_before - asyncio.get_running_loop().time()) > 0 and not self.stopped:
-            await asyncio.sleep(min(left, 1.0))
-
-    async def _wait(self, rejection: Rejection, failures: int, rest: float) -> None:
-        first, last = BACKOFF_S
-        backoff = min(first * 2.0 ** max(failures - 1, 0), last) * random.uniform(0.5, 1.0)
-        pause = max(rest, (rejection.wait_s or 0.0) * random.uniform(1.0, 1.1) or backoff)
-        if rest or rejection.code == RATE_LIMITED:
-            self._not_before = max(self._not_before, asyncio.get_running_loop().time() + pause)
-        else:
-            await asyncio.sleep(pause)
 
 
 async def ask_all(

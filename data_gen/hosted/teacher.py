@@ -96,7 +96,8 @@ class HostedTeacher:
         """
         for picture in pictures:
             self._permit.check(picture)
-        shown = [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
+        uris = (f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}" for picture in pictures)
+        shown = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
         # Words alone go as a plain string, which endpoints that see nothing take as well.
         content = [{"type": "text", "text": request.prompt}, *shown] if shown else request.prompt
         messages: list[Any] = [{"role": "user", "content": content}]
@@ -105,19 +106,7 @@ class HostedTeacher:
             # Some endpoints refuse a turn that says nothing.
             said = complaint.raw or "(nothing)"
             messages += [{"role": "assistant", "content": said}, {"role": "user", "content": mend}]
-        return {"model": self._config.model, "messages": messages, **self.dialect.spoken(self._wished(request))}
-
-    def read(self, body: str, request: Request) -> Reply:
-        """The answers in the body of a reply. Raises Rejection."""
-        ids = [question.id for question in request.questions]
-        reply = read_reply(self._scrub(body), ids, limit=self._max_tokens(request))
-        self._check_model(reply)
-        if reply.usage is not None and request.images:
-            self._image_tokens.append(reply.usage[0] / len(request.images))
-        return reply
-
-    def _wished(self, request: Request) -> dict[str, Any]:
-        """The parameters of a request beside model and messages, before the endpoint has its say."""
+        # What we wish for; the endpoint has its say in the dialect.
         wished = {
             "response_format": response_format(),
             "temperature": self.params["temperature"],
@@ -125,7 +114,26 @@ class HostedTeacher:
             self._config.limit_parameter: self._max_tokens(request),
             **self._config.extra_body,
         }
-        return {name: value for name, value in wished.items() if value is not None}
+        parameters = {name: value for name, value in wished.items() if value is not None}
+        return {"model": self._config.model, "messages": messages, **self.dialect.spoken(parameters)}
+
+    def read(self, body: str, request: Request) -> Reply:
+        """The answers in the body of a reply. Raises Rejection."""
+        ids = [question.id for question in request.questions]
+        reply = read_reply(self._scrub(body), ids, limit=self._max_tokens(request))
+        self._answers_as = self._answers_as or reply.model
+        if reply.model and not same_model(reply.model, self._answers_as, pinned=self._config.model):
+            end = TeacherError(
+                "model_changed",
+                f"The endpoint now answers as {clean(reply.model)!r}, and this data set was begun with "
+                f"{self._answers_as!r}. Set teach.model to that one, or name a new --out.",
+            )
+            rejection = Rejection("wrong_model", clean(reply.model), again=True, end=end)
+            rejection.usage = reply.usage
+            raise rejection
+        if reply.usage is not None and request.images:
+            self._image_tokens.append(reply.usage[0] / len(request.images))
+        return reply
 
     async def _post(self, request: Request, body: Mapping[str, Any]) -> str:
         """Send, and give the body back as text: the SDK's own parsing trusts it too much."""
@@ -185,27 +193,18 @@ class HostedTeacher:
         cause = error.__cause__
         if isinstance(cause, httpx2.DecodingError):
             return Rejection("bad_reply", str(cause), again=True, billed=None)
-        if reason := _distrust(error):
-            return TeacherError(
-                "untrusted",
-                f"{self._permit.destination} does not prove who it is ({reason}), so nothing was sent. Correct "
-                "teach.base_url, or name your own authority's certificates in teach.ca_file.",
-            )
+        deeper: BaseException | None = error
+        while deeper is not None:
+            if isinstance(deeper, ssl.SSLCertVerificationError):
+                return TeacherError(
+                    "untrusted",
+                    f"{self._permit.destination} does not prove who it is ({deeper.verify_message}), so nothing was "
+                    "sent. Correct teach.base_url, or name your own authority's certificates in teach.ca_file.",
+                )
+            deeper = deeper.__cause__ or deeper.__context__
         never_sent = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
         told = f"{type(cause).__name__}: {cause}"
         return Rejection("connection", told, again=True, billed=False if never_sent else None)
-
-    def _check_model(self, reply: Reply) -> None:
-        self._answers_as = self._answers_as or reply.model
-        if reply.model and not same_model(reply.model, self._answers_as, pinned=self._config.model):
-            end = TeacherError(
-                "model_changed",
-                f"The endpoint now answers as {clean(reply.model)!r}, and this data set was begun with "
-                f"{self._answers_as!r}. Set teach.model to that one, or name a new --out.",
-            )
-            rejection = Rejection("wrong_model", clean(reply.model), again=True, end=end)
-            rejection.usage = reply.usage
-            raise rejection
 
     def _max_tokens(self, request: Request) -> int:
         return self._config.max_output_tokens * len(request.questions)
@@ -224,16 +223,3 @@ def same_model(said: str, before: str, *, pinned: str) -> bool:
     if said == before:
         return True
     return not _SNAPSHOT.search(pinned) and _SNAPSHOT.sub("", said) == _SNAPSHOT.sub("", before)
-
-
-def _distrust(error: BaseException | None) -> str | None:
-    """Why the certificate of the other side was not believed; None where that was not the trouble."""
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return error.verify_message
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _data_url(picture: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")

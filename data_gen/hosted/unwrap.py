@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -31,7 +32,10 @@ def unwrap(text: str, read: Callable[[Any], T]) -> T:
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
-        found = [value for document in _documents(text) if (value := _read_or_none(document, read)) is not None]
+        found = []
+        for document in _documents(text):
+            with suppress(ValueError):
+                found.append(read(document))
         if not found or any(value != found[0] for value in found):
             raise ValueError(f"{len(found)} documents that could be meant") from None
         return found[0]
@@ -61,10 +65,3 @@ def _documents(text: str) -> Iterator[Any]:
             place = start.end()
         else:
             yield document
-
-
-def _read_or_none(document: Any, read: Callable[[Any], T]) -> T | None:
-    try:
-        return read(document)
-    except ValueError:
-        return None

@@ -51,7 +51,10 @@ class _Judge:
                 continue
             answers, model = self._answers(by, request)
             answers = self._agreed(request, answers, by) if answers else answers
-            told_by = {"name": by.name, "model": model, **by.params, **_adapted(by)}
+            told_by = {"name": by.name, "model": model, **by.params}
+            if isinstance(by, HostedTeacher) and (adapted := by.dialect.adaptations):
+                # What it was not asked as its parameters say, where its endpoint refused that.
+                told_by["adapted"] = {adaptation.parameter: adaptation.instead for adaptation in adapted}
             for question in request.questions:
                 if question.id in answers and (
                     row := self._row(question, answers[question.id], shown, request, told_by)
@@ -160,10 +163,3 @@ class _Judge:
             label=common_label(shown),
             classes=self._classes,
         )
-
-
-def _adapted(teacher: Teacher) -> dict[str, Any]:
-    """What a hosted teacher was not asked as its parameters say, where its endpoint refused that."""
-    if not isinstance(teacher, HostedTeacher) or not teacher.dialect.adaptations:
-        return {}
-    return {"adapted": {adaptation.parameter: adaptation.instead for adaptation in teacher.dialect.adaptations}}

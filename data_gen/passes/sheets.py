@@ -21,7 +21,12 @@ MOST_PER_SHEET = 200
 def write_sheets(lesson: Lesson, teacher: Teacher) -> None:
     """Write one sheet for each class into `knowledge/`."""
     for label in lesson.labels:
-        sheet = _told_sheet(lesson, label, teacher) or _known_sheet(lesson, label)
+        if (sheet := _told_sheet(lesson, label, teacher)) is None:
+            try:
+                sheet = knowledge_sheets([label])[label]
+            except DatasetError:
+                shown = [position for position, split, name in lesson.taught if name == label and split == "train"]
+                sheet = measured_sheet(label, [lesson.evidence(position).facts for position in shown[:MOST_PER_SHEET]])
         save_sheet(label, sheet, lesson.out / "knowledge")
 
 
@@ -38,11 +43,3 @@ def _told_sheet(lesson: Lesson, label: str, teacher: Teacher) -> KnowledgeSheet 
     except Rejection as rejection:
         lesson.reject(rejection.code, item=f"sheet of {label}", raw=rejection.raw)
         return None
-
-
-def _known_sheet(lesson: Lesson, label: str) -> KnowledgeSheet:
-    try:
-        return knowledge_sheets([label])[label]
-    except DatasetError:
-        shown = [position for position, split, name in lesson.taught if name == label and split == "train"]
-        return measured_sheet(label, [lesson.evidence(position).facts for position in shown[:MOST_PER_SHEET]])

@@ -40,7 +40,8 @@ def show(image: Path, *, config: TeachConfig) -> dict[str, Any]:
     record = examine_files((str(image), False, None))
     if "error" in record:
         raise MicrographError(record["error"]["code"], record["error"]["message"])
-    evidence = _evidence(image, record)
+    entry = _listed(image) or CatalogueEntry(0, image.name, None, "", "")
+    evidence = evidence_of(replace(entry, name=image.name), "", record)
     told = shareable(evidence, config.redact) if hosted else evidence
     shown: dict[str, Any] = {"path": str(image), "known": known_text(told), "facts": record["facts"]}
     if hosted:
@@ -71,11 +72,6 @@ def _told(question: TaughtQuestion) -> dict[str, Any]:
     turns = [{"question": asked, "answer": answered} for asked, answered in question.history]
     known = {"facet": question.facet, "question": question.text, "answers": list(question.answers)}
     return {"id": question.id, **known, **({"history": turns} if turns else {})}
-
-
-def _evidence(image: Path, record: dict[str, Any]) -> Evidence:
-    entry = _listed(image) or CatalogueEntry(0, image.name, None, "", "")
-    return evidence_of(replace(entry, name=image.name), "", record)
 
 
 def _listed(image: Path) -> CatalogueEntry | None:
