@@ -54,17 +54,14 @@ class Bodies:
                 async for chunk in request.stream():
                     body += chunk
                     self._held += len(chunk)
-                    self._check(len(body))
+                    if len(body) > BODY_LIMIT:
+                        raise ApiError(413, "too_large", f"The body is larger than {BODY_LIMIT // 2**20} MiB.")
+                    if self._held > BUFFER_LIMIT:
+                        raise ApiError(503, "busy", "Too much is being uploaded at once. Try again in a few seconds.")
         except TimeoutError:
             raise ApiError(408, "too_slow", "The body came too slowly. Try again.") from None
         except ClientDisconnect:
             raise ApiError(400, "disconnected", "The client went away before the body was complete.") from None
-
-    def _check(self, length: int) -> None:
-        if length > BODY_LIMIT:
-            raise ApiError(413, "too_large", f"The body is larger than {BODY_LIMIT // 2**20} MiB.")
-        if self._held > BUFFER_LIMIT:
-            raise ApiError(503, "busy", "Too much is being uploaded at once. Try again in a few seconds.")
 
 
 def _parsed(body: bytearray, parse: Callable[[bytes], T]) -> T:

@@ -14,7 +14,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
@@ -99,7 +99,8 @@ def read_credentials(path: Path) -> Credentials:
                 f"Entry {number} of {path} is too short. Passwords need {SHORTEST_PASSWORD} characters, keys "
                 f"{SHORTEST_KEY}.",
             )
-    digests = tuple((_name(line, number), _digest(line)) for number, line in enumerate(secrets_, 1))
+    names = (line.partition(":")[0] if ":" in line else f"key-{number}" for number, line in enumerate(secrets_, 1))
+    digests = tuple((name, _digest(line)) for name, line in zip(names, secrets_, strict=True))
     return Credentials(digests, frozenset(map(account_of, secrets_)))
 
 
@@ -156,13 +157,9 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-        else:
-            await self._http(scope, receive, send)
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+            return await self._app(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
         started = time.monotonic()
         visit = _Visit(scope)
         exchange = _Exchange(visit, receive, send, self._body_limit)
@@ -199,17 +196,19 @@ class Guard:
         """The first reason to refuse, or None. Sets `scope["state"]["user"]`."""
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"")
-        if not scope["path"].startswith("/") or not HOST.fullmatch(host) or _repeated(scope["headers"], b"host"):
+        named, hosts = HOST.fullmatch(host), sum(key == b"host" for key, _ in scope["headers"])
+        if not scope["path"].startswith("/") or not named or hosts > 1:
             return Refusal(400, "bad_request", "The request line or its Host header is malformed.")
         if not visit.has_room() and scope["path"] not in OPEN_PATHS:
             visit.tally("requests refused: too many connections are open")
             retry = ((b"retry-after", b"5"), (b"connection", b"close"))
             return Refusal(503, "crowded", "Too many connections are open. Try again in a few seconds.", retry)
-        if self._credentials is None and not is_loopback(_hostname(host)):
+        if self._credentials is None and not is_loopback(named[1].decode("latin-1")):
             return Refusal(400, "bad_host", "Without logins this server answers only to localhost.")
         if b"origin" in headers and not _same_origin(headers[b"origin"], host):
             return Refusal(403, "foreign_origin", "Requests from other web sites are refused.")
-        if _declared_length(headers) > self._body_limit:
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and len(length) < 20 and int(length) > self._body_limit:
             return Refusal(413, "too_large", f"The body is larger than {self._body_limit // 2**20} MiB.")
         visit.state["user"] = "local"
         if self._credentials is None or scope["path"] in OPEN_PATHS:
@@ -224,25 +223,22 @@ class Guard:
         checked = [secret for secret in offered if self._throttle.admits(account_of(secret), visit.places)]
         right = next((secret for secret in checked if self._credentials.owner(secret)), None)
         if right is None:
-            return self._failed_login(path, visit, offered[0], checked)
+            user, colon, _ = offered[0].partition(":")
+            visit.tally(f"failed login {f'of {user[:64]!a}' if colon else 'with a key'} from {visit.address!a}")
+            for secret in checked:
+                self._throttle.failed(account_of(secret), visit.places)
+            slow_down = offered[0] not in checked
+            if not colon:  # however often wrong keys are tried from here, a right one still gets in
+                slow_down |= not self._throttle.admits(f"address {visit.client}", visit.places)
+                self._throttle.failed(f"address {visit.client}", visit.places)
+            if not slow_down:
+                return _unauthorized(path)
+            return Refusal(429, "too_many_logins", "Too many failed logins. Wait a minute.", ((b"retry-after", b"60"),))
         visit.state["user"] = self._credentials.owner(right)
         if not path.startswith("/v1") and authorization[:6].lower() == "basic ":
             visit.give_cookie()
         self._throttle.succeeded(account_of(right), visit.places)
         return None
-
-    def _failed_login(self, path: str, visit: _Visit, offered: str, checked: list[str]) -> Refusal:
-        user, colon, _ = offered.partition(":")
-        visit.tally(f"failed login {f'of {user[:64]!a}' if colon else 'with a key'} from {visit.address!a}")
-        for secret in checked:
-            self._throttle.failed(account_of(secret), visit.places)
-        slow_down = offered not in checked
-        if not colon:  # however often wrong keys are tried from here, a right one still gets in
-            slow_down |= not self._throttle.admits(f"address {visit.client}", visit.places)
-            self._throttle.failed(f"address {visit.client}", visit.places)
-        if not slow_down:
-            return _unauthorized(path)
-        return Refusal(429, "too_many_logins", "Too many failed logins. Wait a minute.", ((b"retry-after", b"60"),))
 
 
 class _Visit:
@@ -329,7 +325,8 @@ class _Exchange:
         if event["type"] != "http.response.start":
             await self._send(event)
             return
-        if _is_stream(event):
+        headers = event.get("headers", ())
+        if any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in headers):
             release = self._visit.open_stream()
             if release is None:
                 retry = ((b"retry-after", b"60"), (b"connection", b"close"))
@@ -358,7 +355,9 @@ class _Exchange:
 
     async def _start(self, event: Event) -> None:
         self.started, self.status = True, event["status"]
-        event["headers"] = _with_security(event.get("headers", ()))
+        ours = {name for name, _ in SECURITY_HEADERS} | {b"server", b"access-control-allow-origin"}
+        kept = [(name, value) for name, value in event.get("headers", ()) if name.lower() not in ours]
+        event["headers"] = [*kept, *SECURITY_HEADERS]
         if self._visit.cookie:
             event["headers"].append((b"set-cookie", self._visit.cookie.encode()))
         await self._send(event)
@@ -389,16 +388,6 @@ def _unauthorized(path: str) -> Refusal:
     return Refusal(401, "unauthorized", message, ((b"www-authenticate", scheme),))
 
 
-def _with_security(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    ours = {name for name, _ in SECURITY_HEADERS} | {b"server", b"access-control-allow-origin"}
-    return [(name, value) for name, value in headers if name.lower() not in ours] + list(SECURITY_HEADERS)
-
-
-def _declared_length(headers: dict[bytes, bytes]) -> int:
-    text = headers.get(b"content-length", b"0")
-    return int(text) if text.isdigit() and len(text) < 20 else 0
-
-
 def _same_origin(origin: bytes, host: bytes) -> bool:
     try:
         return urlsplit(origin.decode("latin-1")).netloc.lower() == host.decode("latin-1").lower()
@@ -412,24 +401,6 @@ def _device(cookies: bytes) -> str:
     except CookieError:
         return ""
     return found.value[:64] if found else ""
-
-
-def _is_stream(start: Event) -> bool:
-    return any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in start.get("headers", ()))
-
-
-def _hostname(host: bytes) -> str:
-    match = HOST.fullmatch(host)
-    return match[1].decode("latin-1") if match else ""
-
-
-def _repeated(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bool:
-    return sum(key == name for key, _ in headers) > 1
-
-
-def _name(line: str, number: int) -> str:
-    user, colon, _ = line.partition(":")
-    return user if colon else f"key-{number}"
 
 
 def _digest(secret: str) -> bytes:
