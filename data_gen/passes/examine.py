@@ -9,17 +9,16 @@ import hashlib
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from assistant.errors import DatasetError, MicrographError
+from assistant.orphans import end_with_parent
 
 SIDE_CAR_BYTES = 2**20
 FEW = 8
@@ -163,11 +162,4 @@ def _result(future: Future[R] | None) -> R | None:
 def _start_worker() -> None:
     """Ctrl-C is the parent's business; and a worker whose parent was killed must not stay behind."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
-
-
-def _follow(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
+    end_with_parent()

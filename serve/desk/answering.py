@@ -146,7 +146,14 @@ def answer(answerer: Answerer, question: Question) -> Iterator[str | Proof]:
     Without a picture the model converses where it can; else one honest sentence is the answer.
     """
     if not question.images:
-        yield from until_stop(_without_picture(answerer, question), question.stop)
+        if getattr(answerer, "converses", False):
+            pieces = answerer.converse(  # type: ignore[attr-defined]  # only models that say so have it
+                question.text, history=question.history, max_new_tokens=question.max_new_tokens, **_sampling(question)
+            )
+        else:
+            earlier = next((turn.text for turn in question.history if turn.role == "user"), "")
+            pieces = iter([answer_without_picture(question.text, earlier)])
+        yield from until_stop(pieces, question.stop)
         yield Proof([], [], [], [])
         return
     pieces = answerer.ask(
@@ -162,16 +169,6 @@ def answer(answerer: Answerer, question: Question) -> Iterator[str | Proof]:
         said.append(piece)
         yield piece
     yield gather_evidence(answerer, question, "".join(said))
-
-
-def _without_picture(answerer: Answerer, question: Question) -> Iterator[str]:
-    if not getattr(answerer, "converses", False):
-        earlier = next((turn.text for turn in question.history if turn.role == "user"), "")
-        yield answer_without_picture(question.text, earlier)
-        return
-    yield from answerer.converse(  # type: ignore[attr-defined]  # only models that say so have it
-        question.text, history=question.history, max_new_tokens=question.max_new_tokens, **_sampling(question)
-    )
 
 
 def _sampling(question: Question) -> dict[str, Any]:

@@ -12,13 +12,13 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Column, Integer, MetaData, String, Table, insert, inspect, select, text
+from sqlalchemy import Column, Integer, MetaData, String, Table, insert, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from assistant.database import database_url, open_database, shown_url, write_transaction
@@ -170,9 +170,11 @@ class AnswerStore:
 
     def entries(self, *, limit: int = 100) -> list[StoredAnswer]:
         """The newest entries, newest first. Raises ServerError `store_failed`."""
-        query = select(answers).order_by(answers.c.number.desc()).limit(limit)
+        columns = [answers.c[field.name] for field in fields(StoredAnswer)]
+        query = select(*columns).order_by(answers.c.number.desc()).limit(limit)
         with self._failures(), self._engine.connect() as connection:
-            return [_entry(row._mapping) for row in connection.execute(query)]
+            rows = connection.execute(query).all()
+        return [StoredAnswer(**{**row._asdict(), "images": json.loads(row.images)}) for row in rows]
 
     def verify(self) -> Chain:
         """Follow the chain from the first entry to the last. Raises ServerError `store_failed`."""
@@ -195,7 +197,12 @@ class AnswerStore:
         try:
             yield
         except SQLAlchemyError as error:
-            raise self._failed(_reason(error, self._url)) from None
+            # What the database said, in one line, without a password; never the statement with what was to be stored.
+            lines = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()
+            reason, url = lines[0] if lines else type(error).__name__, self._url
+            for secret in filter(None, (url.password, url.query.get("password"), url.query.get("sslpassword"))):
+                reason = reason.replace(str(secret), "***")
+            raise self._failed(reason) from None
 
     @contextmanager
     def _discreet_failures(self) -> Iterator[None]:
@@ -225,15 +232,6 @@ def default_place() -> Path:
     return Path(state) / "maemi" / "answers.sqlite"
 
 
-def _reason(error: SQLAlchemyError, url: URL) -> str:
-    """What the database said, in one line, without a password; never the statement with what was to be stored."""
-    lines = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()
-    reason = lines[0] if lines else type(error).__name__
-    for secret in filter(None, (url.password, url.query.get("password"), url.query.get("sslpassword"))):
-        reason = reason.replace(str(secret), "***")
-    return reason
-
-
 def _digest(row: dict[str, Any]) -> str:
     """Hash of an entry's content, also of one into which somebody wrote what is no text."""
     return sha256(json.dumps(row, sort_keys=True, default=repr).encode()).hexdigest()
@@ -242,8 +240,3 @@ def _digest(row: dict[str, Any]) -> str:
 def _storable(words: str) -> str:
     """Words as every database takes them: half a surrogate pair is no UTF-8, and PostgreSQL keeps no NUL."""
     return words.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-
-
-def _entry(row: Any) -> StoredAnswer:
-    fields = {key: row[key] for key in ("number", "at_utc", "user", "model", "question", "answer", "outcome")}
-    return StoredAnswer(images=json.loads(row["images"]), **fields)

@@ -79,7 +79,9 @@ class Page:
             {"path": str(self.workspace.picture(m, owner)), "alt_text": path.name}
             for path, m in zip(new, self._read(new, size), strict=True)
         ]
-        turns, waiting = _answered(talk.turns)
+        turns, waiting = talk.turns, 0
+        if turns and turns[-1].role == "user":  # its answer failed or was stopped: its pictures stay, it goes
+            turns, waiting = turns[:-1], turns[-1].images
         question = Message("user", text or CAPTION_PROMPT, images=len(new) + waiting)
         shown = (*talk.shown, {"role": "user", "content": [*content, as_text(question.text)]})
         box = gr.MultimodalTextbox(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
@@ -106,7 +108,9 @@ class Page:
                     yield [*talk.shown, _answer(said)], gr.skip(), gr.skip()
         shown = (*talk.shown, _answer(said or "(no answer)"))
         answered = replace(talk, turns=(*talk.turns, Message("assistant", said)), shown=shown)
-        yield list(shown), answered, panel(cards, *_about_the_answer(proof, micrographs))
+        beside_pictures = {text for m in micrographs for text in m.warnings}
+        warnings = [text for text in proof.warnings if text not in beside_pictures] if proof else []
+        yield list(shown), answered, panel(cards, warnings, proof.statements if proof else [])
 
     def recalibrate(self, talk: Talk, size: str) -> Iterator[str]:
         """Show the panel with another pixel size."""
@@ -178,10 +182,10 @@ class Page:
         nm = parse_pixel_size(size)
         try:
             found = read_images(paths, read=self._desk.read)
-            return [
-                m if nm is None or _from_metadata(m) else read_images([path], pixel_size_nm=nm, read=self._desk.read)[0]
-                for path, m in zip(paths, found, strict=True)
-            ]
+            for number, (path, m) in enumerate(zip(paths, found, strict=True)):
+                if nm is not None and (m.calibration is None or m.calibration.source == "banner"):
+                    (found[number],) = read_images([path], pixel_size_nm=nm, read=self._desk.read)
+            return found
         except FileNotFoundError:
             raise ConfigError("expired", "The pictures of this conversation were cleared. Add them again.") from None
 
@@ -200,10 +204,6 @@ class Page:
         calibration = micrograph.calibration
         nm, confidence = (calibration.nm_per_pixel, calibration.confidence) if calibration else (None, None)
         return CaptionRow(path.name, micrograph.sha256, caption, nm, confidence, None), thumbnail(micrograph)
-
-
-def _from_metadata(micrograph: Micrograph) -> bool:
-    return micrograph.calibration is not None and micrograph.calibration.source != "banner"
 
 
 def build_page(desk: Desk) -> Blocks:
@@ -281,20 +281,14 @@ def _chat_tab(page: Page) -> None:
         show_progress_on=card,
         api_name="respond",
     )
-    ready = {"fn": _ready, "outputs": box, "show_progress": "hidden", "queue": False, "api_visibility": "private"}
-    answering.then(**ready)
-    box.stop(cancels=[answering], **ready)
+    quiet: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+    ready = {"fn": lambda: gr.MultimodalTextbox(submit_btn=True, stop_btn=False), "outputs": box, **quiet}
+    answering.then(**ready, show_progress="hidden")
+    box.stop(cancels=[answering], **ready, show_progress="hidden")
     for button, text in zip(suggestions, SUGGESTIONS, strict=True):
         button.click(None, box, box, js=f"typed => ({{text: {json.dumps(text)}, files: typed?.files ?? []}})")
     size.submit(page.recalibrate, [talk, size], card, api_name="recalibrate")
-    clear.click(
-        lambda: ([], Talk(), EMPTY),
-        None,
-        [chat, talk, card],
-        cancels=[answering],
-        api_visibility="private",
-        queue=False,
-    )
+    clear.click(lambda: ([], Talk(), EMPTY), None, [chat, talk, card], cancels=[answering], **quiet)
 
 
 def _captions_tab(page: Page) -> None:
@@ -338,26 +332,8 @@ def _files(label: str) -> gr.File:
     return gr.File(label=label, file_count="multiple", file_types=[*PICTURES, *SIDECARS], height=170)
 
 
-def _ready() -> gr.MultimodalTextbox:
-    """The text field while nothing is being answered."""
-    return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
-
-
-def _answered(turns: tuple[Message, ...]) -> tuple[tuple[Message, ...], int]:
-    """The turns without a question whose answer failed or was stopped, and how many pictures came with it."""
-    return (turns[:-1], turns[-1].images) if turns and turns[-1].role == "user" else (turns, 0)
-
-
 def _answer(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": as_text(text)}
-
-
-def _about_the_answer(proof: Proof | None, micrographs: Sequence[Micrograph]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Warnings without those that stand beside their picture anyway, and the statements."""
-    if proof is None:
-        return [], []
-    warnings = [text for text in proof.warnings if not any(text in m.warnings for m in micrographs)]
-    return warnings, proof.statements
 
 
 def _user(request: gr.Request) -> str:

@@ -122,7 +122,14 @@ class ReviewDesk:
         row = self.book.row(place)
         decision = self.reviews.latest().get(place.id)
         answer = decision.answer if decision and decision.answer else answer_of(row)
-        return _pictures(row), _head(place, row, decision), _turns(row), answer
+        sources = (base64.b64encode(image["bytes"]).decode() for image in row["images"])
+        images = "".join(f'<img alt="micrograph" src="data:image/png;base64,{source}">' for source in sources)
+        turns = ""
+        for message in row["messages"][:-1]:
+            words = " ".join(part["text"] for part in message["content"] if part["text"])
+            who = "Question" if message["role"] == "user" else "Answer"
+            turns += f'<p class="review-turn"><b>{who}</b>{escape(words)}</p>'
+        return f'<div class="review-pictures">{images}</div>', _head(place, row, decision), turns, answer
 
     def decide(self, position: int, verdict: ReviewVerdict, answer: str, reason: str, reviewer: str) -> None:
         """Keep a decision; an accepted row whose text was changed is an edited one.
@@ -133,12 +140,6 @@ class ReviewDesk:
         if verdict == "accepted" and answer.strip() != answer_of(row):
             verdict = "edited"
         self.reviews.decide(row, verdict, reviewer=reviewer, answer=answer, reason=reason)
-
-
-def _pictures(row: dict[str, Any]) -> str:
-    sources = (base64.b64encode(image["bytes"]).decode() for image in row["images"])
-    images = "".join(f'<img alt="micrograph" src="data:image/png;base64,{source}">' for source in sources)
-    return f'<div class="review-pictures">{images}</div>'
 
 
 def _head(place: RowPlace, row: dict[str, Any], decision: Any) -> str:
@@ -153,15 +154,6 @@ def _head(place: RowPlace, row: dict[str, Any], decision: Any) -> str:
         f'<div class="review-head"><h3>{escape(named)}</h3><span>{escape(about)}</span></div>{badge}'
         f'<p class="review-known">Known: {escape(row["aux"] or "nothing")}</p>'
     )
-
-
-def _turns(row: dict[str, Any]) -> str:
-    turns = []
-    for message in row["messages"][:-1]:
-        words = " ".join(part["text"] for part in message["content"] if part["text"])
-        who = "Question" if message["role"] == "user" else "Answer"
-        turns.append(f'<p class="review-turn"><b>{who}</b>{escape(words)}</p>')
-    return "".join(turns)
 
 
 class ReviewPage:

@@ -94,7 +94,8 @@ class Sessions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope.setdefault("state", {})
-        token = _token(scope)
+        token = Request(scope).cookies.get(COOKIE, "")
+        token = token if TOKEN.fullmatch(token) else ""
         state["owner"] = sha256(f"{state.get('user', 'local')}\n{token}".encode()).hexdigest()[:24]
         if not token and scope["path"] in PAGES:
             send = partial(_send_with_cookie, send, scope.get("scheme") == "https")
@@ -255,12 +256,6 @@ def _replayed(call: Mapping[str, Any], scope: Scope, receive: Receive) -> Receiv
         return body.pop() if body else await receive()
 
     return replay
-
-
-def _token(scope: Scope) -> str:
-    """The value of the session's cookie; empty for a client without one."""
-    token = Request(scope).cookies.get(COOKIE, "")
-    return token if TOKEN.fullmatch(token) else ""
 
 
 async def _send_with_cookie(send: Send, secure: bool, event: Event) -> None:

@@ -110,10 +110,13 @@ def _features(folder: Path, run: Path | None, load: Callable[[Path | None], Answ
         return told
 
     def draw() -> str:
+        from assistant.micrograph import find_micrographs
         from data_gen.drawing.synth import write_synthetic
 
         truth = write_synthetic(folder / "synthetic", classes=("particles",), per_class=1, size=(240, 320))
-        return keep("file", next(truth.parent.rglob("*.tif*"), None) or _first(truth.parent), "1 micrograph")
+        return keep(
+            "file", next(truth.parent.rglob("*.tif*"), None) or find_micrographs(truth.parent)[0], "1 micrograph"
+        )
 
     def read() -> str:
         from assistant.micrograph import read_micrograph
@@ -206,12 +209,6 @@ def _network_is_cut() -> str:
     except ServerError:
         return "blocked, and nothing above needed it"
     return _fail("the block is not in force")
-
-
-def _first(folder: Path) -> Path:
-    from assistant.micrograph import find_micrographs
-
-    return find_micrographs(folder)[0]
 
 
 def _refuse(host: str) -> NoReturn:

@@ -5,9 +5,9 @@ Knows nothing about how rows are made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -74,19 +74,11 @@ def teach(
         if review:
             review_rows(out, port=port)
         return
+    teach_all = partial(run_teacher, images, out, config=settings, budget_usd=budget, estimate=estimate, sheets=sheets)
 
     def run(leave: bool | str) -> TeachReport:
         with quiet(json), terminal.progress("Teaching") as tell:
-            return run_teacher(
-                images,
-                out,
-                config=settings,
-                budget_usd=budget,
-                allow_egress=leave,
-                estimate=estimate,
-                sheets=sheets,
-                progress=tell,
-            )
+            return teach_all(allow_egress=leave, progress=tell)
 
     report = with_consent(run, asked=allow_egress, manifest=manifest)
     exported = export_rows(out, export) if export and not estimate else None
@@ -133,16 +125,12 @@ def show_questions(image: Path, config: TeachConfig, *, json: bool) -> None:
         if "prompt" in request:
             terminal.say(request["prompt"])
         for question in request["questions"]:
-            _print_question(question)
+            for turn in question.get("history", ()):
+                terminal.say(f"  ? {turn['question']}\n  ! {turn['answer']}")
+            terminal.say(f"  ? {question['question']}   [{question['facet']} / {question['id']}]")
+            for answer in question["answers"] or ["(the teacher looks and answers)"]:
+                terminal.say(f"  ! {answer}")
     terminal.note("Nothing was written or sent.")
-
-
-def _print_question(question: Mapping[str, Any]) -> None:
-    for turn in question.get("history", ()):
-        terminal.say(f"  ? {turn['question']}\n  ! {turn['answer']}")
-    terminal.say(f"  ? {question['question']}   [{question['facet']} / {question['id']}]")
-    for answer in question["answers"] or ["(the teacher looks and answers)"]:
-        terminal.say(f"  ! {answer}")
 
 
 def review_rows(directory: Path, *, port: int = REVIEW_PORT) -> None:

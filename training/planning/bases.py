@@ -48,16 +48,15 @@ def table(config: Config) -> str:
 def _row(config: Config, base: str, shape: LanguageModelShape) -> str:
     parts = step_parts(config, shape)
     weights = sum(size for name, size in parts.items() if name.startswith("language model"))
-    peaks = [sum(step_parts(_with(config, *step), shape).values()) for step in STEPS]
+    peaks = []
+    for tokens, rows, checkpointed in STEPS:
+        step = {"max_tokens": tokens, "batch_size": rows, "gradient_checkpointing": checkpointed}
+        training = config.training.model_copy(update=step)
+        peaks.append(sum(step_parts(config.model_copy(update={"training": training}), shape).values()))
     card = next((str(card) for card in CARDS if peaks[0] <= USABLE * card * GIB), "more")
     parameters = (shape.linear_parameters + shape.other_parameters) / 1e9
     cells = [f"{parameters:.2f} B", f"{weights / GIB:.2f}", *(f"{peak / GIB:.1f}" for peak in peaks), card]
     return f"| {base} | {' | '.join(cells)} |\n"
-
-
-def _with(config: Config, tokens: int, rows: int, checkpointed: bool) -> Config:
-    step = {"max_tokens": tokens, "batch_size": rows, "gradient_checkpointing": checkpointed}
-    return config.model_copy(update={"training": config.training.model_copy(update=step)})
 
 
 if __name__ == "__main__":

@@ -197,8 +197,11 @@ def plan_memory(config: Config, *, gpu_gib: float | None) -> MemoryPlan:
     config = _with_start(config)
     shape = _base_shape(config)
     parts = step_parts(config, shape)
-    cards = CARDS if gpu_gib is None else (gpu_gib,)
-    return MemoryPlan(parts, tuple(_judge(config, shape, sum(parts.values()), gib) for gib in cards))
+    verdicts = []
+    for gib in CARDS if gpu_gib is None else (gpu_gib,):
+        fits = sum(parts.values()) <= USABLE * gib * GIB
+        verdicts.append(CardVerdict(gib, fits, () if fits else fitting_settings(config, shape, gib)))
+    return MemoryPlan(parts, tuple(verdicts))
 
 
 def step_parts(config: Config, shape: LanguageModelShape) -> dict[str, int]:
@@ -272,12 +275,6 @@ def _base_shape(config: Config) -> LanguageModelShape:
     if config.init == "bundled":
         return BUNDLED_SHAPE
     raise ConfigError("unknown_base", f"{directory} does not say what its language model is. Set decoder.base.")
-
-
-def _judge(config: Config, shape: LanguageModelShape, total: int, gib: float) -> CardVerdict:
-    if total <= USABLE * gib * GIB:
-        return CardVerdict(gib, True, ())
-    return CardVerdict(gib, False, fitting_settings(config, shape, gib))
 
 
 def fitting_settings(config: Config, shape: LanguageModelShape, gib: float) -> tuple[str, ...] | None:
