@@ -44,7 +44,17 @@ def knowledge_sheets(classes: Sequence[str], *, folder: Path | None = None) -> d
 
     Raises DatasetError `no_sheet` or `bad_sheet`.
     """
-    return {label: read_sheet(_path(label, folder)) for label in classes}
+    sheets = {}
+    for label in classes:
+        paths = [place / f"{label}.txt" for place in (folder, SHEETS) if place]
+        path = next((path for path in paths if path.is_file() and path.stem == label), None)
+        if path is None:
+            known = ", ".join(sorted(path.stem for path in SHEETS.glob("*.txt")))
+            raise DatasetError(
+                "no_sheet", f"There is no knowledge sheet for {label!r} (known: {known}). Write {label}.txt."
+            )
+        sheets[label] = read_sheet(path)
+    return sheets
 
 
 def read_sheet(path: Path) -> KnowledgeSheet:
@@ -130,12 +140,3 @@ async def write_sheet(label: str, teacher: Teacher, folder: Path) -> Path:
     """
     reply = await teacher.answer(sheet_request(label), ())
     return save_sheet(label, sheet_of(reply.answers), folder)
-
-
-def _path(label: str, folder: Path | None) -> Path:
-    for place in filter(None, (folder, SHEETS)):
-        path = place / f"{label}.txt"
-        if path.is_file() and path.parent == place:
-            return path
-    known = ", ".join(sorted(path.stem for path in SHEETS.glob("*.txt")))
-    raise DatasetError("no_sheet", f"There is no knowledge sheet for {label!r} (known: {known}). Write {label}.txt.")

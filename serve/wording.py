@@ -61,18 +61,14 @@ def shown_quantity(value: float, unit: str) -> str:
 
 
 def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, value and method of every fact that applies, from `Facts.as_dict`."""
-    return [
-        (item["name"].replace("_", " "), shown_quantity(item["value"], item["unit"]), _how(item))
-        for item in facts["items"]
-        if item["value"] is not None
-    ]
-
-
-def _how(item: Mapping[str, Any]) -> str:
-    """By which method a fact was measured, and how surely."""
-    sure = f"{item['confidence']:.0%} sure" if "confidence" in item else ""
-    return ", ".join(filter(None, [item.get("method", ""), sure]))
+    """Name, value, and method with its certainty of every fact that applies, from `Facts.as_dict`."""
+    rows = []
+    for item in facts["items"]:
+        if item["value"] is not None:
+            sure = f"{item['confidence']:.0%} sure" if "confidence" in item else ""
+            how = ", ".join(filter(None, [item.get("method", ""), sure]))
+            rows.append((item["name"].replace("_", " "), shown_quantity(item["value"], item["unit"]), how))
+    return rows
 
 
 def statement_row(statement: Mapping[str, Any]) -> tuple[str, str, str]:

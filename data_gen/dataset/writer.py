@@ -119,7 +119,12 @@ class SplitWriter:
         if self._rows:
             text = [field for field in self._schema if field.name != "images"]
             table = pa.Table.from_pylist(self._rows, schema=pa.schema(text))
-            table = table.add_column(0, "images", _shared(self._shown, list(self._pictures)))
+            # A list of pictures for every row, each held once however many rows show it.
+            places = pa.array([place for row in self._shown for place in row], pa.int32())
+            data = pa.DictionaryArray.from_arrays(places, pa.array(list(self._pictures), pa.binary()))
+            pictures = pa.StructArray.from_arrays([data, pa.nulls(len(places), pa.string())], names=["bytes", "path"])
+            starts = pa.array([0, *itertools.accumulate(map(len, self._shown))], pa.int32())
+            table = table.add_column(0, "images", pa.ListArray.from_arrays(starts, pictures))
             with disk_errors(self.path, DatasetError):
                 self._writer.write_table(table)
             self._rows, self._shown, self._pictures = [], [], {}
@@ -131,17 +136,6 @@ def _with_shared_pictures(schema: Any) -> Any:
 
     picture = pa.struct([("bytes", pa.dictionary(pa.int32(), pa.binary())), ("path", pa.string())])
     return pa.schema([pa.field("images", pa.list_(picture)), *(field for field in schema if field.name != "images")])
-
-
-def _shared(shown: Sequence[Sequence[int]], pictures: Sequence[bytes]) -> Any:
-    """The column `images`: a list of pictures for every row, each held once however many rows show it."""
-    import pyarrow as pa
-
-    places = pa.array([place for row in shown for place in row], pa.int32())
-    data = pa.DictionaryArray.from_arrays(places, pa.array(pictures, pa.binary()))
-    pictures_of_rows = pa.StructArray.from_arrays([data, pa.nulls(len(places), pa.string())], names=["bytes", "path"])
-    starts = pa.array([0, *itertools.accumulate(map(len, shown))], pa.int32())
-    return pa.ListArray.from_arrays(starts, pictures_of_rows)
 
 
 class LineWriter:

@@ -259,18 +259,6 @@ def _sec_text(info: dict[str, Any], *, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tiff(path: Path, pixels: np.ndarray, *, tag: tuple[int, int, bytes] | None, extra: list[tuple[Any, ...]]) -> None:
-    import tifffile
-
-    tags = list(extra)
-    if tag is not None:
-        code, kind, data = tag
-        tags.append((code, kind, len(data), data, True))
-    tifffile.imwrite(
-        path, pixels, photometric="minisblack", metadata=None, software=False, datetime=None, extratags=tags
-    )
-
-
 def with_bar(
     pixels: np.ndarray, *, kind: str, nm_per_pixel: float, instrument: dict[str, Any]
 ) -> tuple[np.ndarray, DrawnScaleBar]:  # fmt: skip
@@ -286,6 +274,7 @@ def write_vendor(
     stem: Path, pixels: np.ndarray, *, kind: str, nm_per_pixel: float, instrument: dict[str, Any], tilt_deg: float = 0.0
 ) -> Written:  # fmt: skip
     """Write one picture as `kind` at `stem` plus the format's suffix, with its side-car where it has one."""
+    import tifffile
     from PIL import Image
 
     rows, info, nm = pixels.shape[0], instrument, nm_per_pixel
@@ -293,17 +282,19 @@ def write_vendor(
     shape = (full.shape[0], full.shape[1])
     suffix = {"jeol_bmp": ".bmp", "plain_png": ".png", "sec_jpeg": ".jpg"}.get(kind, ".tif")
     path = stem.with_name(stem.name + suffix)
-    tag: tuple[int, int, bytes] | None = None
-    extra: list[tuple[Any, ...]] = []
+    tags: list[tuple[Any, ...]] = []
     sidecar: tuple[Path, bytes] | None = None
     match kind:
         case "thermo8" | "thermo16":
-            tag = 34682, 2, _thermo_text(info, pixels.shape, nm, bar=shape[0] - rows, tilt_deg=tilt_deg)
+            data = _thermo_text(info, pixels.shape, nm, bar=shape[0] - rows, tilt_deg=tilt_deg)
+            tags = [(34682, 2, len(data), data, True)]
         case "zeiss":
-            tag = 34118, 2, _zeiss_text(info, shape, nm, tilt_deg=tilt_deg)
+            data = _zeiss_text(info, shape, nm, tilt_deg=tilt_deg)
+            tags = [(34118, 2, len(data), data, True)]
         case "tescan16":
-            tag = 50431, 1, _tescan_tag(info, nm, tilt_deg=tilt_deg)
-            extra = [(271, 2, 0, "TESCAN", True), (272, 2, 0, str(info["model"]), True)]
+            data = _tescan_tag(info, nm, tilt_deg=tilt_deg)
+            maker = [(271, 2, 0, "TESCAN", True), (272, 2, 0, str(info["model"]), True)]
+            tags = [*maker, (50431, 1, len(data), data, True)]
         case "tescan_hdr":
             sidecar = path.with_suffix(".hdr"), _tescan_hdr(info, nm, tilt_deg=tilt_deg).encode()
         case "jeol_bmp" | "jeol_tif":
@@ -319,7 +310,9 @@ def write_vendor(
         case _:
             raise ValueError(kind)
     if suffix == ".tif":
-        _tiff(path, full, tag=tag, extra=extra)
+        tifffile.imwrite(
+            path, full, photometric="minisblack", metadata=None, software=False, datetime=None, extratags=tags
+        )
     else:
         Image.fromarray(full).save(path, quality=92)  # only JPEG takes the quality
     if sidecar is not None:

@@ -136,22 +136,17 @@ class BatchDesk:
             attempts.append((exchange, worst, departures(exchange, pictures, self._teacher.destination)))
             lines.append(line)
         keys = list(errands)
-        if lines:
-            await self._send({key: errands[key] for key in keys[: len(lines)]}, lines, attempts)
-        return {key: errands[key] for key in keys[len(lines) :]}
-
-    async def _send(
-        self, errands: dict[str, _Errand], lines: list[bytes], attempts: list[tuple[Exchange, float, list[Departure]]]
-    ) -> None:
-        while len(self._waiting) >= IN_FLIGHT:
-            await self._take_first()
-        name = f"maemi-{uuid.uuid4().hex}"
-        self._ledger.begin_batch(Batch(name=name, keys=" ".join(errands), provider_id="", done=False), attempts)
-        self._waiting[name] = errands
-        file = await self._call(
-            lambda: self._client.files.create(file=(f"{name}.jsonl", b"".join(lines)), purpose="batch"), LONGEST_CALL_S
-        )
-        self._ledger.note_batch(name, provider_id=await self._create(name, str(file.id)))
+        sent, rest = ({key: errands[key] for key in part} for part in (keys[: len(lines)], keys[len(lines) :]))
+        if sent:
+            while len(self._waiting) >= IN_FLIGHT:
+                await self._take_first()
+            name = f"maemi-{uuid.uuid4().hex}"
+            self._ledger.begin_batch(Batch(name=name, keys=" ".join(sent), provider_id="", done=False), attempts)
+            self._waiting[name] = sent
+            upload = (f"{name}.jsonl", b"".join(lines))
+            file = await self._call(lambda: self._client.files.create(file=upload, purpose="batch"), LONGEST_CALL_S)
+            self._ledger.note_batch(name, provider_id=await self._create(name, str(file.id)))
+        return rest
 
     async def _create(self, name: str, file_id: str) -> str:
         """Create the batch; where nobody can tell whether it was, it is looked for before it is created again."""

@@ -222,7 +222,16 @@ class Correspondence:
 
         A cancelled attempt keeps its "sent" row and its reservation: it may have been billed.
         """
-        worst = await self._reserve(request, complaint)
+        # The worst case is set aside; where others still hold money they may give back, it waits for them first.
+        while True:
+            worst = self.teacher.worst_case_usd(request, complaint)
+            if self.stopped:
+                raise self.stopped
+            if self._budget.fits(worst) or self._budget.reserved_usd <= 1e-12:
+                self._budget.reserve(worst)
+                break
+            self._settled.clear()
+            await self._settled.wait()
         leaving = departures(exchange, pictures, self.teacher.destination)
         self._ledger.begin_attempt(exchange, reserved_usd=worst, departures=leaving)
         try:
@@ -252,18 +261,6 @@ class Correspondence:
             raise rejection.end
         unwell = rejection.again and not rejection.problem and rejection.code != RATE_LIMITED
         return self._breaker.failed(f"{rejection.code}: {rejection.raw[:SAID_CHARS]}") if unwell else 0.0
-
-    async def _reserve(self, request: Request, complaint: Rejection | None) -> float:
-        """Set the worst case aside; where others still hold money they may give back, wait for them first."""
-        while True:
-            worst = self.teacher.worst_case_usd(request, complaint)
-            if self.stopped:
-                raise self.stopped
-            if self._budget.fits(worst) or self._budget.reserved_usd <= 1e-12:
-                self._budget.reserve(worst)
-                return worst
-            self._settled.clear()
-            await self._settled.wait()
 
 
 async def ask_all(

@@ -134,11 +134,13 @@ class _Judge:
     ) -> dict[str, Any] | None:
         """A candidate row, or None where the answer may not be taught."""
         offline, files = teacher["name"] == OfflineTeacher.name, [evidence.path for evidence in shown]
-        verdict = (
-            untrusted_text([shown[0].label or "", question.text, request.known, *wordings])
-            if offline
-            else self._told_verdict(question, wordings, shown, request)
-        )
+        if offline:
+            verdict = untrusted_text([shown[0].label or "", question.text, request.known, *wordings])
+        else:  # its form, the facts, or the class may be against what a hosted teacher told
+            facts, known = [evidence.facts for evidence in shown], f"{request.known} {question.text}"
+            verdict = answer_verdict(wordings, facts=question.answers, known=known) or claim_verdict(
+                wordings, facts=facts, label=common_label(shown), classes=self._classes
+            )
         if verdict is not None:
             self._lesson.reject(verdict, files=files, item=question.id, question=question.text, raw=list(wordings))
             return None
@@ -151,15 +153,3 @@ class _Judge:
             "answer": question.canonical_answer if offline else wordings[0].lower(),
             "record": json.dumps(record, ensure_ascii=False),
         }
-
-    def _told_verdict(
-        self, question: TaughtQuestion, wordings: Sequence[str], shown: tuple[Evidence, ...], request: Request
-    ) -> str | None:
-        """Why what a teacher told may not be taught: its form, the facts, or the class is against it."""
-        known = f"{request.known} {question.text}"
-        return answer_verdict(wordings, facts=question.answers, known=known) or claim_verdict(
-            wordings,
-            facts=[evidence.facts for evidence in shown],
-            label=common_label(shown),
-            classes=self._classes,
-        )

@@ -183,24 +183,19 @@ def _sampling(question: Question) -> dict[str, Any]:
 
 def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
     """Pass pieces on until one of `stops` appears; holds back only what could be the start of one."""
-    held, longest = "", max(map(len, stops), default=0)
+    held, starts = "", {stop[:length] for stop in stops for length in range(1, len(stop))}
     for piece in pieces:
         held += piece
         found = [position for stop in stops if (position := held.find(stop)) >= 0]
         if found:
             held = held[: min(found)]
             break
-        ready = len(held) - max((k for k in range(longest) if held.endswith(_starts(stops, k))), default=0)
+        ready = len(held) - max((len(start) for start in starts if held.endswith(start)), default=0)
         if ready:
             yield held[:ready]
             held = held[ready:]
     if held:
         yield held
-
-
-def _starts(stops: Sequence[str], length: int) -> tuple[str, ...]:
-    """The first `length` letters of every stop that is longer than that."""
-    return tuple(stop[:length] for stop in stops if len(stop) > length > 0)
 
 
 def gather_evidence(answerer: Answerer, question: Question, said: str) -> Proof:

@@ -100,7 +100,16 @@ class AnswerStore:
     def __init__(self, place: str | Path, *, create: bool = True) -> None:
         self._url = database_url(place)
         if self._url.drivername == "sqlite":
-            self._prepare_file(Path(str(self._url.database)), create=create)
+            path = Path(str(self._url.database))
+            if not path.exists():
+                if not create:
+                    raise self._no_book()
+                # Made before SQLite does it, so that only its owner can read the file and the log beside it.
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+                except OSError as error:
+                    raise self._failed(error.strerror or type(error).__name__) from None
         self._engine = open_database(self._url)
         try:
             with self._failures():
@@ -108,18 +117,6 @@ class AnswerStore:
         except ServerError:
             self._engine.dispose()
             raise
-
-    def _prepare_file(self, path: Path, *, create: bool) -> None:
-        """Make the file before SQLite does, so that only its owner can read it and the log beside it."""
-        if path.exists():
-            return
-        if not create:
-            raise self._no_book()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-        except OSError as error:
-            raise self._failed(error.strerror or type(error).__name__) from None
 
     def _prepare_table(self, *, create: bool) -> None:
         with write_transaction(self._engine) as connection:

@@ -41,15 +41,6 @@ class Bodies:
         """What a blocking function makes of the whole body. Raises its errors, and ApiError 400, 408, 413 or 503."""
         body = bytearray()
         try:
-            await self._read(request, body)
-            if len(body) <= SMALL:
-                return _parsed(body, parse)
-            return await asyncio.get_running_loop().run_in_executor(PARSERS, _parsed, body, parse)
-        finally:
-            self._held -= len(body)
-
-    async def _read(self, request: Request, body: bytearray) -> None:
-        try:
             async with asyncio.timeout(BODY_DEADLINE_S):
                 async for chunk in request.stream():
                     body += chunk
@@ -58,10 +49,15 @@ class Bodies:
                         raise ApiError(413, "too_large", f"The body is larger than {BODY_LIMIT // 2**20} MiB.")
                     if self._held > BUFFER_LIMIT:
                         raise ApiError(503, "busy", "Too much is being uploaded at once. Try again in a few seconds.")
+            if len(body) <= SMALL:
+                return _parsed(body, parse)
+            return await asyncio.get_running_loop().run_in_executor(PARSERS, _parsed, body, parse)
         except TimeoutError:
             raise ApiError(408, "too_slow", "The body came too slowly. Try again.") from None
         except ClientDisconnect:
             raise ApiError(400, "disconnected", "The client went away before the body was complete.") from None
+        finally:
+            self._held -= len(body)
 
 
 def _parsed(body: bytearray, parse: Callable[[bytes], T]) -> T:

@@ -172,25 +172,23 @@ class Guard:
             else:
                 await self._app(inner, exchange.receive, exchange.send)
         except Exception as error:  # the one boundary: whatever goes wrong inside, the client gets an id, nothing else
-            await self._fail(visit, exchange, error)
+            # In the log a client can cause a line a minute, or one with a number.
+            name = type(error).__name__
+            if exchange.over or exchange.left:
+                visit.tally(f"requests that ended in {name} after their client had left")
+            elif exchange.started:
+                if visit.tally(f"replies broken off by {name}"):
+                    log.exception("the first of them")
+                visit.break_off()
+            else:
+                number = secrets.token_hex(4)
+                log.exception("request failed, id %s", number)
+                message = f"The request failed (id {number}). Look it up in the log."
+                await exchange.refuse(Refusal(500, "internal", message))
         finally:
             exchange.close()
             if self._metrics:
                 self._metrics.request(inner, exchange.status, time.monotonic() - started)
-
-    async def _fail(self, visit: _Visit, exchange: _Exchange, error: Exception) -> None:
-        """Tell the client what can be told; in the log a client can cause a line a minute, or one with a number."""
-        name = type(error).__name__
-        if exchange.over or exchange.left:
-            visit.tally(f"requests that ended in {name} after their client had left")
-        elif exchange.started:
-            if visit.tally(f"replies broken off by {name}"):
-                log.exception("the first of them")
-            visit.break_off()
-        else:
-            number = secrets.token_hex(4)
-            log.exception("request failed, id %s", number)
-            await exchange.refuse(Refusal(500, "internal", f"The request failed (id {number}). Look it up in the log."))
 
     def _refusal(self, scope: Scope, visit: _Visit) -> Refusal | None:
         """The first reason to refuse, or None. Sets `scope["state"]["user"]`."""

@@ -127,7 +127,19 @@ class Page:
         waiting = gr.DownloadButton(interactive=False)
         for path in paths:
             yield caption_table(rows, of=len(paths)), waiting, waiting
-            rows.append(self._caption(path, size, _user(request)))
+            try:
+                (micrograph,) = self._read([path], size)
+            except MicrographError as error:
+                rows.append((CaptionRow(path.name, None, None, None, None, str(error)), ""))
+                continue
+            with self._desk.gate.turn():
+                (caption,) = self._desk.answerer.caption([micrograph])
+            asked = Question([micrograph], CAPTION_PROMPT)
+            self._desk.record(asked, caption, user=_user(request), outcome="answered")
+            known = micrograph.calibration
+            nm, confidence = (known.nm_per_pixel, known.confidence) if known else (None, None)
+            row = CaptionRow(path.name, micrograph.sha256, caption, nm, confidence, None)
+            rows.append((row, thumbnail(micrograph)))
         folder = self.workspace.folder(owner_of(request))
         for name in ("captions.csv", "captions.jsonl"):
             write_rows(folder / name, (row for row, _ in rows))
@@ -192,18 +204,6 @@ class Page:
     def _cards(self, paths: Sequence[Path], micrographs: Sequence[Micrograph]) -> list[tuple[str, Micrograph, Any]]:
         facts = map(self._desk.answerer.facts_of, micrographs)
         return list(zip((path.name for path in paths), micrographs, facts, strict=True))
-
-    def _caption(self, path: Path, size: str, user: str) -> tuple[CaptionRow, str]:
-        try:
-            (micrograph,) = self._read([path], size)
-        except MicrographError as error:
-            return CaptionRow(path.name, None, None, None, None, str(error)), ""
-        with self._desk.gate.turn():
-            (caption,) = self._desk.answerer.caption([micrograph])
-        self._desk.record(Question([micrograph], CAPTION_PROMPT), caption, user=user, outcome="answered")
-        calibration = micrograph.calibration
-        nm, confidence = (calibration.nm_per_pixel, calibration.confidence) if calibration else (None, None)
-        return CaptionRow(path.name, micrograph.sha256, caption, nm, confidence, None), thumbnail(micrograph)
 
 
 def build_page(desk: Desk) -> Blocks:

@@ -38,10 +38,21 @@ def panel(
     """
     if not shown:
         return EMPTY
-    cards = [
-        _card(title, micrograph, facts, opened=number == len(shown))
-        for number, (title, micrograph, facts) in enumerate(shown, start=1)
-    ]
+    cards = []
+    for title, micrograph, facts in shown:
+        info = micrograph.info()
+        badge = '<p class="maemi-badge maemi-amber">Not calibrated</p>'
+        if info["pixel_size_nm"] is not None:
+            size, _, source = wording.pixel_size(info).partition(" (")
+            source = escape(source.rstrip(")"))
+            badge = f'<p class="maemi-badge maemi-teal">{escape(size)} <span>from {source}</span></p>'
+        found = "".join(_row(label, value) for label, value in wording.reading(info) if label != "Pixel size")
+        measured = "".join(_row(name, value, method) for name, value, method in wording.fact_rows(facts.as_dict()))
+        newest = " open" if len(cards) == len(shown) - 1 else ""
+        cards.append(
+            f"<details{newest}><summary>{escape(title)}</summary>{badge}{_cautions(micrograph.warnings)}"
+            f"<h4>Read from the file</h4><dl>{found}</dl><h4>Measured</h4><dl>{measured}</dl></details>"
+        )
     stated = "".join(_row(*wording.statement_row(statement)) for statement in statements)
     if stated:
         stated = f"<details open><summary>What the answer rests on</summary><dl>{stated}</dl></details>"
@@ -70,7 +81,21 @@ def class_table(results: Sequence[Mapping[str, Any]], *, of: int) -> str:
     """Verdict and probabilities of each file; `of` is how many there will be."""
     if not of:
         return _empty("No classes yet.", "Add micrographs, name two or more labels and press the button.")
-    body = "".join(map(_class_row, results))
+    body = ""
+    for result in results:
+        name = escape(result["path"].rpartition("/")[2])
+        if result["error"]:
+            problem = escape(result["error"]["message"])
+            body += f'<tr><td class="maemi-file">{name}</td><td colspan="2" class="maemi-problem">{problem}</td></tr>'
+            continue
+        bars = "".join(
+            f'<div class="maemi-bar"><span>{escape(score["label"])}</span>'
+            f'<i style="--share:{score["probability"]:.4f}"></i><b>{score["probability"]:.1%}</b></div>'
+            for score in result["scores"][:4]
+        )
+        kind = "maemi-amber" if result["verdict"] == "unknown" else "maemi-teal"
+        verdict = f'<span class="maemi-badge {kind}">{escape(result["verdict"])}</span>'
+        body += f'<tr><td class="maemi-file">{name}</td><td>{verdict}</td><td>{bars}</td></tr>'
     return f'{_progress(len(results), of)}<table class="maemi-table"><tbody>{body}</tbody></table>'
 
 
@@ -85,21 +110,6 @@ def thumbnail(micrograph: Micrograph) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _class_row(result: Mapping[str, Any]) -> str:
-    name = escape(result["path"].rpartition("/")[2])
-    if result["error"]:
-        problem = escape(result["error"]["message"])
-        return f'<tr><td class="maemi-file">{name}</td><td colspan="2" class="maemi-problem">{problem}</td></tr>'
-    bars = "".join(
-        f'<div class="maemi-bar"><span>{escape(score["label"])}</span>'
-        f'<i style="--share:{score["probability"]:.4f}"></i><b>{score["probability"]:.1%}</b></div>'
-        for score in result["scores"][:4]
-    )
-    kind = "maemi-amber" if result["verdict"] == "unknown" else "maemi-teal"
-    verdict = f'<span class="maemi-badge {kind}">{escape(result["verdict"])}</span>'
-    return f'<tr><td class="maemi-file">{name}</td><td>{verdict}</td><td>{bars}</td></tr>'
-
-
 def _progress(done: int, of: int) -> str:
     text = f"{of} done" if done == of else f"{done} of {of} …"
     return f'<p class="maemi-progress">{text}</p>'
@@ -107,23 +117,6 @@ def _progress(done: int, of: int) -> str:
 
 def _empty(title: str, hint: str) -> str:
     return f'<div class="maemi-empty"><p>{title}</p><p>{hint}</p></div>'
-
-
-def _card(title: str, micrograph: Micrograph, facts: Facts, *, opened: bool) -> str:
-    info = micrograph.info()
-    if info["pixel_size_nm"] is None:
-        badge = '<p class="maemi-badge maemi-amber">Not calibrated</p>'
-    else:
-        size, _, source = wording.pixel_size(info).partition(" (")
-        source = escape(source.rstrip(")"))
-        badge = f'<p class="maemi-badge maemi-teal">{escape(size)} <span>from {source}</span></p>'
-    found = "".join(_row(label, value) for label, value in wording.reading(info) if label != "Pixel size")
-    measured = "".join(_row(name, value, method) for name, value, method in wording.fact_rows(facts.as_dict()))
-    return (
-        f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{badge}"
-        f"{_cautions(micrograph.warnings)}<h4>Read from the file</h4><dl>{found}</dl>"
-        f"<h4>Measured</h4><dl>{measured}</dl></details>"
-    )
 
 
 def _row(label: str, value: str, hint: str = "") -> str:

@@ -129,7 +129,20 @@ class ReviewDesk:
             words = " ".join(part["text"] for part in message["content"] if part["text"])
             who = "Question" if message["role"] == "user" else "Answer"
             turns += f'<p class="review-turn"><b>{who}</b>{escape(words)}</p>'
-        return f'<div class="review-pictures">{images}</div>', _head(place, row, decision), turns, answer
+        badge = ""
+        if decision is not None:
+            tone = "amber" if decision.verdict == "rejected" else "teal"
+            told = f"by {decision.reviewer}, {decision.decided_at}" + (
+                f": {decision.reason}" if decision.reason else ""
+            )
+            badge = f'<p class="maemi-badge maemi-{tone}">{escape(decision.verdict)} <span>{escape(told)}</span></p>'
+        named = f"{place.task} / {place.facet}".replace("_", " ")
+        about = " · ".join(filter(None, [place.split, row["label"], row["source"], f"by {row['teacher']}"]))
+        head = (
+            f'<div class="review-head"><h3>{escape(named)}</h3><span>{escape(about)}</span></div>{badge}'
+            f'<p class="review-known">Known: {escape(row["aux"] or "nothing")}</p>'
+        )
+        return f'<div class="review-pictures">{images}</div>', head, turns, answer
 
     def decide(self, position: int, verdict: ReviewVerdict, answer: str, reason: str, reviewer: str) -> None:
         """Keep a decision; an accepted row whose text was changed is an edited one.
@@ -140,20 +153,6 @@ class ReviewDesk:
         if verdict == "accepted" and answer.strip() != answer_of(row):
             verdict = "edited"
         self.reviews.decide(row, verdict, reviewer=reviewer, answer=answer, reason=reason)
-
-
-def _head(place: RowPlace, row: dict[str, Any], decision: Any) -> str:
-    badge = ""
-    if decision is not None:
-        tone = "amber" if decision.verdict == "rejected" else "teal"
-        badge = f'<p class="maemi-badge maemi-{tone}">{escape(decision.verdict)} <span>by {escape(decision.reviewer)}, '
-        badge += f"{escape(decision.decided_at)}{escape(f': {decision.reason}') if decision.reason else ''}</span></p>"
-    named = f"{place.task} / {place.facet}".replace("_", " ")
-    about = " · ".join(filter(None, [place.split, row["label"], row["source"], f"by {row['teacher']}"]))
-    return (
-        f'<div class="review-head"><h3>{escape(named)}</h3><span>{escape(about)}</span></div>{badge}'
-        f'<p class="review-known">Known: {escape(row["aux"] or "nothing")}</p>'
-    )
 
 
 class ReviewPage:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from assistant.config import Config, load_config
 from training.planning.memory import CARDS, GIB, USABLE, step_parts
-from training.planning.shapes import LanguageModelShape, language_model_shape
+from training.planning.shapes import language_model_shape
 
 BASES = (
     "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -42,21 +42,21 @@ STEPS = ((1024, 1, True), (512, 1, False), (1024, 4, True))
 
 def table(config: Config) -> str:
     """Markdown: a row per language model, the rest of the student as configured."""
-    return HEADER + "".join(_row(config, base, language_model_shape(base)) for base in BASES)
-
-
-def _row(config: Config, base: str, shape: LanguageModelShape) -> str:
-    parts = step_parts(config, shape)
-    weights = sum(size for name, size in parts.items() if name.startswith("language model"))
-    peaks = []
-    for tokens, rows, checkpointed in STEPS:
-        step = {"max_tokens": tokens, "batch_size": rows, "gradient_checkpointing": checkpointed}
-        training = config.training.model_copy(update=step)
-        peaks.append(sum(step_parts(config.model_copy(update={"training": training}), shape).values()))
-    card = next((str(card) for card in CARDS if peaks[0] <= USABLE * card * GIB), "more")
-    parameters = (shape.linear_parameters + shape.other_parameters) / 1e9
-    cells = [f"{parameters:.2f} B", f"{weights / GIB:.2f}", *(f"{peak / GIB:.1f}" for peak in peaks), card]
-    return f"| {base} | {' | '.join(cells)} |\n"
+    rows = []
+    for base in BASES:
+        shape = language_model_shape(base)
+        parts = step_parts(config, shape)
+        weights = sum(size for name, size in parts.items() if name.startswith("language model"))
+        peaks = []
+        for tokens, batch, checkpointed in STEPS:
+            step = {"max_tokens": tokens, "batch_size": batch, "gradient_checkpointing": checkpointed}
+            training = config.training.model_copy(update=step)
+            peaks.append(sum(step_parts(config.model_copy(update={"training": training}), shape).values()))
+        card = next((str(card) for card in CARDS if peaks[0] <= USABLE * card * GIB), "more")
+        parameters = (shape.linear_parameters + shape.other_parameters) / 1e9
+        cells = [f"{parameters:.2f} B", f"{weights / GIB:.2f}", *(f"{peak / GIB:.1f}" for peak in peaks), card]
+        rows.append(f"| {base} | {' | '.join(cells)} |\n")
+    return HEADER + "".join(rows)
 
 
 if __name__ == "__main__":

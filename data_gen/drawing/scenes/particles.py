@@ -88,19 +88,6 @@ def _radii(rng: Rng, count: int, it: ParticleSpecimen) -> F32:
     return np.maximum(it.mean * np.exp(spread * rng.standard_normal((count,))), 3.0).astype(np.float32)
 
 
-def _lattice(rng: Rng, size: tuple[int, int], radius: float, *, gap: float, vacancies: float) -> list[ParticlePlace]:
-    """Hexagonal monolayer with some sites empty."""
-    turn, step = rng.uniform(0, np.pi / 3), 2 * radius * gap
-    n = int(np.hypot(*size) / step) + 2
-    i, j = np.mgrid[-n:n, -n:n]
-    u, v = step * (i + 0.5 * (j % 2)).ravel(), step * (np.sqrt(0.75) * j).ravel()
-    x = size[1] / 2 + u * np.cos(turn) - v * np.sin(turn) + rng.normal(0, 0.015 * step, u.shape)
-    y = size[0] / 2 + u * np.sin(turn) + v * np.cos(turn) + rng.normal(0, 0.015 * step, u.shape)
-    keep = (x > -radius) & (x < size[1] + radius) & (y > -radius) & (y < size[0] + radius)
-    keep &= rng.random(u.shape) >= vacancies
-    return [(float(a), float(b), radius) for a, b in zip(x[keep], y[keep], strict=True)]
-
-
 def _clusters(rng: Rng, size: tuple[int, int], radii: F32) -> list[ParticlePlace]:
     """Grow clusters: each body is laid against one that is already there, without overlap where possible."""
     placed: list[ParticlePlace] = []
@@ -127,8 +114,16 @@ def _places(view: Rng, size: tuple[int, int], it: ParticleSpecimen) -> tuple[lis
     """Where the bodies of one field of view lie [px], and the defects of that arrangement."""
     if it.arrangement == "periodic":
         empty = 0.04 if view.random() < 0.5 else 0.0
-        places = _lattice(view, size, it.mean, gap=it.gap, vacancies=empty)
-        return places, ["vacancy"] if empty else []
+        turn, step = view.uniform(0, np.pi / 3), 2 * it.mean * it.gap
+        n = int(np.hypot(*size) / step) + 2
+        i, j = np.mgrid[-n:n, -n:n]
+        u, v = step * (i + 0.5 * (j % 2)).ravel(), step * (np.sqrt(0.75) * j).ravel()
+        x = size[1] / 2 + u * np.cos(turn) - v * np.sin(turn) + view.normal(0, 0.015 * step, u.shape)
+        y = size[0] / 2 + u * np.sin(turn) + v * np.cos(turn) + view.normal(0, 0.015 * step, u.shape)
+        keep = (x > -it.mean) & (x < size[1] + it.mean) & (y > -it.mean) & (y < size[0] + it.mean)
+        keep &= view.random(u.shape) >= empty
+        lattice = [(float(a), float(b), it.mean) for a, b in zip(x[keep], y[keep], strict=True)]
+        return lattice, ["vacancy"] if empty else []
     if it.arrangement == "isolated":
         inner = (int(size[0] - 2 * it.mean), int(size[1] - 2 * it.mean))
         few = hard_core(

@@ -40,20 +40,6 @@ def as_seen(labels: I32, objects: DrawnObjects) -> DrawnObjects:
     return DrawnObjects(x.tolist(), y.tolist(), area.tolist(), objects.aspect)
 
 
-def _sizes(objects: DrawnObjects, index: np.ndarray, nm_per_pixel: float) -> dict[str, float]:
-    index = index[np.isfinite(np.asarray(objects.area)[index])]
-    if not len(index):
-        return {}
-    diameter = 2 * np.sqrt(np.asarray(objects.area)[index] / np.pi) * nm_per_pixel
-    d10, d50, d90 = np.percentile(diameter, [10, 50, 90])
-    return {
-        "mean_diameter": float(diameter.mean()),
-        "median_diameter": float(d50),
-        "d10_diameter": float(d10),
-        "d90_diameter": float(d90),
-    }
-
-
 def truth_of(scene: Scene, feature: Mask, labels: I32 | None, *, polarity: str) -> dict[str, Any]:
     """All that is known of the scene as it is seen: Fact names (lengths in nm) and words."""
     truth: dict[str, Any] = {}
@@ -62,8 +48,13 @@ def truth_of(scene: Scene, feature: Mask, labels: I32 | None, *, polarity: str) 
         # Under a tilt the picture shows bodies from the side, and their sizes and distances are those of the picture.
         objects = as_seen(labels, scene.objects) if scene.tilt_deg else scene.objects
         truth["count"] = float(len(index))
-        if len(index) and scene.size_objects:
-            truth |= _sizes(objects, index, scene.nm_per_pixel)
+        area = np.asarray(objects.area)[index]
+        area = area[np.isfinite(area)]
+        if len(area) and scene.size_objects:
+            diameter = 2 * np.sqrt(area / np.pi) * scene.nm_per_pixel
+            truth["mean_diameter"] = float(diameter.mean())
+            for name, share in (("median_diameter", 50), ("d10_diameter", 10), ("d90_diameter", 90)):
+                truth[name] = float(np.percentile(diameter, share))
         if len(index):
             aspect = np.asarray(scene.objects.aspect)[index]
             if float(aspect.mean()) > 1.2:
