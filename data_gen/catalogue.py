@@ -23,7 +23,7 @@ from data_gen.questions.evidence import chance
 
 SPLITS = ("train", "validation", "test")
 TRUTH, INDEX = "truth.jsonl", "index.csv"
-BLOCK = 8
+_BLOCK = 8
 """Images of one pseudo-group where file names show fewer than three groups."""
 _SPLIT_NAMES = {
     "train": "train",
@@ -125,7 +125,7 @@ class Catalogue:
             if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in self._keep):
                 entry = replace(entry, stays=True)
             if self._blocks and entry.group not in self._given:
-                entry = replace(entry, group=f"{entry.group}#{entry.position // BLOCK}")
+                entry = replace(entry, group=f"{entry.group}#{entry.position // _BLOCK}")
             yield entry
 
 

@@ -45,7 +45,7 @@ from data_gen.hosted.correspondence import PARKED, CircuitBreaker, Correspondenc
 from data_gen.hosted.egress import Permit, destination_of, grant, redact
 from data_gen.hosted.replies import retry_after
 from data_gen.hosted.teacher import HostedTeacher
-from data_gen.knowledge import FACETS, knowledge_sheets, write_sheet
+from data_gen.knowledge import SHEET_FACETS, knowledge_sheets, write_sheet
 from data_gen.ledger import Ledger
 from data_gen.questions.tasks import TaughtQuestion
 from data_gen.tables import ACCEPTED, Exchange
@@ -672,7 +672,7 @@ def test_every_class_has_a_sheet_of_eight_facets() -> None:
     sheets = knowledge_sheets(CLASSES)
     assert set(sheets) == set(CLASSES)
     for sheet in sheets.values():
-        assert list(sheet) == list(FACETS)
+        assert list(sheet) == list(SHEET_FACETS)
         assert all(60 < len(text) < 400 for text in sheet.values())
     texts = [text for sheet in sheets.values() for text in sheet.values()]
     assert len(set(texts)) == len(texts)

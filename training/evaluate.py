@@ -20,6 +20,7 @@ from assistant.answers import checked
 from assistant.chat import Conversation, Message
 from assistant.inference import Assistant, Look
 from assistant.measure import Facts, fact_line, filled, read_statements, sentences
+from assistant.progress import Progress
 from training.baselines import convolutional_accuracy, linear_probe_accuracy
 from training.data import Example, decode_image, load_split
 from training.fact_check import agrees, first_choice
@@ -31,8 +32,6 @@ from training.metrics import (
     nearest_question_answers,
     text_scores,
 )
-
-Progress = Callable[[int, int, str], None]
 
 VERDICTS = ("true", "false", "unsupported", "withheld")
 ANSWER_TOKENS = 96

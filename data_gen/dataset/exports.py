@@ -20,7 +20,7 @@ from data_gen.dataset.review import Decision, applied, decisions_about
 
 Format = Literal["llava", "sharegpt"]
 FORMATS: tuple[Format, ...] = ("llava", "sharegpt")
-BATCH = 64
+_BATCH = 64
 SPEAKERS = {"user": "human", "assistant": "gpt"}
 KEPT = ("task", "facet", "label", "group", "source", "teacher")
 
@@ -56,7 +56,7 @@ def reviewed_rows(paths: list[Path], decisions: Mapping[str, Decision]) -> Itera
     """The rows of parquet files as people left them, a bounded number at a time."""
     for path in paths:
         with parquet_file(path) as file:
-            for batch in file.iter_batches(BATCH):
+            for batch in file.iter_batches(_BATCH):
                 for row in batch.to_pylist():
                     if (kept := applied(row, decisions.get(row["id"]))) is not None:
                         yield kept

@@ -16,7 +16,7 @@ from typing import Any
 from assistant.disk import Replacement, disk_errors, fingerprint, write_file
 from assistant.errors import DatasetError
 
-PICTURES, PICTURE_BYTES = 64, 8 * 2**20
+_PICTURES, _PICTURE_BYTES = 64, 8 * 2**20
 """A row group ends with so many different pictures, or so many bytes of them: whoever reads it unpacks every row."""
 TEXT_COLUMNS = ("id", "task", "facet", "label", "source", "group", "teacher")
 JSON_COLUMNS = ("provenance", "measured", "instrument")
@@ -88,7 +88,7 @@ class SplitWriter:
         self._shown.append([self._pictures.setdefault(picture, len(self._pictures)) for picture in pictures])
         self._rows.append(row)
         self.rows += 1
-        if len(self._pictures) > PICTURES or sum(map(len, self._pictures)) > PICTURE_BYTES:
+        if len(self._pictures) > _PICTURES or sum(map(len, self._pictures)) > _PICTURE_BYTES:
             self._flush()
 
     def finish(self) -> str:

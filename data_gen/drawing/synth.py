@@ -27,7 +27,7 @@ __all__ = ["CLASSES", "STYLES", "Synthetic", "render", "render_array", "write_sy
 STYLES = ("house", "site")
 VIEWS_PER_GROUP = 4
 SEEDS_PER_RUN = 1 << 20
-SMALLEST = 32
+_SMALLEST = 32
 FEWEST_FOR_POOL = 8
 """images below which starting processes costs more than it saves"""
 Truth: TypeAlias = dict[str, Any]
@@ -71,8 +71,10 @@ def _check(label: str, size: tuple[int, int], style: str) -> None:
         raise DatasetError("unknown_class", f"There is no class {label!r}. Choose from {', '.join(CLASSES)}.")
     if style not in STYLES:
         raise DatasetError("unknown_style", f"There is no style {style!r}. Choose from {', '.join(STYLES)}.")
-    if min(size) < SMALLEST:
-        raise DatasetError("too_small", f"A size of {size} is too small to draw. Use at least {SMALLEST} x {SMALLEST}.")
+    if min(size) < _SMALLEST:
+        raise DatasetError(
+            "too_small", f"A size of {size} is too small to draw. Use at least {_SMALLEST} x {_SMALLEST}."
+        )
 
 
 def render(label: str, *, seed: int, size: tuple[int, int] = (480, 640), style: str = "house") -> Synthetic:

@@ -39,7 +39,7 @@ EXPIRED = "expired"
 """Verdict of a request that came back from the queue without a reply; it costs nothing and is asked again."""
 NAME = "maemi_batch"
 Pictures = Callable[[], Awaitable[Sequence[bytes]]]
-R = TypeVar("R")
+_R = TypeVar("R")
 
 
 @dataclass
@@ -265,7 +265,7 @@ class BatchDesk:
 
     # ------------------------------------------------------------------------------------------------------- calls
 
-    async def _call(self, call: Callable[[], Awaitable[R]], deadline_s: float | None = None) -> R:
+    async def _call(self, call: Callable[[], Awaitable[_R]], deadline_s: float | None = None) -> _R:
         """A call that may be repeated. Raises TeacherError where it fails again and again."""
         for _ in range(self._config.max_retries + 1):
             try:
@@ -275,7 +275,7 @@ class BatchDesk:
                 await asyncio.sleep(min(rejection.wait_s or self._config.batch_poll_s, 60.0))
         raise self._unavailable(last)
 
-    async def _once(self, call: Callable[[], Awaitable[R]], deadline_s: float | None = None) -> R:
+    async def _once(self, call: Callable[[], Awaitable[_R]], deadline_s: float | None = None) -> _R:
         """One call. Raises Rejection where it may be repeated, TeacherError where not."""
         import openai
 

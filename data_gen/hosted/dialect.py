@@ -11,7 +11,7 @@ from typing import Any
 from data_gen.hosted.refusals import LIMITS
 from data_gen.tables import Adaptation
 
-FORMAT = "response_format"
+_FORMAT = "response_format"
 JSON_OBJECT = "json_object"
 
 
@@ -47,7 +47,7 @@ class Dialect:
         """Learn from a refusal of some of what was sent; False where asking again would meet the same."""
         learned, before = False, frozenset(self._adaptations)
         for name in refused:
-            if name == FORMAT and isinstance(sent[name], dict) and sent[name].get("type") == "json_schema":
+            if name == _FORMAT and isinstance(sent[name], dict) and sent[name].get("type") == "json_schema":
                 instead = JSON_OBJECT
             elif LIMITS.get(name) in before:
                 continue  # without any limit nobody could tell what a request costs at most

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from assistant.micrograph import Micrograph
 
 OPENAI_URL = "https://api.openai.com/v1"
-MANIFEST = "egress.jsonl"
+EGRESS_LIST = "egress.jsonl"
 """The list of what would leave, in the directory of the data set."""
 _SECRET = re.compile(r".*(?:key|token|secret|passw|auth).*|sig|code", re.IGNORECASE)
 """Names of query parameters that carry keys; a query is shown in the manifest and in messages."""

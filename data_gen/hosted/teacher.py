@@ -30,7 +30,7 @@ UNKNOWN_IMAGE_TOKENS = 50_000
 """Set aside for a picture until the endpoint has told what pictures cost; formulas differ from model to model."""
 SAMPLING = 0.7
 """Temperature at which several answers to one question can differ."""
-PROBES = 3
+_ENOUGH_SEEN = 3
 ADAPTED = "adapted"
 """Verdict of an attempt that taught how the endpoint wants to be asked; it is asked again at once."""
 _SNAPSHOT = re.compile(
@@ -77,7 +77,7 @@ class HostedTeacher:
     def worst_case_usd(self, request: Request, complaint: Rejection | None = None) -> float:
         """What one attempt can cost at most: every byte a token, pictures as dear as the dearest seen so far."""
         seen = self._image_tokens
-        per_image = 1.25 * max(seen) if len(seen) >= PROBES else UNKNOWN_IMAGE_TOKENS
+        per_image = 1.25 * max(seen) if len(seen) >= _ENOUGH_SEEN else UNKNOWN_IMAGE_TOKENS
         words = len(json.dumps(self.body(request, (), complaint), ensure_ascii=False).encode()) + 64
         return self._price(words + per_image * len(request.images), self._max_tokens(request))
 

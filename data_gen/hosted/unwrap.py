@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("T")
 
 MOST_STARTS = 200
 """Brackets that are tried as the beginning of a document: a page of them must not take minutes."""
@@ -23,7 +23,7 @@ _THOUGHT_ENDS = re.compile(
 _OPENS = re.compile(r"[{\[]")
 
 
-def unwrap(text: str, read: Callable[[Any], T]) -> T:
+def unwrap(text: str, read: Callable[[Any], _T]) -> _T:
     """What `read` makes of the JSON in a text; it raises ValueError for a document that is not the one.
 
     Raises ValueError where the text holds no such document, or several that differ.

@@ -14,7 +14,7 @@ from data_gen.hosted.batches import BatchDesk
 from data_gen.hosted.budget import Budget, Estimate
 from data_gen.hosted.correspondence import OPEN_VERDICTS, Correspondence, Losses, ask_all
 from data_gen.hosted.dialect import Dialect
-from data_gen.hosted.egress import MANIFEST, Consent, destination_of, grant
+from data_gen.hosted.egress import EGRESS_LIST, Consent, destination_of, grant
 from data_gen.hosted.redaction import check_words, sayable
 from data_gen.hosted.teacher import HostedTeacher
 from data_gen.knowledge import sheet_request
@@ -55,7 +55,7 @@ class _Consultation:
         self, budget_usd: float | None, *, allow_egress: Consent, probe: bool, sheets: Iterable[str]
     ) -> HostedTeacher:
         config = self._config
-        manifest = self._lesson.out / MANIFEST
+        manifest = self._lesson.out / EGRESS_LIST
         permit = grant(manifest, destination=destination_of(config.base_url), allow=allow_egress)
         price = config.price_per_million
         if budget_usd is not None and not (price.input or price.output):

@@ -26,7 +26,7 @@ from data_gen.tables import ACCEPTED
 from data_gen.teacher import OfflineTeacher, Rejection, Request, Teacher, request_key
 
 Answers = Mapping[str, Sequence[str]]
-BATCH = 64
+_BATCH = 64
 
 
 def judge(lesson: Lesson, teacher: Teacher) -> None:
@@ -60,7 +60,7 @@ class _Judge:
                     row := self._row(question, answers[question.id], shown, request, told_by)
                 ):
                     self._rows.append({"position": next(position), **row})
-            if len(self._booked) >= BATCH:
+            if len(self._booked) >= _BATCH:
                 self._flush()
         self._flush()
 

@@ -14,14 +14,14 @@ from typing import Any
 from assistant.errors import MicrographError
 from data_gen.catalogue import CatalogueEntry, in_pair_order
 from data_gen.dataset.writer import LineWriter
-from data_gen.hosted.egress import MANIFEST, ManifestItem
+from data_gen.hosted.egress import EGRESS_LIST, ManifestItem
 from data_gen.hosted.redaction import shareable
 from data_gen.passes.examine import content_digest, examine_files
 from data_gen.passes.lesson import Lesson
 from data_gen.questions.evidence import Evidence, known_text
 from data_gen.questions.filters import NearDuplicates
 
-BATCH = 64
+_BATCH = 64
 KNOWN = ("sha256", "size", "nm_per_pixel", "instrument", "facts", "metadata_line", "facts_line")
 """What the record of a measurement says of a picture."""
 
@@ -33,7 +33,7 @@ def examine_folder(lesson: Lesson, destination: str | None) -> None:
         for _ in specimens:
             pass
     else:
-        with contextlib.closing(LineWriter(lesson.out / MANIFEST)) as manifest:
+        with contextlib.closing(LineWriter(lesson.out / EGRESS_LIST)) as manifest:
             for evidence, sent in specimens:
                 if evidence.path not in lesson.staying:
                     words, copy = known_text(shareable(evidence, lesson.config.redact)), (sent["sha256"], sent["bytes"])
@@ -96,7 +96,7 @@ class _Specimens:
                 evidence = evidence_of(entry, job.split, record)
                 pending.append((entry.position, asdict(evidence)))
                 yield evidence, record.get("sent", {})
-            if twin is not None or len(pending) == BATCH:
+            if twin is not None or len(pending) == _BATCH:
                 lesson.drafts.add_specimens(pending)
                 pending = []
             if twin is not None:

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from assistant.measure import Facts, disagreements, read_claims
+from assistant.measurements.corrections import SUREST
 
 COUNT_TOLERANCE = 0.2
-FEWEST = 3
+_FEWEST = 3
 """Fewer are said of parts and sides as often as of objects ("two phases")."""
-SUREST = 0.5
-"""A count must be at least this sure to contradict anything."""
 _NAMED = (
     r"\b(?:class|category|type|kind|shows?|is|are|of|depicts?|displays?|contains?)\s+"
     r"(?:of\s+)?(?:an?\s+|the\s+)?(?:[\w-]+\s+)?"
@@ -43,7 +42,7 @@ def _miscounts(text: str, measured: Sequence[Facts]) -> bool:
     counts = [value for value in found if value is not None]
     return bool(counts) and any(
         claim.quantity == "count"
-        and claim.amount.value >= FEWEST
+        and claim.amount.value >= _FEWEST
         and all(abs(claim.amount.value - count) > COUNT_TOLERANCE * count + 0.5 for count in counts)
         for claim in read_claims(text)
     )

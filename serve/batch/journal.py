@@ -7,7 +7,7 @@ the journal, whole or not at all. Knows nothing about the model: a loader brings
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -20,18 +20,19 @@ from sqlalchemy.dialects.sqlite import insert
 from assistant.database import database_url, open_database, write_transaction
 from assistant.disk import disk_errors, locked
 from assistant.errors import ConfigError, MaemiError
+from assistant.progress import Progress
 from assistant.readers.files import shown
 from serve.batch.jobs import Captioner, Job, Load, Result, caption_jobs, reader
 from serve.batch.rows import CaptionRow, in_groups, write_rows, writer_for
 from serve.batch.workers import in_processes, on_ray
 
-BATCH = 32
+_BATCH = 32
 """Images captioned together, and rows put into the journal at one time."""
 
-metadata = MetaData()
+_metadata = MetaData()
 results = Table(
     "results",
-    metadata,
+    _metadata,
     Column("name", LargeBinary, primary_key=True),  # bytes, because a file name need not be valid text
     Column("size", Integer),
     Column("mtime_ns", Integer),
@@ -41,11 +42,7 @@ results = Table(
     Column("confidence", Float),
     Column("error", String),
 )
-settings = Table("settings", metadata, Column("key", String, primary_key=True), Column("value", String))
-
-
-Progress = Callable[[int, int, str], None]
-"""Called with images done, images in all, and a short text."""
+settings = Table("settings", _metadata, Column("key", String, primary_key=True), Column("value", String))
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class Journal:
         self._engine: Engine = open_database(database_url(path))
         try:
             with write_transaction(self._engine) as connection:
-                metadata.create_all(connection)
+                _metadata.create_all(connection)
                 known = {row.key: row.value for row in connection.execute(select(settings))}
                 if not known:
                     connection.execute(insert(settings), [{"key": k, "value": v} for k, v in identity.items()])
@@ -209,7 +206,7 @@ def _no_files(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def _run(jobs: Sequence[Job], load: Load, *, workers: int, ray: str | None) -> Iterator[list[Result]]:
     """Finished batches, in any order."""
-    batches = in_groups(jobs, BATCH)
+    batches = in_groups(jobs, _BATCH)
     if ray is not None:
         yield from on_ray(batches, load, address=ray)
     elif workers > 1:

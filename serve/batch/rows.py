@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from assistant.disk import replacing
 from assistant.errors import ConfigError
 
-T = TypeVar("T")
+_T = TypeVar("T")
 
 ROW_GROUP = 1024
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -101,7 +101,7 @@ def write_parquet(path: Path, rows: Iterable[CaptionRow]) -> None:
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def in_groups(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     """Consecutive lists of at most `size` items."""
     source = iter(items)
     while group := list(islice(source, size)):

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from assistant.database import database_url, open_database, shown_url, write_transaction
 from assistant.errors import ServerError
 
-log = logging.getLogger("maemi.store")
+_log = logging.getLogger("maemi.store")
 
 GENESIS = "0" * 64
 ROWS_AT_ONCE = 500
@@ -207,7 +207,7 @@ class AnswerStore:
             with self._failures():
                 yield
         except ServerError as error:
-            log.error("%s", error.message)
+            _log.error("%s", error.message)
             message = "The book of answers cannot be written. The log of the server has the reason."
             raise ServerError("store_failed", message) from None
 

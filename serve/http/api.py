@@ -42,7 +42,7 @@ from serve.http.schemas import (
 
 ALIAS = "maemi"
 """A name that every server's model has."""
-log = logging.getLogger("maemi.api")
+_log = logging.getLogger("maemi.api")
 REASONS = {
     400: "The request is wrong; `param` says where.",
     401: "No login, or a wrong one.",

@@ -16,9 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from serve.http.conversation import ApiError
 
-T = TypeVar("T")
+_T = TypeVar("T")
 
-BODY_LIMIT = 96 * 2**20
+API_BODY_LIMIT = 96 * 2**20
 """Largest JSON body [byte]: four frames of 4k x 3k and 16 bit in base64."""
 BUFFER_LIMIT = 512 * 2**20
 """Largest sum of the bodies being read or parsed at one time [byte]."""
@@ -37,7 +37,7 @@ class Bodies:
     def __init__(self) -> None:
         self._held = 0
 
-    async def parse(self, request: Request, parse: Callable[[bytes], T]) -> T:
+    async def parse(self, request: Request, parse: Callable[[bytes], _T]) -> _T:
         """What a blocking function makes of the whole body. Raises its errors, and ApiError 400, 408, 413 or 503."""
         body = bytearray()
         try:
@@ -45,8 +45,8 @@ class Bodies:
                 async for chunk in request.stream():
                     body += chunk
                     self._held += len(chunk)
-                    if len(body) > BODY_LIMIT:
-                        raise ApiError(413, "too_large", f"The body is larger than {BODY_LIMIT // 2**20} MiB.")
+                    if len(body) > API_BODY_LIMIT:
+                        raise ApiError(413, "too_large", f"The body is larger than {API_BODY_LIMIT // 2**20} MiB.")
                     if self._held > BUFFER_LIMIT:
                         raise ApiError(503, "busy", "Too much is being uploaded at once. Try again in a few seconds.")
             if len(body) <= SMALL:
@@ -60,7 +60,7 @@ class Bodies:
             self._held -= len(body)
 
 
-def _parsed(body: bytearray, parse: Callable[[bytes], T]) -> T:
+def _parsed(body: bytearray, parse: Callable[[bytes], _T]) -> _T:
     if body.count(b",") > MOST_COMMAS:
         raise ApiError(413, "too_large", f"The body has more than {MOST_COMMAS} parts. Make the conversation shorter.")
     return parse(bytes(body))

@@ -29,7 +29,7 @@ LATE = (
 )
 LATE_HEADERS = [("content-type", "application/json"), ("content-length", str(len(LATE))), ("connection", "close")]
 
-log = logging.getLogger("maemi.door")
+_log = logging.getLogger("maemi.door")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Crowd:
     """All open connections of a server."""
 
     def __init__(self, limits: Limits, *, shared: Callable[[str], bool] = lambda address: False) -> None:
-        self.limits, self.tally = limits, Tally(log)
+        self.limits, self.tally = limits, Tally(_log)
         self.now = 0.0
         """Time as this process had it to look; it stands still while the process is held up [s]."""
         self._looked = time.monotonic()

@@ -40,7 +40,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN_PATHS = frozenset({"/healthz"})
 BODY_LIMIT = 512 * 2**20
 """Largest request body, a page upload of several files included [byte]."""
-COOKIE = "maemi-device"
+DEVICE_COOKIE = "maemi-device"
 """Tells a browser that has logged in from others at its address."""
 COOKIE_LIFE_S = 30 * 24 * 3600
 SHORTEST_PASSWORD, SHORTEST_KEY = 8, 16
@@ -61,7 +61,7 @@ SECURITY_HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 
-log = logging.getLogger("maemi.guard")
+_log = logging.getLogger("maemi.guard")
 
 
 @dataclass(frozen=True)
@@ -178,11 +178,11 @@ class Guard:
                 visit.tally(f"requests that ended in {name} after their client had left")
             elif exchange.started:
                 if visit.tally(f"replies broken off by {name}"):
-                    log.exception("the first of them")
+                    _log.exception("the first of them")
                 visit.break_off()
             else:
                 number = secrets.token_hex(4)
-                log.exception("request failed, id %s", number)
+                _log.exception("request failed, id %s", number)
                 message = f"The request failed (id {number}). Look it up in the log."
                 await exchange.refuse(Refusal(500, "internal", message))
         finally:
@@ -264,7 +264,7 @@ class _Visit:
         if not self._device:
             self._device = secrets.token_urlsafe(32)
             flags = f"Path=/; Max-Age={COOKIE_LIFE_S}; HttpOnly; SameSite=Lax{'; Secure' * self._secure}"
-            self.cookie = f"{COOKIE}={self._device}; {flags}"
+            self.cookie = f"{DEVICE_COOKIE}={self._device}; {flags}"
 
     def has_room(self) -> bool:
         """Whether there is a place for this client's request; without a connection of ours there always is."""
@@ -361,7 +361,7 @@ class _Exchange:
         await self._send(event)
 
 
-_TALLY = Tally(log)
+_TALLY = Tally(_log)
 
 
 def error_body(message: str, *, code: str, kind: str, param: str | None = None) -> bytes:
@@ -395,7 +395,7 @@ def _same_origin(origin: bytes, host: bytes) -> bool:
 
 def _device(cookies: bytes) -> str:
     try:
-        found = SimpleCookie(cookies.decode("latin-1")).get(COOKIE)
+        found = SimpleCookie(cookies.decode("latin-1")).get(DEVICE_COOKIE)
     except CookieError:
         return ""
     return found.value[:64] if found else ""

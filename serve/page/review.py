@@ -24,7 +24,7 @@ from serve.http.guard import App, Guard
 from serve.page.mounting import Blocks, mount
 
 OPEN, ALL = "to review", "all"
-STATES = (OPEN, "accepted", "edited", "rejected", ALL)
+_STATES = (OPEN, "accepted", "edited", "rejected", ALL)
 ANY = "any"
 LOOKS = """
 .review-pictures { display: flex; gap: .75rem; } .review-pictures img { max-width: 100%; min-width: 0; flex: 1;
@@ -37,7 +37,7 @@ LOOKS = """
 """
 
 
-HEADER = (
+_HEADER = (
     '<header class="maemi-head"><h1>MAEMI</h1><p>Review of instruction data. Nothing leaves this machine.</p></header>'
 )
 FOOTER = (
@@ -111,7 +111,7 @@ class ReviewDesk:
         """How far the review is."""
         latest = self.reviews.latest()
         known = [latest[place.id].verdict for place in self.book.places if place.id in latest]
-        counts = ", ".join(f"{known.count(verdict)} {verdict}" for verdict in STATES[1:-1] if verdict in known)
+        counts = ", ".join(f"{known.count(verdict)} {verdict}" for verdict in _STATES[1:-1] if verdict in known)
         return f"{len(known)} of {len(self.book.places)} rows decided{f': {counts}' if counts else ''}"
 
     def shown(self, position: int | None) -> tuple[str, str, str, str]:
@@ -207,11 +207,11 @@ def build_review_page(desk: ReviewDesk) -> Blocks:
     page, bare = ReviewPage(desk), "maemi-bare"
     blocks = Blocks(title="MAEMI review")
     with blocks:
-        gr.HTML(HEADER, elem_classes=bare)
+        gr.HTML(_HEADER, elem_classes=bare)
         with gr.Row():
             split = gr.Dropdown([ANY, *SPLITS], value=ANY, label="Split")
             task = gr.Dropdown([ANY, *desk.book.tasks], value=ANY, label="Task")
-            state = gr.Dropdown(list(STATES), value=OPEN, label="Rows")
+            state = gr.Dropdown(list(_STATES), value=OPEN, label="Rows")
             reviewer = gr.Textbox(value=_user(), label="Reviewer", max_length=80)
         progress = gr.HTML(elem_classes=bare)
         with gr.Row(elem_classes="maemi-columns"):

@@ -12,8 +12,8 @@ from serve.verbs import terminal
 from serve.verbs.command import Json, app, finish, print_result
 
 
-@app.command(short_help="Show or verify the book of answers.")
-def answers(
+@app.command("answers", short_help="Show or verify the book of answers.")
+def answers_command(
     store: Annotated[
         str | None, typer.Option(metavar="URL", help="Database URL or SQLite file, as for `maemi serve`.")
     ] = None,

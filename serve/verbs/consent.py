@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from data_gen.hosted.egress import Offer
     from data_gen.passes.teach_report import TeachReport
 
-SHOWN = 5
+_SHOWN = 5
 TYPED = 8
 """Characters of the manifest's sha256 that a person types."""
 
@@ -40,7 +40,7 @@ def with_consent(run: Callable[[bool | str], TeachReport], *, asked: bool, manif
 def _agrees(offer: Offer) -> bool:
     """Show what would leave, and take the first characters of the manifest's sha256 as permission."""
     with offer.manifest.open(encoding="utf-8") as stream:
-        for line in itertools.islice(stream, SHOWN):
+        for line in itertools.islice(stream, _SHOWN):
             item = json.loads(line)
             terminal.note(f"  {item['path']}  {item['bytes']} bytes  {item['words']}")
     terminal.note(f"{offer}.\nThe whole list, with every word that goes along: {offer.manifest}\nsha256 {offer.sha256}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,16 +22,16 @@ from assistant.disk import write_file
 from serve.verbs import terminal
 from serve.verbs.command import Json, app, quiet
 from serve.verbs.evaluate import print_scores
+from serve.verbs.terminal import TellPart
 
-Tell = Callable[[str, int, int, str], None]
 """Called with the name of a part, how much of it is done, how much there is, and a short text."""
 
 PER_CLASS = 24
-STEPS = 200
+_STEPS = 200
 ROWS_PER_TASK = 60
 CAPTIONED = 20
 SHOWN = 10
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "scikit-image", "gradio")
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "scikit-image", "gradio")
 
 
 @dataclass
@@ -71,7 +70,7 @@ def demo(
 
 
 def run_demo(
-    out: Path, *, per_class: int = PER_CLASS, steps: int = STEPS, seed: int = 7, tell: Tell | None = None
+    out: Path, *, per_class: int = PER_CLASS, steps: int = _STEPS, seed: int = 7, tell: TellPart | None = None
 ) -> dict[str, Any]:
     """Run the loop into `out` and return the summary that is also written to `out/summary.json`.
 
@@ -116,7 +115,7 @@ def run_demo(
     return summary
 
 
-def _caption_held_out(run: Path, data: Path, images: Path, file: Path, say: Tell) -> int:
+def _caption_held_out(run: Path, data: Path, images: Path, file: Path, say: TellPart) -> int:
     """Caption some held-out micrographs as a folder, the way an overnight job would."""
     from serve.batch.journal import caption_folder
 
@@ -162,11 +161,11 @@ def _summarise(
         "seconds": clock.seconds,
         "total_s": round(sum(clock.seconds.values()), 1),
         "peak_memory_gib": round(most / 1024**2, 2),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     }
 
 
-def _report(out: Path, run: Path, data: Path, images: Path, summary: dict[str, Any], say: Tell) -> None:
+def _report(out: Path, run: Path, data: Path, images: Path, summary: dict[str, Any], say: TellPart) -> None:
     from assistant.inference import Assistant
     from serve.verbs.report import ReportImage, write_report
     from training.data import load_split

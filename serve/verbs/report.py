@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-STYLE = Path(__file__).with_name("report.css")
+_STYLE = Path(__file__).with_name("report.css")
 PICTURE_WIDTH = 720
 """Width of an embedded picture [px]."""
 SECTIONS = {
@@ -49,7 +49,7 @@ METRICS = {
     "accuracy": "Accuracy",
 }
 LOWER_IS_BETTER = {"ece"}
-COLUMNS = ("Before", "After", "Change", "No facts", "Blind", "Majority", "Nearest text")
+_COLUMNS = ("Before", "After", "Change", "No facts", "Blind", "Majority", "Nearest text")
 PEERS = {
     "top1_linear_probe_vit": "Linear probe on the student's frozen image encoder",
     "top1_cnn": "Small convolutional network",
@@ -66,7 +66,7 @@ CHIPS = {
 }
 """What of the reader's findings stands under a picture, and the word before it."""
 CHART = (920, 260)
-MARGIN = (52, 20, 16, 34)
+_MARGIN = (52, 20, 16, 34)
 """Left, right, top, bottom of the chart [px]."""
 
 
@@ -137,7 +137,7 @@ def loss_chart(losses: Sequence[tuple[int, float]]) -> str:
     steps, values = [step for step, _ in losses], [loss for _, loss in losses]
     step_up = _tick(max(values))
     low, high = 0.0, math.ceil(max(values) / step_up) * step_up
-    left, right, top, bottom = MARGIN
+    left, right, top, bottom = _MARGIN
     width, height = CHART
 
     def x(step: float) -> float:
@@ -199,7 +199,7 @@ def _page(title: str, body: str) -> str:
         '<meta name="color-scheme" content="light dark">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{_STYLE.read_text(encoding='utf-8')}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n<footer>Written by MAEMI on this machine. Sizes come from measurement, "
         "sentences from a language model: check them before you rely on them.</footer>\n</main>\n</body>\n</html>\n"
     )
@@ -236,7 +236,7 @@ def _metrics_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         if rows:
             count = f' <span class="muted">{then["n"]:,} in the test split</span>' if "n" in then else ""
             body += [f'<tr class="section"><th colspan="8">{escape(heading)}{count}</th></tr>', *rows]
-    head = "".join(f'<th class="number">{escape(text)}</th>' for text in COLUMNS)
+    head = "".join(f'<th class="number">{escape(text)}</th>' for text in _COLUMNS)
     return _table(f"<th></th>{head}", body) if body else ""
 
 

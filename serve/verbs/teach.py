@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 REVIEW_HOST, REVIEW_PORT = "127.0.0.1", 7861
 
 
-@app.command(short_help="Turn micrographs into instruction data.")
-def teach(
+@app.command("teach", short_help="Turn micrographs into instruction data.")
+def teach_command(
     images: Annotated[Path | None, typer.Argument(help="Folder of micrographs, with truth.jsonl if drawn.")] = None,
     out: Annotated[Path | None, typer.Option(help="Data set directory to write or continue.")] = None,
     teacher: Annotated[str | None, typer.Option(help="offline (nothing leaves the machine) or openai.")] = None,

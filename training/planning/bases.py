@@ -33,11 +33,11 @@ BASES = (
     "Qwen/Qwen3-8B",
     "meta-llama/Llama-2-13b-hf",
 )
-HEADER = """\
+_HEADER = """\
 | `decoder.base` | parameters | weights in NF4 [GiB] | 1024 × 1, checkpointed [GiB] | 512 × 1, kept [GiB] | 1024 × 4, checkpointed [GiB] | smallest card [GB] |
 |---|--:|--:|--:|--:|--:|--:|
 """  # noqa: E501 - one row of a table
-STEPS = ((1024, 1, True), (512, 1, False), (1024, 4, True))
+_STEPS = ((1024, 1, True), (512, 1, False), (1024, 4, True))
 
 
 def table(config: Config) -> str:
@@ -48,7 +48,7 @@ def table(config: Config) -> str:
         parts = step_parts(config, shape)
         weights = sum(size for name, size in parts.items() if name.startswith("language model"))
         peaks = []
-        for tokens, batch, checkpointed in STEPS:
+        for tokens, batch, checkpointed in _STEPS:
             step = {"max_tokens": tokens, "batch_size": batch, "gradient_checkpointing": checkpointed}
             training = config.training.model_copy(update=step)
             peaks.append(sum(step_parts(config.model_copy(update={"training": training}), shape).values()))
@@ -56,7 +56,7 @@ def table(config: Config) -> str:
         parameters = (shape.linear_parameters + shape.other_parameters) / 1e9
         cells = [f"{parameters:.2f} B", f"{weights / GIB:.2f}", *(f"{peak / GIB:.1f}" for peak in peaks), card]
         rows.append(f"| {base} | {' | '.join(cells)} |\n")
-    return HEADER + "".join(rows)
+    return _HEADER + "".join(rows)
 
 
 if __name__ == "__main__":

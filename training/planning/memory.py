@@ -34,7 +34,7 @@ USABLE = 0.93  # share of a card that one process can fill before fragmentation 
 CUDA_CONTEXT = int(0.45 * GIB)  # driver context, libraries and their workspaces
 FP32, BF16 = 4, 2
 NF4_BLOCK, SCALE_BLOCK = 64, 256
-CHUNK = 512  # answer tokens whose logits exist at one time, as in assistant/loss.py
+LOSS_CHUNK = 512  # answer tokens whose logits exist at one time, as in assistant/loss.py
 NF4_CODES = 16 * FP32 + 256 * FP32  # code books of weights and of scales, once per tensor
 
 # ---------------------------------------------------------------------------------- weights
@@ -150,7 +150,7 @@ def loss_peak(shape: LanguageModelShape, tokens: int, *, p: int) -> int:
 
     A chunk holds its log-softmax and two gradients in fp32 at the same time. All tokens are taken to be answers.
     """
-    return 2 * tokens * shape.hidden * p + min(tokens, CHUNK) * shape.vocab * 3 * FP32
+    return 2 * tokens * shape.hidden * p + min(tokens, LOSS_CHUNK) * shape.vocab * 3 * FP32
 
 
 # ---------------------------------------------------------------------------------- the plan

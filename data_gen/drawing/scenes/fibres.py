@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from assistant.arrays import F32, I32
 from data_gen.drawing.scenes.geometry import (
     Rng,
     Sheet,
@@ -16,9 +17,9 @@ from data_gen.drawing.scenes.geometry import (
     pick,
     smooth_line,
 )
-from data_gen.drawing.scenes.imaging import F32, I32, Scene, blur
+from data_gen.drawing.scenes.imaging import Scene, blur
 
-STEEP = 45.0
+_STEEP = 45.0
 LAYER = 3.2
 """height of the whole mat, in mean diameters"""
 
@@ -69,7 +70,7 @@ class Mat:
 def _course(rng: Rng, size: tuple[int, int], angle: float, *, wave: float) -> Course:
     """A fibre at `angle` [deg] that wanders by `wave` [px] to either side."""
     angle = angle % 180
-    steep = STEEP < angle < 180 - STEEP
+    steep = _STEEP < angle < 180 - _STEEP
     length, breadth = size if steep else size[::-1]
     slope = -1 / np.tan(np.deg2rad(angle)) if steep else -np.tan(np.deg2rad(angle))
     along = np.arange(length, dtype=np.float32)

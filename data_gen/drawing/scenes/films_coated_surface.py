@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from assistant.arrays import F32, Mask
 from data_gen.drawing.scenes.geometry import (
     Rng,
     band,
@@ -20,9 +21,7 @@ from data_gen.drawing.scenes.geometry import (
     spot,
     whole_cells,
 )  # fmt: skip
-from data_gen.drawing.scenes.imaging import F32, DrawnObjects, Mask, Scene, blur
-
-Words = dict[str, str | list[str]]
+from data_gen.drawing.scenes.imaging import DrawnObjects, Scene, Words, blur
 
 
 def _words(shape: str, surface: str, arrangement: str, *, broad: bool, touching: str, defects: list[str]) -> Words:

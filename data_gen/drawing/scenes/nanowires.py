@@ -16,9 +16,8 @@ from data_gen.drawing.scenes.geometry import (
     log_uniform,
     pick,
 )
-from data_gen.drawing.scenes.imaging import Scene
+from data_gen.drawing.scenes.imaging import Scene, Words
 
-Words = dict[str, str | list[str]]
 TAPER = {"straight": 0.0, "tapered": 0.75}
 TRIES = 12
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from assistant.arrays import F32
 from data_gen.drawing.scenes.geometry import (
     Rng,
     Sheet,
@@ -22,10 +23,10 @@ from data_gen.drawing.scenes.geometry import (
     scratch,
     spot,
 )
-from data_gen.drawing.scenes.imaging import F32, Scene
+from data_gen.drawing.scenes.imaging import Scene
 
 ParticlePlace = tuple[float, float, float]
-CLEAR = {"spherical": 1.12, "faceted": 1.3, "rod-like": 2.25, "irregular": 1.45}
+_CLEAR = {"spherical": 1.12, "faceted": 1.3, "rod-like": 2.25, "irregular": 1.45}
 """distance of centres, in sums of radii, at which two bodies of a shape cannot touch"""
 TOUCHING_GAP = 1.05
 
@@ -127,14 +128,14 @@ def _places(view: Rng, size: tuple[int, int], it: ParticleSpecimen) -> tuple[lis
     if it.arrangement == "isolated":
         inner = (int(size[0] - 2 * it.mean), int(size[1] - 2 * it.mean))
         few = hard_core(
-            view, inner, _radii(view, int(view.integers(2, 6)), it), gap=CLEAR[it.shape], tries=60, border=0.0
+            view, inner, _radii(view, int(view.integers(2, 6)), it), gap=_CLEAR[it.shape], tries=60, border=0.0
         )
         return [(x + it.mean, y + it.mean, r) for x, y, r in few], []
     area = np.pi * it.mean**2 * (1.3 if it.broad else 1.0)
     radii = _radii(view, int(it.cover * size[0] * size[1] / area) + 4, it)
     if it.arrangement == "clustered":
         return _clusters(view, size, radii), []
-    return hard_core(view, size, radii, gap=CLEAR[it.shape]), []
+    return hard_core(view, size, radii, gap=_CLEAR[it.shape]), []
 
 
 def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:

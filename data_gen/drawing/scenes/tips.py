@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from assistant.arrays import F32
 from data_gen.drawing.scenes.geometry import Rng, Sheet, drawn_pixel_size, fractal, log_uniform, lump, pick
-from data_gen.drawing.scenes.imaging import F32, DrawnObjects, Scene, canvas_size
-
-Words = dict[str, str | list[str]]
+from data_gen.drawing.scenes.imaging import DrawnObjects, Scene, Words, canvas_size
 
 
 def _axis_frame(size: tuple[int, int], x: float, y: float, angle: float) -> tuple[F32, F32]:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
-from data_gen.drawing.scenes.imaging import I32, VISIBLE_SHARE, DrawnObjects, Mask, Scene
+from assistant.arrays import I32, Mask
+from data_gen.drawing.scenes.imaging import VISIBLE_SHARE, DrawnObjects, Scene
 
 
 def visible(labels: I32, objects: DrawnObjects, *, tilt_deg: float = 0.0) -> np.ndarray:
