@@ -43,8 +43,8 @@ from data_gen.hosted import correspondence as desk_module
 from data_gen.hosted.budget import Budget
 from data_gen.hosted.correspondence import PARKED, CircuitBreaker, Correspondence, ask_all
 from data_gen.hosted.egress import Permit, destination_of, grant, redact
+from data_gen.hosted.hosted_teacher import HostedTeacher
 from data_gen.hosted.replies import retry_after
-from data_gen.hosted.teacher import HostedTeacher
 from data_gen.knowledge import SHEET_FACETS, knowledge_sheets, write_sheet
 from data_gen.ledger import Ledger
 from data_gen.questions.tasks import TaughtQuestion

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from assistant.chat import IMAGE_MARKER
 from assistant.disk import disk_errors, replacing, write_file
 from assistant.errors import DatasetError
+from data_gen.dataset.decisions import Decision, applied, decisions_about
 from data_gen.dataset.reader import parquet_file, split_files
-from data_gen.dataset.review import Decision, applied, decisions_about
 
 Format = Literal["llava", "sharegpt"]
 FORMATS: tuple[Format, ...] = ("llava", "sharegpt")

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from assistant.errors import DatasetError
-from data_gen.dataset.review import FILE, Reviews
+from data_gen.dataset.decisions import FILE, Reviews
 from data_gen.ledger import Ledger
 
 DERIVED = (

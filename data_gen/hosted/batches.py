@@ -20,7 +20,7 @@ from assistant.errors import TeacherError
 from data_gen.hosted.budget import Budget
 from data_gen.hosted.correspondence import SAID_CHARS, departures, exchange_of, settlement_of
 from data_gen.hosted.egress import Permit, open_client
-from data_gen.hosted.teacher import ADAPTED, HostedTeacher
+from data_gen.hosted.hosted_teacher import ADAPTED, HostedTeacher
 from data_gen.ledger import Ledger
 from data_gen.tables import Batch, Departure, Exchange
 from data_gen.teacher import Rejection, Reply, Request, request_key
@@ -39,7 +39,7 @@ EXPIRED = "expired"
 """Verdict of a request that came back from the queue without a reply; it costs nothing and is asked again."""
 NAME = "maemi_batch"
 Pictures = Callable[[], Awaitable[Sequence[bytes]]]
-_R = TypeVar("R")
+_R = TypeVar("_R")
 
 
 @dataclass

@@ -17,8 +17,8 @@ from typing import Protocol
 
 from assistant.errors import TeacherError
 from data_gen.hosted.budget import Budget
+from data_gen.hosted.hosted_teacher import ADAPTED
 from data_gen.hosted.replies import REMEDIES
-from data_gen.hosted.teacher import ADAPTED
 from data_gen.ledger import Ledger
 from data_gen.tables import ACCEPTED, SENT, Departure, Exchange, Settlement
 from data_gen.teacher import Rejection, Reply, Request, Teacher, request_key

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 MOST_STARTS = 200
 """Brackets that are tried as the beginning of a document: a page of them must not take minutes."""

@@ -15,8 +15,8 @@ from data_gen.hosted.budget import Budget, Estimate
 from data_gen.hosted.correspondence import OPEN_VERDICTS, Correspondence, Losses, ask_all
 from data_gen.hosted.dialect import Dialect
 from data_gen.hosted.egress import EGRESS_LIST, Consent, destination_of, grant
+from data_gen.hosted.hosted_teacher import HostedTeacher
 from data_gen.hosted.redaction import check_words, sayable
-from data_gen.hosted.teacher import HostedTeacher
 from data_gen.knowledge import sheet_request
 from data_gen.passes.examine import redacted
 from data_gen.passes.lesson import Lesson

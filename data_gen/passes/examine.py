@@ -24,7 +24,7 @@ SIDE_CAR_BYTES = 2**20
 _FEW = 8
 """Fewer jobs than this are done here: starting workers costs more."""
 J = TypeVar("J")
-_T = TypeVar("T")
+_T = TypeVar("_T")
 R = TypeVar("R")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from data_gen.dataset.rows import common_label, row_of
 from data_gen.hosted.correspondence import OPEN_VERDICTS, told
-from data_gen.hosted.teacher import HostedTeacher
+from data_gen.hosted.hosted_teacher import HostedTeacher
 from data_gen.passes.lesson import Lesson
 from data_gen.passes.requests import Requests
 from data_gen.questions.contradictions import claim_verdict

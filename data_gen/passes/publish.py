@@ -14,7 +14,7 @@ from typing import Any
 from assistant.errors import DatasetError
 from data_gen.catalogue import SPLITS
 from data_gen.dataset.card import RowCounts, dataset_card, write_examples
-from data_gen.dataset.review import applied, decisions_about
+from data_gen.dataset.decisions import applied, decisions_about
 from data_gen.dataset.writer import SplitWriter, write_card
 from data_gen.passes.drafts import Row
 from data_gen.passes.examine import pictures

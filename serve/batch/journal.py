@@ -22,8 +22,8 @@ from assistant.disk import disk_errors, locked
 from assistant.errors import ConfigError, MaemiError
 from assistant.progress import Progress
 from assistant.readers.files import shown
+from serve.batch.caption_rows import CaptionRow, in_groups, write_rows, writer_for
 from serve.batch.jobs import Captioner, Job, Load, Result, caption_jobs, reader
-from serve.batch.rows import CaptionRow, in_groups, write_rows, writer_for
 from serve.batch.workers import in_processes, on_ray
 
 _BATCH = 32

@@ -24,12 +24,12 @@ from assistant.errors import ConfigError, MaemiError, MicrographError
 from serve.desk.answering import Question, Reader
 from serve.desk.desk import Desk
 from serve.desk.gate import RETRY_AFTER_S, Relay
-from serve.http.bodies import Bodies
 from serve.http.chat_answer import ChatAnswer
 from serve.http.conversation import ApiError, Ask, parse_body, parse_request
 from serve.http.guard import error_body, error_kind
 from serve.http.methods import WrongMethod
 from serve.http.pictures import classify_pictures, embed, read_picture
+from serve.http.request_bodies import Bodies
 from serve.http.schemas import (
     ChatReply,
     ChatRequest,

@@ -19,7 +19,7 @@ from gradio.utils import get_upload_folder
 
 from assistant.chat import CAPTION_PROMPT, Message
 from assistant.errors import ConfigError, MicrographError
-from serve.batch.rows import CaptionRow, write_rows
+from serve.batch.caption_rows import CaptionRow, write_rows
 from serve.desk.answering import Proof, Question, classify_files, parse_labels, parse_pixel_size, read_images
 from serve.desk.desk import Desk
 from serve.http.api import build_api

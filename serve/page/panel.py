@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from assistant.quantities import written
 from serve import wording
-from serve.batch.rows import CaptionRow
+from serve.batch.caption_rows import CaptionRow
 
 if TYPE_CHECKING:
     from assistant.measure import Facts
@@ -38,7 +38,7 @@ def panel(
     """
     if not shown:
         return EMPTY
-    cards = []
+    cards: list[str] = []
     for title, micrograph, facts in shown:
         info = micrograph.info()
         badge = '<p class="maemi-badge maemi-amber">Not calibrated</p>'

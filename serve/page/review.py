@@ -18,8 +18,8 @@ import gradio as gr
 from starlette.applications import Starlette
 
 from data_gen.catalogue import SPLITS
+from data_gen.dataset.decisions import Reviews, ReviewVerdict, answer_of
 from data_gen.dataset.reader import parquet_file, split_files
-from data_gen.dataset.review import Reviews, ReviewVerdict, answer_of
 from serve.http.guard import App, Guard
 from serve.page.mounting import Blocks, mount
 

@@ -138,7 +138,7 @@ def review_rows(directory: Path, *, port: int = REVIEW_PORT) -> None:
 
     Raises DatasetError `no_dataset` or ServerError `port_taken`.
     """
-    from data_gen.dataset.review import Reviews
+    from data_gen.dataset.decisions import Reviews
     from serve.http.server import bind, run_server
     from serve.page.review import Book, build_review_app
 

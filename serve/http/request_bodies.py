@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from serve.http.conversation import ApiError
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 API_BODY_LIMIT = 96 * 2**20
 """Largest JSON body [byte]: four frames of 4k x 3k and 16 bit in base64."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from assistant.disk import replacing
 from assistant.errors import ConfigError
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 ROW_GROUP = 1024
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
