@@ -56,6 +56,7 @@ class SplitWriter:
     """One split, written row group by row group beside its place; `publish` moves it there."""
 
     def __init__(self, folder: Path, split: str) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as parquet
 
         self.split, self.path = split, folder / f"{split}-00000-of-00001.parquet"
@@ -66,11 +67,14 @@ class SplitWriter:
         self._shown: list[list[int]] = []
         """Per row the places of its pictures among `_pictures`."""
         self._pictures: dict[bytes, int] = {}
+        # The bytes of pictures are places in a dictionary.
+        picture = pa.struct([("bytes", pa.dictionary(pa.int32(), pa.binary())), ("path", pa.string())])
+        others = (field for field in self._schema if field.name != "images")
         with disk_errors(folder, DatasetError):
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = parquet.ParquetWriter(
                 self._new.partial,
-                _with_shared_pictures(self._schema),
+                pa.schema([pa.field("images", pa.list_(picture)), *others]),
                 store_schema=False,
                 compression="zstd",
                 # The dictionary stores equal pictures of a row group once; its default limit of 1 MiB would end that.
@@ -128,14 +132,6 @@ class SplitWriter:
             with disk_errors(self.path, DatasetError):
                 self._writer.write_table(table)
             self._rows, self._shown, self._pictures = [], [], {}
-
-
-def _with_shared_pictures(schema: Any) -> Any:
-    """The schema with the bytes of pictures as places in a dictionary."""
-    import pyarrow as pa
-
-    picture = pa.struct([("bytes", pa.dictionary(pa.int32(), pa.binary())), ("path", pa.string())])
-    return pa.schema([pa.field("images", pa.list_(picture)), *(field for field in schema if field.name != "images")])
 
 
 class LineWriter:

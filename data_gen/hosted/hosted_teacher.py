@@ -87,7 +87,28 @@ class HostedTeacher:
 
     async def answer(self, request: Request, pictures: Sequence[bytes], complaint: Rejection | None = None) -> Reply:
         """One attempt, over within the deadline whatever the other side does; `complaint` is the reply to mend."""
-        return self.read(await self._post(request, self.body(request, pictures, complaint)), request)
+        import openai
+
+        body = self.body(request, pictures, complaint)
+        parameters = {name: value for name, value in body.items() if name not in {"model", "messages"}}
+        try:
+            async with asyncio.timeout(self._config.deadline_s):
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    model=body["model"],
+                    messages=body["messages"],
+                    extra_body=parameters,
+                    timeout=self._config.deadline_s,
+                    extra_headers={"Idempotency-Key": request_key(self, request)},
+                )
+                text = str(raw.http_response.text)  # the SDK's own parsing trusts it too much
+        except (TimeoutError, openai.APITimeoutError):
+            raise Rejection("deadline", again=True, billed=None) from None
+        except openai.APIStatusError as error:
+            told = error.response
+            raise self.refused(error.status_code, told.headers, told.text, body, bool(request.images)) from None
+        except openai.APIConnectionError as error:
+            raise self.unreachable(error) from None
+        return self.read(text, request)
 
     def body(self, request: Request, pictures: Sequence[bytes], complaint: Rejection | None = None) -> dict[str, Any]:
         """What is sent, as the body of a chat completion.
@@ -134,29 +155,6 @@ class HostedTeacher:
         if reply.usage is not None and request.images:
             self._image_tokens.append(reply.usage[0] / len(request.images))
         return reply
-
-    async def _post(self, request: Request, body: Mapping[str, Any]) -> str:
-        """Send, and give the body back as text: the SDK's own parsing trusts it too much."""
-        import openai
-
-        parameters = {name: value for name, value in body.items() if name not in {"model", "messages"}}
-        try:
-            async with asyncio.timeout(self._config.deadline_s):
-                raw = await self._client.chat.completions.with_raw_response.create(
-                    model=body["model"],
-                    messages=body["messages"],
-                    extra_body=parameters,
-                    timeout=self._config.deadline_s,
-                    extra_headers={"Idempotency-Key": request_key(self, request)},
-                )
-                return str(raw.http_response.text)
-        except (TimeoutError, openai.APITimeoutError):
-            raise Rejection("deadline", again=True, billed=None) from None
-        except openai.APIStatusError as error:
-            told = error.response
-            raise self.refused(error.status_code, told.headers, told.text, body, bool(request.images)) from None
-        except openai.APIConnectionError as error:
-            raise self.unreachable(error) from None
 
     def refused(
         self,

@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Integer, MetaData, String, Table, insert, inspect, select, text
+from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from assistant.database import database_url, open_database, shown_url, write_transaction
@@ -112,26 +112,25 @@ class AnswerStore:
                     raise self._failed(error.strerror or type(error).__name__) from None
         self._engine = open_database(self._url)
         try:
-            with self._failures():
-                self._prepare_table(create=create)
+            with self._failures(), write_transaction(self._engine) as connection:
+                if create:
+                    self._create_table(connection)
+                elif not inspect(connection).has_table("answers"):
+                    raise self._no_book()
         except ServerError:
             self._engine.dispose()
             raise
 
-    def _prepare_table(self, *, create: bool) -> None:
-        with write_transaction(self._engine) as connection:
-            if not create:
-                if not inspect(connection).has_table("answers"):
-                    raise self._no_book()
-                return
-            dialect = connection.dialect.name
-            if dialect == "postgresql" and connection.scalar(text("SHOW server_encoding")) != "UTF8":
-                raise self._failed("its encoding is not UTF8, so it cannot hold every answer")
-            metadata.create_all(connection)
-            # A user of the server who owns neither table nor trigger may still write answers.
-            if dialect == "sqlite" or not connection.scalar(GUARDED):
-                for statement in NEVER_CHANGED[dialect]:
-                    connection.execute(text(statement))
+    def _create_table(self, connection: Connection) -> None:
+        """Make the table where there is none, and see to it that nobody changes its rows."""
+        dialect = connection.dialect.name
+        if dialect == "postgresql" and connection.scalar(text("SHOW server_encoding")) != "UTF8":
+            raise self._failed("its encoding is not UTF8, so it cannot hold every answer")
+        metadata.create_all(connection)
+        # A user of the server who owns neither table nor trigger may still write answers.
+        if dialect == "sqlite" or not connection.scalar(GUARDED):
+            for statement in NEVER_CHANGED[dialect]:
+                connection.execute(text(statement))
 
     def record(
         self,
@@ -147,22 +146,27 @@ class AnswerStore:
 
         Raises ServerError `store_failed` without the reason, which whoever asked need not know; the log has it.
         """
-        with self._discreet_failures(), write_transaction(self._engine) as connection:
-            last = connection.execute(
-                select(answers.c.number, answers.c.digest).order_by(answers.c.number.desc()).limit(1)
-            ).first()
-            row = {
-                "number": last.number + 1 if last else 1,
-                "at_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "user": _storable(user),
-                "model": _storable(model),
-                "images": json.dumps(list(images)),
-                "question": _storable(question),
-                "answer": _storable(answer),
-                "outcome": outcome,
-                "previous": last.digest if last else GENESIS,
-            }
-            connection.execute(insert(answers).values(**row, digest=_digest(row)))
+        try:
+            with self._failures(), write_transaction(self._engine) as connection:
+                last = connection.execute(
+                    select(answers.c.number, answers.c.digest).order_by(answers.c.number.desc()).limit(1)
+                ).first()
+                row = {
+                    "number": last.number + 1 if last else 1,
+                    "at_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    "user": _storable(user),
+                    "model": _storable(model),
+                    "images": json.dumps(list(images)),
+                    "question": _storable(question),
+                    "answer": _storable(answer),
+                    "outcome": outcome,
+                    "previous": last.digest if last else GENESIS,
+                }
+                connection.execute(insert(answers).values(**row, digest=_digest(row)))
+        except ServerError as error:
+            _log.error("%s", error.message)
+            message = "The book of answers cannot be written. The log of the server has the reason."
+            raise ServerError("store_failed", message) from None
         return int(row["number"])
 
     def entries(self, *, limit: int = 100) -> list[StoredAnswer]:
@@ -200,16 +204,6 @@ class AnswerStore:
             for secret in filter(None, (url.password, url.query.get("password"), url.query.get("sslpassword"))):
                 reason = reason.replace(str(secret), "***")
             raise self._failed(reason) from None
-
-    @contextmanager
-    def _discreet_failures(self) -> Iterator[None]:
-        try:
-            with self._failures():
-                yield
-        except ServerError as error:
-            _log.error("%s", error.message)
-            message = "The book of answers cannot be written. The log of the server has the reason."
-            raise ServerError("store_failed", message) from None
 
     def _failed(self, reason: str) -> ServerError:
         check = "disk" if self._url.drivername == "sqlite" else "server, and what its user may do"

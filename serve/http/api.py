@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from assistant.errors import ConfigError, MaemiError, MicrographError
-from serve.desk.answering import Question, Reader
+from serve.desk.answering import Question
 from serve.desk.desk import Desk
 from serve.desk.gate import RETRY_AFTER_S, Relay
 from serve.http.chat_answer import ChatAnswer
@@ -153,7 +153,18 @@ async def _complete(ask: Ask, request: Request, desk: Desk) -> Response:
     """The answer to a conversation, as a stream of events or whole, as it was asked for."""
     await desk.gate.enter()
     try:
-        question = await asyncio.to_thread(_question, ask, desk.read)
+        read = partial(read_picture, pixel_size_nm=ask.pixel_size_nm, read=desk.read)
+        question = Question(
+            images=await asyncio.to_thread(lambda: list(map(read, ask.images))),
+            text=ask.text,
+            history=ask.history,
+            aux=ask.description,
+            max_new_tokens=ask.max_tokens,
+            stop=ask.stop,
+            temperature=ask.temperature,
+            top_p=ask.top_p,
+            seed=ask.seed,
+        )
         reply = ChatAnswer(ask, desk.answerer.name, desk.count_tokens)
         user = str(getattr(request.state, "user", "local"))
         items = Relay(lambda: reply.answers(question, partial(desk.answer, user=user)), desk.gate)
@@ -171,20 +182,6 @@ async def _complete(ask: Ask, request: Request, desk: Desk) -> Response:
     finally:
         items.stop()
     return JSONResponse(reply.whole())
-
-
-def _question(ask: Ask, read: Reader | None) -> Question:
-    return Question(
-        images=[read_picture(picture, pixel_size_nm=ask.pixel_size_nm, read=read) for picture in ask.images],
-        text=ask.text,
-        history=ask.history,
-        aux=ask.description,
-        max_new_tokens=ask.max_tokens,
-        stop=ask.stop,
-        temperature=ask.temperature,
-        top_p=ask.top_p,
-        seed=ask.seed,
-    )
 
 
 def _check_model(name: str, desk: Desk) -> None:

@@ -129,7 +129,18 @@ def mount(server: Starlette, page: Blocks, *, looks: str = "") -> Starlette:
     )
     (route,) = (route for route in mounted.routes if isinstance(route, Mount))
     route.app = Sessions(route.app, page)
-    mounted.router.lifespan_context = _closing(page, mounted.router.lifespan_context)
+    lifespan = mounted.router.lifespan_context
+
+    @asynccontextmanager
+    async def closing(server: Any) -> AsyncIterator[Any]:
+        try:
+            async with lifespan(server) as state:
+                yield state
+        finally:
+            if page.workspace is not None:
+                page.workspace.close()
+
+    mounted.router.lifespan_context = closing
     return mounted
 
 
@@ -173,19 +184,6 @@ def theme() -> gr.themes.Base:
         input_border_width="1px",
         block_shadow="none",
     )
-
-
-def _closing(page: Blocks, lifespan: Any) -> Any:
-    @asynccontextmanager
-    async def closing(server: Any) -> AsyncIterator[Any]:
-        try:
-            async with lifespan(server) as state:
-                yield state
-        finally:
-            if page.workspace is not None:
-                page.workspace.close()
-
-    return closing
 
 
 def _bad_call() -> ConfigError:
