@@ -26,7 +26,7 @@ from serve.batch.caption_rows import CaptionRow, in_groups, write_rows, writer_f
 from serve.batch.jobs import Captioner, Job, Load, Result, caption_jobs, reader
 from serve.batch.workers import in_processes, on_ray
 
-_BATCH = 32
+BATCH = 32
 """Images captioned together, and rows put into the journal at one time."""
 
 _metadata = MetaData()
@@ -206,7 +206,7 @@ def _no_files(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def _run(jobs: Sequence[Job], load: Load, *, workers: int, ray: str | None) -> Iterator[list[Result]]:
     """Finished batches, in any order."""
-    batches = in_groups(jobs, _BATCH)
+    batches = in_groups(jobs, BATCH)
     if ray is not None:
         yield from on_ray(batches, load, address=ray)
     elif workers > 1:

@@ -268,9 +268,7 @@ def _chat_tab(page: Page) -> None:
                 suggestions = [gr.Button(text, size="sm", variant="secondary", min_width=60) for text in SUGGESTIONS]
         with gr.Column(scale=4, min_width=300):
             card = gr.HTML(EMPTY, elem_classes="maemi-card")
-            size = gr.Textbox(
-                label="Pixel size, for pictures that carry none", placeholder="4.2 nm", max_lines=1, lines=1
-            )
+            size = gr.Textbox(label="Pixel size, for pictures that carry none", placeholder="4.2 nm", max_lines=1)
             clear = gr.Button("New conversation", size="sm")
     asked = box.submit(page.take, [box, talk, size], [box, chat, talk], show_progress="hidden", api_name="take")
     answering = asked.success(

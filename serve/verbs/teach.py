@@ -13,6 +13,7 @@ import typer
 
 from serve.verbs import terminal
 from serve.verbs.command import ALL_FAILED, ConfigFile, Json, Overrides, app, finish, print_result, quiet, usage
+from serve.verbs.consent import with_consent
 
 if TYPE_CHECKING:
     from assistant.config import TeachConfig
@@ -54,7 +55,6 @@ def teach_command(
     from assistant.config import load_config
     from data_gen.dataset.forget import forget_micrograph
     from data_gen.pipeline import teach as run_teacher
-    from serve.verbs.consent import with_consent
 
     chosen = [*(overrides or []), *([f"teach.teacher={teacher}"] if teacher else [])]
     settings = load_config(config, chosen).teach
@@ -65,27 +65,27 @@ def teach_command(
         usage("teach needs --out, the data set directory to write or to go on with.")
     for micrograph in forget or ():
         forget_micrograph(out, micrograph)
-    if images is None:
-        if not (review or export or forget):
-            usage("teach needs a folder of micrographs. Name it, or give --show, --review or --export.")
-        if export:
-            folder = export_rows(out, export)
-            print_result({"export": str(folder)}, json, f"export: {folder}")
-        if review:
-            review_rows(out, port=port)
-        return
-    teach_all = partial(run_teacher, images, out, config=settings, budget_usd=budget, estimate=estimate, sheets=sheets)
+    if images is None and not (review or export or forget):
+        usage("teach needs a folder of micrographs. Name it, or give --show, --review or --export.")
+    report = None
+    if images is not None:
+        given = {"config": settings, "budget_usd": budget, "estimate": estimate, "sheets": sheets}
+        teach_all = partial(run_teacher, images, out, **given)
 
-    def run(leave: bool | str) -> TeachReport:
-        with quiet(json), terminal.progress("Teaching") as tell:
-            return teach_all(allow_egress=leave, progress=tell)
+        def run(leave: bool | str) -> TeachReport:
+            with quiet(json), terminal.progress("Teaching") as tell:
+                return teach_all(allow_egress=leave, progress=tell)
 
-    report = with_consent(run, asked=allow_egress, manifest=manifest)
-    exported = export_rows(out, export) if export and not estimate else None
-    print_report(report, exported, json=json)
+        report = with_consent(run, asked=allow_egress, manifest=manifest)
+    exported = export_rows(out, export) if export and not (report and estimate) else None
+    if report:
+        print_report(report, exported, json=json)
+    elif exported:
+        print_result({"export": str(exported)}, json, f"export: {exported}")
     if review:
         review_rows(out, port=port)
-    finish(ALL_FAILED if report.refused else report.unanswered + bool(report.stopped))
+    if report:
+        finish(ALL_FAILED if report.refused else report.unanswered + bool(report.stopped))
 
 
 def print_report(report: TeachReport, exported: Path | None, *, json: bool) -> None:
