@@ -69,12 +69,11 @@ def teach_command(
         usage("teach needs a folder of micrographs. Name it, or give --show, --review or --export.")
     report = None
     if images is not None:
-        given = {"config": settings, "budget_usd": budget, "estimate": estimate, "sheets": sheets}
-        teach_all = partial(run_teacher, images, out, **given)
+        work = partial(run_teacher, images, out, config=settings, budget_usd=budget, estimate=estimate, sheets=sheets)
 
         def run(leave: bool | str) -> TeachReport:
             with quiet(json), terminal.progress("Teaching") as tell:
-                return teach_all(allow_egress=leave, progress=tell)
+                return work(allow_egress=leave, progress=tell)
 
         report = with_consent(run, asked=allow_egress, manifest=manifest)
     exported = export_rows(out, export) if export and not (report and estimate) else None
