@@ -68,11 +68,7 @@ def _write_rows(path: Path, rows: Iterator[dict[str, Any]], form: Format) -> set
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
         stream.write("[")
         for number, row in enumerate(rows):
-            images = [f"images/{hashlib.sha256(image['bytes']).hexdigest()[:24]}.png" for image in row["images"]]
-            for name, image in zip(images, row["images"], strict=True):
-                if not (path.parent / name).exists():  # a file that is there has the right content, by its name
-                    with replacing(path.parent / name) as fresh:
-                        fresh.write_bytes(image["bytes"])
+            images = [_write_image(path.parent, image["bytes"]) for image in row["images"]]
             shown.update(images)
             stream.write(",\n" if number else "\n")
             stream.write(json.dumps(_exported(row, images, form), ensure_ascii=False))
@@ -96,3 +92,13 @@ def _exported(row: Mapping[str, Any], images: list[str], form: Format) -> dict[s
         shown = images[0] if len(images) == 1 else images
         return {"id": row["id"], "image": shown, "conversations": conversations, **told}
     return {"conversations": conversations, "images": images, "id": row["id"], **told}
+
+
+def _write_image(out: Path, png: bytes) -> str:
+    """The picture's path relative to the export; a file that is there has the right content, by its name."""
+    name = f"images/{hashlib.sha256(png).hexdigest()[:24]}.png"
+    path = out / name
+    if not path.exists():
+        with replacing(path) as partial:
+            partial.write_bytes(png)
+    return name

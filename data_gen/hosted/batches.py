@@ -215,19 +215,9 @@ class BatchDesk:
         ends = [rejection.end for rejection in rejections.values() if rejection and rejection.end]
         if ends and len(ends) == len(rejections):
             raise ends[0]
-        again: dict[str, _Errand] = {}
-        for key, rejection in rejections.items():
-            errand = errands.get(key)
-            if errand is None or rejection is None:
-                continue
-            # Asked once more without what was refused, or with what was wrong in the first reply.
-            adapted = rejection.code == ADAPTED
-            if adapted or (rejection.problem and not errand.complaint):
-                complaint = errand.complaint if adapted else rejection
-                key = request_key(self._teacher, errand.request)
-                again[key] = _Errand(errand.request, errand.pictures, complaint)
-        if again:
-            await self._hand_in(again)
+        again = (_again(errands.get(key), rejection) for key, rejection in rejections.items())
+        if unusable := {request_key(self._teacher, errand.request): errand for errand in again if errand}:
+            await self._hand_in(unusable)
 
     def _failure(self, batch: Any) -> TeacherError | None:
         """Why the provider took a batch back as a whole, in its own words."""
@@ -314,6 +304,15 @@ class BatchDesk:
             f"The batch queue of {self._teacher.destination} does not answer ({last.code}: {last.raw[:SAID_CHARS]}). "
             "Run the same command later: a batch that was handed in is found again.",
         )
+
+
+def _again(errand: _Errand | None, rejection: Rejection | None) -> _Errand | None:
+    """The errand that asks once more: without what was refused, or with what was wrong in the first reply."""
+    if errand is None or rejection is None:
+        return None
+    if rejection.code == ADAPTED:
+        return _Errand(errand.request, errand.pictures, errand.complaint)
+    return _Errand(errand.request, errand.pictures, rejection) if rejection.problem and not errand.complaint else None
 
 
 def _lines(text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -91,15 +91,6 @@ def parse_request(body: bytes) -> Ask:
     images = tuple(SentPicture(image_bytes(part.url), part.extension.sidecar) for part in parts)
     if not turns or turns[-1].role != "user" or not (turns[-1].text or images):
         raise ApiError(400, "invalid_value", "messages: the user asks nothing. End with a user's message.", "messages")
-    asked_form = request.response_format
-    form: Literal["text", "json_object"] | Mapping[str, Any] = "text"
-    if asked_form is not None and asked_form.type == "json_object":
-        form = "json_object"
-    elif asked_form is not None and asked_form.type != "text":
-        if asked_form.json_schema is None:
-            message = "response_format.json_schema: there is no schema."
-            raise ApiError(400, "invalid_value", message, "response_format")
-        form = asked_form.json_schema.schema_
     wanted = request.max_completion_tokens or request.max_tokens or DEFAULT_ANSWER_TOKENS
     return Ask(
         model=request.model,
@@ -117,7 +108,7 @@ def parse_request(body: bytes) -> Ask:
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         choices=request.n or 1,
         top_logprobs=request.top_logprobs or 0 if request.logprobs else None,
-        form=form,
+        form=_form(request),
         notes=tuple(_notes(request, wanted)),
     )
 
@@ -194,6 +185,17 @@ def _turns(messages: list[ChatMessage]) -> list[Message]:
     if turns and turns[-1].role == "assistant":  # a client that wants its own beginning continued: answered anew
         turns.pop()
     return turns
+
+
+def _form(request: ChatRequest) -> Literal["text", "json_object"] | Mapping[str, Any]:
+    wanted = request.response_format
+    if wanted is None or wanted.type == "text":
+        return "text"
+    if wanted.type == "json_object":
+        return "json_object"
+    if wanted.json_schema is None:
+        raise ApiError(400, "invalid_value", "response_format.json_schema: there is no schema.", "response_format")
+    return wanted.json_schema.schema_
 
 
 def _notes(request: ChatRequest, wanted: int) -> list[str]:
