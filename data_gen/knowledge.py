@@ -15,8 +15,8 @@ from typing import Any
 
 from assistant.disk import write_file
 from assistant.errors import DatasetError
-from assistant.measurements.facts import LIKELY
 from assistant.quantities import QUANTITIES, written
+from data_gen.questions.contradictions import SURE_ENOUGH
 from data_gen.questions.evidence import PROMPTS
 from data_gen.questions.filters import text_verdict
 from data_gen.questions.tasks import TaughtQuestion
@@ -105,7 +105,7 @@ def measured_sheet(label: str, facts: Sequence[Mapping[str, Any]]) -> KnowledgeS
     values: dict[tuple[str, str], list[float]] = {}
     for record in facts:
         for fact in record["items"]:
-            if fact["value"] is not None and fact["confidence"] >= LIKELY:
+            if fact["value"] is not None and fact["confidence"] >= SURE_ENOUGH:
                 values.setdefault((fact["name"], fact["unit"]), []).append(float(fact["value"]))
     lines = [
         f"The {name.replace('_', ' ')} is {written(statistics.median(found), unit)} in the median of {len(found)}."

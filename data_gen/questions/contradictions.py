@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from assistant.measure import Facts, disagreements, read_claims
-from assistant.measurements.corrections import SUREST
 
 COUNT_TOLERANCE = 0.2
 _FEWEST = 3
 """Fewer are said of parts and sides as often as of objects ("two phases")."""
+SURE_ENOUGH = 0.5
+"""A measured fact must be at least this sure to contradict anything, or to be told of a class."""
 _NAMED = (
     r"\b(?:class|category|type|kind|shows?|is|are|of|depicts?|displays?|contains?)\s+"
     r"(?:of\s+)?(?:an?\s+|the\s+)?(?:[\w-]+\s+)?"
@@ -38,7 +39,7 @@ def claim_verdict(
 
 
 def _miscounts(text: str, measured: Sequence[Facts]) -> bool:
-    found = [fact.value for facts in measured if (fact := facts.get("count")) and fact.confidence >= SUREST]
+    found = [fact.value for facts in measured if (fact := facts.get("count")) and fact.confidence >= SURE_ENOUGH]
     counts = [value for value in found if value is not None]
     return bool(counts) and any(
         claim.quantity == "count"
