@@ -632,7 +632,9 @@ def test_importing_the_teacher_loads_no_client_and_no_model() -> None:
     """The package starts without torch, and without the HTTP client until a permit is there."""
     import subprocess
 
-    modules = "teacher, ledger, pipeline, knowledge, hosted.teacher, hosted.egress, questions.tasks, drawing.synth"
+    modules = (
+        "teacher, ledger, pipeline, knowledge, hosted.hosted_teacher, hosted.egress, questions.tasks, drawing.synth"
+    )
     names = ", ".join(f"data_gen.{module}" for module in modules.split(", "))
     command = f"import sys, {names}; print(sorted({{'torch', 'openai', 'datasets'}} & set(sys.modules)))"
     run = subprocess.run(
