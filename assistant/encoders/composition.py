@@ -123,9 +123,19 @@ class CompositionEncoder(Encoder):
             "shares": shares,
         }
 
+    @property
+    def fixed_width(self) -> int:
+        """Of the statistics, and of the fraction of every element."""
+        return len(self.standard.mean)
+
+    def fixed(self, items: Sequence[Item]) -> Tensor:
+        """The statistics, scaled [B, F]."""
+        scaled: Tensor = self.standard(torch.stack([item["vector"] for item in items]))
+        return scaled
+
     def forward(self, items: Sequence[Item]) -> Tensor:
         """[B, D]."""
-        whole = self.layers(self.standard(torch.stack([item["vector"] for item in items])))
+        whole = self.layers(self.fixed(items))
         numbers, mask = padded([item["numbers"] for item in items])  # [B, E]
         shares, _ = padded([item["shares"] for item in items])
         amounts = torch.stack([shares, shares.clamp_min(1e-5).log()], dim=-1)

@@ -30,6 +30,15 @@ class Encoder(nn.Module, ABC):
     def item(self, value: Any) -> Item:
         """A value as tensors. Raises DatasetError where it is none of this modality."""
 
+    @property
+    def fixed_width(self) -> int:
+        """Width of `fixed`."""
+        return 0
+
+    def fixed(self, items: Sequence[Item]) -> Tensor:
+        """What is known of items before anything is learned [B, F], scaled; nothing where there is no such vector."""
+        return torch.zeros(len(items), self.fixed_width)
+
     @abstractmethod
     def forward(self, items: Sequence[Item]) -> Tensor:
         """Items of B rows -> [B, D]."""

@@ -69,6 +69,16 @@ class TableEncoder(Encoder):
             "places": torch.tensor(places, dtype=torch.long),
         }
 
+    @property
+    def fixed_width(self) -> int:
+        """Of the numeric columns."""
+        return len(self.numeric)
+
+    def fixed(self, items: Sequence[Item]) -> Tensor:
+        """The numbers, scaled, 0 where there is none [B, F]."""
+        scaled: Tensor = self.standard(torch.stack([item["numbers"] for item in items])).nan_to_num()
+        return scaled
+
     def forward(self, items: Sequence[Item]) -> Tensor:
         """[B, D]."""
         numbers = self.standard(torch.stack([item["numbers"] for item in items]))  # [B, F]

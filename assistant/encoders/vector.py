@@ -39,9 +39,19 @@ class VectorEncoder(Encoder):
             raise DatasetError("bad_vector", f"{vector.numel()} numbers where {self.width} were learned. Fit again.")
         return {"vector": vector}
 
+    @property
+    def fixed_width(self) -> int:
+        """All of it."""
+        return self.width
+
+    def fixed(self, items: Sequence[Item]) -> Tensor:
+        """The vectors, scaled [B, F]."""
+        scaled: Tensor = self.standard(torch.stack([item["vector"] for item in items])).nan_to_num()
+        return scaled
+
     def forward(self, items: Sequence[Item]) -> Tensor:
         """[B, D]."""
-        vectors: Tensor = self.layers(self.standard(torch.stack([item["vector"] for item in items])).nan_to_num())
+        vectors: Tensor = self.layers(self.fixed(items))
         return vectors
 
     def settings(self) -> dict[str, Any]:
