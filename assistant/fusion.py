@@ -116,7 +116,7 @@ def drop_probability(progress: float, highest: float = 0.3) -> float:
 def disorder(weights: Tensor, present: Tensor) -> Tensor:
     """Mean over the rows of 1 - entropy / largest entropy of the weights [B, M]; rows with one modality count 0."""
     count = present.sum(dim=1).to(weights.dtype)
-    entropy = torch.special.entr(weights).sum(dim=1)
+    entropy = -(weights * weights.clamp_min(1e-12).log()).sum(dim=1)  # torch.special.entr has no slope at 0
     return torch.where(count > 1, 1.0 - entropy / count.clamp_min(2).log(), torch.zeros_like(entropy)).mean()
 
 

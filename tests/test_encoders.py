@@ -165,7 +165,8 @@ def test_gated_convolution_in_closed_form() -> None:
     atoms, edges = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 2, 2, dtype=torch.float64)
     neighbours, near = torch.tensor([[1, 0], [0, 0]]), torch.tensor([[True, True], [True, False]])
     found = layer(atoms, neighbours, edges, near)
-    z = layer.both(torch.cat([atoms[1], atoms[0], edges[1, 0]]))
+    weight = torch.cat([layer.centre.weight, layer.neighbour.weight, layer.edge.weight], dim=1)
+    z = weight @ torch.cat([atoms[1], atoms[0], edges[1, 0]]) + layer.centre.bias
     message = torch.sigmoid(z[:3]) * torch.nn.functional.softplus(z[3:])
     assert torch.allclose(found[1], torch.nn.functional.softplus(atoms[1] + layer.norm(message)))
 

@@ -98,6 +98,7 @@ def test_gradient_reaches_every_parameter(strategy: str) -> None:
         fused: Fused = model(vectors(), present, drop=0.5)
         (fused.vector.square().sum() + fused.reconstruction + fused.disorder).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert [name for name, p in model.named_parameters() if not p.grad.isfinite().all()] == []
 
 
 # ---- the parts, in closed form

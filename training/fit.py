@@ -81,20 +81,21 @@ def fit(
     config: Config,
     choices: Choices = Choices(),
     *,
-    sight: Sight | None = None,
+    sight: Callable[[], Sight] | None = None,
     found: Callable[[Labelled], None] = lambda labelled: None,
     progress: Tell = lambda done, total, text: None,
 ) -> dict[str, Any]:
     """Fit heads and write them to `out/head`, with `out/report.json`; the report.
 
-    `found` is told what the table holds before anything is trained.
+    `found` is told what the table holds before anything is trained; `sight` is loaded where there are pictures.
     Raises ConfigError, DatasetError, and RunError `other_run` where `out` holds something else.
     """
     if out.exists() and any(out.iterdir()) and not (out / HEAD).is_dir():
         raise RunError("other_run", f"{out} holds something else. Choose another --out.")
     columns = [name for name in choices.ignore if name not in ENCODERS]
     labelled = read_labelled(source, choices.targets, ignore=columns, group=choices.group)
-    failed = fill(labelled.rows, sight, progress)
+    looks = sight() if sight and any(row.picture for row in labelled.rows) else None
+    failed = fill(labelled.rows, looks, progress)
     labelled.warnings += [f"{name}: {error.message}" for name, error in failed.items()]
     labelled.rows = [row for row in labelled.rows if row.name not in failed]
     for row in labelled.rows:
@@ -113,7 +114,7 @@ def fit(
         "seed": config.seed,
         "test": score(predictor, parts["test"], parts["train"]) if parts["test"] else None,
     }
-    about = {"roles": labelled.roles, "sight": sight.name if sight else None, "units": labelled.units}
+    about = {"roles": labelled.roles, "sight": looks.name if looks else None, "units": labelled.units}
     predictor.save(out / HEAD, about)
     write_file(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report

@@ -319,7 +319,7 @@ def _find_leaks(labelled: Labelled) -> None:
     """Tell of columns that alone tell a target, as a number that is computed from it would, or a date of a session."""
     for target in labelled.units:
         known = [row for row in labelled.rows if row.truth[target] is not None]
-        for name, role in labelled.roles.items():
+        for name in labelled.roles:
             held = [
                 (row.values["table"][name], row.truth[target]) for row in known if name in row.values.get("table", {})
             ]

@@ -41,7 +41,7 @@ def picture_values(path: Path, sight: Sight | None = None, *, cache: Path | None
     kept = _kept(cache / f"{name}.npz")
     if kept is not None:
         return kept
-    values = _computed(read_micrograph(path), sight)
+    values = computed(read_micrograph(path), sight)
     cache.mkdir(parents=True, exist_ok=True)
     with replacing(cache / f"{name}.npz") as partial, partial.open("wb") as stream:
         arrays = {key: value for key, value in values.items() if key != "instrument"}
@@ -67,7 +67,8 @@ def student_sight(run: Path | None = None) -> Sight:
     return Sight(f"student-{assistant.name}".replace("/", "_"), see)
 
 
-def _computed(micrograph: Micrograph, sight: Sight | None) -> dict[str, Any]:
+def computed(micrograph: Micrograph, sight: Sight | None) -> dict[str, Any]:
+    """`picture_values` of a micrograph, computed anew."""
     from assistant.encoders.texture import SIDE, texture_descriptors
 
     values: dict[str, Any] = {"texture": texture_descriptors(to_model_input(micrograph, SIDE)[0])}

@@ -141,16 +141,16 @@ class GatedConvolution(nn.Module):
 
     def __init__(self, dim: int, bins: int) -> None:
         super().__init__()
-        self.both = nn.Linear(2 * dim + bins, 2 * dim)
+        # One matrix on [v_i, v_j, u_ij] is three: on atoms it then works once per atom, not once per pair.
+        self.centre, self.neighbour = nn.Linear(dim, 2 * dim), nn.Linear(dim, 2 * dim, bias=False)
+        self.edge = nn.Linear(bins, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, atoms: Tensor, neighbours: Tensor, edges: Tensor, near: Tensor) -> Tensor:
         """Atoms [A, D], places [A, K], edges [A, K, R] and which are there [A, K] -> [A, D]."""
-        count, width = neighbours.shape
-        pairs = torch.cat([atoms[:, None].expand(-1, width, -1), atoms[neighbours], edges], dim=-1)
-        gate, core = self.both(pairs).chunk(2, dim=-1)  # [A, K, D] each
+        z = self.centre(atoms)[:, None] + self.neighbour(atoms)[neighbours] + self.edge(edges)  # [A, K, 2 D]
+        gate, core = z.chunk(2, dim=-1)
         messages = gate.sigmoid() * F.softplus(core) * near[..., None]
-        assert len(messages) == count
         x: Tensor = F.softplus(atoms + self.norm(messages.sum(dim=1)))
         return x
 
