@@ -298,6 +298,8 @@ class FitConfig(Section):
     """Classes by evidence (Dirichlet) instead of cross-entropy."""
     class_attention: bool = True
     """Whether rows and the texts of the classes attend to each other."""
+    text_steps: Positive = 200
+    """Steps of masked language modelling on the texts at hand."""
     epochs: Positive = 60
     least_steps: Positive = 600
     most_steps: Positive = 6000

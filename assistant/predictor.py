@@ -317,7 +317,7 @@ class Predictor(nn.Module):
             predictor.load_state_dict(tensors)
             predictor.about = dict(document["about"])
             if known:
-                limit = float(known.pop("limit"))
+                limit = known.pop("limit").item()
                 predictor.familiarity = Familiarity(**known, limit=limit)
         return predictor.eval()
 

@@ -208,6 +208,8 @@ def build(labelled: Labelled, rows: Sequence[LabelledRow], settings: FitConfig, 
             continue
         if name == "text" and choices.text_encoder is not None:
             encoders[name] = FrozenTextEncoder(str(choices.text_encoder), settings.dim)
+        elif name == "text":
+            encoders[name] = TextEncoder.fit(values, settings.dim, settings.text_steps)
         else:
             encoders[name] = kind.fit(values, settings.dim)
     if not encoders:
@@ -437,10 +439,8 @@ def _knowledge(
     if choices.text_encoder is not None:
         return FrozenTextEncoder(str(choices.text_encoder), settings.dim), texts
     lines = [line for text in held for line in text.splitlines() if line.strip()]
-    encoder = TextEncoder.fit(
-        [*lines, *(row.values["text"] for row in labelled.rows if "text" in row.values)], settings.dim
-    )
-    return encoder, texts
+    lines += [row.values["text"] for row in labelled.rows if "text" in row.values]
+    return TextEncoder.fit(lines, settings.dim, settings.text_steps), texts
 
 
 def _say_parts(labelled: Labelled, parts: Mapping[str, Sequence[LabelledRow]], settings: FitConfig) -> None:

@@ -23,7 +23,7 @@ from assistant.encoders.composition import element_table
 from assistant.encoders.encoder import Encoder, Item
 from assistant.errors import DatasetError
 
-NEIGHBOURS, RADIUS, BIN = 12, 8.0, 0.2
+NEIGHBOURS, RADIUS, BIN = 12, 8.0, 0.4
 """Neighbours of an atom that are looked at, how far they are looked for [A], and width of the distance bins [A]."""
 DEPTH = 3
 MOST_ATOMS = 400

@@ -23,7 +23,8 @@ SPECIAL = ("[PAD]", "[UNK]", "[MASK]")
 VOCABULARY, MOST_TOKENS = 2000, 96
 HEADS, DEPTH = 4, 2
 MASKED = 0.15
-PRETRAINING = {"steps": 200, "batch": 32, "learning_rate": 1e-3}
+STEPS, BATCH, RATE = 200, 32, 1e-3
+"""Of masked language modelling."""
 
 
 class AttentionPooling(nn.Module):
@@ -60,11 +61,11 @@ class TextEncoder(Encoder):
         self.last, self.pooling, self.norm = nn.LayerNorm(dim), AttentionPooling(dim), nn.LayerNorm(dim)
 
     @classmethod
-    def fit(cls, values: Sequence[Any], dim: int) -> Self:
+    def fit(cls, values: Sequence[Any], dim: int, steps: int = STEPS) -> Self:
         """Word pieces from the texts of training rows, then weights by predicting masked ones."""
         texts = [str(value) for value in values]
         encoder = cls(learn_pieces(texts), dim)
-        encoder.pretrain(texts)
+        encoder.pretrain(texts, steps)
         return encoder
 
     def item(self, value: Any) -> Item:
@@ -86,13 +87,13 @@ class TextEncoder(Encoder):
         vectors: Tensor = self.norm(self.pooling(self.states(tokens, mask), mask))
         return vectors
 
-    def pretrain(self, texts: Sequence[str], steps: int = int(PRETRAINING["steps"])) -> list[float]:
+    def pretrain(self, texts: Sequence[str], steps: int = STEPS) -> list[float]:
         """Predict masked pieces of the texts; the loss [nat per masked piece] of every step."""
         items = [self.item(text)["tokens"] for text in texts]
-        optimizer = torch.optim.AdamW(self.parameters(), lr=PRETRAINING["learning_rate"], weight_decay=0.01)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=RATE, weight_decay=0.01)
         losses = []
         for _ in range(steps):
-            chosen = torch.randint(len(items), (int(PRETRAINING["batch"]),)).tolist()
+            chosen = torch.randint(len(items), (BATCH,)).tolist()
             tokens, mask = padded([items[i] for i in chosen])
             shown, hidden = mask_pieces(tokens, mask, self.embedding.num_embeddings)
             if not hidden.any():
