@@ -470,6 +470,29 @@ def test_a_crystal_column_tells_graph_text_composition_and_cell(tmp_path: Path) 
     assert any(warning.startswith("row 9: ") for warning in heard)
 
 
+def test_pictures_of_a_table_that_cannot_be_read_are_named_and_a_session_is_suspected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen failing with a traceback for a picture that is not there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    draw(tmp_path, 8)
+    rows = [
+        [f"{kind}/lot{c}_{i}.png", kind, f"{5 * (kind == 'blobs') + 5} kV"]
+        for kind in ("blobs", "stripes")
+        for i, c in enumerate("abcdefgh")
+    ]
+    rows += [["blobs/none.png", "blobs", "10 kV"], ["../broken.png", "blobs", ""]]
+    (tmp_path.parent / "broken.png").write_bytes(b"no picture")
+    heard: list[str] = []
+    settings = quick("fit.least_steps=5", "fit.most_steps=5")
+    table = write_csv(tmp_path / "a.csv", ["path", "kind", "voltage"], rows)
+    fit(table, tmp_path / "run", settings, Choices(("kind",)), found=lambda labelled: heard.extend(labelled.warnings))
+    said = "\n".join(heard)
+    assert "blobs/none.png: " in said
+    assert "../broken.png: " in said
+    assert "voltage alone tells kind (1.00)" in said
+
+
 def test_help_of_fit_and_predict_is_instant() -> None:
     """What is imported decides, not the clock."""
     for verb in ("fit", "predict"):

@@ -13,7 +13,7 @@ import numpy as np
 
 from assistant.errors import DatasetError, MaemiError, MicrographError
 from assistant.micrograph import Micrograph, find_micrographs, read_micrograph, to_model_input
-from assistant.predictor import Predicted, Prediction, Predictor
+from assistant.predictor import Items, Predicted, Prediction, Predictor
 from training.fit import HEAD, fill
 from training.labelled import LabelledRow, read_cells, rows_of
 from training.pictures import Sight, computed, student_sight
@@ -45,19 +45,24 @@ class Applied:
     ) -> list[dict[str, Any]]:
         """A row per picture or line of a table, in order, each with its targets or its error."""
         rows = self._rows(inputs)
-        failed = fill(rows, self.sight, progress)
+        errors = fill(rows, self.sight, progress)
+        items: dict[int, Items] = {}
+        for place, row in enumerate(rows):
+            try:
+                if row.name not in errors:
+                    items[place] = self.predictor.items(row.values)
+            except MaemiError as error:
+                errors[row.name] = error
+        predictions = dict(zip(items, self.predictor.predict_items(list(items.values())), strict=True))
         results = []
         for place, row in enumerate(rows):
             result: dict[str, Any] = {"path": row.name, "targets": [], "error": None}
-            try:
-                if row.name in failed:
-                    raise failed[row.name]
-                prediction = self.predictor.predict([row.values])[0]
-                result["targets"] = [predicted.as_dict() for predicted in prediction.targets]
+            if place in predictions:
+                result["targets"] = [predicted.as_dict() for predicted in predictions[place].targets]
                 if explain:
-                    result["explanation"] = self.explanation(row, prediction, overlay)
-            except MaemiError as error:
-                result["error"] = {"code": error.code, "message": error.message}
+                    result["explanation"] = self.explanation(row, predictions[place], overlay)
+            else:
+                result["error"] = {"code": errors[row.name].code, "message": errors[row.name].message}
             results.append(result)
             progress(place + 1, len(rows), "")
         return results

@@ -35,7 +35,7 @@ from assistant.errors import DatasetError, MaemiError, RunError
 from assistant.evidence import evidential_loss, fit_temperature, number_evidence, number_loss
 from assistant.fusion import drop_probability
 from assistant.predictor import Design, Items, Predicted, Predictor, Target
-from training.labelled import Labelled, LabelledRow, read_labelled
+from training.labelled import Labelled, LabelledRow, find_leaks, read_labelled
 from training.metrics import classification_scores
 from training.pictures import Sight, picture_values
 
@@ -100,6 +100,7 @@ def fit(
     labelled.rows = [row for row in labelled.rows if row.name not in failed]
     for row in labelled.rows:
         row.values = {name: value for name, value in row.values.items() if name not in choices.ignore}
+    find_leaks(labelled, "instrument")
     parts = split_rows(labelled, config.fit, seed=config.seed)
     _say_parts(labelled, parts, config.fit)
     found(labelled)

@@ -112,7 +112,7 @@ def read_labelled(
         raise DatasetError("too_few", f"{source} has {len(labelled.rows)} labelled rows. Label {FEWEST_ROWS} at least.")
     _find_groups(labelled)
     _find_copies(labelled)
-    _find_leaks(labelled)
+    find_leaks(labelled, "table")
     return labelled
 
 
@@ -315,22 +315,21 @@ def _find_copies(labelled: Labelled) -> None:
         labelled.warnings.append(f"Of these, {torn} case(s) have different labels for the same inputs.")
 
 
-def _find_leaks(labelled: Labelled) -> None:
-    """Tell of columns that alone tell a target, as a number that is computed from it would, or a date of a session."""
+def find_leaks(labelled: Labelled, modality: str) -> None:
+    """Tell of columns of a modality that alone tell a target: a number computed from it would, or a session's date."""
+    names = dict.fromkeys(name for row in labelled.rows for name in row.values.get(modality) or ())
     for target in labelled.units:
-        known = [row for row in labelled.rows if row.truth[target] is not None]
-        for name in labelled.roles:
-            held = [
-                (row.values["table"][name], row.truth[target]) for row in known if name in row.values.get("table", {})
-            ]
+        known = [(row.values.get(modality) or {}, row.truth[target]) for row in labelled.rows]
+        known = [(cells, true) for cells, true in known if true is not None]
+        for name in names:
+            held = [(cells[name], true) for cells, true in known if name in cells]
             if len(held) < len(known) / 2 or len({cell for cell, _ in held}) < 2:
                 continue
-            measure = _told if target in labelled.classes else _monotone
-            told = measure(held)
+            told = (_told if target in labelled.classes else _monotone)(held)
             if told >= SUSPICIOUS:
                 labelled.warnings.append(
                     f"{name} alone tells {target} ({told:.2f}): where it is not known at use, or stands for the "
-                    f"session, add --ignore {name!r}."
+                    f"session, add --ignore {(name if modality == 'table' else modality)!r}."
                 )
 
 

@@ -36,6 +36,8 @@ def picture_values(path: Path, sight: Sight | None = None, *, cache: Path | None
 
     Raises MicrographError.
     """
+    if not path.is_file():
+        return computed(read_micrograph(path), sight)  # which says what is wrong with the path
     cache = cache or vector_cache()
     name = "-".join((fingerprint(path), VERSION, *((sight.name,) if sight else ())))
     kept = _kept(cache / f"{name}.npz")
