@@ -22,7 +22,7 @@ from assistant.predictor import Predictor
 from serve.cli import main
 from training.fit import HEAD, Choices, fit, fit_rows, split_rows
 from training.labelled import Labelled, LabelledRow, column_roles, parse_target, read_labelled
-from training.pictures import Sight, picture_values
+from training.pictures import FeatureExtractor, picture_values
 
 QUICK = (
     "fit.dim=16",
@@ -434,21 +434,27 @@ def test_pictures_in_folders_are_told_apart_and_explained(
 def test_vectors_of_a_picture_are_kept_by_its_bytes_and_by_who_looked(tmp_path: Path) -> None:
     looked: list[str] = []
 
-    def sight(name: str) -> Sight:
-        return Sight(name, lambda micrograph: np.full(2, float(len(looked.append(name) or looked))))  # type: ignore[func-returns-value]
+    def extractor(name: str) -> FeatureExtractor:
+        return FeatureExtractor(name, lambda micrograph: np.full(2, float(len(looked.append(name) or looked))))  # type: ignore[func-returns-value]
 
     picture = next((draw(tmp_path / "p", 1) / "blobs").iterdir())
-    first = picture_values(picture, sight("a"), cache=tmp_path)
+    first = picture_values(picture, extractor("a"), cache=tmp_path)
     copy = picture.with_name("copy.png")
     shutil.copy(picture, copy)
-    again = picture_values(copy, sight("a"), cache=tmp_path)
+    again = picture_values(copy, extractor("a"), cache=tmp_path)
     assert looked == ["a"]
-    assert all(np.array_equal(first[name], again[name]) for name in ("texture", "sight"))
-    picture_values(picture, sight("b"), cache=tmp_path)
+    assert all(np.array_equal(first[name], again[name]) for name in ("texture", "image"))
+    picture_values(picture, extractor("b"), cache=tmp_path)
+    side_car = picture.with_name(f"{picture.name}.txt")
+    side_car.write_text("[SemImageFile]\nAcceleratingVoltage=5000 Volt\n")
+    assert picture_values(picture, cache=tmp_path)["instrument"].get("hv_kv") == 5.0
+    side_car.write_text("[SemImageFile]\nAcceleratingVoltage=7000 Volt\n")
+    assert picture_values(picture, cache=tmp_path)["instrument"].get("hv_kv") == 7.0
+    side_car.unlink()
     assert looked == ["a", "b"]
     for file in tmp_path.glob("*.npz"):
         file.write_bytes(b"torn")
-    assert np.array_equal(picture_values(picture, sight("a"), cache=tmp_path)["texture"], first["texture"])
+    assert np.array_equal(picture_values(picture, extractor("a"), cache=tmp_path)["texture"], first["texture"])
 
 
 def test_a_crystal_column_tells_graph_text_composition_and_cell(tmp_path: Path) -> None:

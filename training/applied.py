@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from assistant.errors import DatasetError, MaemiError, MicrographError
+from assistant.errors import DatasetError, MaemiError, MicrographError, RunError
 from assistant.micrograph import Micrograph, find_micrographs, read_micrograph, to_model_input
 from assistant.predictor import Items, Predicted, Prediction, Predictor
 from training.fit import HEAD, fill
 from training.labelled import LabelledRow, read_cells, rows_of
-from training.pictures import Sight, computed, student_sight
+from training.pictures import FeatureExtractor, computed, student_features
 
 TILES = 6
 SIDE = 256
@@ -26,14 +26,18 @@ Tell = Callable[[int, int, str], None]
 class Applied:
     """A predictor with the network that looked at its pictures."""
 
-    def __init__(self, predictor: Predictor, sight: Sight | None) -> None:
-        self.predictor, self.sight = predictor, sight
+    def __init__(self, predictor: Predictor, extractor: FeatureExtractor | None) -> None:
+        self.predictor, self.extractor = predictor, extractor
 
     @classmethod
     def load(cls, run: Path) -> Applied:
-        """Load what `maemi fit` wrote. Raises RunError."""
+        """Load what `maemi fit` wrote. Raises RunError, `other_student` where its pictures were seen by another."""
         predictor = Predictor.load(run / HEAD if (run / HEAD).is_dir() else run)
-        return cls(predictor, student_sight() if predictor.about.get("sight") else None)
+        learned = predictor.about.get("extractor")
+        extractor = student_features() if learned else None
+        if extractor is not None and extractor.name != learned:
+            raise RunError("other_student", f"{run} was fitted on what another student saw. Fit again with this one.")
+        return cls(predictor, extractor)
 
     def predict(
         self,
@@ -45,7 +49,7 @@ class Applied:
     ) -> list[dict[str, Any]]:
         """A row per picture or line of a table, in order, each with its targets or its error."""
         rows = self._rows(inputs)
-        errors = fill(rows, self.sight, progress)
+        errors = fill(rows, self.extractor, progress)
         items: dict[int, Items] = {}
         for place, row in enumerate(rows):
             try:
@@ -100,7 +104,7 @@ class Applied:
                 height, width = edges[i + 1] - edges[i], edges[j + 1] - edges[j]
                 other = square[edges[k] :, edges[m] :][:height, :width]
                 covered[edges[i] : edges[i] + other.shape[0], edges[j] : edges[j] + other.shape[1]] = other
-                seen = computed(Micrograph(covered, sha256=""), self.sight)
+                seen = computed(Micrograph(covered, sha256=""), self.extractor)
                 values = row.values | {name: seen[name] for name in seen if name != "instrument"}
                 carried[i, j] = departure(prediction.targets[0], self.predictor.predict([values])[0].targets[0])
         return carried

@@ -37,12 +37,12 @@ from assistant.fusion import drop_probability
 from assistant.predictor import Design, Items, Predicted, Predictor, Target
 from training.labelled import Labelled, LabelledRow, find_leaks, read_labelled
 from training.metrics import classification_scores
-from training.pictures import Sight, picture_values
+from training.pictures import FeatureExtractor, picture_values
 
 HEAD, REPORT = "head", "report.json"
 ENCODERS: dict[str, type[Encoder]] = {
     "texture": VectorEncoder,
-    "sight": VectorEncoder,
+    "image": VectorEncoder,
     "instrument": TableEncoder,
     "table": TableEncoder,
     "text": TextEncoder,
@@ -81,20 +81,20 @@ def fit(
     config: Config,
     choices: Choices = Choices(),
     *,
-    sight: Callable[[], Sight] | None = None,
+    extractor: Callable[[], FeatureExtractor] | None = None,
     found: Callable[[Labelled], None] = lambda labelled: None,
     progress: Tell = lambda done, total, text: None,
 ) -> dict[str, Any]:
     """Fit heads and write them to `out/head`, with `out/report.json`; the report.
 
-    `found` is told what the table holds before anything is trained; `sight` is loaded where there are pictures.
+    `found` is told what the table holds before anything is trained; `extractor` is loaded where there are pictures.
     Raises ConfigError, DatasetError, and RunError `other_run` where `out` holds something else.
     """
     if out.exists() and any(out.iterdir()) and not (out / HEAD).is_dir():
         raise RunError("other_run", f"{out} holds something else. Choose another --out.")
     columns = [name for name in choices.ignore if name not in ENCODERS]
     labelled = read_labelled(source, choices.targets, ignore=columns, group=choices.group)
-    looks = sight() if sight and any(row.picture for row in labelled.rows) else None
+    looks = extractor() if extractor and any(row.picture for row in labelled.rows) else None
     failed = fill(labelled.rows, looks, progress)
     labelled.warnings += [f"{name}: {error.message}" for name, error in failed.items()]
     labelled.rows = [row for row in labelled.rows if row.name not in failed]
@@ -115,13 +115,13 @@ def fit(
         "seed": config.seed,
         "test": score(predictor, parts["test"], parts["train"]) if parts["test"] else None,
     }
-    about = {"roles": labelled.roles, "sight": looks.name if looks else None, "units": labelled.units}
+    about = {"roles": labelled.roles, "extractor": looks.name if looks else None, "units": labelled.units}
     predictor.save(out / HEAD, about)
     write_file(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report
 
 
-def fill(rows: Sequence[LabelledRow], sight: Sight | None, progress: Tell) -> dict[str, MaemiError]:
+def fill(rows: Sequence[LabelledRow], extractor: FeatureExtractor | None, progress: Tell) -> dict[str, MaemiError]:
     """Read what rows point to: pictures become vectors and instrument columns, a CIF becomes all it tells.
 
     Rows that cannot be read are left as they are, and named with what is wrong with them.
@@ -130,7 +130,7 @@ def fill(rows: Sequence[LabelledRow], sight: Sight | None, progress: Tell) -> di
     for done, row in enumerate(rows):
         try:
             if row.picture is not None:
-                row.values = {**picture_values(row.picture, sight), **row.values}
+                row.values = {**picture_values(row.picture, extractor), **row.values}
             if row.values.get("crystal") is not None:
                 row.values = {**crystal_values(read_crystal(row.values["crystal"])), **row.values}
                 row.values["crystal"] = row.values.pop("structure")

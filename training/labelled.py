@@ -103,7 +103,9 @@ def read_labelled(
         roles = column_roles(header, cells, targets=wanted, ignore=ignore, group=group)
         rows = list(rows_of(source, header, cells, roles))
         for row, cell in zip(rows, cells, strict=True):
-            row.truth = {name: _number_or_word(cell[name]) for name in wanted}
+            held = {name: cell[name] for name in wanted if cell[name].lower() not in _MISSING}
+            numbers = {name: _number(text) for name, text in held.items()}
+            row.truth = {name: held.get(name) if numbers.get(name) is None else numbers[name] for name in wanted}
     labelled = Labelled(rows, wanted, {}, roles, [], [])
     for name in wanted:
         _settle(labelled, name)
@@ -239,7 +241,8 @@ def _settle(labelled: Labelled, name: str) -> None:
     if unit:
         raise DatasetError("no_number", f"{name} [{unit}] holds words ({held[0]!r}). Drop the unit, or the words.")
     for row in labelled.rows:
-        row.truth[name] = None if row.truth[name] is None else _plain(row.truth[name])
+        word = row.truth[name]
+        row.truth[name] = f"{word:g}" if isinstance(word, float) else word
     counts = Counter(str(row.truth[name]) for row in labelled.rows if row.truth[name] is not None)
     if len(counts) < 2:
         raise DatasetError("one_class", f"{name} has {len(counts)} class(es): nothing to tell apart. Add another.")
@@ -361,15 +364,3 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _number_or_word(text: str) -> Truth:
-    if text.lower() in _MISSING:
-        return None
-    number = _number(text)
-    return text if number is None else number
-
-
-def _plain(value: Truth) -> str:
-    """A class in words: 3.0 of a column of words is "3"."""
-    return f"{value:g}" if isinstance(value, float) else str(value)

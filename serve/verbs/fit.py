@@ -46,7 +46,7 @@ def fit(
         from assistant.config import load_config
         from training.fit import Choices
         from training.fit import fit as run_fit
-        from training.pictures import student_sight
+        from training.pictures import student_features
 
         choices = Choices(tuple(target or ()), tuple(ignore or ()), group, knowledge, text_encoder)
         with quiet(json), terminal.progress("Fitting") as tell:
@@ -55,7 +55,7 @@ def fit(
                 out,
                 load_config(config, overrides or ()),
                 choices,
-                sight=student_sight if student else None,
+                extractor=student_features if student else None,
                 found=_say,
                 progress=tell,
             )
