@@ -5,7 +5,7 @@ Letters: S side of a picture, T tiles of a side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import numpy as np
 from assistant.errors import DatasetError, MaemiError, MicrographError, RunError
 from assistant.micrograph import Micrograph, find_micrographs, read_micrograph, to_model_input
 from assistant.predictor import Items, Predicted, Prediction, Predictor
+from assistant.progress import Progress
 from training.fit import HEAD, fill
 from training.labelled import LabelledRow, read_cells, rows_of
 from training.pictures import FeatureExtractor, computed, student_features
 
 TILES = 6
 SIDE = 256
-Tell = Callable[[int, int, str], None]
 
 
 class Applied:
@@ -45,7 +45,7 @@ class Applied:
         *,
         explain: bool = False,
         overlay: Path | None = None,
-        progress: Tell = lambda done, total, text: None,
+        progress: Progress = lambda done, total, text: None,
     ) -> list[dict[str, Any]]:
         """A row per picture or line of a table, in order, each with its targets or its error."""
         rows = self._rows(inputs)

@@ -35,6 +35,7 @@ from assistant.errors import DatasetError, MaemiError, RunError
 from assistant.evidence import evidential_loss, fit_temperature, number_evidence, number_loss
 from assistant.fusion import drop_probability
 from assistant.predictor import Design, Items, Predicted, Predictor, Target
+from assistant.progress import Progress
 from training.labelled import Labelled, LabelledRow, find_leaks, read_labelled
 from training.metrics import classification_scores
 from training.pictures import FeatureExtractor, picture_values
@@ -58,7 +59,6 @@ RISE = 0.05
 AVERAGE = 0.995
 """Decay of the running mean of the weights, which is what is kept."""
 log = logging.getLogger("maemi.training")
-Tell = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def fit(
     *,
     extractor: Callable[[], FeatureExtractor] | None = None,
     found: Callable[[Labelled], None] = lambda labelled: None,
-    progress: Tell = lambda done, total, text: None,
+    progress: Progress = lambda done, total, text: None,
 ) -> dict[str, Any]:
     """Fit heads and write them to `out/head`, with `out/report.json`; the report.
 
@@ -121,7 +121,7 @@ def fit(
     return report
 
 
-def fill(rows: Sequence[LabelledRow], extractor: FeatureExtractor | None, progress: Tell) -> dict[str, MaemiError]:
+def fill(rows: Sequence[LabelledRow], extractor: FeatureExtractor | None, progress: Progress) -> dict[str, MaemiError]:
     """Read what rows point to: pictures become vectors and instrument columns, a CIF becomes all it tells.
 
     Rows that cannot be read are left as they are, and named with what is wrong with them.
@@ -185,7 +185,7 @@ def fit_rows(
     config: Config,
     choices: Choices = Choices(),
     *,
-    progress: Tell = lambda done, total, text: None,
+    progress: Progress = lambda done, total, text: None,
 ) -> Predictor:
     """Build, train and calibrate a predictor on rows whose values are filled. The same seed gives the same one."""
     with torch.random.fork_rng(devices=[]):
@@ -240,7 +240,7 @@ def build(labelled: Labelled, rows: Sequence[LabelledRow], settings: FitConfig, 
 
 
 def train(
-    predictor: Predictor, rows: Sequence[Items], truth: Sequence[Tensor], settings: FitConfig, progress: Tell
+    predictor: Predictor, rows: Sequence[Items], truth: Sequence[Tensor], settings: FitConfig, progress: Progress
 ) -> None:
     """Minimise the losses of all targets; the predictor ends with the running mean of its weights."""
     steps = min(max(settings.epochs * len(rows) // settings.batch_size, settings.least_steps), settings.most_steps)
