@@ -16,7 +16,8 @@ ALLOWED = {
     "training": {"training", "assistant"},
     "serve": {"serve", "training", "data_gen", "assistant"},
 }
-LEAVES = ("micrograph", "measure", "chat", "vit", "hnf", "grounding", "decoder", "adapters", "classifier")
+LEAVES = ("micrograph", "measure", "chat", "vit", "hnf", "grounding", "decoder", "adapters", "fusion", "encoders")
+LEAVES += ("evidence", "conformal")
 TEACHER_MAY_USE = frozenset(
     [
         "arrays",
