@@ -26,10 +26,9 @@ from assistant.checkpoint import (
     Run,
     attach_adapter,
     checkpoints,
-    load_run,
-    new_run,
     newest_checkpoint,
     save_model,
+    start_run,
     write_model,
 )
 from assistant.config import Config
@@ -85,11 +84,7 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
 
 def start_student(config: Config, *, device: str = "auto") -> Run:
     """The student a configuration starts from, with its adapter, ready to train."""
-    if config.init is None:
-        run = new_run(config, device=device)
-    else:
-        start = load_run(None if config.init == "bundled" else Path(config.init), device=device)
-        run = Run(start.student, start.processor, _shapes_from(start.config, config), None)
+    run = start_run(config, device=device)
     attach_adapter(run.student, config.adapter)
     return run
 
@@ -376,12 +371,6 @@ def diverged(what: str, losses: Iterable[float], directory: Path) -> RunError:
         f"{what}{f' (before: {before})' if before else ''}. Nothing was saved of it. {whole} with another --out and a "
         "lower training.learning_rate.",
     )
-
-
-def _shapes_from(start: Config, wanted: Config) -> Config:
-    """The wanted configuration with the shapes of the student it starts from."""
-    shapes = {name: getattr(start, name) for name in ("image_size", "vit", "hnf", "text_encoder", "decoder")}
-    return wanted.model_copy(update=shapes)
 
 
 def _arguments(config: Config, out: Path, *, device: torch.device) -> TrainingArguments:

@@ -12,13 +12,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from assistant.adapter_kinds import AdapterSettings
-from assistant.config import Config, HNFConfig, load_config
+from assistant.config import Config, HNFConfig
 from assistant.errors import ConfigError
 from assistant.families import FAMILIES
+from assistant.starts import BUNDLED, Start, start_of
 from training.planning.parameters import student_parameters
 from training.planning.shapes import (
     BUNDLED_SHAPE,
@@ -194,8 +194,8 @@ def plan_memory(config: Config, *, gpu_gib: float | None) -> MemoryPlan:
 
     Raises: ConfigError where the language model or the image tower is not known.
     """
-    config = _with_start(config)
-    shape = _base_shape(config)
+    start = start_of(config)
+    config, shape = start.config, _base_shape(start)
     parts = step_parts(config, shape)
     cards = CARDS if gpu_gib is None else (gpu_gib,)
     return MemoryPlan(parts, tuple(_judge(config, shape, sum(parts.values()), gib) for gib in cards))
@@ -239,39 +239,14 @@ def step_parts(config: Config, shape: LanguageModelShape) -> dict[str, int]:
     }
 
 
-def _with_start(config: Config) -> Config:
-    """Return the configuration with the shapes of the run it starts from, as training takes them."""
-    directory = _start(config)
-    if directory is None or not (directory / "config.yaml").is_file():
-        return config
-    start = load_config(directory / "config.yaml")
-    shapes = ("image_size", "vit", "hnf", "text_encoder", "decoder")
-    return config.model_copy(update={name: getattr(start, name) for name in shapes})
-
-
-def _start(config: Config) -> Path | None:
-    """Return the model directory the student starts from, None for fresh parts."""
-    if config.init is None:
-        return None
-    if config.init == "bundled":
-        import assistant
-
-        return Path(assistant.__path__[0]) / "weights"
-    run = Path(config.init)
-    if not run.is_dir():
-        raise ConfigError("no_start", f"init {config.init!r} is not a directory. Name a run or set it to null.")
-    return run if (run / "config.yaml").is_file() else run / "model"
-
-
-def _base_shape(config: Config) -> LanguageModelShape:
-    directory = _start(config)
-    if directory is not None and (directory / "config.json").is_file():
-        return shape_in(directory / "config.json")
-    if config.decoder.base is not None:
-        return language_model_shape(config.decoder.base)
-    if config.init == "bundled":
+def _base_shape(start: Start) -> LanguageModelShape:
+    if start.whole and start.directory is not None and (start.directory / "config.json").is_file():
+        return shape_in(start.directory / "config.json")
+    if start.config.decoder.base is not None:
+        return language_model_shape(start.config.decoder.base)
+    if start.directory == BUNDLED:
         return BUNDLED_SHAPE
-    raise ConfigError("unknown_base", f"{directory} does not say what its language model is. Set decoder.base.")
+    raise ConfigError("unknown_base", f"{start.directory} does not say what its language model is. Set decoder.base.")
 
 
 def _judge(config: Config, shape: LanguageModelShape, total: int, gib: float) -> CardVerdict:
