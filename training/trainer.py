@@ -142,10 +142,14 @@ def fit(
         callbacks.append(DynamicRank(run.student.decoder.lm, run.config.seed))
     if settings.gradient_checkpointing:
         run.student.decoder.lm.activation_checkpointing_enable()
+    device = next(stage.parameters()).device
+    if device.type == "cpu" and decide(settings.precision, "cpu").precision == "bf16":
+        # The fused attention's backward in bfloat16 takes a processor longer than all products of the layer.
+        run.student.decoder.lm.set_attn_implementation("eager")
     trainer = StudentTrainer(
         model=stage,
         run=run,
-        args=_arguments(run.config, out, device=next(stage.parameters()).device),
+        args=_arguments(run.config, out, device=device),
         train_dataset=dataset,
         data_collator=collator,
         optimizers=(optimizer, cosine_schedule(optimizer, settings.steps, settings.warmup)),
