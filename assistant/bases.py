@@ -19,8 +19,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from assistant.disk import MANIFEST, disk_errors, fingerprint, locked, read_manifest, recover, verify_directory, write_directory
+from assistant.disk import (
+    MANIFEST,
+    disk_errors,
+    fingerprint,
+    locked,
+    read_manifest,
+    recover,
+    verify_directory,
+    write_directory,
+)
 from assistant.errors import RunError
+from assistant.inspection import loading
 
 PLACE = "MAEMI_BASES"
 """Environment variable that names the folder of converted bases."""
@@ -30,7 +40,8 @@ HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 HUB_DOUBLES = ("original/*", "onnx/*", "consolidated*")
 """The same weights once more, in formats that nothing here reads."""
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 log = logging.getLogger("maemi.bases")
@@ -128,7 +139,7 @@ def obtain_base(source: str, out: Path | None = None) -> Base:
     if out is None:
         return resolve_base(source)
     if named is None or named.package is None:
-        raise RunError("no_base", f"{source!r} comes from no package, so there is nothing to write to {out}. Leave --out.")
+        raise RunError("no_base", f"{source!r} comes from no package, so nothing is written to {out}. Leave --out.")
     return Base(str(out), _converted(source, named.package, out))
 
 
@@ -175,7 +186,9 @@ def _converted(name: str, package: Package, place: Path) -> Path:
         reason = error.message.split(". ")[0]
         raise RunError("wrong_hash", f"{reason}. Remove {place}; the same command then converts {name} anew.") from None
     if Base(name, place).weights() != {"model.safetensors": package.weights}:
-        raise RunError("wrong_hash", f"{place} does not hold the weights of {name}. Remove it, or choose another --out.")
+        raise RunError(
+            "wrong_hash", f"{place} does not hold the weights of {name}. Remove it, or choose another --out."
+        )
     return place
 
 
@@ -185,7 +198,7 @@ def _checked(name: str, package: Package) -> Path:
     if file is None:
         raise RunError("no_base", f"{name}: {_not_installed(name, package)}.")
     if fingerprint(file) != package.sha256:
-        raise RunError("wrong_hash", f"{file} is not the file that {package.name} {package.version} has. Install it anew.")
+        raise RunError("wrong_hash", f"{file} is not what {package.name} {package.version} holds. Install it anew.")
     return file
 
 
@@ -217,17 +230,19 @@ def _convert(source: Path, package: Package, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     given: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
-    lm = AutoModelForCausalLM.from_pretrained(str(source.parent), dtype=torch.float32, **given)
-    settings = lm.config.to_dict()
+    with loading(source):
+        lm = AutoModelForCausalLM.from_pretrained(str(source.parent), dtype=torch.float32, **given)
+        words = AutoTokenizer.from_pretrained(str(source.parent), **given)
+    settings = lm.config.to_diff_dict()
     for passing in ("quantization_config", "_model_name_or_path", "_name_or_path", "transformers_version"):
         settings.pop(passing, None)
     settings["architectures"] = [type(lm).__name__]
     state = lm.state_dict()
-    if settings["tie_word_embeddings"]:
+    if lm.config.tie_word_embeddings:
         del state["lm_head.weight"]
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / "model.safetensors", {"format": "pt"})
+    weights = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    words = AutoTokenizer.from_pretrained(str(source.parent), **given)
     words.chat_template = package.template
     words.save_pretrained(str(directory))
 
@@ -246,7 +261,7 @@ def _from_hub(source: str) -> Path:
             reason = f"{source!r} cannot be reached on the hub ({_first_line(error)}). Give a local directory."
         raise RunError("offline", reason) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise RunError("no_base", f"{source!r} cannot be had from the hub: {_first_line(error)} Name another.") from None
+        raise RunError("no_base", f"{source!r} is not given by the hub: {_first_line(error)} Name another.") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -39,6 +39,8 @@ from assistant.inspection import inspect_adapter, inspect_base, inspect_run, loa
 from assistant.model import MaemiConfig, MaemiForConditionalGeneration, MaemiProcessor, architecture_of
 from assistant.starts import BUNDLED, start_of
 
+SHIPPED = Path(__file__).parent / "student"
+"""The student on a base that is installed beside the program; without that base the tiny one answers."""
 STUDENT = "student.safetensors"
 BASE_RECORD = "base.json"
 VISION_PARTS = ("vit.", "hnf.", "vit_projection.", "hnf_projection.")
@@ -64,17 +66,15 @@ class Run:
         """A name for people and for the API."""
         if self.path is None:
             return "untrained"
-        return (
-            "maemi-tiny"
-            if self.path == BUNDLED
-            else (self.path.parent if self.path.name == "model" else self.path).name
-        )
+        if self.path in (BUNDLED, SHIPPED):
+            return "maemi-tiny" if self.path == BUNDLED else f"maemi-{self.base.name}"
+        return (self.path.parent if self.path.name == "model" else self.path).name
 
 
 def resolve_run(path: Path | None) -> Path:
-    """The verified model directory of a run; None is the bundled student."""
+    """The verified model directory of a run; None is the student that comes with the program."""
     if path is None:
-        return _verified(BUNDLED)
+        return _verified(_own_student())
     recover(path)
     recover(path / "model")
     if not path.is_dir():
@@ -187,6 +187,18 @@ def attach_adapter(student: MaemiForConditionalGeneration, adapter: AdapterSetti
     student.decoder.lm = get_peft_model(student.decoder.lm, peft_config(adapter), autocast_adapter_dtype=False)
 
 
+def _own_student() -> Path:
+    """The student that answers where no run is named."""
+    if not (SHIPPED / MANIFEST).is_file():
+        return BUNDLED
+    try:
+        resolve_base(str(load_config(SHIPPED / "config.yaml").decoder.base))
+    except RunError as error:
+        log.warning("the tiny student answers: %s", error.message)
+        return BUNDLED
+    return SHIPPED
+
+
 def _base_of(directory: Path, config: Config) -> Base:
     """The language model of a run: inside it, or the one it names, which must have the weights it had in training.
 
@@ -227,9 +239,7 @@ def _assemble(
     device, quantization = device_of(device), config.decoder.quantization
     inspect_base(base.directory)
     outline = _outline(base.directory)
-    lm = load_language_model(
-        str(base.directory), quantization=quantization, device=device, dtype=weights_dtype(device)
-    )
+    lm = load_language_model(str(base.directory), quantization=quantization, device=device, dtype=weights_dtype(device))
     lm.config._name_or_path = base.name
     prepare_nf4(lm)
     if dense and device == "cpu" and 4 * sum(p.numel() for p in outline.parameters()) <= DENSE_LIMIT:
