@@ -242,8 +242,6 @@ def _assemble(
     lm = load_language_model(str(base.directory), quantization=quantization, device=device, dtype=weights_dtype(device))
     lm.config._name_or_path = base.name
     prepare_nf4(lm)
-    if dense and device == "cpu" and 4 * sum(p.numel() for p in outline.parameters()) <= DENSE_LIMIT:
-        unpack_nf4(lm)
     keep_less(lm)
     words = _load_tokenizer(str(tokenizer), lm.config.vocab_size, lm.config.model_type)
     architecture = MaemiConfig(architecture_of(config), lm.config, pad_token_id=words.pad_token_id)
@@ -252,6 +250,8 @@ def _assemble(
             _check_shapes(MaemiForConditionalGeneration(architecture, outline), shapes, path)
     student = MaemiForConditionalGeneration(architecture, lm)
     student.to(device)
+    if dense and device == "cpu" and 4 * sum(weight.numel() for weight in outline.parameters()) <= DENSE_LIMIT:
+        unpack_nf4(lm)  # not before: a student that is built draws every layer anew that was not loaded
     processor = MaemiProcessor(words, config.image_size, config.text_encoder.max_tokens, lm.config.model_type)
     return Run(student, processor, config, path, base)
 

