@@ -1,6 +1,6 @@
 """What a language model costs on this processor: memory, prefill, decode, captions in slots, training steps.
 
-    OMP_NUM_THREADS=2 python benchmarks/bases.py [smollm2-135m]
+    OMP_NUM_THREADS=1 python benchmarks/bases.py [smollm2-135m]
 
 An untrained student on the base; every caption runs to its last token. Weights in float32, in bfloat16, in NF4 as they
 are trained, and in NF4 unpacked once. Seconds of the wall and of the processor: on a machine with other work only the

@@ -281,7 +281,7 @@ def test_unpacked_weights_say_the_same_tokens() -> None:
     assert said(dense) == tokens
 
 
-# ---------------------------------------------------------------------------------------------------------- the makefile
+# ---------------------------------------------------------------------------------------------------- the makefile
 
 
 def test_make_fails_for_no_want_of_models(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""SmolLM2-135M itself, where `make models` has brought it: untrained it is itself, and it trains, resumes and answers."""
+"""SmolLM2-135M itself, where `make models` has brought it: it is itself untrained; trains, resumes and answers."""
 
 import shutil
 from pathlib import Path
