@@ -68,15 +68,15 @@ THROUGH_KV = 60.0
 _TRANSMISSION = re.compile(
     r"(?:^|[^a-z])(?:S?TEM|HAA?DF|L?M?ADF|A?BF|bright.?field|transmi\w+)(?:$|[^a-z])", re.IGNORECASE
 )
-LONG, MANY = 2.0, 5
+_LONG, MANY = 2.0, 5
 """Median aspect ratio from which many bodies have one."""
-LEAST_LIKELY = 0.2
+_LEAST_LIKELY = 0.2
 """Probability under which a quantity is not stated."""
 SURE_OF_GRAINS = 0.6
 """Share of outlined powders and drawn beds whose grain size is within 20 % of the true one."""
 FEWEST_NEIGHBOURS = 3
 FEWEST_FOR_PERCENTILES = 5
-FINE = 10.0
+_FINE = 10.0
 """Diameter under which outlines are too coarse for a circularity [px of the small copy]."""
 
 COUNTED = "objects with their centre in the frame, "
@@ -106,7 +106,7 @@ class _Sheet:
             return
         likely = probability(name, {**self._traits, **traits_of_statement(confidence)})
         sure = min(confidence, 1.0) if likely is None else likely
-        if round(sure, 3) > 0 and (likely is None or likely > LEAST_LIKELY):
+        if round(sure, 3) > 0 and (likely is None or likely > _LEAST_LIKELY):
             self._found[name] = Fact(name, float(value), unit, method or QUANTITIES[name].method, round(sure, 3), note)
 
     def add_length(self, name: str, pixels: float, *, confidence: float, note: str = "") -> None:
@@ -149,7 +149,7 @@ def _has_orientation(found: Findings, anisotropy: float) -> bool:
         return True
     if found.kind in ("particles", "pores") and found.objects is not None and found.objects.count >= MANY:
         shape, counted = found.objects.geometry, found.objects.counted
-        if float(np.median((shape.major / shape.minor)[counted])) < LONG:  # one-sided light on round bodies
+        if float(np.median((shape.major / shape.minor)[counted])) < _LONG:  # one-sided light on round bodies
             return False
     return anisotropy >= (DIRECTED if found.period is None else DIRECTED_LATTICE)
 
@@ -174,7 +174,7 @@ def _add_sizes(sheet: _Sheet, objects: Objects, chosen: Mask, *, certainty: floa
         low, high = np.percentile(diameter, [10, 90])
         sheet.add_length("d10_diameter", factor * float(low), confidence=0.9 * sure)
         sheet.add_length("d90_diameter", factor * float(high), confidence=0.9 * sure)
-    if float(np.median(diameter)) >= FINE:
+    if float(np.median(diameter)) >= _FINE:
         area, perimeter = shape.area[chosen], objects.perimeter[chosen]
         roundness = float(np.minimum(4 * np.pi * area / perimeter**2, 1.0).mean())
         sheet.add("circularity", roundness, confidence=0.8 * sure)

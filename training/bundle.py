@@ -20,10 +20,10 @@ from assistant.checkpoint import load_run, write_model
 from assistant.disk import write_directory
 from training.pretrain import BASE_NAME
 
-ABOUT = """\
+_ABOUT = """\
 A vision-language student of about 10 million parameters that runs on any CPU. It shows that every part of MAEMI works
 end to end; it is no substitute for a student on a 7B language model."""
-LIMITS = """\
+_LIMITS = """\
 It has seen procedural pictures and nothing else. On a real micrograph its words on class, shape, surface and
 arrangement are guesses; the numbers it gives are those of the reader and the measurement, which are shown beside the
 answer with their source. It knows English sentences of the kinds it was taught, and ten classes. Do not use it for
@@ -85,7 +85,7 @@ def model_card(scores: Mapping[str, Any], recipe: str) -> str:
             "",
             "# MAEMI tiny: the bundled student",
             "",
-            ABOUT,
+            _ABOUT,
             "",
             "## Scores on held-out procedural micrographs",
             "",
@@ -95,7 +95,7 @@ def model_card(scores: Mapping[str, Any], recipe: str) -> str:
             "",
             "## Limits",
             "",
-            LIMITS,
+            _LIMITS,
             "",
         ]
     )

@@ -20,7 +20,7 @@ from assistant.precision import decide, device_of
 from assistant.starts import start_of
 
 RECORD = "run.json"
-log = logging.getLogger("maemi.training")
+_log = logging.getLogger("maemi.training")
 
 
 def claim(out: Path, config: Config, rows: str, *, device: str) -> Config:
@@ -47,7 +47,7 @@ def claim(out: Path, config: Config, rows: str, *, device: str) -> Config:
         )
     if "base" not in bound:
         decision = decide(config.training.precision, device_of(device))
-        log.info("training computes in %s", decision)
+        _log.info("training computes in %s", decision)
         bound = wanted | {"base": base, "precision": bound.get("precision", decision.precision)}
         write_file(file, json.dumps(bound, indent=1) + "\n")
     return config.model_copy(update={"training": config.training.model_copy(update={"precision": bound["precision"]})})

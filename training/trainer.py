@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,11 @@ from assistant.disk import disk_errors, locked, verify_directory, write_director
 from assistant.errors import RunError, Stopped
 from assistant.inspection import loading
 from assistant.precision import decide
+from assistant.progress import Progress
 from training.claim import claim
 from training.data import Collator, Conversations, data_fingerprint, load_split
 from training.stages import InstructionStage
 from training.state import load_optimizer, load_random_state, save_training_state
-
-Progress = Callable[[int, int, str], None]
-"""Called with steps done, steps in all, and a short text."""
 
 VISION_PARTS = ("vit", "hnf", "vit_projection", "hnf_projection")
 STAGE_WEIGHTS = "stage.safetensors"

@@ -21,14 +21,14 @@ FINE = 12.0
 """Width under which the profile is taken from the full resolution [px of the full picture]."""
 CLOSE = 448
 """Side of the crop in which thin fibres of a reduced picture are looked for [px]."""
-STRETCH = (-1.0, -0.67, -0.33, 0.0, 0.33, 0.67, 1.0)
+_STRETCH = (-1.0, -0.67, -0.33, 0.0, 0.33, 0.67, 1.0)
 """Where along the axis profiles are averaged [widths]."""
 FAR, STEPS = 1.25, 40
 """Profiles reach so far to both sides [widths], in so many steps."""
 BODY, INSIDE, OUTSIDE = 0.2, 0.55, 1.0
 """Up to where the profile is the middle of the body, up to where its crest is looked for, and its ground [widths]."""
 QUARTILES_TO_SIGMA = 1 / 1.349
-SURE, MOST_SURE = (-1.49, -4.18, 0.66, 0.22, -2.5), 0.95
+_SURE, MOST_SURE = (-1.49, -4.18, 0.66, 0.22, -2.5), 0.95
 """Bias and weights of the confidence, and its limit."""
 MOST_SPREAD = 0.6
 """Relative spread from which more says nothing more: two sorts of bodies were followed."""
@@ -71,7 +71,7 @@ class Fibres:
     @property
     def confidence(self) -> float:
         """That a person would find the same width, by the logistic model that `benchmarks/fibres.py` fits."""
-        return min(1 / (1 + float(np.exp(-SURE[0] - self.evidence @ SURE[1:]))), MOST_SURE)
+        return min(1 / (1 + float(np.exp(-_SURE[0] - self.evidence @ _SURE[1:]))), MOST_SURE)
 
     @property
     def turn(self) -> float:
@@ -137,10 +137,10 @@ def _profiles(image: F32, axes: Chords, factor: int) -> F32:
     x, y = ((at[:, None] + 0.5) * factor - 0.5 for at in (axes.x, axes.y))
     across = _ACROSS * axes.width[:, None]
     total = np.zeros(across.shape, np.float32)
-    for stretch in STRETCH:
+    for stretch in _STRETCH:
         along = stretch * axes.width[:, None]
         total += _between(image, y - across * c + along * s, x + across * s + along * c)
-    return total / np.float32(len(STRETCH))
+    return total / np.float32(len(_STRETCH))
 
 
 def _between(image: F32, y: F32, x: F32) -> F32:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
-F32: TypeAlias = NDArray[np.float32]
-F64: TypeAlias = NDArray[np.float64]
-I32: TypeAlias = NDArray[np.int32]
-Mask: TypeAlias = NDArray[np.bool_]
-Pixels: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+from assistant.arrays import F32 as F32
+from assistant.arrays import F64 as F64
+from assistant.arrays import I32 as I32
+from assistant.arrays import Mask as Mask
+from assistant.arrays import Pixels as Pixels
+
 Levels = TypeVar("Levels", F32, F64)
 
 SMALL_SIDE = 768

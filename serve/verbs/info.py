@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,23 +22,12 @@ if TYPE_CHECKING:
 @app.command(short_help="Show what is read from micrographs.")
 def info(
     files: Annotated[list[Path], typer.Argument(help="Micrographs.")],
-    page: Annotated[
-        int | None, typer.Option(help="Page of a multi-page file. Without it: the deepest of the largest size.")
-    ] = None,
+    page: Annotated[int | None, typer.Option(help="Page of a file; else the deepest of the largest size.")] = None,
     pixel_size: PixelSize = None,
-    read_bar: Annotated[
-        bool | None,
-        typer.Option(help="Always or never read the burnt-in scale bar. Without it: when needed."),
-    ] = None,
-    overlay: Annotated[
-        Path | None, typer.Option(help="Folder for figures: what was measured, drawn over each micrograph.")
-    ] = None,
-    objects: Annotated[
-        Path | None, typer.Option(help="CSV file for the bodies one by one: size, shape, place; in nm where known.")
-    ] = None,
-    rois: Annotated[
-        Path | None, typer.Option(help="Zip file for their outlines, as ImageJ opens them; one file only.")
-    ] = None,
+    read_bar: Annotated[bool | None, typer.Option(help="Always or never read the scale bar; else when needed.")] = None,
+    overlay: Annotated[Path | None, typer.Option(help="Folder for figures of what was measured.")] = None,
+    objects: Annotated[Path | None, typer.Option(help="CSV file for the bodies: size, shape, place.")] = None,
+    rois: Annotated[Path | None, typer.Option(help="Zip file for their outlines, as ImageJ opens them.")] = None,
     json: Json = False,
 ) -> None:
     """Show what is read from micrographs: pixel size and its source, instrument, info bar, warnings.
@@ -51,6 +39,7 @@ def info(
     """
     from assistant.measure import bodies
     from assistant.micrograph import read_micrograph
+    from serve import wording
     from serve.desk.answering import parse_pixel_size
 
     if rois is not None and len(files) != 1:
@@ -78,7 +67,8 @@ def info(
         if "error" in record:
             terminal.print_error(record["error"]["code"], f"{record['path']}: {record['error']['message']}")
         elif not json:
-            _print_info(record)
+            found_in = [*wording.reading(record), *(("Warning", text) for text in record["warnings"])]
+            terminal.print_table(record["path"], ("", ""), found_in)
     finish(ALL_FAILED if len(failed) == len(records) else len(failed))
 
 
@@ -102,10 +92,3 @@ def _write_bodies(tabled: list[Tabled], table: Path | None, rois: Path | None) -
     if rois is not None and tabled:
         with disk_errors(rois, ConfigError):
             write_rois(rois, tabled[0][1])
-
-
-def _print_info(record: Mapping[str, Any]) -> None:
-    from serve import wording
-
-    rows = [*wording.reading(record), *(("Warning", text) for text in record["warnings"])]
-    terminal.print_table(record["path"], ("", ""), rows)

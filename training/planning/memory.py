@@ -34,7 +34,7 @@ USABLE = 0.93  # share of a card that one process can fill before fragmentation 
 CUDA_CONTEXT = int(0.45 * GIB)  # driver context, libraries and their workspaces
 FP32, BF16 = 4, 2
 NF4_BLOCK, SCALE_BLOCK = 64, 256
-CHUNK = 512  # answer tokens whose logits exist at one time, as in assistant/loss.py
+LOSS_CHUNK = 512  # answer tokens whose logits exist at one time, as in assistant/loss.py
 NF4_CODES = 16 * FP32 + 256 * FP32  # code books of weights and of scales, once per tensor
 
 # ---------------------------------------------------------------------------------- weights
@@ -150,7 +150,7 @@ def loss_peak(shape: LanguageModelShape, tokens: int, *, p: int) -> int:
 
     A chunk holds its log-softmax and two gradients in fp32 at the same time. All tokens are taken to be answers.
     """
-    return 2 * tokens * shape.hidden * p + min(tokens, CHUNK) * shape.vocab * 3 * FP32
+    return 2 * tokens * shape.hidden * p + min(tokens, LOSS_CHUNK) * shape.vocab * 3 * FP32
 
 
 # ---------------------------------------------------------------------------------- the plan
@@ -197,8 +197,11 @@ def plan_memory(config: Config, *, gpu_gib: float | None) -> MemoryPlan:
     start = start_of(config)
     config, shape = start.config, _base_shape(start)
     parts = step_parts(config, shape)
-    cards = CARDS if gpu_gib is None else (gpu_gib,)
-    return MemoryPlan(parts, tuple(_judge(config, shape, sum(parts.values()), gib) for gib in cards))
+    verdicts = []
+    for gib in CARDS if gpu_gib is None else (gpu_gib,):
+        fits = sum(parts.values()) <= USABLE * gib * GIB
+        verdicts.append(CardVerdict(gib, fits, () if fits else fitting_settings(config, shape, gib)))
+    return MemoryPlan(parts, tuple(verdicts))
 
 
 def step_parts(config: Config, shape: LanguageModelShape) -> dict[str, int]:
@@ -249,18 +252,15 @@ def _base_shape(start: Start) -> LanguageModelShape:
     raise ConfigError("unknown_base", f"{start.directory} does not say what its language model is. Set decoder.base.")
 
 
-def _judge(config: Config, shape: LanguageModelShape, total: int, gib: float) -> CardVerdict:
-    if total <= USABLE * gib * GIB:
-        return CardVerdict(gib, True, ())
-    return CardVerdict(gib, False, fitting_settings(config, shape, gib))
-
-
 def fitting_settings(config: Config, shape: LanguageModelShape, gib: float) -> tuple[str, ...] | None:
     """Return the overrides that make a step fit, adding what costs least first; None where all together do not."""
     values: dict[str, Any] = {}
     for key, value in _savings(config):
         values[key] = value
-        if sum(step_parts(_override(config, values), shape).values()) <= USABLE * gib * GIB:
+        section, _, name = key.partition(".")
+        part = getattr(config, section).model_copy(update={name: value})
+        config = config.model_copy(update={section: part})
+        if sum(step_parts(config, shape).values()) <= USABLE * gib * GIB:
             return tuple(f"{name}={json.dumps(setting)}" for name, setting in values.items())
     return None
 
@@ -285,12 +285,3 @@ def _halves(start: int, stop: int) -> Iterator[int]:
     while start // 2 >= stop:
         start //= 2
         yield start
-
-
-def _override(config: Config, values: Mapping[str, Any]) -> Config:
-    updates: dict[str, dict[str, Any]] = {}
-    for key, value in values.items():
-        section, _, name = key.partition(".")
-        updates.setdefault(section, {})[name] = value
-    copies = {section: getattr(config, section).model_copy(update=update) for section, update in updates.items()}
-    return config.model_copy(update=copies)
