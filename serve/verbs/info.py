@@ -69,8 +69,8 @@ def info(
         if "error" in record:
             terminal.print_error(record["error"]["code"], f"{record['path']}: {record['error']['message']}")
         elif not json:
-            rows = [*wording.reading(record), *(("Warning", text) for text in record["warnings"])]
-            terminal.print_table(record["path"], ("", ""), rows)
+            shown = [*wording.reading(record), *(("Warning", text) for text in record["warnings"])]
+            terminal.print_table(record["path"], ("", ""), shown)
     finish(ALL_FAILED if len(failed) == len(records) else len(failed))
 
 
