@@ -38,7 +38,7 @@ from serve.verbs import (
     demo,
     serve,
 )
-from serve.verbs import answers, doctor
+from serve.verbs import base, answers, doctor
 # isort: on
 
 VERBS = (
@@ -56,6 +56,7 @@ VERBS = (
     export,
     demo,
     serve,
+    base,
     answers,
     doctor,
 )

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from assistant.bases import BASES, canonical
 from assistant.checkpoint import load_run, write_model
 from assistant.disk import write_directory
 from training.pretrain import BASE_NAME
@@ -42,8 +43,11 @@ def bundle(run: Path, out: Path, *, scores: Mapping[str, Any], recipe: str) -> N
     started = loaded.config.init and Path(loaded.config.init).name
     loaded = replace(loaded, config=loaded.config.model_copy(update={"init": started}))
 
+    name = canonical(loaded.config.decoder.base or BASE_NAME)
+    licence = BASES[name].licence if name in BASES else "under its maker's licence"
+
     def write(staging: Path) -> None:
-        write_model(loaded, staging, card=model_card(scores, recipe))
+        write_model(loaded, staging, card=model_card(scores, f"{recipe.strip()}\n\nLanguage model: {name}, {licence}."))
         for file in staging.rglob("*.safetensors"):
             halve(file)
         for file in staging.rglob("*.json"):

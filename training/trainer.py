@@ -26,10 +26,9 @@ from assistant.checkpoint import (
     Run,
     attach_adapter,
     checkpoints,
-    load_run,
-    new_run,
     newest_checkpoint,
     save_model,
+    start_run,
     write_model,
 )
 from assistant.config import Config
@@ -83,11 +82,7 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
 
 def start_student(config: Config, *, device: str = "auto") -> Run:
     """The student a configuration starts from, with its adapter, ready to train."""
-    if config.init is None:
-        run = new_run(config, device=device)
-    else:
-        start = load_run(None if config.init == "bundled" else Path(config.init), device=device)
-        run = Run(start.student, start.processor, _shapes_from(start.config, config), None)
+    run = start_run(config, device=device)
     attach_adapter(run.student, config.adapter)
     return run
 
@@ -145,10 +140,14 @@ def fit(
         callbacks.append(DynamicRank(run.student.decoder.lm, run.config.seed))
     if settings.gradient_checkpointing:
         run.student.decoder.lm.activation_checkpointing_enable()
+    device = next(stage.parameters()).device
+    if device.type == "cpu" and decide(settings.precision, "cpu").precision == "bf16":
+        # The fused attention's backward in bfloat16 takes a processor longer than all products of the layer.
+        run.student.decoder.lm.set_attn_implementation("eager")
     trainer = StudentTrainer(
         model=stage,
         run=run,
-        args=_arguments(run.config, out, device=next(stage.parameters()).device),
+        args=_arguments(run.config, out, device=device),
         train_dataset=dataset,
         data_collator=collator,
         optimizers=(optimizer, cosine_schedule(optimizer, settings.steps, settings.warmup)),
@@ -374,12 +373,6 @@ def diverged(what: str, losses: Iterable[float], directory: Path) -> RunError:
         f"{what}{f' (before: {before})' if before else ''}. Nothing was saved of it. {whole} with another --out and a "
         "lower training.learning_rate.",
     )
-
-
-def _shapes_from(start: Config, wanted: Config) -> Config:
-    """The wanted configuration with the shapes of the student it starts from."""
-    shapes = {name: getattr(start, name) for name in ("image_size", "vit", "hnf", "text_encoder", "decoder")}
-    return wanted.model_copy(update=shapes)
 
 
 def _arguments(config: Config, out: Path, *, device: torch.device) -> TrainingArguments:

@@ -52,6 +52,8 @@ class Fibres:
     """of all axes, in square roots of the frame's area"""
     firm: float
     """share of the chords' area that lies beside alike chords again and again"""
+    gaps: float
+    """the same of the other polarity over it [log]: few gaps of a mat are long, those between wrinkles all are"""
     bright: bool
     swelling: float
     """by how much the denoised copy shows them wider than they are, as a factor"""
@@ -79,8 +81,9 @@ class Fibres:
         return float(np.rad2deg(np.sqrt(-2 * np.log(max(self.alignment, 1e-6))) / 2))
 
 
-def fibres_of(picture: Picture, chords: Chords, *, bright: bool) -> Fibres | None:
-    """The fibres that chords of one polarity show, None where there is no place to take a width."""
+def fibres_of(picture: Picture, found: tuple[Chords, Chords], *, bright: bool) -> Fibres | None:
+    """The fibres of one polarity that bright and dark chords show, None where there is no place to take a width."""
+    chords, gaps = found if bright else found[::-1]
     axes = chords[chords.steady]
     axes = axes[np.arange(0, len(axes), max(1, -(-len(axes) // MOST_PLACES)))]
     width, measured = _widths(picture, axes, bright=bright)
@@ -98,6 +101,7 @@ def fibres_of(picture: Picture, chords: Chords, *, bright: bool) -> Fibres | Non
         alignment=float(abs(mean)),
         length=float(chords.length[chords.steady].sum()) / frame,
         firm=chords.share(chords.firm),
+        gaps=float(np.log((gaps.share(gaps.firm) + 0.01) / (chords.share(chords.firm) + 0.01))),
         bright=bright,
         swelling=max(1.0, float(np.median(axes.width)) * picture.factor / middle),
         places=np.stack([x, y, width, axes.along], axis=1).astype(np.float64),
@@ -108,7 +112,7 @@ def fibres_closer(picture: Picture, *, bright: bool) -> Fibres | None:
     """The same for fibres too thin for the small copy, from the centre of the picture at full resolution."""
     crop = centre(picture.grey, CLOSE)
     close = Picture(crop, crop, 1)
-    found = fibres_of(close, find_chords(close)[0 if bright else 1], bright=bright)
+    found = fibres_of(close, find_chords(close), bright=bright)
     if found is not None:
         top, left = ((n - m) // 2 for n, m in zip(picture.grey.shape, crop.shape, strict=True))
         found.places[:, :2] += (left, top)

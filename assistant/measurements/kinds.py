@@ -280,4 +280,5 @@ def sign_vector(it: Signs) -> dict[str, float]:
 def _skewness(picture: Picture) -> float:
     """Of the grey levels: 0 where dark and bright parts are alike."""
     off = picture.calm - picture.calm.mean()
-    return float(np.mean(off**3) / max(float(np.mean(off**2)) ** 1.5, 1e-12))
+    square = off * off
+    return float(np.mean(square * off) / max(float(np.mean(square)) ** 1.5, 1e-12))

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from assistant.bases import describe_base
 from assistant.errors import MaemiError, ServerError
 from serve.verbs import terminal
 from serve.verbs.command import Json, RunOption, app, finish, quiet
@@ -98,6 +99,7 @@ def check_machine(run: Path | None = None, *, load: Callable[[Path | None], Answ
     yield _timed("processor", _processor)
     yield _timed("graphics card", _graphics)
     yield _timed("disk", _disk)
+    yield _timed("smollm2-135m", lambda: describe_base("smollm2-135m"))
     with no_network(), tempfile.TemporaryDirectory(prefix="maemi-doctor-") as folder:
         yield from _features(Path(folder), run, load or load_student)
 

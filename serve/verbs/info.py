@@ -13,6 +13,7 @@ from serve.verbs import terminal
 from serve.verbs.command import ALL_FAILED, Json, PixelSize, app, finish
 
 if TYPE_CHECKING:
+    from assistant.measurements.findings import Findings
     from assistant.measurements.objects import Body
     from assistant.micrograph import Micrograph
 
@@ -37,7 +38,7 @@ def info(
       maemi info examples/gelatine_fibres.tif --json
       maemi info examples/powder.png --objects powder.csv --rois powder.zip
     """
-    from assistant.measure import bodies
+    from assistant.measure import bodies, found_in
     from assistant.micrograph import read_micrograph
     from serve import wording
     from serve.desk.answering import parse_pixel_size
@@ -49,13 +50,14 @@ def info(
     tabled: list[Tabled] = []
     for path in files:
         try:
-            found = read_micrograph(path, page=page, pixel_size_nm=nm, read_bar=read_bar)
-            records.append(found.info() | {"path": str(path)})
+            m = read_micrograph(path, page=page, pixel_size_nm=nm, read_bar=read_bar)
+            records.append(m.info() | {"path": str(path)})
+            found = found_in(m) if overlay or objects or rois else None
             if overlay is not None:
-                _write_figures(found, overlay, path.name)
+                _write_figures(m, found, overlay / path.name)
             if objects is not None or rois is not None:
-                size = None if found.calibration is None else found.calibration.nm_per_pixel
-                tabled.append((str(path), bodies(found), size))
+                size = None if m.calibration is None else m.calibration.nm_per_pixel
+                tabled.append((str(path), bodies(m, found), size))
         except MicrographError as error:
             records.append({"path": str(path), "error": {"code": error.code, "message": error.message}})
     if objects is not None or rois is not None:
@@ -72,14 +74,14 @@ def info(
     finish(ALL_FAILED if len(failed) == len(records) else len(failed))
 
 
-def _write_figures(micrograph: Micrograph, folder: Path, name: str) -> None:
-    """One PNG per measurement that applies, `NAME.figure.png`."""
+def _write_figures(m: Micrograph, found: Findings | None, path: Path) -> None:
+    """One PNG per measurement that applies, `PATH.figure.png`."""
     from assistant.measure import figures
 
-    with disk_errors(folder, ConfigError):
-        folder.mkdir(parents=True, exist_ok=True)
-        for figure, image in figures(micrograph).items():
-            image.save(folder / f"{name}.{figure}.png")
+    with disk_errors(path.parent, ConfigError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for figure, image in figures(m, found).items():
+            image.save(path.with_name(f"{path.name}.{figure}.png"))
 
 
 def _write_bodies(tabled: list[Tabled], table: Path | None, rois: Path | None) -> None:

@@ -12,13 +12,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from assistant.adapter_kinds import AdapterSettings
-from assistant.config import Config, HNFConfig, load_config
+from assistant.config import Config, HNFConfig
 from assistant.errors import ConfigError
 from assistant.families import FAMILIES
+from assistant.starts import BUNDLED, Start, start_of
 from training.planning.parameters import student_parameters
 from training.planning.shapes import (
     BUNDLED_SHAPE,
@@ -194,7 +194,8 @@ def plan_memory(config: Config, *, gpu_gib: float | None) -> MemoryPlan:
 
     Raises: ConfigError where the language model or the image tower is not known.
     """
-    config, shape = _resolved(config)
+    start = start_of(config)
+    config, shape = start.config, _base_shape(start)
     parts = step_parts(config, shape)
     verdicts = []
     for gib in CARDS if gpu_gib is None else (gpu_gib,):
@@ -241,34 +242,14 @@ def step_parts(config: Config, shape: LanguageModelShape) -> dict[str, int]:
     }
 
 
-def _resolved(config: Config) -> tuple[Config, LanguageModelShape]:
-    """Return the configuration with the shapes of the run it starts from, as training takes them, and its base's."""
-    directory = _start(config)
-    if directory is not None and (directory / "config.yaml").is_file():
-        start = load_config(directory / "config.yaml")
-        shapes = ("image_size", "vit", "hnf", "text_encoder", "decoder")
-        config = config.model_copy(update={name: getattr(start, name) for name in shapes})
-    if directory is not None and (directory / "config.json").is_file():
-        return config, shape_in(directory / "config.json")
-    if config.decoder.base is not None:
-        return config, language_model_shape(config.decoder.base)
-    if config.init == "bundled":
-        return config, BUNDLED_SHAPE
-    raise ConfigError("unknown_base", f"{directory} does not say what its language model is. Set decoder.base.")
-
-
-def _start(config: Config) -> Path | None:
-    """Return the model directory the student starts from, None for fresh parts."""
-    if config.init is None:
-        return None
-    if config.init == "bundled":
-        import assistant
-
-        return Path(assistant.__path__[0]) / "weights"
-    run = Path(config.init)
-    if not run.is_dir():
-        raise ConfigError("no_start", f"init {config.init!r} is not a directory. Name a run or set it to null.")
-    return run if (run / "config.yaml").is_file() else run / "model"
+def _base_shape(start: Start) -> LanguageModelShape:
+    if start.whole and start.directory is not None and (start.directory / "config.json").is_file():
+        return shape_in(start.directory / "config.json")
+    if start.config.decoder.base is not None:
+        return language_model_shape(start.config.decoder.base)
+    if start.directory == BUNDLED:
+        return BUNDLED_SHAPE
+    raise ConfigError("unknown_base", f"{start.directory} does not say what its language model is. Set decoder.base.")
 
 
 def fitting_settings(config: Config, shape: LanguageModelShape, gib: float) -> tuple[str, ...] | None:
