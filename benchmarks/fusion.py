@@ -6,7 +6,7 @@
 `perov_5`: formation energy [eV per atom] of perovskite cells, learned from val.csv and tested on test.csv: composition,
 cell, crystal graph and sentence alone, then fused; every row in the same split, with the same steps. `steels_yield`
 [MPa] and `expt_gap` [eV]: formulas, five folds, rows in the order of the files dealt out by a seeded shuffle. Beside
-them stand gradient boosting or a random forest on the same features, the mean, and what is published for other folds.
+them stand the mean or a random forest on the same statistics, and what peers reached on other folds.
 Held-out rows within the training part set temperatures and intervals; coverage is counted on the test part.
 """
 
