@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import MappingProxyType
@@ -107,6 +108,7 @@ class Base:
     name: str
     directory: Path
 
+    @cached_property
     def weights(self) -> dict[str, str]:
         """SHA-256 of every file of weights, by name; read from the manifest where there is one, which was verified."""
         if (self.directory / MANIFEST).is_file():
@@ -185,7 +187,7 @@ def _converted(name: str, package: Package, place: Path) -> Path:
     except RunError as error:
         reason = error.message.split(". ")[0]
         raise RunError("wrong_hash", f"{reason}. Remove {place}; the same command then converts {name} anew.") from None
-    if Base(name, place).weights() != {"model.safetensors": package.weights}:
+    if Base(name, place).weights != {"model.safetensors": package.weights}:
         raise RunError(
             "wrong_hash", f"{place} does not hold the weights of {name}. Remove it, or choose another --out."
         )

@@ -46,7 +46,7 @@ BASE_RECORD = "base.json"
 VISION_PARTS = ("vit.", "hnf.", "vit_projection.", "hnf_projection.")
 """Tensors of a student that do not depend on its language model or tokenizer."""
 DENSE_LIMIT = 2 * 2**30
-"""Largest language model in float32 that is unpacked for answers [byte]: SmolLM2-135M takes 0.4 GiB of it."""
+"""Largest language model in float32 that is unpacked for answers [byte]: SmolLM2-135M takes 0.5 GiB."""
 TRAVELLING_BASE_BYTES = 200 * 1024**2
 log = logging.getLogger("maemi.checkpoint")
 
@@ -211,7 +211,7 @@ def _base_of(directory: Path, config: Config) -> Base:
     if file.is_file():
         with loading(file):
             trained_on = dict(json.loads(file.read_bytes())["weights"])
-        if base.weights() != trained_on:
+        if base.weights != trained_on:
             raise RunError(
                 "other_base", f"{directory} was trained on other weights than {base.name} has now. Restore that base."
             )
@@ -342,7 +342,7 @@ def _write_base(base: Base, directory: Path) -> None:
         if path.suffix in {".json", ".safetensors"} and path.name not in (MANIFEST, BASE_RECORD)
     ]
     if sum(path.stat().st_size for path in files) > TRAVELLING_BASE_BYTES:
-        record = {"name": base.name, "weights": base.weights()}
+        record = {"name": base.name, "weights": base.weights}
         (directory / BASE_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         return
     target = directory / "base"

@@ -233,7 +233,7 @@ def test_a_run_refuses_another_base_than_it_was_trained_on(tmp_path: Path, monke
     run = tiny_run(tmp_path / "base")
     save_model(run, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "base.json").read_text())
-    assert record == {"name": str(tmp_path / "base"), "weights": run.base.weights()}
+    assert record == {"name": str(tmp_path / "base"), "weights": run.base.weights}
     assert not (tmp_path / "run" / "base").exists()
     load_run(tmp_path / "run", device="cpu")
     file = tmp_path / "base" / "model.safetensors"
