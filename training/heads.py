@@ -16,8 +16,9 @@ import io
 import json
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ COPIES = 3
 """Further recordings of each picture."""
 MOST = 30
 """Real pictures of a label, and a little more."""
-FOREIGN_EACH = 40
+LEAST = 8
+"""Pictures that a user's class needs to teach a head."""
+FOREIGN_EACH, FOREIGN_BESIDE = 40, 10
+"""Pictures of each kind that are no micrographs: for the bundled heads, and beside a user's own."""
 CLASS_OF: Mapping[str, str] = {
     "ncm333_pristine": "battery cathode",
     "ncm333_formation": "battery cathode",
@@ -79,6 +83,32 @@ class Specimen:
     source: str
     words: Mapping[str, str]
     foreign: bool = False
+
+
+def own_heads(pictures: Sequence[tuple[bytes, str, str]], *, seed: int) -> Heads | None:
+    """Heads for a user's own classes from pictures (PNG, label, group), minutes at most.
+
+    None where fewer than two classes have enough pictures, or no tower is installed.
+    """
+    from assistant.micrograph import read_micrograph, to_model_input
+    from assistant.towers import load_tower
+
+    counts = Counter(label for _, label, _ in pictures)
+    taught = [(png, label, group) for png, label, group in pictures if counts[label] >= LEAST]
+    if len({label for _, label, _ in taught}) < 2 or load_tower() is None:
+        return None
+    specimens = [
+        Specimen(
+            np.round(to_model_input(read_micrograph(png), TOWER_SIDE)[0] * 255).astype(np.uint8),
+            f"{number}",
+            group,
+            "own",
+            {"class": label.replace("_", " ")},
+        )
+        for number, (png, label, group) in enumerate(taught)
+    ]
+    data = labelled([*specimens, *foreign(seed, each=FOREIGN_BESIDE)], seed=seed, copies=1)
+    return fit_heads(replace(data, words={"class": data.words["class"]}), origin="run")
 
 
 def drawn(folder: Path, cache: Path) -> list[Specimen]:
