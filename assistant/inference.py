@@ -25,7 +25,8 @@ from assistant.chat import (
     auxiliary_text,
     number_lines,
 )
-from assistant.checkpoint import Run, load_run
+from assistant.checkpoint import BUNDLED, Run, load_run
+from assistant.config import TOWER_SIDE
 from assistant.decoder import VisualContext
 from assistant.demonstrations import Shots
 from assistant.errors import ConfigError
@@ -33,11 +34,12 @@ from assistant.families import FAMILIES
 from assistant.generation import GREEDY, Token, advance, complete, computing, likelihoods, next_token, observed, read
 from assistant.generation import Sampling as Sampling
 from assistant.grounding import CLS
+from assistant.heads import Heads, Verdict, load_heads, verdicts
 from assistant.labelling import Labeller
-from assistant.labels import rank_labels
 from assistant.measure import READ, Facts, Known, Statement, disagreements, fact_line, measure, quoted, read_statements
 from assistant.micrograph import Instrument, Micrograph, read_micrograph, to_model_input
 from assistant.recall import Recall
+from assistant.towers import load_tower, see
 
 Image = Path | str | bytes | Micrograph
 Key = tuple[str, int, float | None]
@@ -61,6 +63,9 @@ class Look:
     aux: str
     memory: Tensor  # [N, D]
     summary: Tensor  # [D']
+    features: np.ndarray | None = None  # [Df] of the frozen tower, None where there is none
+    verdicts: tuple[Verdict, ...] = ()
+    """What the heads say of it."""
 
     @property
     def key(self) -> Key:
@@ -80,9 +85,16 @@ class Look:
             detector=instrument.detector,
             microscope=instrument.model or instrument.vendor,
             date=instrument.date,
+            predicted=tuple(verdict.fact() for verdict in self.verdicts),
             sources=instrument_sources(instrument)
             | ({"pixel_size": (calibration.source, calibration.confidence)} if calibration else {}),
         )
+
+
+def heads_of(run: Run) -> list[Heads]:
+    """The heads of a run, before the bundled ones. Raises RunError `damaged_run`."""
+    folders = [folder / "heads" for folder in dict.fromkeys((run.path or BUNDLED, BUNDLED))]
+    return [load_heads(folder) for folder in folders if folder.is_dir()]
 
 
 def instrument_sources(instrument: Instrument) -> dict[str, tuple[str, float]]:
@@ -101,6 +113,7 @@ class Assistant:
         self.student = run.student
         self.processor = run.processor
         self.device = next(run.student.parameters()).device
+        self.heads = heads_of(run)
         self._looks: OrderedDict[Key, Look] = OrderedDict()
         self._recall = Recall()
         self._lock = threading.Lock()
@@ -274,16 +287,18 @@ class Assistant:
         shots: Shots | None = None,
         top: int = 5,
     ) -> list[list[tuple[str, float]]]:
-        """The `top` most probable labels of each image with their probabilities, best first.
+        """The `top` most probable labels of each image and "unknown", with probabilities; the verdict stands first.
 
-        Zero-shot: the likelihood of each label as the student's answer. Few-shot, with `examples` per label: cosine
-        distance to the labels' prototypes on the frozen encoders; with `shots` as well, the likelihood of each label
-        after some examples as demonstrations in the same conversation. "unknown" leads the list when the student
-        would itself rather say something else; its probability is what the labels leave over.
+        Without `examples` the class head decides, where it knows the labels. With them its code is fitted to the
+        frozen features of the examples; with `shots` as well, the likelihood of each label is compared after some
+        examples as demonstrations in the same conversation. "unknown" leads wherever no label is sure enough.
         Raises ConfigError `too_few_labels`, `no_examples`, `too_many_shots` or `too_long`, and MicrographError.
         """
-        scores = self._labeller.scores(images, labels, examples, shots)
-        return [rank_labels(labels, score)[:top] for score in scores]
+        return [ranked[:top] for ranked in self._labeller.ranked(images, labels, examples, shots)]
+
+    def labels_not_known(self, labels: Sequence[str]) -> list[str]:
+        """The labels that no head knows: without examples no image is given one of them."""
+        return self._labeller.not_known(labels)
 
     def warnings_for(self, answer: str, images: Sequence[Image]) -> list[str]:
         """What a reader must know beside the answer: reader warnings, and numbers that measurement contradicts."""
@@ -329,9 +344,16 @@ class Assistant:
         state: Tensor = self.student.text_encoder(ids, torch.ones_like(ids, dtype=torch.bool))[:, CLS]
         return state
 
+    def blind_look(self) -> Look:
+        """A look at plain grey: the student sees that there is an image, and nothing in it."""
+        grey = Micrograph(np.zeros((2, 2), np.uint8), sha256="")
+        size = self.processor.image_size
+        memory, summary = self.encode_pixels(torch.full((1, 1, size, size), 0.5))
+        return Look(grey, Facts("", ()), "", memory[0], summary[0])
+
     def label_probabilities(self, look: Look, labels: Sequence[str]) -> np.ndarray:
-        """Probability [C] of each label among the labels, by the student's likelihood of naming it."""
-        return self._labeller.zero_shot(look, labels).softmax(-1).double().numpy()
+        """Probability [C] of each label, one of which it is: by a head that knows them all, else by likelihood."""
+        return self._labeller.probabilities(look, labels)
 
     def _look_anew(self, micrographs: Sequence[Micrograph]) -> list[Look]:
         looks = []
@@ -340,7 +362,17 @@ class Assistant:
             for m, memory, summary in zip(batch, *self.encode(batch), strict=True):
                 facts = measure(m)
                 looks.append(Look(m, facts, auxiliary_text(m.metadata_line(), facts.line()), memory, summary))
-        return looks
+        features = self.see(micrographs)
+        if features is None or not looks:
+            return looks
+        told = verdicts(self.heads, features)
+        return [replace(look, features=f, verdicts=v) for look, f, v in zip(looks, features, told, strict=True)]
+
+    def see(self, micrographs: Sequence[Micrograph]) -> np.ndarray | None:
+        """Features [I, Df] of micrographs by the frozen tower, None where its package is not installed."""
+        if load_tower() is None:
+            return None
+        return see([to_model_input(m, TOWER_SIDE)[0] for m in micrographs], self.device)
 
     def _context(self, batch: Mapping[str, Tensor], looks: Sequence[Sequence[Look]]) -> VisualContext | None:
         shown = [look.memory for row in looks for look in row]
@@ -466,7 +498,9 @@ class Assistant:
     @property
     def _labeller(self) -> Labeller:
         shots = self.run.config.decoder.max_images - 1
-        return Labeller(self.look_all, self._likelihoods, class_width=self.student.vit.dim, most_shots=shots)
+        return Labeller(
+            self.look_all, self._likelihoods, self.blind_look, self.heads, self.student.vit.dim, most_shots=shots
+        )
 
     def _likelihoods(self, looks: Sequence[Look], asked: Conversation, replies: Sequence[str]) -> Tensor:
         """Log-probability [C] of each reply to a conversation. Raises ConfigError `too_long`."""

@@ -1,4 +1,4 @@
-"""Which of a few labels an image has: by likelihood, by prototypes, after demonstrations. Knows nothing about files.
+"""Which of a few labels an image has: by heads, by a few examples, after demonstrations. Knows nothing about files.
 
 A student is two functions here: one that looks at images, one that says how likely it is to reply something.
 """
@@ -10,36 +10,40 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from assistant.chat import Conversation, class_answer
 from assistant.demonstrations import Labelled, Shots, choose, demonstrate
 from assistant.errors import ConfigError
-from assistant.labels import prototype_scores
+from assistant.heads import Heads, few_shot
+from assistant.labels import UNKNOWN_BELOW, matched, rank_labels
 
 if TYPE_CHECKING:
     from assistant.inference import Image, Look
 
 Examples = Mapping[str, Sequence["Image"]]
+Ranked = list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
 class Labeller:
-    """Scores the labels of images."""
+    """Ranks the labels of images."""
 
     look_all: Callable[[Sequence[Image]], list[Look]]
     likelihoods: Callable[[Sequence[Look], Conversation, Sequence[str]], Tensor]
     """Log-probability [C] of each of some replies to a conversation about some looks."""
+    blind: Callable[[], Look]
+    """A look at nothing."""
+    heads: Sequence[Heads]
     class_width: int
     """Width of the class token h_cls, with which a summary begins."""
     most_shots: int
     """Demonstrations that fit beside the image that is asked about."""
 
-    def scores(
+    def ranked(
         self, images: Sequence[Image], labels: Sequence[str], examples: Examples | None, shots: Shots | None
-    ) -> list[Tensor]:
-        """Log-probabilities [C] of the labels of each image.
+    ) -> list[Ranked]:
+        """The labels of each image and "unknown", with probabilities that sum to 1; the verdict stands first.
 
         Raises ConfigError `too_few_labels`, `no_examples`, `too_many_shots` or `too_long`, and MicrographError.
         """
@@ -47,23 +51,52 @@ class Labeller:
             raise ConfigError("too_few_labels", "Fewer than two different labels were given. Give at least two.")
         looks = self.look_all(images)
         if examples is None:
-            return [self.zero_shot(look, labels) for look in looks]
+            return [self._by_heads(look, labels) for look in looks]
         if shots is None:
-            prototypes = self._prototypes(labels, examples)
-            return [prototype_scores(look.summary, prototypes) for look in looks]
-        return self._few_shot(looks, labels, examples, shots)
+            return self._by_examples(looks, labels, examples)
+        return self._by_demonstrations(looks, labels, examples, shots)
 
-    def zero_shot(self, look: Look, labels: Sequence[str]) -> Tensor:
-        """Log-probability [C] that the student would name each label."""
-        return self.likelihoods([look], demonstrate([], look.aux), _answers(labels))
+    def not_known(self, labels: Sequence[str]) -> list[str]:
+        """The labels that no head knows, which therefore no picture gets without examples."""
+        words = self._head_words(labels)
+        return [label for label in labels if words.get(label) is None]
 
-    def _prototypes(self, labels: Sequence[str], examples: Examples) -> Tensor:
-        rows = [self.look_all(_examples_of(label, examples)) for label in labels]
-        vectors = [torch.stack([look.summary for look in row]) for row in rows]
-        return torch.stack([torch.nn.functional.normalize(v, dim=-1).mean(0) for v in vectors])  # [C, D']
+    def probabilities(self, look: Look, labels: Sequence[str]) -> np.ndarray:
+        """Shares [C] of the labels, one of which it is: of a head that knows all of them, else by likelihood."""
+        words = self._head_words(labels)
+        if look.features is not None and all(words.values()):
+            shares = self._shares(look, list(words.values()))
+            return shares / shares.sum()
+        return self._gained([look], demonstrate([], look.aux), labels)[0]
 
-    def _few_shot(self, looks: Sequence[Look], labels: Sequence[str], examples: Examples, shots: Shots) -> list[Tensor]:
-        """Log-probabilities [C] of the labels of each image, after demonstrations chosen for it."""
+    def _by_heads(self, look: Look, labels: Sequence[str]) -> Ranked:
+        """What the class head says, where it knows the labels; else the picture is unknown to it."""
+        words = self._head_words(labels)
+        known = [label for label in labels if words[label] is not None]
+        if look.features is None or not known:
+            return rank_labels(labels, np.zeros(len(labels)), 0.0, sure=False)
+        head = self._class_heads(labels)
+        assert head is not None
+        verdict = next(v for v in head.verdicts(look.features[None])[0] if v.name == "class")
+        shares = np.asarray([verdict.probabilities.get(words[label] or "", 0.0) for label in labels])
+        said = verdict.word in words.values()
+        return rank_labels(
+            labels,
+            shares / max(shares.sum(), 1e-12),
+            verdict.confidence if said else 0.0,
+            sure=said and not verdict.reason,
+        )
+
+    def _by_examples(self, looks: Sequence[Look], labels: Sequence[str], examples: Examples) -> list[Ranked]:
+        shown = {label: self.look_all(_examples_of(label, examples)) for label in labels}
+        space = self.heads[-1].space if self.heads else None
+        told = few_shot({label: _vectors(rows) for label, rows in shown.items()}, _vectors(looks), space)
+        return [rank_labels(labels, shares, known, sure=known >= 0.5) for shares, known in told]
+
+    def _by_demonstrations(
+        self, looks: Sequence[Look], labels: Sequence[str], examples: Examples, shots: Shots
+    ) -> list[Ranked]:
+        """The labels of each image after demonstrations chosen for it."""
         if shots.count > self.most_shots:
             raise ConfigError(
                 "too_many_shots", f"{shots.count} demonstrations; the student holds {self.most_shots}. Ask for fewer."
@@ -73,12 +106,40 @@ class Labeller:
             for label in labels
             for look in self.look_all(_examples_of(label, examples))
         ]
-        scores = []
+        rows = []
         for look in looks:
             chosen = choose(shown, shots, target=look.key[0], vector=self._class_token(look))
             asked = demonstrate([demonstration.label for demonstration in chosen], look.aux)
-            scores.append(self.likelihoods([*(c.look for c in chosen), look], asked, _answers(labels)))
-        return scores
+            shares, total = self._gained([*(c.look for c in chosen), look], asked, labels)
+            sure = total >= UNKNOWN_BELOW
+            rows.append(rank_labels(labels, shares, 1.0 if sure else total, sure=sure))
+        return rows
+
+    def _gained(self, looks: Sequence[Look], asked: Conversation, labels: Sequence[str]) -> tuple[np.ndarray, float]:
+        """Shares [C] of the labels by what the last picture adds to their likelihood; and how likely they are at all.
+
+        What the same student says when it is shown nothing is no finding: a taught wording is always likely.
+        """
+        replies = [class_answer(label) for label in labels]
+        seen = self.likelihoods(looks, asked, replies)
+        unseen = self.likelihoods([*looks[:-1], self.blind()], asked, replies)
+        return (seen - unseen).double().softmax(-1).numpy(), min(1.0, float(seen.double().exp().sum()))
+
+    def _class_heads(self, labels: Sequence[str]) -> Heads | None:
+        """The heads whose classes match most of the labels; those of the run before the bundled ones."""
+        with_class = [heads for heads in self.heads if heads.head("class") is not None]
+        return max(with_class, key=lambda heads: sum(map(bool, _matches(heads, labels))), default=None)
+
+    def _head_words(self, labels: Sequence[str]) -> dict[str, str | None]:
+        heads = self._class_heads(labels)
+        return dict(zip(labels, _matches(heads, labels) if heads else [None] * len(labels), strict=True))
+
+    def _shares(self, look: Look, words: Sequence[str | None]) -> np.ndarray:
+        assert look.features is not None
+        head = self._class_heads([str(word) for word in words])
+        assert head is not None
+        verdict = next(v for v in head.verdicts(look.features[None])[0] if v.name == "class")
+        return np.asarray([verdict.probabilities[str(word)] for word in words])
 
     def _class_token(self, look: Look) -> np.ndarray:
         vector: np.ndarray = look.summary[: self.class_width].float().cpu().numpy()  # [Dv]
@@ -92,8 +153,16 @@ class Demonstration(Labelled):
     look: Look
 
 
-def _answers(labels: Sequence[str]) -> list[str]:
-    return [class_answer(label) for label in labels]
+def _matches(heads: Heads, labels: Sequence[str]) -> list[str | None]:
+    head = heads.head("class")
+    return [matched(label, head.words) if head else None for label in labels]
+
+
+def _vectors(looks: Sequence[Look]) -> np.ndarray:
+    """Features [N, D] of looks: of the tower, else of the student's own encoders."""
+    rows = [look.summary.float().cpu().numpy() if look.features is None else look.features for look in looks]
+    vectors: np.ndarray = np.stack(rows)
+    return vectors
 
 
 def _examples_of(label: str, examples: Examples) -> Sequence[Image]:

@@ -1,30 +1,75 @@
-"""Likelihoods or distances of labels to probabilities, and "unknown" where none fits. Knows nothing about images."""
+"""Labels as people type them: matched to the words that heads know, and ranked with "unknown". Knows no images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 UNKNOWN_BELOW = 0.05
 """A class is "unknown" when the student itself would say any of the given labels with less than this probability."""
+SYNONYMS: Mapping[str, str] = {
+    "fiber": "fibre",
+    "filament": "fibre",
+    "wire": "nanowire",
+    "nanorod": "nanowire",
+    "sponge": "porous sponge",
+    "foam": "porous sponge",
+    "shale": "porous shale",
+    "rock": "porous shale",
+    "nanoparticle": "particle",
+    "film": "films coated surface",
+    "coated film": "films coated surface",
+    "coating": "coating in cross section",
+    "coating cross section": "coating in cross section",
+    "mems": "mems devices electrodes",
+    "mems device": "mems devices electrodes",
+    "electrode": "mems devices electrodes",
+    "tip": "tip",
+    "afm tip": "tip",
+    "pattern": "patterned surface",
+    "patterned silicon": "patterned surface",
+    "lithography": "patterned surface",
+    "biology": "biological",
+    "cell": "biological",
+    "plant": "biological",
+    "tissue": "biological",
+    "cathode": "battery cathode",
+    "composite": "nanocomposite",
+    "ni superalloy": "superalloy",
+    "nickel superalloy": "superalloy",
+    "melt pool": "melt pool",
+    "metal powder": "powder",
+}
+"""Other words for what a head may know, in the form that `plain` gives."""
+_FILLERS = frozenset({"a", "an", "the", "of", "image", "picture", "micrograph", "sem", "sample", "some", "material"})
 
 
-def prototype_scores(summary: Tensor, prototypes: Tensor, temperature: float = 0.05) -> Tensor:
-    """Log-probability [C] of each prototype [C, D'] for one image vector [D'], by cosine similarity."""
-    similarity = torch.nn.functional.cosine_similarity(summary[None], prototypes, dim=-1)
-    return (similarity / temperature).log_softmax(-1).cpu()
+def matched(label: str, words: Sequence[str]) -> str | None:
+    """The word of a head that a label means, None where it means none of them."""
+    known = {plain(word): word for word in words}
+    asked = plain(label)
+    return known.get(asked) or known.get(plain(SYNONYMS.get(asked, asked)))
 
 
-def rank_labels(labels: Sequence[str], log_likelihood: Tensor) -> list[tuple[str, float]]:
-    """Labels and "unknown" by probability, best first.
+def plain(label: str) -> str:
+    """A label in small letters and singular, without fillers: "Porous_Sponges" and "a porous sponge" are one."""
+    tokens = re.findall(r"[^\W_]+", label.lower())
+    return " ".join(_singular(token) for token in tokens if token not in _FILLERS)
 
-    While the labels together are likely answers, "unknown" holds what they leave over; below `UNKNOWN_BELOW` they
-    share that little, and "unknown" leads.
+
+def rank_labels(labels: Sequence[str], shares: np.ndarray, known: float, *, sure: bool) -> list[tuple[str, float]]:
+    """Labels and "unknown" by probability; "unknown" leads unless one of the labels is sure enough to be said.
+
+    `shares` [C] of the labels among themselves, `known` the probability that it is one of them at all.
     """
-    likelihood = log_likelihood.double().exp()
-    total = float(likelihood.sum())
-    known = likelihood / total if total >= UNKNOWN_BELOW else likelihood
-    ranked = sorted(zip(labels, known.tolist(), strict=True), key=lambda pair: -pair[1])
-    return ranked if total >= UNKNOWN_BELOW else [("unknown", max(0.0, 1.0 - total)), *ranked]
+    ranked = sorted(zip(labels, (known * shares).tolist(), strict=True), key=lambda pair: -pair[1])
+    unknown = ("unknown", 1.0 - known)
+    return [*ranked, unknown] if sure else [unknown, *ranked]
+
+
+def _singular(token: str) -> str:
+    if len(token) > 4 and token.endswith("ies"):
+        return token[:-3] + "y"
+    return token[:-1] if len(token) > 3 and token.endswith("s") and not token.endswith("ss") else token

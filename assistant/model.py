@@ -35,6 +35,7 @@ from assistant.families import family_of
 from assistant.grounding import GroundedEncoder, MatchingHead, TextEncoder
 from assistant.hnf import HNF
 from assistant.loss import IGNORED_LABEL, next_token_loss
+from assistant.towers import EfficientNetLite0, required_tower
 from assistant.vit import OpenClipTower, ViT
 
 
@@ -63,7 +64,7 @@ class MaemiConfig(PreTrainedConfig):
 
 def architecture_of(config: Config) -> dict[str, Any]:
     """The part of a Config that decides shapes, as plain values."""
-    return config.model_dump(mode="json", include={"image_size", "vit", "hnf", "text_encoder", "decoder"})
+    return config.model_dump(mode="json", include={"image_size", "vit", "hnf", "tower", "text_encoder", "decoder"})
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,9 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.hnf = HNF(image_size=settings.image_size, **settings.hnf.model_dump())
         self.vit_projection = nn.Linear(self.vit.dim, dim)
         self.hnf_projection = nn.Linear(settings.hnf.dim, dim)
+        # In a list, so that its weights are neither moved, trained nor saved with the student's.
+        self._tower = [required_tower()] if settings.tower.name != "none" else []
+        self.tower_projection = nn.Linear(EfficientNetLite0.token_width, dim) if self._tower else None
         vocabulary = config.text_config.vocab_size
         padding = config.pad_token_id or 0
         self.text_encoder = TextEncoder(
@@ -134,7 +138,12 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         patches = self.vit(pixels)  # [I, P + 1, Dv]
         fused = self.hnf(pixels)
         hierarchy = torch.cat([fused.scales, fused.tokens], dim=1)  # [I, L + P_L, Dh]
-        memory = torch.cat([self.vit_projection(patches), self.hnf_projection(hierarchy)], dim=1)  # [I, N, D]
+        parts = [self.vit_projection(patches), self.hnf_projection(hierarchy)]
+        if self.tower_projection is not None:
+            with torch.no_grad():
+                tokens = self._tower[0].to(pixels.device)(pixels.float()).tokens
+            parts.append(self.tower_projection(tokens.to(pixels.dtype)))
+        memory = torch.cat(parts, dim=1)  # [I, N, D]
         return ImageStates(memory, torch.cat([patches[:, 0], fused.fused], dim=-1), patches[:, 0])
 
     def ground(self, question_ids: Tensor, question_mask: Tensor, visual: Tensor, visible: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from assistant.demonstrations import Shots
 from assistant.errors import ConfigError, MicrographError
 from assistant.generation import Sampling, next_token
 from assistant.inference import Assistant
-from assistant.labels import rank_labels
+from assistant.labels import matched, rank_labels
 
 
 def discs(seed: int, *, size: int = 96) -> np.ndarray:
@@ -179,10 +179,35 @@ def test_demonstrations_that_do_not_fit_are_refused(assistant: Assistant, files:
 
 
 def test_ranking_in_closed_form() -> None:
-    known = rank_labels(["a", "b"], torch.log(torch.tensor([0.2, 0.6])))
-    assert known == [("b", pytest.approx(0.75)), ("a", pytest.approx(0.25))]
-    unknown = rank_labels(["a", "b"], torch.log(torch.tensor([0.01, 0.02])))
-    assert unknown == [("unknown", pytest.approx(0.97)), ("b", pytest.approx(0.02)), ("a", pytest.approx(0.01))]
+    shares = np.asarray([0.25, 0.75])
+    sure = rank_labels(["a", "b"], shares, 0.8, sure=True)
+    assert sure == [("b", pytest.approx(0.6)), ("a", pytest.approx(0.2)), ("unknown", pytest.approx(0.2))]
+    unsure = rank_labels(["a", "b"], shares, 0.8, sure=False)
+    assert unsure == [("unknown", pytest.approx(0.2)), ("b", pytest.approx(0.6)), ("a", pytest.approx(0.2))]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("Porous_Sponges", "porous sponge"),
+        ("an image of fibers", "fibres"),
+        ("wires", "nanowires"),
+        ("powders", "powder"),
+        ("wafer", None),
+        ("scratch", None),
+    ],
+)
+def test_labels_are_matched_to_what_heads_know(typed: str, meant: str | None) -> None:
+    assert matched(typed, ["porous sponge", "fibres", "nanowires", "powder"]) == meant
+
+
+@pytest.mark.parametrize("labels", [["widgets", "wafer"], ["widgets", "nanowires"]])
+def test_a_label_that_no_head_knows_is_never_given(assistant: Assistant, files: list[Path], labels: list[str]) -> None:
+    """A taught word among untaught ones once won with probability 1, whatever the picture."""
+    assert "widgets" in assistant.labels_not_known(labels)
+    (scores,) = assistant.classify(files[:1], labels)
+    assert scores[0][0] == "unknown"
+    assert dict(scores)["widgets"] == 0.0
 
 
 def test_mistakes_are_named(assistant: Assistant, files: list[Path], tmp_path: Path) -> None:

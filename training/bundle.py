@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from assistant.bases import BASES, canonical
-from assistant.checkpoint import load_run, write_model
+from assistant.checkpoint import BUNDLED, load_run, write_model
 from assistant.disk import write_directory
 from training.pretrain import BASE_NAME
 
@@ -52,6 +53,8 @@ def bundle(run: Path, out: Path, *, scores: Mapping[str, Any], recipe: str) -> N
             halve(file)
         for file in staging.rglob("*.json"):
             forget_places(file)
+        if (BUNDLED / "heads").is_dir():  # they rest on the tower, not on the student
+            shutil.copytree(BUNDLED / "heads", staging / "heads", dirs_exist_ok=True)
 
     write_directory(out, write)
 

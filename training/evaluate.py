@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from assistant.answers import checked
 from assistant.chat import Conversation, Message
@@ -36,7 +35,6 @@ from training.metrics import (
 VERDICTS = ("true", "false", "unsupported", "withheld")
 ANSWER_TOKENS = 96
 _BATCH = 32
-GREY = 0.5
 NO_FACTS = Facts("uniform", ())
 
 
@@ -116,8 +114,10 @@ def encode_examples(assistant: Assistant, rows: Sequence[Example]) -> dict[bytes
         batch = pngs[start : start + _BATCH]
         micrographs = [decode_image(png) for png in batch]
         memory, summary = assistant.encode(micrographs)
-        for png, micrograph, m, s in zip(batch, micrographs, memory, summary, strict=True):
-            looks[png] = Look(micrograph, NO_FACTS, "", m, s)
+        features = assistant.see(micrographs)
+        for n, (png, micrograph) in enumerate(zip(batch, micrographs, strict=True)):
+            seen = None if features is None else features[n]
+            looks[png] = Look(micrograph, NO_FACTS, "", memory[n], summary[n], seen)
     return looks
 
 
@@ -125,7 +125,7 @@ def answer_examples(
     assistant: Assistant, rows: Sequence[Example], looks: dict[bytes, Look], *, with_aux: bool, blind: bool
 ) -> list[str]:
     """Greedy answers to the questions of all rows, in padded batches of similar length."""
-    grey = blind_look(assistant) if blind else None
+    grey = assistant.blind_look() if blind else None
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].images), len(rows[i].aux), len(rows[i].question)))
     answers = [""] * len(rows)
     for start in range(0, len(order), _BATCH):
@@ -152,14 +152,6 @@ def conversation_of(row: Example, *, aux: str) -> Conversation:
         messages += [Message("user", question), Message("assistant", answer)]
     messages.append(Message("user", row.question))
     return Conversation((replace(messages[0], images=len(row.images), aux=aux), *messages[1:]))
-
-
-def blind_look(assistant: Assistant) -> Look:
-    """A grey image: the student sees that there is one, and nothing in it."""
-    size = assistant.processor.image_size
-    memory, summary = assistant.encode_pixels(torch.full((1, 1, size, size), GREY))
-    blank = decode_image(_grey_png(size))
-    return Look(blank, NO_FACTS, "", memory[0], summary[0])
 
 
 def text_report(
@@ -290,16 +282,6 @@ def _classifiers(assistant: Assistant, train: Sequence[Example], rows: Sequence[
         "top1_linear_probe_vit": _rounded(linear_probe_accuracy(assistant, known, asked)),
         "top1_cnn": _rounded(convolutional_accuracy(known, asked)),
     }
-
-
-def _grey_png(size: int) -> bytes:
-    import io
-
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.new("L", (size, size), round(GREY * 255)).save(file, "PNG")
-    return file.getvalue()
 
 
 def _rounded(value: float) -> float:

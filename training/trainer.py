@@ -39,6 +39,7 @@ from assistant.precision import decide
 from assistant.progress import Progress
 from training.claim import claim
 from training.data import Collator, Conversations, data_fingerprint, load_split
+from training.heads import own_heads
 from training.stages import InstructionStage
 from training.state import load_optimizer, load_random_state, save_training_state
 
@@ -75,7 +76,10 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
         collator = Collator(run.processor, max_tokens=config.training.max_tokens)
         fit(stage, run, dataset, collator, parameter_groups(run), out, progress=progress)
         require_finite(stage, config.training.steps, [], out / "checkpoints")
-        save_model(run, out / "model")
+        # A class is decided by a head, never by the language model; it is fitted to the same pictures.
+        labelled = {row.images[0]: (row.label, row.group) for row in examples if row.label and len(row.images) == 1}
+        heads = own_heads([(png, label, group) for png, (label, group) in labelled.items()], seed=config.seed)
+        save_model(run, out / "model", heads=heads)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         return out
 

@@ -45,11 +45,13 @@ def classify(
     nm, paths = parse_pixel_size(pixel_size), list(_expand(images))
     told = Shots(shots) if shots else None
     with quiet(json), terminal.progress("Classifying") as tell:
-        results = []
-        for row in classify_files(load(run), paths, names, examples=known, shots=told, top=top, pixel_size_nm=nm):
+        assistant, results = load(run), []
+        for row in classify_files(assistant, paths, names, examples=known, shots=told, top=top, pixel_size_nm=nm):
             results.append(row)
             tell(len(results), len(paths), "")
     failed = [row for row in results if row["error"]]
+    if known is None and (strange := assistant.labels_not_known(names)):
+        terminal.note(f"not known to this student: {', '.join(strange)}. Show pictures of each by --examples.")
     if json:
         terminal.print_json(results)
     elif len(failed) < len(results):

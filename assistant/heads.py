@@ -1,0 +1,390 @@
+"""Heads: what frozen features say of a picture, as facts with calibrated confidence, or not at all and why.
+
+A head knows one question with a closed set of words: the class, the shape, the surface. Its verdict is a fact only
+where it is as likely right as it must be *on sources it was not trained on*; a picture unlike all of training gets
+none. The same code serves the bundled heads and those of a user's own labels. Knows nothing about pictures.
+
+Letters: N pictures, D width of the features, K width of the space, C words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assistant.disk import write_directory
+from assistant.errors import RunError
+from assistant.measure import Fact
+
+Array = np.ndarray[Any, np.dtype[Any]]
+METHOD = "head on frozen features"
+WIDTH = 96
+"""Most directions K of the space."""
+NEIGHBOURS = 5
+PURITY = 0.95
+"""Share of its verdicts that must be right before a head speaks."""
+STRENGTH = 0.02
+"""Inverse of the penalty on a head's weights."""
+FOLDS = 4
+FOREIGN = ""
+"""The word for what is no micrograph; it is never said."""
+FEWEST = 20
+"""Verdicts on pictures left out that a calibration needs."""
+FEW_STRENGTH = 10.0
+FEW_CALIBRATION = (-6.0, 5.0)
+FORMAT = 1
+HEAD_SETTINGS = ("name", "words", "calibration", "threshold", "reach")
+TENSORS, SETTINGS = "heads.safetensors", "heads.json"
+NEVER = 1.1
+"""A threshold that no confidence reaches."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where features are compared: standardised, along the main directions of training."""
+
+    mean: Array  # [D]
+    scale: Array  # [D]
+    directions: Array  # [D, K]
+    spread: Array  # [K]: of training along each direction, and a little
+
+    def embed(self, features: Array) -> Array:
+        """Features [N, D] -> [N, K]."""
+        embedded: Array = ((features - self.mean) / self.scale) @ self.directions
+        return embedded
+
+
+@dataclass(frozen=True)
+class Head:
+    """One question with its words, and the pictures it was taught them by."""
+
+    name: str
+    words: tuple[str, ...]
+    weight: Array  # [K, C]
+    bias: Array  # [C]
+    bank: Array  # [M, K]: directions of the pictures of training, of length 1
+    taught: Array  # [M]: the word of each
+    calibration: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    """Confidence = sigmoid(a log-odds of the likeliest word + b distance + c)."""
+    threshold: float = NEVER
+    """Least confidence of a verdict."""
+    reach: float = 1.0
+    """Distance within which 99 % of the right verdicts on new samples lie."""
+
+    def judge(self, embedded: Array, spread: Array) -> tuple[Array, Array]:
+        """Probabilities [N, C] of the words, not calibrated; distance [N] to the pictures that taught the likeliest.
+
+        The distance is 1 - cosine in the whitened space, the mean of the five nearest.
+        """
+        logits = embedded @ self.weight + self.bias
+        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = raised / raised.sum(axis=1, keepdims=True)
+        apart = 1 - _unit(embedded / spread) @ self.bank.T
+        apart[self.taught[None] != probabilities.argmax(axis=1)[:, None]] = 2.0
+        nearest = np.sort(apart, axis=1)[:, :NEIGHBOURS]
+        return probabilities, nearest.mean(axis=1)
+
+    def confidence(self, probabilities: Array, distance: Array) -> Array:
+        """How likely the likeliest word is right, [N]."""
+        a, b, c = self.calibration
+        return _sigmoid(a * _log_odds(probabilities.max(axis=1)) + b * distance + c)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a head says of one picture."""
+
+    name: str
+    word: str
+    confidence: float
+    reason: str
+    """Why it is not said; "" where it is."""
+    probabilities: Mapping[str, float]
+
+    def fact(self) -> Fact:
+        """The fact that an answer may quote; one that does not apply, with the reason in its note, where it may not."""
+        confidence, word = (0.0, "") if self.reason else (self.confidence, self.word)
+        return Fact(self.name, None, "", METHOD, confidence, self.reason, "predicted", word)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Several heads in one space."""
+
+    space: Space
+    heads: tuple[Head, ...]
+    origin: str
+    """Whose words these are: "bundled", "run", "examples"."""
+
+    def verdicts(self, features: Array) -> list[list[Verdict]]:
+        """What every head says of pictures [N, D]."""
+        embedded = self.space.embed(features)
+        rows: list[list[Verdict]] = [[] for _ in features]
+        for head in self.heads:
+            probabilities, distance = head.judge(embedded, self.space.spread)
+            for n, confidence in enumerate(head.confidence(probabilities, distance)):
+                word = head.words[int(probabilities[n].argmax())]
+                reason = ""
+                if word == FOREIGN or distance[n] > head.reach:
+                    reason = "the picture is too unlike those that the classifier was trained on"
+                elif confidence < head.threshold:
+                    reason = "the classifier is not sure enough of any of its words"
+                told = dict(zip(head.words, map(float, probabilities[n]), strict=True))
+                rows[n].append(Verdict(head.name, word, float(confidence), reason, told))
+        return rows
+
+    def head(self, name: str) -> Head | None:
+        """The head of that name."""
+        return next((head for head in self.heads if head.name == name), None)
+
+
+def verdicts(several: Sequence[Heads], features: Array) -> list[tuple[Verdict, ...]]:
+    """What heads say of pictures [N, D], one verdict to each name: of the first that know it."""
+    rows: list[dict[str, Verdict]] = [{} for _ in features]
+    for heads in several:
+        for row, told in zip(rows, heads.verdicts(features), strict=True):
+            row.update({verdict.name: verdict for verdict in told if verdict.name not in row})
+    return [tuple(row.values()) for row in rows]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features [N, D] with what is known of each picture."""
+
+    features: Array
+    groups: tuple[str, ...]
+    """Pictures of one sample, which are never split."""
+    sources: tuple[str, ...]
+    """Where each comes from: a laboratory, a microscope; "" for what no user brings, which is never left out."""
+    words: Mapping[str, tuple[str | None, ...]]
+    """Head -> its word for each picture, None where it is not known."""
+    foreign: tuple[bool, ...]
+    """True for pictures that are no micrographs; no word of any head is right for them."""
+
+
+def fit_heads(data: Labelled, *, origin: str) -> Heads:
+    """Heads for every name of `words` that has two words or more, calibrated on what was left out in turn.
+
+    Left out are groups (a new sample from a known source) and whole sources, with the classes that only they have;
+    where there is one source, whole words: a class that nobody taught, for which every verdict is wrong.
+    """
+    space = fit_space(data.features[~np.asarray(data.foreign)])
+    embedded, everything = space.embed(data.features), np.ones(len(data.features), bool)
+    fitted = (_fit_head(name, embedded, data, space.spread, everything) for name in data.words)
+    return Heads(space, tuple(calibrated(head, data) for head in fitted if head is not None), origin)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What heads said of pictures they were not trained on."""
+
+    kind: str
+    """"groups", "sources" or "words": what was left out; "foreign" for what is no micrograph."""
+    row: int
+    source: str
+    said: str
+    truth: str | None
+    log_odds: float
+    distance: float
+
+    @property
+    def right(self) -> bool:
+        return self.said == self.truth
+
+
+def held_out(data: Labelled, name: str) -> list[HeldOut]:
+    """Verdicts of a head on every picture it can be judged on, each from a fit without that picture's kin.
+
+    The space is that of all pictures; no label shapes it.
+    """
+    space = fit_space(data.features[~np.asarray(data.foreign)])
+    embedded, words, rows = space.embed(data.features), data.words[name], []
+    for kind, out in left_out(data, name):
+        judged = [n for n in np.flatnonzero(out) if words[n] is not None or data.foreign[n]]
+        head = _fit_head(name, embedded, data, space.spread, ~out)
+        if head is None or not judged:
+            continue
+        for n, p, d in zip(judged, *head.judge(embedded[judged], space.spread), strict=True):
+            said = head.words[int(p.argmax())]
+            what = "foreign" if data.foreign[n] else kind
+            rows.append(HeldOut(what, int(n), data.sources[n], said, words[n], float(_log_odds(p.max())), float(d)))
+    return rows
+
+
+def left_out(data: Labelled, name: str) -> Iterator[tuple[str, Array]]:
+    """Masks [N] of what is left out in turn, with the kind."""
+    foreign, sources = np.asarray(data.foreign), np.asarray(data.sources)
+    folds = {group: number % FOLDS for number, group in enumerate(sorted(set(data.groups), key=_scattered))}
+    fold = np.asarray([folds[group] for group in data.groups])
+    for number in range(FOLDS):
+        yield "groups", (fold == number) & ~foreign
+    several = len(set(sources[~foreign]) - {""}) > 1
+    for source in sorted(set(sources if several else sources[foreign]) - {""}):
+        yield "sources", sources == source
+    if not several:  # a source left out takes classes along that no other has
+        for word in sorted({word for word in data.words[name] if word is not None}):
+            yield "words", np.asarray([other == word for other in data.words[name]])
+
+
+def calibrated(head: Head, data: Labelled) -> Head:
+    """The head with confidence and threshold from what it said of pictures left out."""
+    from sklearn.linear_model import LogisticRegression
+
+    # A picture that is taken for something foreign gets no verdict, right or wrong.
+    rows = [row for row in held_out(data, head.name) if row.said != FOREIGN]
+    right = np.asarray([row.right for row in rows])
+    if len(rows) < FEWEST or right.all() or not right.any():
+        return head
+    inputs = np.asarray([(row.log_odds, row.distance) for row in rows])
+    fitted = LogisticRegression(C=10.0, max_iter=1000).fit(inputs, right)
+    (a, b), (c,) = fitted.coef_[0].tolist(), fitted.intercept_.tolist()
+    confidence = _sigmoid(inputs @ fitted.coef_[0] + c)
+    kinds = np.asarray([row.kind for row in rows])
+    thresholds = [
+        threshold_for(confidence[kinds == kind], right[kinds == kind])
+        for kind in ("groups", "sources")
+        if (kinds == kind).any()
+    ]
+    reach = float(np.quantile(inputs[right & (kinds == "groups"), 1], 0.99))
+    return replace(head, calibration=(a, b, c), threshold=max(PURITY, *thresholds), reach=reach)
+
+
+def threshold_for(confidence: Array, right: Array, purity: float = PURITY) -> float:
+    """Least confidence above which that share is right; NEVER where there is none."""
+    order = np.argsort(-confidence)
+    shares = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    pure = np.flatnonzero(shares >= purity)
+    return float(confidence[order[pure[-1]]]) if len(pure) else NEVER
+
+
+def few_shot(examples: Mapping[str, Array], features: Array, space: Space | None = None) -> list[tuple[Array, float]]:
+    """Shares [C] of the labels, and how likely it is one of them at all, for pictures [N, D] from a few examples each.
+
+    Features are scaled by `space`, or by the examples where there is none. A picture is known as far as it lies nearer
+    to its nearest example than the labels lie to one another.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    labels = list(examples)
+    shown = np.concatenate([examples[label] for label in labels])
+    owner = np.concatenate([np.full(len(examples[label]), n) for n, label in enumerate(labels)])
+    mean, scale = (space.mean, space.scale) if space is not None else (shown.mean(axis=0), shown.std(axis=0) + 1e-3)
+    shown, asked = _unit((shown - mean) / scale), _unit((features - mean) / scale)
+    fitted = LogisticRegression(C=FEW_STRENGTH, max_iter=1000).fit(shown, owner)
+    scores = fitted.predict_proba(asked)
+    among = 1 - shown @ shown.T
+    other = np.where(owner[:, None] == owner[None], np.inf, among).min(axis=1)
+    nearness = (1 - asked @ shown.T).min(axis=1) / max(float(other.mean()), 1e-6)
+    known = _sigmoid(FEW_CALIBRATION[0] * nearness + FEW_CALIBRATION[1])
+    return list(zip(scores, known.tolist(), strict=True))
+
+
+def save_heads(heads: Heads, directory: Path, *, about: Mapping[str, Any]) -> None:
+    """Write heads as safetensors and JSON, atomically, with a manifest. `about`: data, seeds, measured scores."""
+    write_directory(directory, lambda staging: write_heads(heads, staging, about=about))
+
+
+def write_heads(heads: Heads, directory: Path, *, about: Mapping[str, Any]) -> None:
+    """Write the two files of heads, without a manifest of their own."""
+    from safetensors.numpy import save_file
+
+    space = heads.space
+    tensors = {name: getattr(space, name).astype(np.float32) for name in ("mean", "scale")}
+    tensors |= {"directions": space.directions.astype(np.float16), "spread": space.spread.astype(np.float32)}
+    for head in heads.heads:
+        tensors |= {f"{head.name}.weight": head.weight, f"{head.name}.bias": head.bias}
+        tensors |= {f"{head.name}.bank": head.bank.astype(np.float16), f"{head.name}.taught": head.taught}
+    save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, str(directory / TENSORS))
+    settings = {
+        "format": FORMAT,
+        "origin": heads.origin,
+        "heads": [{name: getattr(head, name) for name in HEAD_SETTINGS} for head in heads.heads],
+        "about": dict(about),
+    }
+    (directory / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def load_heads(directory: Path) -> Heads:
+    """The heads of a directory. Raises RunError `damaged_run` where they are not what `write_heads` writes."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        settings = json.loads((directory / SETTINGS).read_bytes())
+        if settings["format"] != FORMAT:
+            raise ValueError(f"format {settings['format']}")
+        tensors = load_file(str(directory / TENSORS))
+        space = Space(*(tensors[name].astype(np.float32) for name in ("mean", "scale", "directions", "spread")))
+        heads = tuple(
+            Head(
+                words=tuple(kept.pop("words")),
+                calibration=tuple(kept.pop("calibration")),
+                taught=tensors[f"{kept['name']}.taught"],
+                **{part: tensors[f"{kept['name']}.{part}"].astype(np.float32) for part in ("weight", "bias", "bank")},
+                **{name: kept[name] for name in HEAD_SETTINGS if name in kept},
+            )
+            for kept in map(dict, settings["heads"])
+        )
+        for head in heads:
+            if head.weight.shape != (space.directions.shape[1], len(head.words)):
+                raise ValueError(f"the head {head.name} has other words than weights")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            "damaged_run", f"{directory} holds no heads ({error}). Train again or restore the run."
+        ) from None
+    return Heads(space, heads, str(settings["origin"]))
+
+
+def fit_space(features: Array) -> Space:
+    """The space of pictures [N, D]."""
+    mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-3
+    _, singular, directions = np.linalg.svd((features - mean) / scale, full_matrices=False)
+    width = min(WIDTH, len(features) - 1)
+    variance = singular[:width] ** 2 / len(features)
+    return Space(mean, scale, directions[:width].T, np.sqrt(variance + variance[-1]))
+
+
+def _fit_head(name: str, embedded: Array, data: Labelled, spread: Array, chosen: Array) -> Head | None:
+    """A head without calibration from the `chosen` pictures, a mask [N]; None where they have fewer than two words."""
+    from sklearn.linear_model import LogisticRegression
+
+    labels = [FOREIGN if alien else word for word, alien in zip(data.words[name], data.foreign, strict=True)]
+    rows = np.asarray([n for n in np.flatnonzero(chosen) if labels[n] is not None], dtype=int)
+    told = [str(labels[n]) for n in rows]
+    if len(set(told) - {FOREIGN}) < 2:
+        return None
+    fitted = LogisticRegression(C=STRENGTH, max_iter=2000).fit(embedded[rows], told)
+    weight, bias = fitted.coef_, fitted.intercept_
+    if len(fitted.classes_) == 2:  # one row of weights stands for two words
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    words = tuple(map(str, fitted.classes_))
+    taught = np.asarray([words.index(word) for word in told], np.int16)
+    bank = _unit(embedded[rows] / spread)
+    return Head(name, words, weight.T.astype(np.float32), bias.astype(np.float32), bank, taught)
+
+
+def _sigmoid(x: Array) -> Array:
+    share: Array = 1 / (1 + np.exp(-np.clip(x, -50, 50)))
+    return share
+
+
+def _unit(rows: Array) -> Array:
+    unit: Array = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+    return unit
+
+
+def _log_odds(p: Array) -> Array:
+    p = np.clip(p, 1e-6, 1 - 1e-6)
+    odds: Array = np.log(p / (1 - p))
+    return odds
+
+
+def _scattered(group: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(group.encode()).hexdigest()
