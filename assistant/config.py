@@ -180,6 +180,8 @@ class TrainingConfig(Section):
     """Questions asked of one image in one step."""
     aux_dropout: Fraction = 0.3
     """Share of conversations that are trained without the auxiliary text."""
+    fact_dropout: Fraction = 0.15
+    """Share of the facts left out of the line where facts are quoted by reference; what needs them says so."""
     augment: bool = True
     gradient_checkpointing: bool = False
     precision: Precision = "auto"
