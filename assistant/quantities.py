@@ -245,6 +245,7 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "fibre_width",
             rf"{_FIBRE_WIDTH}s?",
+            tolerance=0.2,
             line=11,
             figure="fibres",
             asked=True,

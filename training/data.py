@@ -27,7 +27,6 @@ from assistant.micrograph import Calibration, Instrument, Micrograph, to_model_i
 from assistant.model import MaemiProcessor
 from training.quoting import digest, draw_prompt, known_of_pictures, taught_answer
 
-SPLITS = ("train", "validation", "test")
 CACHE_BYTES = 2 * 1024**3
 PAIR_EVERY = 6
 SHIFT_PX = 6
