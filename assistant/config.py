@@ -145,6 +145,12 @@ class MatchingConfig(Section):
     """Image-text matching (MAEMI, sLAVA)."""
 
     weight: NonNegative = 1.0
+    pairs: Literal["triples", "all"] = "triples"
+    """Each pair with one wrong image and one wrong text, or every image of a batch with every text."""
+    gates: Fraction = 0.0
+    """Where fresh gates of the grounded encoder start: at 0 the image is not seen at first, at 1 it is."""
+    learning_rate: NonNegative | None = None
+    """Peak rate of text encoder, grounded encoder and matching heads; None takes `training.learning_rate`."""
     text: MatchText = "question_answer"
     """The text that belongs to an image. A question alone would fit every image."""
     negatives: Literal["hard", "random"] = "hard"
@@ -174,6 +180,8 @@ class TrainingConfig(Section):
     """One fine-tuning run."""
 
     steps: Positive = 300
+    language_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps before those, in which the language model's adapters learn the words alone, without the picture."""
     batch_size: Positive = 8
     """Images per optimizer step; each brings a conversation of several turns."""
     learning_rate: NonNegative = 1e-3
@@ -189,6 +197,8 @@ class TrainingConfig(Section):
     """Questions asked of one image in one step."""
     aux_dropout: Fraction = 0.3
     """Share of conversations that are trained without the auxiliary text."""
+    fact_dropout: Fraction = 0.15
+    """Share of the facts left out of the line where facts are quoted by reference; what needs them says so."""
     augment: bool = True
     gradient_checkpointing: bool = False
     precision: Precision = "auto"
@@ -240,6 +250,10 @@ class TeachConfig(Section):
         "metadata",
     )
     questions_per_image: Positive = 8
+    asked_per_image: Annotated[int, Field(ge=0, le=16)] = 0
+    """Questions as people ask them, each of another intent, with one general question beside; 0 leaves them out."""
+    kept_answers: Path | None = None
+    """Answers of the base itself to general questions (`python -m data_gen.questions.keep`)."""
     paraphrases: Positive = 5
     samples: Positive = 1
     """How often a hosted teacher is asked the same; what it does not answer alike each time is left out."""

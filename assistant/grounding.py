@@ -23,6 +23,8 @@ CLS, ENC = 0, 1
 STATES = 2
 
 WEIGHT_FLOOR = 1e-4
+SHUT = 0.01
+"""A gate nearer to zero than this has learned nothing: shut gates stay at 0.001 after a hundred steps."""
 
 
 class GroundedBlock(nn.Module):
@@ -111,12 +113,20 @@ class GroundedEncoder(nn.Module):
         return grounded
 
     @torch.no_grad()
+    def open_gates(self, start: float) -> None:
+        """Set gates that are still shut to `start`; gates that have learned keep their place."""
+        for block in map(_as_block, self.blocks):
+            for gate in (block.cross_gate, block.mlp_gate):
+                if abs(float(gate)) < SHUT:
+                    gate.fill_(start)
+
+    @torch.no_grad()
     def attention(self, text: Tensor, text_mask: Tensor, visual: Tensor, visual_mask: Tensor | None = None) -> Tensor:
         """Where every block looks, from what `forward` gets: [B, blocks, h, T, N], rows sum to one."""
         visual, x = self.visual_norm(visual), text
         maps: list[Tensor] = []
         for block in self.blocks:
-            maps.append(cast("GroundedBlock", block).looks(x, text_mask, visual, visual_mask))
+            maps.append(_as_block(block).looks(x, text_mask, visual, visual_mask))
             x = block(x, text_mask, visual, visual_mask)
         return torch.stack(maps, dim=1)
 
@@ -189,6 +199,10 @@ def _draw(similarity: Tensor, legal: Tensor, fallback: Tensor, generator: torch.
         return weights.multinomial(1).squeeze(-1)
     drawn = weights.to(generator.device).multinomial(1, generator=generator)
     return drawn.squeeze(-1).to(similarity.device)
+
+
+def _as_block(module: nn.Module) -> GroundedBlock:
+    return cast("GroundedBlock", module)
 
 
 def _check_heads(dim: int, heads: int) -> None:

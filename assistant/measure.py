@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from assistant.measurements.claims import NUMBER_WORDS, Claim, read_claims
 from assistant.measurements.corrections import corrected, corrected_stream, disagreements, missing, sentence_of
 from assistant.measurements.facts import FACT_NAMES, LINE_ORDER, READ, Fact, Facts, Known, not_applicable
-from assistant.measurements.references import fact_entries, fact_line, filled, quoted
+from assistant.measurements.references import fact_entries, fact_line, filled, quoted, reference_words, references_of
 from assistant.measurements.statements import Statement, read_statements, sentences
 from assistant.quantities import QUANTITIES
 
@@ -54,6 +54,8 @@ __all__ = [
     "quoted",
     "read_claims",
     "read_statements",
+    "reference_words",
+    "references_of",
     "sentence_of",
     "sentences",
 ]

@@ -82,8 +82,6 @@ class Quantity:
     """How a text names it: a regular expression, case ignored."""
     source: Literal["measured", "read", "predicted"] = "measured"
     """Who knows it: the measurement, the file, or a calibrated head."""
-    asks: tuple[str, ...] = ()
-    """How a question asks for it: regular expressions, case ignored. Those that share one answer it together."""
     method: str = ""
     """How it is measured, in words."""
     in_words: bool = False
@@ -107,16 +105,12 @@ class Quantity:
 
 _SIZE = r"diameters?|sizes?"
 _FIBRE_WIDTH = r"fib(?:re|er)[\s-](?:width|diameter)"
-HOW_LARGE = r"how (?:large|big|small|long)|\bsizes?\b|diameter|larger|smaller"
-_HOW_WIDE = r"how wide|widths?\b|thick"
-_WHICH_WAY = r"orient|direction|aligned|alignment"
 QUANTITIES: Mapping[str, Quantity] = {
     quantity.name: quantity
     for quantity in (
         Quantity(
             "count",
             r"counts?|number of \w+",
-            asks=(r"how many|number of|counts?\b|counted",),
             line=0,
             figure="objects",
             asked=True,
@@ -125,7 +119,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "mean_diameter",
             rf"(?:mean|average) (?:{_SIZE})",
-            asks=(HOW_LARGE,),
             line=1,
             figure="objects",
             asked=True,
@@ -135,14 +128,12 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "median_diameter",
             rf"median (?:{_SIZE})",
-            asks=(r"median",),
             figure="objects",
             method="equal-area diameter of whole objects",
         ),
         Quantity(
             "d10_diameter",
             r"d10(?: diameter)?|10th percentile",
-            asks=(HOW_LARGE,),
             line=2,
             figure="objects",
             method="10th percentile of the equal-area diameters, by number",
@@ -150,7 +141,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "d90_diameter",
             r"d90(?: diameter)?|90th percentile",
-            asks=(HOW_LARGE,),
             line=3,
             figure="objects",
             method="90th percentile of the equal-area diameters, by number",
@@ -158,7 +148,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "grain_size",
             r"grain sizes?|size of the grains",
-            asks=(HOW_LARGE, r"grain"),
             figure="grains",
             typical=True,
             tolerance=0.2,
@@ -167,7 +156,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "aspect_ratio",
             r"aspect ratios?",
-            asks=(r"aspect ratio|elongat",),
             line=4,
             figure="objects",
             typical=True,
@@ -176,7 +164,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "circularity",
             r"circularity|roundness",
-            asks=(r"circularity|how round",),
             figure="objects",
             typical=True,
             method="4 pi area / perimeter^2, mean",
@@ -184,7 +171,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "nearest_neighbour",
             r"nearest[\s-]neighbou?r\w*(?: distance)?|spacing",
-            asks=(r"how far apart|distances? between|spacing|neighbou?r",),
             line=5,
             figure="neighbours",
             asked=True,
@@ -193,7 +179,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "coverage",
             r"coverage|area fraction",
-            asks=(r"cover",),
             line=6,
             figure="share",
             typical=True,
@@ -203,7 +188,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "porosity",
             r"porosity|share of (?:the )?dark \w+",
-            asks=(r"poros|porous|\bpores?\b",),
             line=7,
             figure="share",
             typical=True,
@@ -213,7 +197,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "orientation",
             r"orientation|main direction",
-            asks=(_WHICH_WAY,),
             line=12,
             figure="direction",
             tolerance=5.0,
@@ -222,14 +205,12 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "orientation_spread",
             r"(?:orientation|direction) spread|spread of (?:the )?directions",
-            asks=(_WHICH_WAY,),
             figure="direction",
             method="standard deviation of the directions of the axes",
         ),
         Quantity(
             "anisotropy",
             r"anisotropy",
-            asks=(_WHICH_WAY, r"anisotrop"),
             line=13,
             figure="direction",
             method="structure tensor, weighted by local coherence",
@@ -237,7 +218,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "period",
             r"periods?|pitch(?:es)?",
-            asks=(r"periods?\b|pitch|periodic",),
             line=8,
             figure="period",
             asked=True,
@@ -248,7 +228,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "line_width",
             r"line[\s-]?widths?|lines are",
-            asks=(_HOW_WIDE,),
             line=9,
             figure="lines",
             asked=True,
@@ -258,7 +237,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "line_edge_roughness",
             r"(?:line[\s-]?)?edge roughness|LER",
-            asks=(r"roughness|\bLER\b",),
             line=10,
             figure="lines",
             tolerance=0.2,
@@ -267,7 +245,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "fibre_width",
             rf"{_FIBRE_WIDTH}s?",
-            asks=(_HOW_WIDE, HOW_LARGE),
             line=11,
             figure="fibres",
             asked=True,
@@ -277,14 +254,12 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "fibre_width_spread",
             rf"{_FIBRE_WIDTH} spread|(?:spread|standard deviation) of (?:the )?{_FIBRE_WIDTH}s?",
-            asks=(_HOW_WIDE,),
             figure="fibres",
             method="standard deviation of the fibre width, from its quartiles",
         ),
         Quantity(
             "mean_grey",
             r"mean gr[ea]y(?: level| value)?",
-            asks=(r"gr[ea]y level|how (?:bright|dark)",),
             figure="grey",
             tolerance=3.0,
             method="mean within the display window",
@@ -292,7 +267,6 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "contrast",
             r"contrast",
-            asks=(r"contrast|quality",),
             line=14,
             figure="grey",
             tolerance=3.0,
@@ -301,14 +275,12 @@ QUANTITIES: Mapping[str, Quantity] = {
         Quantity(
             "sharpness",
             r"sharpness",
-            asks=(r"sharp|blur|focus",),
             figure="grey",
             method="1 - blur after re-blurring (Crete)",
         ),
         Quantity(
             "noise",
             r"noise",
-            asks=(r"nois|quality",),
             line=15,
             figure="grey",
             tolerance=1.0,
@@ -318,35 +290,31 @@ QUANTITIES: Mapping[str, Quantity] = {
             "voltage",
             r"(?:acceleration |accelerating )?voltage|beam energy|hv",
             "read",
-            (r"voltage|\bkv\b|beam energy",),
         ),
-        Quantity("working_distance", r"working distance|wd", "read", (r"working distance|\bwd\b",)),
-        Quantity("magnification", r"magnification", "read", (r"magnif",)),
+        Quantity("working_distance", r"working distance|wd", "read"),
+        Quantity("magnification", r"magnification", "read"),
         Quantity(
             "pixel_size",
             r"pixel sizes?|(?:one|each|a|per) pixel|pixels? (?:is|are|measures?)",
             "read",
-            (r"pixel|calibrat|\bscale\b",),
         ),
-        Quantity("detector", r"detectors?", "read", (r"detector",), in_words=True),
+        Quantity("detector", r"detectors?", "read", in_words=True),
         Quantity(
             "microscope",
             r"microscope|instrument",
             "read",
-            (r"microscope|instrument|manufactur|vendor",),
             in_words=True,
         ),
-        Quantity("date", r"date", "read", (r"\bwhen\b|\bdate\b",), in_words=True),
+        Quantity("date", r"date", "read", in_words=True),
         Quantity(
             "class",
             r"class|kind|type",
             "predicted",
-            (r"\bclass|what (?:kind|sort|type)|what is (?:this|it|shown|that)|what does|belong",),
             in_words=True,
         ),
-        Quantity("shape", r"shapes?", "predicted", (r"shapes?\b|shaped",), in_words=True),
-        Quantity("surface", r"surface", "predicted", (r"surface|smooth|texture",), in_words=True),
-        Quantity("arrangement", r"arrangement", "predicted", (r"arrange|ordered|distribut",), in_words=True),
+        Quantity("shape", r"shapes?", "predicted", in_words=True),
+        Quantity("surface", r"surface", "predicted", in_words=True),
+        Quantity("arrangement", r"arrangement", "predicted", in_words=True),
     )
 }
 MEASURED = tuple(name for name, quantity in QUANTITIES.items() if quantity.source == "measured")

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assistant.answers import asked_for, checked
-from assistant.measure import Fact, Facts, Known
+from assistant.measure import Fact, Facts, Known, read_statements
+from data_gen.questions.bank import Wording, wordings
 
 FACTS = Facts(
     "particles",
@@ -17,7 +18,7 @@ FACTS = Facts(
 )
 KNOWN = Known(FACTS, hv_kv=20.0, nm_per_pixel=4.2, detector="SE2")
 NOTHING = Known(Facts("texture", ()))
-DESCRIBED = "Measured: count 24; mean diameter 312 nm; coverage 30 %."
+DESCRIBED = "The image shows bright bodies on a darker ground. Measured: count 24; mean diameter 312 nm; coverage 30 %."
 
 
 def answer(draft: str, question: str, *known: Known) -> str:
@@ -49,7 +50,11 @@ def test_a_true_answer_to_the_question_stays(question: str, draft: str) -> None:
         ("At which voltage was it taken?", "The metadata do not give the setings.", "The voltage is 20 kV."),
         ("What is the magnification?", "The magnification is 5000x.", "The file does not give the magnification."),
         ("Which detector was used?", "The detector was ETD.", "The detector is SE2."),
-        ("How wide are the lines?", "They are 40 nm wide.", "The line width could not be measured in this image."),
+        (
+            "How wide are the lines?",
+            "They are 40 nm wide.",
+            f"The line width could not be measured in this image. {DESCRIBED}",
+        ),
     ],
 )
 def test_what_is_asked_is_answered_by_facts(question: str, draft: str, said: str) -> None:
@@ -104,9 +109,11 @@ def test_an_answer_says_its_doubts_and_withholds_what_is_unlikely() -> None:
     unsure = Known(Facts("particles", facts), nm_per_pixel=1.0)
     question = "How many structures are there, and how large?"
     assert answer("There are 24 structures. The mean diameter is 312 nm.", question, unsure) == (
-        "24 structures were counted, which is uncertain. The mean diameter could not be measured in this image."
+        "24 structures were counted, which is uncertain. The mean diameter could not be measured in this image with "
+        "any confidence. The image shows bright bodies on a darker ground. Measured: count 24 (uncertain). "
+        "The contrast is 20 %."
     )
-    assert answer("", "Describe this micrograph.", unsure).startswith("Measured: count 24 (uncertain); contrast 20 %.")
+    assert "Measured: count 24 (uncertain). The contrast is 20 %." in answer("", "Describe this micrograph.", unsure)
 
 
 def test_each_picture_has_its_own_facts() -> None:
@@ -133,3 +140,35 @@ def test_no_draft_brings_a_number_that_is_no_fact(draft: str, question: str) -> 
     facts = {24.0, 312.0, 0.312, 30.0, 20.0, 4.2}
     for amount in read_amounts(answer(draft, question)):
         assert any(abs(amount.value - fact) <= 0.05 * fact for fact in facts), amount
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("Is it noisy?", "The noise is 1.2 %, so the image is not noisy."),
+        ("Which way do they run?", "No direction is preferred: the anisotropy is 0.1."),
+        ("What is this?", "It shows porous shale. The image shows bright bodies"),
+        ("any craks?", "Whether there are defects cannot be told"),
+        ("Hallo", "Hello. Ask about the image"),
+        ("What can I ask you?", "I answer from what is measured"),
+        ("Compare them.", "There is one image here"),
+        ("Who won the world cup?", "What is asked cannot be told from the image, its file or the measurements."),
+    ],
+)
+def test_every_kind_of_question_gets_an_answer_of_its_own(question: str, said: str) -> None:
+    facts = (*FACTS.items, Fact("anisotropy", 0.1, "", "m", 0.9), Fact("noise", 1.2, "%", "m", 0.9))
+    known = Known(Facts("particles", facts), nm_per_pixel=4.2).with_class("porous_shale")
+    assert answer("", question, known).startswith(said)
+
+
+def test_pictures_are_compared_quantity_by_quantity() -> None:
+    other = Known(Facts("particles", (Fact("count", 7.0, "", "m", 0.9),)), hv_kv=5.0)
+    said = answer("", "What is the difference between the two images?", KNOWN, other)
+    assert said == "Count: 24 in image 1, 7 in image 2. Voltage: 20 kV in image 1, 5 kV in image 2."
+
+
+@given(st.sampled_from(list(wordings())))
+@settings(max_examples=200, deadline=None)
+def test_whatever_is_asked_nothing_but_facts_is_said(wording: Wording) -> None:
+    said = answer("", wording.text)
+    assert all(s.verdict in ("true", "withheld") for s in read_statements(said, [KNOWN])), said

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from torch import Tensor
 from assistant.chat import Conversation, Message
 from assistant.config import MatchText, TrainingConfig
 from assistant.errors import DatasetError
-from assistant.measure import Known, fact_line, quoted
+from assistant.measure import Known
 from assistant.micrograph import Calibration, Instrument, Micrograph, to_model_input
 from assistant.model import MaemiProcessor
+from training.quoting import digest, draw_prompt, known_of_pictures, taught_answer
 
 CACHE_BYTES = 2 * 1024**3
 PAIR_EVERY = 6
@@ -51,11 +52,18 @@ class Example:
     """Earlier turns of the conversation: question, answer."""
     known: tuple[Known, ...] = ()
     """What is known of each picture."""
+    states: Mapping[str, str] = field(default_factory=dict)
+    """What the answer states, by slot: `{"surface": "rough"}`, of the second of two pictures `{"surface_2": ...}`."""
 
     @property
     def images_key(self) -> str:
         """Rows about the same images share this key."""
-        return hashlib.sha256(b"".join(hashlib.sha256(image).digest() for image in self.images)).hexdigest()
+        return hashlib.sha256(b"".join(map(digest, self.images))).hexdigest()
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """Question and answer of every turn, the earlier ones first."""
+        return (*self.history, (self.question, self.answer))
 
 
 @dataclass(frozen=True)
@@ -152,10 +160,10 @@ class Conversations(torch.utils.data.Dataset[TrainingItem]):
         self.settings = settings
         self.match_text = match_text
         self.references = references
+        self.known = known_of_pictures(examples) if references else {}
         self.seed = seed
         self.epoch = 0
         self._cache: dict[bytes, np.ndarray] = {}
-        self._by_reference: dict[tuple[str, str], str] = {}
 
     def __len__(self) -> int:
         return len(self.singles) + -(-len(self.pairs) // (PAIR_EVERY if self.singles else 1))
@@ -168,26 +176,24 @@ class Conversations(torch.utils.data.Dataset[TrainingItem]):
         key = self._key(index)
         rows, settings = self.rows[key], self.settings
         random = counter_generator(self.seed, self.epoch, key)
-        turns = [rows[i] for i in random.permutation(len(rows))[: settings.turns]]
-        known = turns[0].known
-        aux = "" if random.random() < settings.aux_dropout else fact_line(known) if self.references else turns[0].aux
+        drawn = [rows[i] for i in random.permutation(len(rows))[: settings.turns]]
+        hide = random.random() < settings.aux_dropout
+        aux = "" if hide else drawn[0].aux
+        if self.references:
+            known = [self.known[digest(image)] for image in drawn[0].images]
+            prompt = draw_prompt(known, hide=hide, thin=settings.fact_dropout, random=random)
+            aux = prompt.line
         messages: list[Message] = []
-        for question, answer in (turn for row in turns for turn in (*row.history, (row.question, row.answer))):
+        for row, (question, answer) in ((asked, turn) for asked in drawn for turn in asked.turns):
             opening = not messages
-            answer = self._quoted(key, answer) if self.references else answer
-            messages.append(Message("user", question, len(turns[0].images) * opening, aux * opening))
+            answer = taught_answer(row, question, answer, prompt) if self.references else answer
+            messages.append(Message("user", question, len(drawn[0].images) * opening, aux * opening))
             messages.append(Message("assistant", answer))
-        pixels = tuple(self._pixels(image) for image in turns[0].images)
+        pixels = tuple(self._pixels(image) for image in drawn[0].images)
         if settings.augment:
             pixels = tuple(augment(image, random) for image in pixels)
-        matched, wordings = matched_text(turns[0], self.match_text)
+        matched, wordings = matched_text(drawn[0], self.match_text)
         return TrainingItem(Conversation(tuple(messages)), pixels, matched, wordings, rows[0].label)
-
-    def _quoted(self, key: str, answer: str) -> str:
-        """An answer that quotes the facts of its pictures by name; finding them takes a millisecond, so it is kept."""
-        if (key, answer) not in self._by_reference:
-            self._by_reference[key, answer] = quoted(answer, self.rows[key][0].known)
-        return self._by_reference[key, answer]
 
     def _key(self, index: int) -> str:
         if index < len(self.singles):
@@ -197,13 +203,13 @@ class Conversations(torch.utils.data.Dataset[TrainingItem]):
 
     def _pixels(self, png: bytes) -> np.ndarray:
         """Model input [S, S] of an image, kept as 8 bit while the cache has room."""
-        digest = hashlib.sha256(png).digest()
-        if digest not in self._cache:
+        key = digest(png)
+        if key not in self._cache:
             pixels, _ = to_model_input(decode_image(png), self.image_size)
             if len(self._cache) * pixels.size >= CACHE_BYTES:
                 return pixels
-            self._cache[digest] = np.round(pixels * 255).astype(np.uint8)
-        return self._cache[digest].astype(np.float32) / 255
+            self._cache[key] = np.round(pixels * 255).astype(np.uint8)
+        return self._cache[key].astype(np.float32) / 255
 
 
 def augment(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -259,7 +265,7 @@ def matched_text(row: Example, kind: MatchText) -> tuple[str, frozenset[str]]:
     """What image-text matching reads of a row's first turn, and every wording that says the same."""
     if kind == "auxiliary":
         return row.aux, frozenset([_normalised(row.aux)])
-    question, answer = (*row.history, (row.question, row.answer))[0]
+    question, answer = row.turns[0]
     wordings = (answer,) if row.history else (answer, *row.references)
     return answer if kind == "answer" else f"{question} {answer}", frozenset(map(_normalised, wordings))
 
@@ -304,6 +310,7 @@ def _example(row: dict[str, Any], known: dict[bytes, bytes]) -> Example:
         source=row["source"],
         history=tuple(history),
         known=_known(row),
+        states=json.loads(row["provenance"] or "{}").get("states", {}),
     )
 
 

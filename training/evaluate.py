@@ -18,7 +18,7 @@ import numpy as np
 from assistant.answers import checked
 from assistant.chat import Conversation, Message
 from assistant.inference import Assistant, Look
-from assistant.measure import Facts, fact_line, filled, read_statements, sentences
+from assistant.measure import Facts, fact_line, filled, read_statements, references_of, sentences
 from assistant.progress import Progress
 from training.baselines import convolutional_accuracy, linear_probe_accuracy
 from training.data import Example, decode_image, load_split
@@ -31,6 +31,7 @@ from training.metrics import (
     nearest_question_answers,
     text_scores,
 )
+from training.quoting import Prompt, digest, known_of_pictures, taught_answer
 
 VERDICTS = ("true", "false", "unsupported", "withheld")
 ANSWER_TOKENS = 96
@@ -81,6 +82,7 @@ def evaluate_assistant(
         "classification": classification_report(assistant, rows, looks),
         "factual": factual_report(rows, answers),
         "statements": statement_report(rows, answers["seen"]),
+        **({"references": reference_report(assistant, rows, looks)} if assistant.by_reference else {}),
         "facets": facet_report(rows, answers),
         "baselines": baseline_report(assistant, train, rows, classify=baselines),
         "n": {
@@ -138,6 +140,33 @@ def answer_examples(
         for i, text in zip(batch, texts, strict=True):
             answers[i] = "".join(filled([text], rows[i].known))
     return answers
+
+
+def reference_report(assistant: Assistant, rows: Sequence[Example], looks: dict[bytes, Look]) -> dict[str, Any]:
+    """Of rows whose answer quotes facts: how many drafts quote exactly these, and how many references are which.
+
+    The true class and words stand in the prompt as heads would say them, so that quoting alone is judged.
+    """
+    known = known_of_pictures(rows)
+    shown = [[known[digest(image)] for image in row.images] for row in rows]
+    prompts = [Prompt(fact_line(of_row), tuple(of_row), tuple(of_row)) for of_row in shown]
+    pairs = zip(rows, prompts, strict=True)
+    wanted = [references_of(taught_answer(row, row.question, row.answer, prompt)) for row, prompt in pairs]
+    quoting = [number for number, references in enumerate(wanted) if references]
+    counts: Counter[str] = Counter()
+    for start in range(0, len(quoting), _BATCH):
+        batch = quoting[start : start + _BATCH]
+        conversations = [conversation_of(rows[n], aux=prompts[n].line) for n in batch]
+        pictures = [[looks[png] for png in rows[n].images] for n in batch]
+        drafts = assistant.complete(conversations, pictures, max_new_tokens=ANSWER_TOKENS)
+        for n, drafted in zip(batch, map(references_of, drafts), strict=True):
+            counts["rows_right"] += drafted == wanted[n]
+            counts["right"] += len(drafted & wanted[n])
+            counts["wrong"] += len(drafted - wanted[n])
+            counts["left_out"] += len(wanted[n] - drafted)
+    named = {name: counts[name] for name in ("right", "wrong", "left_out")}
+    share = _rounded(counts["rows_right"] / len(quoting)) if quoting else None
+    return {"rows_right": share, "n": len(quoting), **named}
 
 
 def facts_line(assistant: Assistant, row: Example) -> str:

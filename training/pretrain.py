@@ -23,6 +23,7 @@ from assistant.chat import IMAGE_MARKER
 from assistant.checkpoint import Run, new_run, save_model
 from assistant.config import Config, DecoderConfig, load_config
 from assistant.families import LLAMA_2
+from assistant.measure import reference_words
 from assistant.progress import Progress
 from training.data import Collator, Conversations, Example, load_split
 from training.stages import PretrainStage, VisionStage
@@ -55,7 +56,8 @@ def pretrain(
     set_seed(config.seed)
     examples = load_split(data, "train")
     base = out / "base"
-    write_language_model(base, train_tokenizer(texts_of(examples)))
+    whole = reference_words() if config.prompt.facts == "references" else []
+    write_language_model(base, train_tokenizer(texts_of(examples), whole=whole))
     dense = {"base": str(base), "quantization": "none"}
     decoder = DecoderConfig.model_validate(config.decoder.model_dump() | dense)
     config = config.model_copy(update={"init": None, "decoder": decoder})
@@ -80,8 +82,11 @@ def texts_of(examples: Sequence[Example]) -> list[str]:
     return sorted({text for e in examples for text in (e.question, e.answer, e.aux, *e.references)})
 
 
-def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits, so any number and any character can be read and written."""
+def train_tokenizer(texts: Sequence[str], *, whole: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with single digits, so any number and any character can be read and written.
+
+    `whole` words are one token each wherever they stand.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -96,6 +101,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens(list(whole))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",

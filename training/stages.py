@@ -79,6 +79,8 @@ class InstructionStage(nn.Module):
         same = key[:, None] == key[None, :]
         text = student.text_encoder(ids[single], mask)  # [P, T + 2, Dt]
         similarity, itc = self._contrast(states.cls[mine], text[:, CLS], same)
+        if self.loss.itm.pairs == "all":
+            return self._all_pairs(text, mask, memory, same), itc
         image_for_text, text_for_image, legal = hard_negatives(similarity, same)
         right = torch.arange(len(text), device=text.device)
         texts = torch.cat([right, right, text_for_image])
@@ -87,6 +89,21 @@ class InstructionStage(nn.Module):
         logits = student.matching(student.grounded(text[texts], shown, memory[images]))  # [3 P]
         labels = torch.arange(len(texts), device=text.device) < len(text)
         return matching_loss(logits, labels, legal.repeat(3)), itc
+
+    def _all_pairs(self, text: Tensor, mask: Tensor, memory: Tensor, same: Tensor) -> Tensor:
+        """The matching loss of every image with every text that says another thing; right pairs weigh as much as wrong.
+
+        text [P, T + 2, Dt], memory [P, N, D], same [P, P].
+        """
+        student, count = self.student, len(text)
+        images, texts = torch.meshgrid(*[torch.arange(count, device=text.device)] * 2, indexing="ij")
+        images, texts = images.flatten(), texts.flatten()  # [P P]
+        shown = F.pad(mask[texts], (STATES, 0), value=True)
+        logits = student.matching(student.grounded(text[texts], shown, memory[images]))
+        right, wrong = images == texts, ~(same | same.mT)[images, texts]
+        if not wrong.any():
+            return matching_loss(logits, right, wrong)
+        return (matching_loss(logits, right, right) + matching_loss(logits, right, wrong)) / 2
 
     def _weighted(self, itc: Tensor) -> Tensor:
         """The contrast's part of the loss.
@@ -108,6 +125,20 @@ class InstructionStage(nn.Module):
         similarity = similarity_of(student.image_match(image), student.text_match(text), itc.temperature)
         drawn_by = similarity if self.loss.itm.negatives == "hard" else torch.zeros_like(similarity)
         return drawn_by.detach(), contrastive_loss(similarity, same)
+
+
+class LanguageStage(nn.Module):
+    """Language-model loss on the answers without their pictures: quoting facts is learned from the prompt alone."""
+
+    def __init__(self, student: MaemiForConditionalGeneration) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, *, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_: Any) -> dict[str, Tensor]:
+        """A batch from `Collator` -> `loss`."""
+        words = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        places = {"image_index": torch.zeros_like(input_ids), "turn_index": torch.ones_like(input_ids)}
+        return {"loss": self.student(**words, **places, context=None).loss}
 
 
 class ClassProbes(nn.Module):

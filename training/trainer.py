@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ from assistant.progress import Progress
 from training.claim import claim
 from training.data import Collator, Conversations, data_fingerprint, load_split
 from training.heads import own_heads
-from training.stages import InstructionStage
+from training.stages import InstructionStage, LanguageStage
 from training.state import load_optimizer, load_random_state, save_training_state
 
 VISION_PARTS = ("vit", "hnf", "vit_projection", "hnf_projection")
+MATCHING_PARTS = ("text_encoder", "grounded", "matching", "image_match", "text_match")
 STAGE_WEIGHTS = "stage.safetensors"
 PROGRESS = "trainer_state.json"
 """Where transformers keeps the steps done and the log."""
@@ -63,6 +65,8 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
             return out
         set_seed(config.seed)
         run = start_student(config, device=device)
+        if config.loss.itm.gates:
+            run.student.grounded.open_gates(config.loss.itm.gates)
         stage = InstructionStage(run.student, config.loss)
         examples = load_split(data, "train")
         dataset = Conversations(
@@ -74,6 +78,8 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
             references=config.prompt.facts == "references",
         )
         collator = Collator(run.processor, max_tokens=config.training.max_tokens)
+        if config.training.language_steps:
+            learn_words(run, dataset, collator, out / "words", progress=progress)
         fit(stage, run, dataset, collator, parameter_groups(run), out, progress=progress)
         require_finite(stage, config.training.steps, [], out / "checkpoints")
         # A class is decided by a head, never by the language model; it is fitted to the same pictures.
@@ -81,7 +87,21 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
         heads = own_heads([(png, label, group) for png, (label, group) in labelled.items()], seed=config.seed)
         save_model(run, out / "model", heads=heads)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        shutil.rmtree(out / "words", ignore_errors=True)
         return out
+
+
+def learn_words(
+    run: Run, dataset: Conversations, collator: Collator, out: Path, *, progress: Progress | None = None
+) -> None:
+    """The steps before the pictures: only adapters of the language model learn, and only from words."""
+    settings = run.config.training
+    training = settings.model_copy(update={"steps": settings.language_steps})
+    run.student.requires_grad_(False)
+    groups = [{"params": adapter_parameters(run.student.decoder.lm), "lr": settings.learning_rate}]
+    out.mkdir(parents=True, exist_ok=True)
+    words = replace(run, config=run.config.model_copy(update={"training": training}))
+    fit(LanguageStage(run.student), words, dataset, collator, groups, out, progress=progress)
 
 
 def start_student(config: Config, *, device: str = "auto") -> Run:
@@ -102,12 +122,18 @@ def parameter_groups(run: Run) -> list[dict[str, Any]]:
         vision = [p for p in vision if id(p) not in frozen]
     language = {id(p) for p in student.decoder.lm.parameters()}
     seen = language | {id(p) for p in vision} | {id(p) for p in student.vit.parameters()}
+    matching = [p for name in MATCHING_PARTS for p in getattr(student, name).parameters()]
+    seen |= {id(p) for p in matching}
     grounding = [p for p in student.parameters() if id(p) not in seen]
     adapter = adapter_parameters(student.decoder.lm)
-    for parameter in (*vision, *grounding):
+    for parameter in (*vision, *grounding, *matching):
         parameter.requires_grad_(True)
+    rate = run.config.loss.itm.learning_rate
+    if rate is None:
+        grounding, matching = [*grounding, *matching], []
     return [
         {"params": [*adapter, *grounding], "lr": settings.learning_rate},
+        *([{"params": matching, "lr": rate}] if rate is not None else []),
         {"params": vision, "lr": settings.vision_learning_rate},
     ]
 

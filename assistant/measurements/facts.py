@@ -6,7 +6,7 @@ Knows nothing about pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -148,6 +148,13 @@ class Known:
         """The same, where a person has said what the sample is."""
         told = Fact("class", None, "", "label", 1.0, source="predicted", text=label.replace("_", " "))
         return replace(self, predicted=(*self.predicted, told))
+
+    def without(self, names: Set[str]) -> Known:
+        """The same, less some quantities."""
+        kept = replace(self.facts, items=tuple(fact for fact in self.facts.items if fact.name not in names))
+        read: dict[str, Any] = {field: None for name, (field, _) in READ.items() if name in names}
+        predicted = tuple(fact for fact in self.predicted if fact.name not in names)
+        return replace(self, facts=kept, predicted=predicted, **read)
 
     def get(self, name: str) -> Fact | None:
         """The fact of that name, None where it is not known or too unlikely to be stated."""

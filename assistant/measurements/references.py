@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
 from assistant.measurements.facts import Known
 from assistant.measurements.statements import read_statements
 from assistant.quantities import QUANTITIES
 
-NOT_MEASURED = "not measured"
+NOT_MEASURED, DOUBT = "not measured", "uncertain"
+"""What stands in a prompt for a quantity that is missing, and behind one that may be wrong."""
 _REFERENCE = re.compile(r"\{(?:(\d{1,3})\.)?([a-z][a-z0-9_]*)\}")
 _LONGEST = 40
 """Letters after which an open brace is no reference."""
@@ -27,20 +30,34 @@ def fact_entries(known: Known, *, number: int | None = None) -> list[str]:
     A quantity that is asked for and was not measured is an entry too, so that a model learns to say so.
     """
     prefix = "" if number is None else f"{number}."
-    facts = {fact.name: fact.written for fact in known}
+    facts = {fact.name: fact.written if fact.sure else f"{fact.written} ({DOUBT})" for fact in known}
     facts |= {name: NOT_MEASURED for name, quantity in QUANTITIES.items() if quantity.asked and name not in facts}
     names = sorted(facts, key=lambda name: _PLACE.get(name, len(QUANTITIES)))
     return [f"{{{prefix}{name}}} = {facts[name]}" for name in names]
 
 
-def fact_line(known: Sequence[Known], *, before: int = 0) -> str:
-    """The entries of pictures shown together as one line; `before` pictures were shown earlier in the conversation."""
+def fact_line(known: Sequence[Known], *, before: int = 0, order: np.random.Generator | None = None) -> str:
+    """The entries of pictures shown together as one line; `before` pictures were shown earlier in the conversation.
+
+    `order` shuffles them, so that a student in training cannot count places.
+    """
     alone = before == 0 and len(known) == 1
-    return "; ".join(
+    entries = [
         entry
         for number, one in enumerate(known, before + 1)
         for entry in fact_entries(one, number=None if alone else number)
-    )
+    ]
+    return "; ".join(entries if order is None else (entries[place] for place in order.permutation(len(entries))))
+
+
+def references_of(text: str) -> set[tuple[int, str]]:
+    """The facts that a text quotes: number of the picture from 1, name of the quantity."""
+    return {(int(match[1] or 1), match[2]) for match in _REFERENCE.finditer(text) if match[2] in QUANTITIES}
+
+
+def reference_words() -> list[str]:
+    """Every reference to a fact of a single picture: what a tokenizer of our own reads as one token each."""
+    return [f"{{{name}}}" for name in QUANTITIES]
 
 
 def filled(pieces: Iterable[str], known: Sequence[Known]) -> Iterator[str]:

@@ -174,6 +174,10 @@ def dataset_card(
         "\n".join(left_out) or "Nothing.",
         *(["## Reviewed by people", "\n".join(reviewed)] if reviewed else []),
         *(["## Examples", *(_example(row, files) for row, files in examples)] if examples else []),
+        "## Numbers and references",
+        "Answers are plain text with every number filled in, here and in exports for other trainers. The facts that "
+        "they quote stand in `measured` and `instrument`; what they state in words, in `provenance`. Training by "
+        "reference (`prompt.facts: references`) writes the answers anew from them, as `{mean_diameter}` for 312 nm.",
         "## Known biases",
         "\n".join(f"* {line}" for line in biases(tally)),
         *(["## Warnings", *warnings] if warnings else []),

@@ -16,6 +16,7 @@ from data_gen.catalogue import pair_up
 from data_gen.hosted.hosted_teacher import HostedTeacher
 from data_gen.hosted.redaction import shareable
 from data_gen.passes.lesson import Lesson
+from data_gen.questions.asked import questions_as_asked
 from data_gen.questions.evidence import Evidence, known_text
 from data_gen.questions.tasks import PER_IMAGE, conversation_about, questions_about, questions_comparing
 from data_gen.teacher import OfflineTeacher, Request, Teacher
@@ -73,7 +74,17 @@ class Requests:
                     yield from self._requests((evidence, lesson.evidence(pairs[position])), task, teacher, labels)
             if "vqa" in tasks and (request := conversation_request(evidence, config=lesson.config)):
                 yield (evidence,), request, self._offline
+            if "vqa" in tasks and lesson.config.asked_per_image:
+                yield from self._as_asked(evidence)
             lesson.progress(done, len(lesson.taught), "asking")
+
+    def _as_asked(self, evidence: Evidence) -> Iterator[Asked]:
+        config = self._lesson.config
+        questions = questions_as_asked(
+            evidence, seed=config.seed, count=config.asked_per_image, kept=config.kept_answers
+        )
+        request = Request((evidence.sha256,), "asked", tuple(questions), known_text(evidence), config.paraphrases)
+        yield (evidence,), request, self._offline
 
     def _requests(
         self, shown: tuple[Evidence, ...], task: str, teacher: Teacher, labels: Mapping[str, int]

@@ -1,0 +1,600 @@
+"""A question as people ask it -> what it asks for: its intents, and the quantities that answer each.
+
+Spelling is put right first, and a question is read clause by clause, so that "what is this, and how big?" has two
+intents while "diameter of the pores" has one. Knows nothing about pictures, answers or models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+
+from assistant.quantities import QUANTITIES
+
+
+@dataclass(frozen=True)
+class Intent:
+    """One thing that people ask for."""
+
+    words: str
+    """How a clause asks for it: a regular expression."""
+    facts: tuple[str, ...] = ()
+    """The quantities that answer it."""
+    yields_to: tuple[str, ...] = ()
+    """Intents of the same clause that its words only qualify: in "size of the pores" porosity yields to size."""
+
+
+_THIS = r"(?:this|that|it|these|those|they|here)"
+_PICTURE = r"(?:images?|pictures?|micrographs?|photos?|figure)"
+_CLASSES = (
+    r"(?:particles?|nano ?particles?|nano ?wires?|wires?|fib(?:re|er)s?|powders?|films?|coatings?|sponges?|metals?|"
+    r"ceramics?|cells?|tips?|alloys?|polymers?|steels?|crystals?|device|wafer)"
+)
+_SPECIFIC = (
+    *("size", "count", "porosity", "defects", "scale", "instrument", "orientation", "arrangement", "surface", "shape"),
+    *("quality", "compare", "width", "coverage"),
+)
+INTENTS: Mapping[str, Intent] = {
+    "count": Intent(
+        r"how many(?! (?:of (?:the )?)?(?:nm|nano|micro|kv|kilo|pixels?|people|k?v\b|mm))|how much (?:particles|"
+        r"pores)|"
+        r"number of|numbers?\b(?= and)|total number|\bcount(?:s|ed|ing)?\b|numerous|quantity of|"
+        r"(?:more|fewer|less) than \w+ (?:particles?|structures?|objects?|pores|bodies|grains)|"
+        r"(?:only|just) one (?:object|particle|structure|body)",
+        ("count",),
+        ("scale",),
+    ),
+    "size": Intent(
+        r"how (?:large|big|small|long)\b|\bsizes?\b|\bdiameters?\b|\bdimensions?\b|\blarger\b|\bsmaller\b|\bbigger\b|"
+        r"\bd ?(?:10|50|90)\b|nano-?sized|\bacross\b|(?:what|which) (?:is the )?length|length of|"
+        r"(?:nm|microns?|nanomet\w+) (?:is|are) (?:one|a|the|each) (?!pixel)|"
+        r"\bmeasure (?:it|them|these|those|the (?:particles|structures|bodies|spheres|grains|pores))",
+        ("mean_diameter", "d10_diameter", "d90_diameter", "grain_size", "fibre_width"),
+        ("scale",),
+    ),
+    "width": Intent(
+        r"how wide|\bwidths?\b|\bthick(?:ness)?\b",
+        ("line_width", "fibre_width", "fibre_width_spread"),
+        ("size", "scale"),
+    ),
+    "porosity": Intent(
+        r"poros|porous|\bpores?\b|\bvoids?\b|\bdense\b|\bfoam|\bspong(?:y|e-?like)|empty|permeab|holes .*share",
+        ("porosity",),
+        ("size", "count", "shape"),
+    ),
+    "coverage": Intent(r"\bcover(?:s|ed|age)?\b|area fraction", ("coverage",), ("size", "porosity")),
+    "defects": Intent(
+        r"def+ects?\b|\bcrack|scratch|damage|contamin|debris|\bdirt|\bdust\b|foreign|wrong|unusual|anomal|"
+        r"broken|intact|"
+        r"\bflaw|\bfaults?\b|delamin|pinhole|art[ei]facts?|inspection|\bclean\b|good or (?:a )?bad"
+    ),
+    "scale": Intent(
+        r"\bpixels?\b|\bscale\b|calibrat|\bnm ?(?:/|per) ?p|sampling|(?:measure|give|given)\b.* lengths?|"
+        r"lengths? be given|"
+        r"nanomet\w+ per",
+        ("pixel_size",),
+    ),
+    "instrument": Intent(
+        r"voltage|\bkvs?\b|kilovolt|beam energy|\bhv\b|\beht\b|detector|\bb?se\b|backscatter|"
+        r"secondary (?:electron|or)|"
+        r"in-?lens|signal was|(?:which|what) signal|microscope|instrument|manufactur|vendor|machine|"
+        r"(?:which|what) (?:tool|sem|tem)\b|magnif|\bmag\b|\bzoom|working distance|\bwd\b|^(?:and )?when (?:was|"
+        r"were) (?:it|this|that|the|they|these)\b|\bdate\b|"
+        r"(?:what|which) day (?:was|were)|imaging conditions|\bsettings\b|acquisition|parameters|meta ?data|"
+        r"file header|"
+        r"how (?:was|were) (?:it|this|they|the|these)\b.*(?:imaged|taken|recorded|acquired)|how (?:was|is) it imaged",
+        ("voltage", "detector", "microscope", "magnification", "working_distance", "date"),
+    ),
+    "orientation": Intent(
+        r"orient|direction|\balign|which way|\bangles?\b|isotrop|horizontal|vertical|\bparallel|\btilted|"
+        r"same way|rolling",
+        ("orientation", "orientation_spread", "anisotropy"),
+    ),
+    "arrangement": Intent(
+        r"arrang|\border(?:ed)?\b|distribut|homogen|\bevenly|\bregular|\brandomly|\blattice|\bgrid\b|pattern|"
+        r"periodic|"
+        r"\bperiods?\b|\bpitch|spacing|far apart|how (?:far|close)|distances?\b|neighbo|cluster|agglom|isolated|"
+        r"\btouch|"
+        r"overlap|\bseparate\b|\bpacked|\blayer(?:s|ed)\b|network",
+        ("arrangement", "period", "nearest_neighbour"),
+        ("size", "scale", "porosity", "defects", "orientation", "shape", "instrument", "count"),
+    ),
+    "surface": Intent(
+        r"surface|\bsmooth|\brough(?:ness)?\b|texture|\bflat\b|\bbumpy|\bgrain(?:y|ular)|wrinkl|striat|polish|"
+        r"\betched|"
+        r"facet|\bfinish\b",
+        ("surface", "line_edge_roughness"),
+        ("size", "count", "porosity", "defects", "orientation", "shape", "coverage"),
+    ),
+    "shape": Intent(
+        r"\bshape|\bround(?:ness)?\b|\bspher|circular|elongat|aspect ratio|\brods?\b|rod-|needle|plate|"
+        r"flakes?\b|\bcubes?\b|"
+        r"cubic|\bsquare|hexagon|irregular|corners|\bstraight|\bcurved|\bbent\b|\bform (?:do|does|of)|geometry|"
+        r"(?:particle|their|its) morphology|^(?:are|is) (?:they|it|these) (?:long|thin)",
+        ("shape", "aspect_ratio", "circularity"),
+        ("size", "count"),
+    ),
+    "quality": Intent(
+        r"\bsharp(?!.*corner)|focus|\bblur|astigmat|\bnois|signal.to.noise|\bsnr\b|\bcontrast\b(?! the (?:first|"
+        r"second))|"
+        r"\bbright(?:ness)?\b(?! (?:spots|bodies|dots))|too dark|expos|saturat|charging|quality|"
+        rf"good (?:is )?(?:this |the |a )?{_PICTURE}|good enough|any good|usable|used for (?:an )?analysis|"
+        rf"(?:take|repeat|redo) .*(?:again|{_PICTURE})|improve|better {_PICTURE}|gr[ea]y level",
+        ("sharpness", "contrast", "noise"),
+    ),
+    "compare": Intent(
+        r"compar|\bdiffer|\bsame\b|similar|\bversus\b|\bvs\b|in common|common to|\bchanged?\b|side by side|"
+        rf"which (?:of (?:the )?two |one |{_PICTURE} )?is better|contrast the (?:first|second)",
+        (),
+        ("size", "shape", "orientation", "quality", "arrangement"),
+    ),
+    "describe": Intent(
+        r"descri|\bcaption|summar|tell (?:me )?(?:more|about|something|everything)|what can (?:you|one) (?:tell|say)|"
+        r"what (?:do you|is) know|explain|talk me|walk me|overview|report|sentences?\b|analy[sz]e|features|"
+        r"noticeable|"
+        r"stands out|interpret|characteri[sz]e|say something|details?\b|^go on|what else|anything else|^more\b",
+        (),
+        _SPECIFIC,
+    ),
+    "what": Intent(
+        rf"what(?:'?s| is| are| was| were| might| could)? {_THIS}\b|what(?:'?s| is) (?:shown|in (?:the|this)|"
+        rf"the sample)|"
+        rf"what am i|what (?:do|did) (?:we|you|i) (?:see|image)|what have (?:i|we)|what can (?:you |"
+        rf"one )?(?:be )?see|"
+        rf"what (?:does|do) (?:this|the|these)\b.* show|(?:kind|sort|type)s? (?:of|is|are|do)|(?:what|"
+        rf"which) (?:class|material"
+        rf"|category|sample|family)|class\b|classify|identif|recogni[sz]|name (?:the material|what)|\bguess|"
+        rf"what .* objects|"
+        rf"this is\b|what {_THIS} (?:is|are|could)|could {_THIS} be|belong|what i have|(?:is|are|does|look\w*|"
+        rf"say) .*\b{_CLASSES}\b|"
+        rf"what (?:is|are) .*{_THIS}$|what (?:is|are) .* things",
+        ("class",),
+        (*_SPECIFIC, "describe"),
+    ),
+}
+ALWAYS = re.compile(
+    rf"are (?:these|those|they) {_CLASSES} or|"
+    rf"what(?:'s| is| are) {_THIS}\b(?! (?:size|shape|surface|scale|"
+    rf"arrangement|orientation|period))|"
+    rf"descri(?:be|ption)(?: of)? (?:the |this )?(?:{_PICTURE}|it$|sample$)",
+    re.IGNORECASE,
+)
+_GREETING = re.compile(
+    r"(?:hello|hi|hey|howdy|greetings|good (?:morning|afternoon|evening|day)|nice to meet|how are you|how do you do|"
+    r"what'?s up|hallo|guten|servus|moin|gr(?:ü|ue|u)(?:ß|ss|e)|bonjour|bonsoir|salut|hola|¡hola|buen[oa]s|ciao|"
+    r"buongiorno|"
+    r"buonasera|ol[áa]|bo[am] (?:dia|tarde|noite)|hej|hei|god (?:dag|morgen)|goede|dag|cze[śs][ćc]|dzie[ńn]|"
+    r"ahoj|dobr[ýy]|"
+    r"merhaba|selam|thanks?|thank you|danke|vielen dank|merci|gracias|grazie|obrigad|bye|goodbye|see you|"
+    r"tsch(?:ü|ue)ss"
+    r")(?!\w{3})|привет|здравств|добр|こんにち|こんばん|おはよう|はじめ|ありがとう|どうも|你好|您好|谢谢|안녕|नमस्ते|مرحبا|السلام|שלום",
+    re.IGNORECASE,
+)
+"""How people say hello, thanks and goodbye: at the start of a short text that asks for nothing else."""
+_HELP = re.compile(
+    r"\bmaemi\b|\b(?:what|which|who) (?:can|may|could|do|are|can't|model|language|languages|made|"
+    r"questions)\b.*\b(?:you|i|me)\b|"
+    r"what should i (?:do|ask|try)|which (?:model|questions)|"
+    r"what now|^(?:please )?help\b|\bhelp me|need help|are you\b|do you (?:speak|send|need|make|measure|work|"
+    r"know that)|"
+    r"can you (?:speak|read|help)|can i (?:trust|upload|ask|use)|how (?:do|does|can|could) (?:you|this|i|"
+    r"it) (?:work|use|start|"
+    r"know|measure|begin)|how do you|where do (?:i|your)|how (?:sure|certain|reliable|accurate)|\bmy (?:data|"
+    r"pictures?|images?|files?)"
+    r"\b|(?:file )?formats?|your (?:limits|name|numbers|answers)|which questions|questions can|internet|who made you",
+    re.IGNORECASE,
+)
+"""How people ask about the assistant itself."""
+_SHOWN = re.compile(
+    rf"\bsee\b|{_PICTURE}|\bsample\b|about (?:it|them)\b|i have|what(?:'s| is| are) {_THIS}\b", re.IGNORECASE
+)
+"""Words by which a question to the assistant is about a picture after all."""
+_WORDS = frozenset(
+    [
+        "about",
+        "accelerating",
+        "acquisition",
+        "aligned",
+        "alignment",
+        "analyse",
+        "angle",
+        "anisotropic",
+        "anisotropy",
+        "arranged",
+        "arrangement",
+        "artefacts",
+        "aspect",
+        "average",
+        "bigger",
+        "blurred",
+        "blurry",
+        "brightness",
+        "calibrated",
+        "calibration",
+        "caption",
+        "charging",
+        "circular",
+        "circularity",
+        "class",
+        "clean",
+        "clustered",
+        "compare",
+        "comparison",
+        "contamination",
+        "contrast",
+        "count",
+        "cracked",
+        "cracks",
+        "damage",
+        "defects",
+        "dense",
+        "describe",
+        "description",
+        "detector",
+        "diameter",
+        "diameters",
+        "difference",
+        "differences",
+        "different",
+        "dimensions",
+        "direction",
+        "distance",
+        "distribution",
+        "elongated",
+        "evenly",
+        "exposure",
+        "fibres",
+        "fields",
+        "focus",
+        "grains",
+        "height",
+        "homogeneous",
+        "horizontal",
+        "identify",
+        "image",
+        "images",
+        "instrument",
+        "isotropic",
+        "isolated",
+        "kind",
+        "large",
+        "larger",
+        "layered",
+        "length",
+        "looking",
+        "magnification",
+        "manufacturer",
+        "material",
+        "mean",
+        "measure",
+        "many",
+        "measured",
+        "metadata",
+        "microscope",
+        "morphology",
+        "nanowires",
+        "neighbour",
+        "noise",
+        "noisy",
+        "number",
+        "ordered",
+        "orientation",
+        "overlap",
+        "parallel",
+        "particle",
+        "particles",
+        "pattern",
+        "period",
+        "periodic",
+        "picture",
+        "pictures",
+        "pixel",
+        "pixels",
+        "pores",
+        "porosity",
+        "porous",
+        "preferred",
+        "quality",
+        "ratio",
+        "resolution",
+        "rough",
+        "roughness",
+        "sample",
+        "scale",
+        "scratches",
+        "settings",
+        "shape",
+        "shaped",
+        "sharp",
+        "sharpness",
+        "similar",
+        "size",
+        "sizes",
+        "smaller",
+        "smooth",
+        "spacing",
+        "spherical",
+        "spheres",
+        "structure",
+        "structures",
+        "surface",
+        "texture",
+        "there",
+        "these",
+        "thickness",
+        "this",
+        "those",
+        "vertical",
+        "voltage",
+        "what",
+        "where",
+        "which",
+        "width",
+        "working",
+        "wrinkled",
+    ]
+)
+"""What a misspelt word of a question may have been."""
+_CLAUSE = re.compile(r"\s*(?:[,;?!]|\.(?!\d)|\band\b|\bor\b(?= (?:are|is|do|does|which|what|how)\b))\s*")
+_WORD = re.compile(r"[a-z]{4,}")
+
+
+def intents_of(question: str) -> list[str]:
+    """What a question asks for, in the order of `INTENTS`; `["greeting"]` or `["help"]` where it is about no picture.
+
+    Empty where none of them is understood.
+    """
+    text = spelled(question)
+    found = {name for clause in _clauses(text) for name in _of_clause(clause)}
+    bare = text.strip(" .!?¡¿")
+    if _GREETING.match(bare) and not found - {"what"} and len(bare.split()) <= 6:
+        return ["greeting"]
+    shown = found & {"what", "describe"} and _SHOWN.search(text)
+    if not shown and not found - {"what", "describe", "instrument", "compare", "size"} and _HELP.search(text):
+        return ["help"]
+    return [name for name in INTENTS if name in found]
+
+
+def asked_for(question: str) -> list[str]:
+    """The quantities that a question asks for; none for an open question."""
+    return list(dict.fromkeys(name for intent in intents_of(question) for name in facts_asked(intent, question)))
+
+
+def facts_asked(intent: str, question: str) -> tuple[str, ...]:
+    """The quantities of an intent that a question names itself, such as the voltage; all where it names none."""
+    if intent not in INTENTS:
+        return ()
+    text, facts = spelled(question), INTENTS[intent].facts
+    named = tuple(
+        name
+        for name in (*facts, *_CLOSE.get(intent, ()))
+        if re.search(_ALSO_NAMED.get(name, rf"\b(?:{QUANTITIES[name].words})\b"), text, re.IGNORECASE)
+    )
+    return named or facts
+
+
+_CLOSE = {"size": ("median_diameter",), "quality": ("mean_grey",), "surface": ()}
+"""Quantities that answer an intent only where they are named."""
+_ALSO_NAMED = {
+    "voltage": r"voltage|\bkvs?\b|kilovolt|beam energy|\bhv\b|\beht\b",
+    "detector": r"detector|\bb?se\b|backscatter|secondary|in-?lens|signal",
+    "microscope": r"microscope(?!'?s? (?:settings|param))|instrument|manufactur|vendor|machine|\btool\b|\bsem\b|"
+    r"\btem\b",
+    "magnification": r"magnif|\bmag\b|\bzoom",
+    "date": r"\bwhen\b|\bdate\b|\bday\b",
+    "mean_grey": r"gr[ea]y level|bright|dark",
+    "sharpness": r"sharp|focus|blur|astigmat",
+    "noise": r"nois|\bsnr\b",
+    "line_edge_roughness": r"edge roughness|\bler\b|edges",
+    "surface": r"surface|smooth|\brough\b|roughness of|texture",
+    "aspect_ratio": r"aspect ratio|elongat",
+    "circularity": r"circularity|how round|roundness",
+    "nearest_neighbour": r"far apart|distances?\b|spacing|neighbo|how (?:far|close)",
+    "period": r"period|pitch|repeat",
+    "anisotropy": r"isotrop",
+    "median_diameter": r"median|\bd ?50\b",
+    "d10_diameter": r"\bd ?10\b|smallest",
+    "d90_diameter": r"\bd ?90\b|largest",
+    "grain_size": r"grain",
+    "fibre_width": r"\bfib(?:re|er)s?\b|\bwires?\b",
+    "line_width": r"\blines?\b",
+}
+"""How a question names a quantity, where that is not how an answer does."""
+
+
+@lru_cache(maxsize=4096)
+def spelled(question: str) -> str:
+    """A question in small letters, with words that are nearly one that questions use put right."""
+    return _WORD.sub(lambda match: _nearest(match[0]), " ".join(question.lower().replace("’", "'").split()))
+
+
+def _nearest(word: str) -> str:
+    if word in _WORDS or word.rstrip("s") in _WORDS or word in _NEAR_BUT_RIGHT:
+        return word
+    near = get_close_matches(word, _WORDS, n=1, cutoff=0.75 if sorted(word) in _LETTERS else 0.84)
+    return near[0] if near and near[0][0] == word[0] else word
+
+
+_LETTERS = [sorted(word) for word in _WORDS]
+_NEAR_BUT_RIGHT = frozenset(
+    [
+        "granular",
+        "analyze",
+        "images",
+        "imaged",
+        "measures",
+        "meaning",
+        "means",
+        "minutes",
+        "size",
+        "sized",
+        "since",
+        "sample",
+        "samples",
+        "simple",
+        "shape",
+        "shaped",
+        "shares",
+        "shown",
+        "shows",
+        "sort",
+        "share",
+        "scaled",
+        "calibrate",
+        "aligning",
+        "order",
+        "orders",
+        "ordering",
+        "texts",
+        "text",
+        "tested",
+        "kinds",
+        "count",
+        "counts",
+        "counted",
+        "country",
+        "counting",
+        "cover",
+        "covers",
+        "covered",
+        "covering",
+        "describes",
+        "described",
+        "detectors",
+        "directional",
+        "directions",
+        "distributed",
+        "distances",
+        "fields",
+        "field",
+        "fibers",
+        "fiber",
+        "focused",
+        "form",
+        "forms",
+        "from",
+        "grain",
+        "ground",
+        "heights",
+        "homogeneity",
+        "identity",
+        "isotropy",
+        "large",
+        "largest",
+        "layer",
+        "layers",
+        "length",
+        "lengths",
+        "look",
+        "looks",
+        "machine",
+        "marks",
+        "material",
+        "materials",
+        "measurement",
+        "measuring",
+        "measurements",
+        "member",
+        "mirror",
+        "number",
+        "numbers",
+        "neighbors",
+        "neighbor",
+        "noises",
+        "orient",
+        "oriented",
+        "ordered",
+        "particular",
+        "past",
+        "patterns",
+        "pictured",
+        "place",
+        "please",
+        "point",
+        "pore",
+        "power",
+        "present",
+        "prefer",
+        "print",
+        "quantity",
+        "rate",
+        "rates",
+        "ratios",
+        "rough",
+        "roughly",
+        "round",
+        "scales",
+        "scratch",
+        "scratched",
+        "sharper",
+        "similarly",
+        "since",
+        "smooth",
+        "space",
+        "spaces",
+        "sphere",
+        "spots",
+        "striated",
+        "strong",
+        "structural",
+        "surfaces",
+        "tell",
+        "than",
+        "that",
+        "them",
+        "then",
+        "they",
+        "thin",
+        "thing",
+        "things",
+        "think",
+        "thick",
+        "three",
+        "time",
+        "times",
+        "touch",
+        "touching",
+        "type",
+        "types",
+        "view",
+        "visible",
+        "void",
+        "voids",
+        "wafer",
+        "warm",
+        "were",
+        "when",
+        "while",
+        "whole",
+        "wide",
+        "will",
+        "with",
+        "word",
+        "words",
+        "work",
+        "works",
+        "world",
+        "would",
+        "write",
+        "your",
+        "pattern",
+        "where",
+        "there",
+        "their",
+    ]
+)
+"""Words that are near one of those and mean another thing."""
+
+
+def _clauses(text: str) -> Iterator[str]:
+    yield from filter(None, _CLAUSE.split(text))
+
+
+def _of_clause(clause: str) -> Iterator[str]:
+    found = {name for name, intent in INTENTS.items() if re.search(intent.words, clause)}
+    for name in found:
+        if not found.intersection(INTENTS[name].yields_to) or (name in ("what", "describe") and ALWAYS.search(clause)):
+            yield name
