@@ -57,6 +57,18 @@ class Box:
     def columns(self) -> slice:
         return slice(self.left, self.right)
 
+    @property
+    def high(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def wide(self) -> int:
+        return self.right - self.left
+
+    @property
+    def area(self) -> int:
+        return self.high * self.wide
+
     def grown(self, by: int, shape: tuple[int, ...]) -> "Box":
         """The box with `by` more pixels on every side, within a picture of `shape`."""
         return Box(
@@ -66,10 +78,10 @@ class Box:
             min(shape[0], self.bottom + by),
         )
 
-    def moved(self, step: int, first_row: int) -> "Box":
-        """The same place where every pixel became `step` pixels a side and rows were put above."""
+    def moved(self, step: int, place: "Box") -> "Box":
+        """The same box where every pixel became `step` pixels a side, seen from the frame that holds `place`."""
         left, top, right, bottom = (step * edge for edge in (self.left, self.top, self.right, self.bottom))
-        return Box(left, top + first_row, right, bottom + first_row)
+        return Box(left + place.left, top + place.top, right + place.left, bottom + place.top)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,14 +174,14 @@ def inks(pixels: Pixels, colour: Pixels | None) -> Iterator[Ink]:
         mask = vivid >= VIVID
         if FEWEST <= np.count_nonzero(mask) <= MOST_COLOUR * mask.size:
             yield Ink(mask, np.minimum(255, vivid.astype(np.uint16) * 2).astype(np.uint8), grey=None, alone=True)
-    grey = _eight_bits(pixels)
+    grey = eight_bits(pixels)
     counts = np.bincount(grey.ravel(), minlength=256)
     used = np.flatnonzero(counts)
     for level, inward in ((int(used[-1]), -1), (int(used[0]), 1)):
         if counts[level] < FEWEST or counts[level] > LARGEST_SHARE * grey.size:
             continue
         near = counts[[level + inward * step for step in range(1, NEAR + 1) if 0 <= level + inward * step < 256]]
-        alone = (level >= 250 or level <= 5) and near.mean() <= EMPTY * counts[level] and _many_levels(counts)
+        alone = (level >= 250 or level <= 5) and near.mean() <= EMPTY * counts[level] and many_levels(counts)
         mask = np.asarray(grey == level)
         yield Ink(mask, mask.astype(np.uint8) * np.uint8(255), grey=grey, alone=bool(alone))
         if not alone:
@@ -183,12 +195,12 @@ def _smoothed(grey: Pixels, level: int, inward: int) -> Ink:
     return Ink(np.asarray((distance <= NEAR)[grey]), fade[grey], grey=grey, alone=False)
 
 
-def _many_levels(counts: Pixels) -> bool:
+def many_levels(counts: Pixels) -> bool:
     """Whether there is a picture beside the drawing."""
     return int(np.count_nonzero(counts > 1e-5 * counts.sum())) >= FEWEST_LEVELS
 
 
-def _eight_bits(pixels: Pixels) -> Pixels:
+def eight_bits(pixels: Pixels) -> Pixels:
     """uint8 [H, W] over the full range of finite values; eight-bit pictures as they are."""
     if pixels.dtype == np.uint8:
         return pixels
@@ -218,10 +230,10 @@ def _neighbours(letters: Pixels) -> Iterator[Pixels]:
 
 def flat_boxes(pixels: Pixels) -> list[Box]:
     """Rectangles filled with one level, text on them included, that are something else than what lies around them."""
-    grey = _eight_bits(pixels)
+    grey = eight_bits(pixels)
     counts = np.bincount(grey.ravel(), minlength=256)
     found: list[Box] = []
-    if not _many_levels(counts):
+    if not many_levels(counts):
         return found
     for level in np.argsort(counts)[-3:][::-1].tolist():
         if counts[level] >= BOX_SHARE * grey.size and _owns_rows(grey, level):
