@@ -95,6 +95,7 @@ def test_no_real_picture_is_cut() -> None:
         path.name
         for folder in ("open_sem", "vendor_meta", "more_sem")
         for path in find_micrographs(Path(DATA / folder))
-        if "MASK" not in path.name and any("The frame holds" in note for note in read_micrograph(path, read_bar=False).warnings)
+        if "MASK" not in path.name
+        and any("The frame holds" in note for note in read_micrograph(path, read_bar=False).warnings)
     ]
     assert cut == []

@@ -13,7 +13,7 @@ import numpy as np
 
 from assistant.readers.banner import find_banner
 from assistant.readers.bar_text import read_instrument, tells_instrument
-from assistant.readers.drawings import SOLID, Box, Ink, constant_parts, flat_boxes, inks
+from assistant.readers.drawings import RIM, SOLID, Box, Ink, constant_parts, flat_boxes, flat_strokes, inks
 from assistant.readers.fields import fields_of
 from assistant.readers.frame import Frame
 from assistant.readers.label import cut, ink_of, read_scale
@@ -32,7 +32,6 @@ MOST_TEXTS = 20  # rows of letters looked at per ink
 MOST_BARS = 6  # scale bars looked at
 LONGEST_SIDE = 3072  # [px] of a frame in which every pixel is looked at
 REACH = 90  # [px] around a scale bar in which its label lies, or three of its heights
-RIM = 3  # [px] around a drawing that smoothing and JPEG reach
 AGAIN = 4  # [px] more on every side when a line is read for the second time
 
 
@@ -86,11 +85,20 @@ class Annotation:
             return []
         first, second = self.fields[:2]
         if len(self.fields) > 2:
-            how, which = f"{len(self.fields)} pictures", f"the one that begins at column {self.place.left}, row {self.place.top}"
+            how, which = (
+                f"{len(self.fields)} pictures",
+                f"the one that begins at column {self.place.left}, row {self.place.top}",
+            )
         elif first.right <= second.left:
-            how, which = "two pictures side by side", "the left one" if self.place.left < second.left else "the right one"
+            how, which = (
+                "two pictures side by side",
+                "the left one" if self.place.left < second.left else "the right one",
+            )
         else:
-            how, which = "two pictures, one above the other", "the upper one" if self.place.top < second.top else "the lower one"
+            how, which = (
+                "two pictures, one above the other",
+                "the upper one" if self.place.top < second.top else "the lower one",
+            )
         return [f"The frame holds {how}: only {which} is read and measured. Crop the others to measure them."]
 
 
@@ -145,7 +153,8 @@ def _written_over(frame: Frame, *, bar_known: bool) -> Annotation:
     _add_scale_bars(found, frame, drawn)
     _add_letters(found, drawn)
     strokes = _strokes(drawn)
-    found.ink = strokes
+    flat = flat_strokes(frame.pixels)
+    found.ink = strokes if flat is None else flat if strokes is None else strokes | flat
     return found
 
 

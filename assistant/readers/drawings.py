@@ -33,6 +33,12 @@ SOLID, SMEARED = 0.85, 0.75  # share of a bar's box that is ink, and of a colour
 BOX_WIDTH, BOX_ROWS, BOX_HEIGHT = 0.15, 10, 0.35  # of a flat box: least share of the width, rows, largest share
 BOX_SHARE = 0.005  # of the frame
 FLAT_EDGE, FLAT_INSIDE, OTHER_OUTSIDE = 0.85, 0.5, 0.5
+FEWEST_CORNERS = 40  # of a grey stroke: places where four pixels have its level
+SMOOTH_SHARE = 0.02  # share of a picture that may be as flat as a stroke: in noise hardly any is
+GREY_INK = (24, 232)  # levels that no specimen is clipped to
+STROKE_RING, STROKE_CONTRAST, STROKE_EDGE = 4, 6, 0.75  # [px] around a stroke; levels by which how much of it differs
+MOST_STROKES = 100
+RIM = 3  # [px] around a drawing that smoothing and JPEG reach
 TILE_SIDE = 15  # [px] a missing tile has at least
 TILE_SHARE, TILE_FILLED = 0.01, 0.98  # of a missing tile: least share of the frame, and of its box that is constant
 TILE_OF_PIECE = 0.8  # share of a constant piece that is its largest rectangle: of a round pore 0.64
@@ -226,6 +232,40 @@ def _neighbours(letters: Pixels) -> Iterator[Pixels]:
         members = np.flatnonzero(group == name)
         if len(members) >= 3:
             yield members
+
+
+def flat_strokes(pixels: Pixels) -> Mask | None:
+    """Strokes of one exact grey level in a picture [H, W] whose specimen has noise; None where there are none.
+
+    Nothing is told in a picture that is smooth in more than a few places: there a specimen has such areas too. JPEG
+    spoils the level, so that nothing is found there either.
+    """
+    from scipy import ndimage
+
+    grey = eight_bits(pixels)
+    same = (grey[1:, 1:] == grey[:-1, :-1]) & (grey[1:, 1:] == grey[1:, :-1]) & (grey[1:, 1:] == grey[:-1, 1:])
+    if not FEWEST <= np.count_nonzero(same) <= SMOOTH_SHARE * same.size:
+        return None
+    names, count = ndimage.label(same)
+    areas = np.bincount(names.ravel(), minlength=count + 1)
+    areas[0] = 0
+    boxes = ndimage.find_objects(names)
+    out = np.zeros(grey.shape, bool)
+    for name in np.flatnonzero(areas >= FEWEST_CORNERS)[:MOST_STROKES].tolist():
+        rows, columns = boxes[name - 1]
+        place = Box(columns.start, rows.start, columns.stop, rows.stop).grown(STROKE_RING + 1, same.shape)
+        piece = names[place.rows, place.columns] == name
+        corner = np.ones((2, 2), bool)  # stands for the four pixels it touches
+        ink = ndimage.binary_dilation(np.pad(piece, ((0, 1), (0, 1))), corner, origin=(-1, -1))
+        around = grey[place.top : place.bottom + 1, place.left : place.right + 1].astype(np.int16)
+        level = int(np.median(around[ink]))
+        ring = ndimage.binary_dilation(ink, iterations=STROKE_RING) & ~ndimage.binary_dilation(ink, iterations=2)
+        apart = (np.abs(around[ring] - level) >= STROKE_CONTRAST).mean()
+        if GREY_INK[0] <= level <= GREY_INK[1] and apart >= STROKE_EDGE:
+            out[place.top : place.bottom + 1, place.left : place.right + 1] |= ndimage.binary_dilation(
+                ink, iterations=RIM
+            )
+    return out if out.any() else None
 
 
 def flat_boxes(pixels: Pixels) -> list[Box]:
