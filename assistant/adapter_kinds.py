@@ -24,7 +24,7 @@ Weight = Annotated[float, Field(ge=0.0)]
 Linears = Mapping[str, tuple[int, int]]
 """Inputs and outputs of the linear layers of one decoder layer, by name."""
 SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # layers that read one tensor
-FP32 = 4  # bytes
+_FP32 = 4  # bytes
 
 
 class AdapterError(ConfigError, ValueError):
@@ -170,7 +170,7 @@ class DyAMoPESettings(DynamicRankSettings):
         o_proj, which attention keeps anyway.
         """
         adapted = self.adapted(linears)
-        gates = self.experts * (FP32 + (itemsize if itemsize != FP32 else 0))
+        gates = self.experts * (_FP32 + (itemsize if itemsize != _FP32 else 0))
         latents = self.r_max * itemsize * (self.experts if self.expert_A else 1)
         scaled = sum(2 * itemsize * d_out for name, (_, d_out) in adapted.items() if name in self.mov_modules)
         read = {SAME_INPUT.get(name, name): itemsize * d_in for name, (d_in, _) in adapted.items() if name != "o_proj"}

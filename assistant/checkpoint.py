@@ -7,6 +7,7 @@ A model directory holds
     config.json           architecture, for `from_pretrained` of the parts
     tokenizer/            the language model's tokenizer
     base/                 the language model, where it is small enough to travel; else `decoder.base` names it
+    base.json             and this holds the SHA-256 of its weights
     student.safetensors   encoders, grounding and cross-attention
     adapter/              PEFT adapter of the language model, if there is one
     README.md             model card, if there is one
@@ -21,11 +22,14 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from assistant.adapter_kinds import AdapterSettings
+from assistant.bases import Base, resolve_base
 from assistant.chat import template_of
 from assistant.config import Config, dump_config, load_config
 from assistant.disk import MANIFEST, recover, verify_directory, write_directory
@@ -33,9 +37,16 @@ from assistant.errors import RunError
 from assistant.families import family_of, language_settings
 from assistant.inspection import inspect_adapter, inspect_base, inspect_run, loading, tensor_shapes
 from assistant.model import MaemiConfig, MaemiForConditionalGeneration, MaemiProcessor, architecture_of
+from assistant.starts import BUNDLED, start_of
 
-BUNDLED = Path(__file__).parent / "weights"
+SHIPPED = Path(__file__).parent / "student"
+"""The student on a base that is installed beside the program; without that base the tiny one answers."""
 STUDENT = "student.safetensors"
+BASE_RECORD = "base.json"
+VISION_PARTS = ("vit.", "hnf.", "vit_projection.", "hnf_projection.")
+"""Tensors of a student that do not depend on its language model or tokenizer."""
+DENSE_LIMIT = 2 * 2**30
+"""Largest language model in float32 that is unpacked for answers [byte]: SmolLM2-135M takes 0.4 GiB of it."""
 TRAVELLING_BASE_BYTES = 200 * 1024**2
 log = logging.getLogger("maemi.checkpoint")
 
@@ -48,23 +59,22 @@ class Run:
     processor: MaemiProcessor
     config: Config
     path: Path | None
+    base: Base
 
     @property
     def name(self) -> str:
         """A name for people and for the API."""
         if self.path is None:
             return "untrained"
-        return (
-            "maemi-tiny"
-            if self.path == BUNDLED
-            else (self.path.parent if self.path.name == "model" else self.path).name
-        )
+        if self.path in (BUNDLED, SHIPPED):
+            return "maemi-tiny" if self.path == BUNDLED else f"maemi-{self.base.name}"
+        return (self.path.parent if self.path.name == "model" else self.path).name
 
 
 def resolve_run(path: Path | None) -> Path:
-    """The verified model directory of a run; None is the bundled student."""
+    """The verified model directory of a run; None is the student that comes with the program."""
     if path is None:
-        return _verified(BUNDLED)
+        return _verified(_own_student())
     recover(path)
     recover(path / "model")
     if not path.is_dir():
@@ -92,21 +102,23 @@ def newest_checkpoint(directory: Path) -> Path | None:
     return None
 
 
-def load_run(path: Path | None, *, device: str = "auto") -> Run:
+def load_run(path: Path | None, *, device: str = "auto", dense: bool = False) -> Run:
     """Load a student in evaluation mode; `device="auto"` takes CUDA where there is one.
 
-    Raises RunError `no_run`, `damaged_run`, `unknown_format`, `code_in_run`, `no_model` or `wrong_shapes`.
+    `dense`: on a processor 4-bit weights are unpacked once, for answers with the same tokens, sooner.
+    Raises RunError `no_run`, `damaged_run`, `unknown_format`, `code_in_run`, `no_model`, `wrong_shapes`, `other_base`
+    or those of `resolve_base`.
     """
     directory = resolve_run(path)
     config = load_config(directory / "config.yaml")
-    base = directory / "base"
     run = _assemble(
         config,
-        base=str(base) if base.is_dir() else str(config.decoder.base),
+        base=_base_of(directory, config),
         tokenizer=directory / "tokenizer",
         device=device,
         path=directory,
         shapes=tensor_shapes(directory / STUDENT),
+        dense=dense,
     )
     _load_student(run.student, directory / STUDENT)
     if (directory / "adapter").is_dir():
@@ -119,7 +131,26 @@ def new_run(config: Config, *, device: str = "auto") -> Run:
     """A student with fresh vision parts on the language model `config.decoder.base`."""
     base = config.decoder.base
     assert base is not None  # the configuration refuses a student that starts from nothing
-    return _assemble(config, base=base, tokenizer=base, device=device, path=None)
+    found = resolve_base(base)
+    return _assemble(config, base=found, tokenizer=found.directory, device=device, path=None)
+
+
+def start_run(config: Config, *, device: str = "auto") -> Run:
+    """The student a configuration starts from: a run as it is, its vision parts on another base, or fresh parts."""
+    if config.init is None:
+        return new_run(config, device=device)
+    start = start_of(config)
+    named = None if config.init == "bundled" else Path(config.init)
+    if start.whole:
+        return replace(load_run(named, device=device), config=start.config, path=None)
+    file = resolve_run(named) / STUDENT
+    run = new_run(start.config, device=device)
+    shapes = {name: tensor.shape for name, tensor in run.student.student_state().items()}
+    with loading(file):
+        given = {name: tensor for name, tensor in load_file(str(file)).items() if name.startswith(VISION_PARTS)}
+    # A projection ends in the width of the cross-attention: of another width it starts anew.
+    run.student.load_state_dict({n: t for n, t in given.items() if shapes.get(n) == t.shape}, strict=False)
+    return run
 
 
 def save_model(run: Run, directory: Path, *, card: str | None = None) -> None:
@@ -136,7 +167,7 @@ def write_model(run: Run, directory: Path, *, card: str | None = None) -> None:
     run.processor.tokenizer.save_pretrained(str(directory / "tokenizer"))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.student.student_state().items()}
     save_file(state, str(directory / STUDENT), metadata={"format": "pt"})
-    _copy_base(run, directory / "base")
+    _write_base(run.base, directory)
     lm = run.student.decoder.lm
     if hasattr(lm, "peft_config"):
         lm.save_pretrained(str(directory / "adapter"))
@@ -156,28 +187,60 @@ def attach_adapter(student: MaemiForConditionalGeneration, adapter: AdapterSetti
     student.decoder.lm = get_peft_model(student.decoder.lm, peft_config(adapter), autocast_adapter_dtype=False)
 
 
+def _own_student() -> Path:
+    """The student that answers where no run is named."""
+    if not (SHIPPED / MANIFEST).is_file():
+        return BUNDLED
+    try:
+        resolve_base(str(load_config(SHIPPED / "config.yaml").decoder.base))
+    except RunError as error:
+        log.warning("the tiny student answers: %s", error.message)
+        return BUNDLED
+    return SHIPPED
+
+
+def _base_of(directory: Path, config: Config) -> Base:
+    """The language model of a run: inside it, or the one it names, which must have the weights it had in training.
+
+    A run of an older version does not say what weights those were.
+    """
+    if (directory / "base").is_dir():
+        return Base(str(directory / "base"), directory / "base")
+    base = resolve_base(str(config.decoder.base))
+    file = directory / BASE_RECORD
+    if file.is_file():
+        with loading(file):
+            trained_on = dict(json.loads(file.read_bytes())["weights"])
+        if base.weights() != trained_on:
+            raise RunError(
+                "other_base", f"{directory} was trained on other weights than {base.name} has now. Restore that base."
+            )
+    return base
+
+
 def _assemble(
     config: Config,
     *,
-    base: str,
-    tokenizer: Path | str,
+    base: Base,
+    tokenizer: Path,
     device: str,
     path: Path | None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    dense: bool = False,
 ) -> Run:
     """Build a student; `shapes` are those of its weights, which it must have before any memory is taken for them."""
     import torch
 
     from assistant.activations import keep_less
-    from assistant.adapters import prepare_nf4
+    from assistant.adapters import prepare_nf4, unpack_nf4
     from assistant.decoder import load_language_model
     from assistant.precision import device_of, weights_dtype
 
-    device, quantization, outline = device_of(device), config.decoder.quantization, None
-    if Path(base).is_dir():
-        inspect_base(Path(base))
-        outline = _outline(Path(base))
-    lm = load_language_model(base, quantization=quantization, device=device, dtype=weights_dtype(device))
+    device, quantization = device_of(device), config.decoder.quantization
+    inspect_base(base.directory)
+    outline = _outline(base.directory)
+    lm = load_language_model(str(base.directory), quantization=quantization, device=device, dtype=weights_dtype(device))
+    lm.config._name_or_path = base.name
     prepare_nf4(lm)
     keep_less(lm)
     words = _load_tokenizer(str(tokenizer), lm.config.vocab_size, lm.config.model_type)
@@ -187,8 +250,10 @@ def _assemble(
             _check_shapes(MaemiForConditionalGeneration(architecture, outline), shapes, path)
     student = MaemiForConditionalGeneration(architecture, lm)
     student.to(device)
+    if dense and device == "cpu" and 4 * sum(weight.numel() for weight in outline.parameters()) <= DENSE_LIMIT:
+        unpack_nf4(lm)  # not before: a student that is built draws every layer anew that was not loaded
     processor = MaemiProcessor(words, config.image_size, config.text_encoder.max_tokens, lm.config.model_type)
-    return Run(student, processor, config, path)
+    return Run(student, processor, config, path, base)
 
 
 def _outline(base: Path) -> Any:
@@ -261,7 +326,6 @@ def _load_adapter(student: MaemiForConditionalGeneration, directory: Path) -> No
 
 def _load_student(student: MaemiForConditionalGeneration, file: Path) -> None:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
         student.load_state_dict(load_file(str(file)), strict=False)  # its names and shapes have been compared
@@ -270,14 +334,18 @@ def _load_student(student: MaemiForConditionalGeneration, file: Path) -> None:
         raise RunError("wrong_shapes", f"{file} does not fit its configuration: {reason}. Restore the run.") from None
 
 
-def _copy_base(run: Run, target: Path) -> None:
-    """Take the language model along where it is small; its files are copied, never re-written from 4-bit weights."""
-    source = Path(getattr(run.student.decoder.lm.config, "_name_or_path", "") or "")
-    if not source.is_dir():
-        return
-    files = [path for path in source.iterdir() if path.suffix in {".json", ".safetensors"}]
+def _write_base(base: Base, directory: Path) -> None:
+    """Take the language model along where it is small, as the files it was read from; else what tells it again."""
+    files = [
+        path
+        for path in base.directory.iterdir()
+        if path.suffix in {".json", ".safetensors"} and path.name not in (MANIFEST, BASE_RECORD)
+    ]
     if sum(path.stat().st_size for path in files) > TRAVELLING_BASE_BYTES:
+        record = {"name": base.name, "weights": base.weights()}
+        (directory / BASE_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         return
+    target = directory / "base"
     target.mkdir()
     for path in files:
         shutil.copyfile(path, target / path.name)

@@ -276,6 +276,45 @@ class TeachConfig(Section):
         return given
 
 
+class FitConfig(Section):
+    """A head on a user's own labels: `maemi fit`."""
+
+    strategy: Literal["early", "intermediate", "late", "gated"] = "intermediate"
+    dim: Width = 64
+    heads: Count = 4
+    depth: Count = 1
+    """Rounds in which the modalities look at one another."""
+    experts: Annotated[int, Field(ge=0, le=64)] = 0
+    """Networks behind the fusion, of which each row uses `top_k`; 0 for none."""
+    top_k: Count = 2
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    modality_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    """Probability of dropping a modality of a row in the second half of the training; it rises from 0 until then."""
+    entropy: NonNegative = 0.01
+    """Weight of the term that keeps the gate from resting on one modality alone."""
+    reconstruction: NonNegative = 0.1
+    """Weight of the term that has dropped modalities told from those that stayed."""
+    evidential: bool = False
+    """Classes by evidence (Dirichlet) instead of cross-entropy."""
+    class_attention: bool = True
+    """Whether rows and the texts of the classes attend to each other."""
+    text_steps: Positive = 200
+    """Steps of masked language modelling on the texts at hand."""
+    epochs: Positive = 60
+    least_steps: Positive = 600
+    most_steps: Positive = 6000
+    batch_size: Positive = 64
+    learning_rate: NonNegative = 1e-3
+    weight_decay: NonNegative = 0.05
+    max_grad_norm: NonNegative = 1.0
+    coverage: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    """How often the truth is promised to lie in a set or an interval."""
+    test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
+    """Share of the groups that the report is made on."""
+    calibration: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Share of the groups that temperatures, sets and intervals are fitted on."""
+
+
 class Config(Section):
     """Everything that defines a student, its training and its teacher."""
 
@@ -296,6 +335,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     teach: TeachConfig = TeachConfig()
+    fit: FitConfig = FitConfig()
 
     @model_validator(mode="after")
     def _patches_tile_the_image(self) -> Config:

@@ -28,7 +28,7 @@ DURABLE = text(
     "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
 )
 """Makes a PostgreSQL server wait for its disk before it says that something is committed, if that is not its habit."""
-DAMAGED = ("malformed", "not a database")
+_DAMAGED = ("malformed", "not a database")
 
 
 def database_url(place: str | Path) -> URL:
@@ -133,7 +133,7 @@ class Database:
             try:
                 yield
             except DatabaseError as error:
-                if not any(word in str(error.orig) for word in DAMAGED):
+                if not any(word in str(error.orig) for word in _DAMAGED):
                     raise
                 code, remedy = self.damaged_file
                 raise DatasetError(code, f"{self._path} is damaged ({error.orig}). {remedy}") from None

@@ -25,7 +25,7 @@ from assistant.errors import ConfigError
 Dynamics = Literal["fields", "ode_rnn"]
 Field = Callable[[Tensor, Tensor], Tensor]
 
-PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+_PIXEL_MEAN, _PIXEL_STD = 0.5, 0.25
 SIMILARITY_GRID = 2**30  # similarities closer than 1e-9 are ties: rounding noise must not choose a neighbour
 
 
@@ -350,7 +350,7 @@ class HNF(nn.Module):
                 "image_shape",
                 f"HNF got pixels of shape {list(pixels.shape)}. Give [B, 1, {self.image_size}, {self.image_size}].",
             )
-        pixels = (pixels - PIXEL_MEAN) / PIXEL_STD
+        pixels = (pixels - _PIXEL_MEAN) / _PIXEL_STD
         cls, node = self.cls.expand(len(pixels), -1), self.virtual_node.expand(len(pixels), -1)  # [B, D]
         levels: list[ScaleOutput] = []
         for scale in self.scales:

@@ -108,7 +108,7 @@ class Assistant:
     @classmethod
     def load(cls, run: Path | None = None, device: str = "auto") -> Assistant:
         """Load a run, or the bundled tiny student. Raises RunError."""
-        return cls(load_run(run, device=device))
+        return cls(load_run(run, device=device, dense=True))
 
     @property
     def name(self) -> str:

@@ -27,7 +27,7 @@ VOCABULARIES = frozenset({"tokenizer.json", "vocab.json"})
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "custom_generate"})
 """Where a configuration names Python files that Transformers would import."""
 PEFT_NAMES = tuple(kind.peft_name for kind in KINDS.values() if kind.peft_name)
-LARGEST: Mapping[str, int] = {
+_LARGEST: Mapping[str, int] = {
     "hidden_size": 2**16,
     "intermediate_size": 2**19,
     "num_hidden_layers": 1024,
@@ -68,7 +68,7 @@ def inspect_model(directory: Path) -> None:
                 raise RunError(
                     "code_in_run", f"{file} asks for code of its own ({key}), which is never run. Take another model."
                 )
-            if isinstance(value, int) and value > LARGEST.get(key, value):
+            if isinstance(value, int) and value > _LARGEST.get(key, value):
                 raise RunError("damaged_run", f"{file}: {key} {value} is beyond belief. Restore the model.")
 
 

@@ -47,6 +47,7 @@ __all__ = [
     "fact_line",
     "figures",
     "filled",
+    "found_in",
     "measure",
     "measure_pixels",
     "missing",
@@ -68,15 +69,15 @@ THROUGH_KV = 60.0
 _TRANSMISSION = re.compile(
     r"(?:^|[^a-z])(?:S?TEM|HAA?DF|L?M?ADF|A?BF|bright.?field|transmi\w+)(?:$|[^a-z])", re.IGNORECASE
 )
-LONG, MANY = 2.0, 5
+_LONG, MANY = 2.0, 5
 """Median aspect ratio from which many bodies have one."""
-LEAST_LIKELY = 0.2
+_LEAST_LIKELY = 0.2
 """Probability under which a quantity is not stated."""
 SURE_OF_GRAINS = 0.6
-"""Share of outlined powders and drawn beds whose grain size is within 20 % of the true one."""
+"""Share of the outlined powders and drawn beds that fill the frame whose grain size is within 20 % of the true one."""
 FEWEST_NEIGHBOURS = 3
 FEWEST_FOR_PERCENTILES = 5
-FINE = 10.0
+_FINE = 10.0
 """Diameter under which outlines are too coarse for a circularity [px of the small copy]."""
 
 COUNTED = "objects with their centre in the frame, "
@@ -106,7 +107,7 @@ class _Sheet:
             return
         likely = probability(name, {**self._traits, **traits_of_statement(confidence)})
         sure = min(confidence, 1.0) if likely is None else likely
-        if round(sure, 3) > 0 and (likely is None or likely > LEAST_LIKELY):
+        if round(sure, 3) > 0 and (likely is None or likely > _LEAST_LIKELY):
             self._found[name] = Fact(name, float(value), unit, method or QUANTITIES[name].method, round(sure, 3), note)
 
     def add_length(self, name: str, pixels: float, *, confidence: float, note: str = "") -> None:
@@ -149,7 +150,7 @@ def _has_orientation(found: Findings, anisotropy: float) -> bool:
         return True
     if found.kind in ("particles", "pores") and found.objects is not None and found.objects.count >= MANY:
         shape, counted = found.objects.geometry, found.objects.counted
-        if float(np.median((shape.major / shape.minor)[counted])) < LONG:  # one-sided light on round bodies
+        if float(np.median((shape.major / shape.minor)[counted])) < _LONG:  # one-sided light on round bodies
             return False
     return anisotropy >= (DIRECTED if found.period is None else DIRECTED_LATTICE)
 
@@ -174,7 +175,7 @@ def _add_sizes(sheet: _Sheet, objects: Objects, chosen: Mask, *, certainty: floa
         low, high = np.percentile(diameter, [10, 90])
         sheet.add_length("d10_diameter", factor * float(low), confidence=0.9 * sure)
         sheet.add_length("d90_diameter", factor * float(high), confidence=0.9 * sure)
-    if float(np.median(diameter)) >= FINE:
+    if float(np.median(diameter)) >= _FINE:
         area, perimeter = shape.area[chosen], objects.perimeter[chosen]
         roundness = float(np.minimum(4 * np.pi * area / perimeter**2, 1.0).mean())
         sheet.add("circularity", roundness, confidence=0.8 * sure)
@@ -212,16 +213,6 @@ def _add_fibres(sheet: _Sheet, fibres: Fibres) -> None:
     sheet.add("orientation_spread", fibres.turn, unit="deg", confidence=0.8 * sure, note=note)
 
 
-def _add_grains(sheet: _Sheet, found: Findings) -> None:
-    """The size of bodies that were not told apart."""
-    from assistant.measurements.granulometry import grain_size
-
-    if found.kind == "particles" and found.objects is None:
-        size = grain_size(found.picture)
-        if size is not None:
-            sheet.add_length("grain_size", size, confidence=SURE_OF_GRAINS)
-
-
 def _add_share(sheet: _Sheet, found: Findings) -> None:
     if found.share is not None:
         name = "porosity" if found.kind == "pores" else "coverage"
@@ -229,7 +220,11 @@ def _add_share(sheet: _Sheet, found: Findings) -> None:
         sheet.add(name, 100 * found.share, unit="%", confidence=found.share_confidence, note=note)
 
 
-def _found_in(m: Micrograph) -> Findings | None:
+def found_in(m: Micrograph) -> Findings | None:
+    """What is seen in a micrograph, None where there is nothing to measure.
+
+    `figures` and `bodies` take it too, so that who wants both looks once.
+    """
     window = m.window()
     found = _find(m.specimen, window.low, window.high, transmission=_in_transmission(m.instrument))
     return _of_sample(found, m)
@@ -265,7 +260,8 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
     _add_lines(sheet, found)
     if found.objects is not None:
         _add_objects(sheet, found, found.objects)
-    _add_grains(sheet, found)
+    if found.grain_size is not None:
+        sheet.add_length("grain_size", found.grain_size, confidence=SURE_OF_GRAINS)
     _add_share(sheet, found)
     if found.fibres is not None:
         _add_fibres(sheet, found.fibres)
@@ -287,7 +283,7 @@ def _traits(found: Findings) -> Traits:
 
 def measure(m: Micrograph) -> Facts:
     """Measure a micrograph outside its info bar; lengths are in nm where it is calibrated, else in px."""
-    return _facts_of(_found_in(m), nm_per_pixel=_scale(m))
+    return _facts_of(found_in(m), nm_per_pixel=_scale(m))
 
 
 def _of_sample(found: Findings | None, m: Micrograph) -> Findings | None:
@@ -305,7 +301,7 @@ def _of_sample(found: Findings | None, m: Micrograph) -> Findings | None:
     return found
 
 
-def figures(m: Micrograph) -> dict[str, Image.Image]:
+def figures(m: Micrograph, found: Findings | None = None) -> dict[str, Image.Image]:
     """What `measure` measures, drawn over the micrograph: name of the figure to RGB image, at most 1024 px a side.
 
     There is a figure for each measurement that applies; `overlay.FIGURES` says which facts it shows.
@@ -314,7 +310,7 @@ def figures(m: Micrograph) -> dict[str, Image.Image]:
 
     from assistant.measurements import overlay
 
-    found = _found_in(m)
+    found = found or found_in(m)
     if found is None:
         return {}
     facts = _facts_of(found, nm_per_pixel=_scale(m))
@@ -322,11 +318,11 @@ def figures(m: Micrograph) -> dict[str, Image.Image]:
     return overlay.drawn_figures(display, found, facts, nm_per_pixel=_scale(m))
 
 
-def bodies(m: Micrograph) -> list[Body]:
+def bodies(m: Micrograph, found: Findings | None = None) -> list[Body]:
     """The bodies that the facts are made of, one by one; empty where none were told apart."""
     from assistant.measurements.objects import bodies_of
 
-    found = _found_in(m)
+    found = found or found_in(m)
     if found is None or found.objects is None or found.confidence < SURE_OF_KIND:
         return []
     rows, columns = m.part

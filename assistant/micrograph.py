@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from assistant.arrays import Mask, Pixels
 from assistant.errors import MicrographError
 from assistant.readers import (
     gatan,
@@ -57,8 +58,6 @@ __all__ = [
     "to_model_input",
 ]
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 SUFFIXES = frozenset({".tif", ".tiff", *raster.SUFFIXES, *rosettasciio.SUFFIXES})
 INSTRUMENT_FIELDS = ("vendor", "model", "hv_kv", "wd_mm", "magnification", "detector", "date")

@@ -268,6 +268,7 @@ QUANTITIES: Mapping[str, Quantity] = {
             "fibre_width",
             rf"{_FIBRE_WIDTH}s?",
             asks=(_HOW_WIDE, HOW_LARGE),
+            tolerance=0.2,
             line=11,
             figure="fibres",
             asked=True,

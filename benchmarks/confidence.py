@@ -28,7 +28,7 @@ import numpy as np
 from assistant import measure as measuring
 from assistant.measurements import confidence, findings
 from assistant.measurements.crowds import ways
-from assistant.measurements.findings import Findings, find
+from assistant.measurements.findings import Findings, decide
 from assistant.measurements.kinds import Signs
 from assistant.measurements.picture import grey_window, picture_of
 from assistant.quantities import within_tolerance
@@ -41,7 +41,7 @@ JUDGED = (
     "circularity", "grain_size", "coverage", "porosity", "orientation", "period", "line_width", "line_edge_roughness",
     "fibre_width",
 )  # fmt: skip
-CALIBRATED = ("fibre_width",)
+CALIBRATED = ("fibre_width", "grain_size")
 """Quantities whose measurement states a probability already."""
 REAL = 20.0
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
@@ -72,25 +72,28 @@ def rows_of(item: Annotated, *, every_way: bool) -> list[Row]:
     picture = picture_of(item.pixels, *grey_window(item.pixels))
     if picture is None:
         return []
-    found = find(picture)
-    seen = [found, *_other_ways(found)] if every_way else [found]
+    it = Signs(picture)
+    found = decide(it)
+    seen = [found, *_other_ways(it, found)] if every_way else [found]
     return [row for way in seen for row in _judged(item, way)]
 
 
-def _other_ways(found: Findings) -> list[Findings]:
+def _other_ways(it: Signs, found: Findings) -> list[Findings]:
     """The same picture with its bodies seen in other ways."""
     if found.kind in ("uniform", "lines", "fibres"):
         return []
-    it = Signs(found.picture)
-    seen = [it.objects, *ways(found.picture, it.tried)]
-    return [replace(findings._as_objects(it, way), confidence=1.0) for way in seen if way is not None]
+    seen = [findings._as_objects(it, way) for way in (it.objects, *ways(found.picture, it.tried)) if way is not None]
+    sure = findings.BODIES_IN_A_CROWD
+    return [replace(way, test="crowd", likelihood=it.likelihoods[way.kind], confidence=sure) for way in seen]
 
 
 def _judged(item: Annotated, found: Findings) -> list[Row]:
     facts = measuring._facts_of(found, nm_per_pixel=None)
     traits = measuring._traits(found)
     rows = []
-    truth = _with_shares(item.truth, dark=facts["porosity"].applies)
+    truth = item.truth
+    if "porosity" in truth:  # openings are a phase with a share; a phase with a share need not be openings
+        truth = {"coverage": truth["porosity"]} | truth
     for fact in facts.applicable():
         if fact.name in JUDGED and fact.value is not None and np.isfinite(fact.value):
             true = truth.get(fact.name)
@@ -101,12 +104,6 @@ def _judged(item: Annotated, found: Findings) -> list[Row]:
                  "traits": traits | confidence.traits_of_statement(fact.confidence), "kind": found.kind}
             )  # fmt: skip
     return rows
-
-
-def _with_shares(truth: dict[str, float], *, dark: bool) -> dict[str, float]:
-    """A share by the name that the measurement gives it."""
-    name, other = ("porosity", "coverage") if dark else ("coverage", "porosity")
-    return truth if name in truth or other not in truth else truth | {name: truth[other]}
 
 
 def measured(split: str, *, per_class: int, workers: int, keep: Path | None) -> list[Row]:

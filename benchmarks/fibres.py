@@ -21,7 +21,7 @@ import numpy as np
 from assistant.measure import measure, measure_pixels
 from assistant.measurements.fibres import Fibres, fibres_of
 from assistant.measurements.kinds import Signs
-from assistant.measurements.picture import picture_of, window_of
+from assistant.measurements.picture import grey_window, picture_of
 from assistant.micrograph import read_micrograph
 from data_gen.drawing.synth import render_at_doses
 
@@ -93,8 +93,8 @@ def fitted(seeds: list[tuple[str, int, str]]) -> dict[str, float]:
 
 
 def followed(pixels: np.ndarray, *, bright: bool) -> Fibres | None:
-    picture = picture_of(pixels, *window_of(pixels))
-    return None if picture is None else fibres_of(picture, Signs(picture).chords[0 if bright else 1], bright=bright)
+    picture = picture_of(pixels, *grey_window(pixels))
+    return None if picture is None else fibres_of(picture, Signs(picture).chords, bright=bright)
 
 
 def real(root: Path) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from assistant.measure import SURE_OF_KIND
 from assistant.measurements import kinds
 from assistant.measurements.findings import TESTS, find
 from assistant.measurements.kinds import Signs, sign_vector
-from assistant.measurements.picture import Picture, picture_of, window_of
+from assistant.measurements.picture import Picture, grey_window, picture_of
 from assistant.micrograph import read_micrograph
 from data_gen.drawing.synth import CLASSES, render_at_doses
 
@@ -112,10 +112,10 @@ def pictures(real: Path, per_class: int) -> Iterator[Shown]:
             for k in range(per_class if part == "train" else per_class // 2):
                 image = render_at_doses(label, [DOSES[k % 3]], seed=first + 4 * k)[0]
                 name = _drawn_label(label, str(image.truth["shape"]))
-                yield name, part, image.pixels, window_of(image.pixels)
+                yield name, part, image.pixels, grey_window(image.pixels)
         for k in range(PLAIN_PICTURES[part]):
             kind, pixels = plain(np.random.default_rng([first, k]))
-            yield f"plain {kind}", part, pixels, window_of(pixels)
+            yield f"plain {kind}", part, pixels, grey_window(pixels)
 
 
 def _real(root: Path) -> Iterator[Shown]:

@@ -23,7 +23,7 @@ from data_gen.questions.evidence import chance
 
 SPLITS = ("train", "validation", "test")
 TRUTH, INDEX = "truth.jsonl", "index.csv"
-BLOCK = 8
+_BLOCK = 8
 """Images of one pseudo-group where file names show fewer than three groups."""
 _SPLIT_NAMES = {
     "train": "train",
@@ -86,7 +86,13 @@ class Catalogue:
         self._warn_of_torn([group for group, splits in told.items() if len(splits) > 1], named=named)
         labels = {group: label for group, label in labels.items() if group not in self._given}
         if 0 < len(labels) < len(SPLITS) and self.count >= len(SPLITS):
-            labels = self._block_labels()
+            # Groups of neighbouring files, for want of better: the splits may then share a sample.
+            self._blocks = True
+            self.warnings.append(
+                "The files show fewer than three groups, so neighbouring files were taken as groups; the splits may "
+                f"share a sample. Write an {INDEX} with a group column to split by sample."
+            )
+            labels = {entry.group: entry.label or "" for entry in self._entries() if entry.group not in self._given}
         self._splits = assign_splits(labels, shares=shares, seed=seed) | self._given
 
     def __iter__(self) -> Iterator[tuple[CatalogueEntry, str]]:
@@ -108,15 +114,6 @@ class Catalogue:
                 "too good. Add a group column."
             )
 
-    def _block_labels(self) -> dict[str, str]:
-        """Groups of neighbouring files, for want of better: the splits may then share a sample."""
-        self._blocks = True
-        self.warnings.append(
-            "The files show fewer than three groups, so neighbouring files were taken as groups; the splits may share "
-            f"a sample. Write an {INDEX} with a group column to split by sample."
-        )
-        return {entry.group: entry.label or "" for entry in self._entries() if entry.group not in self._given}
-
     def _entries(self) -> Iterator[CatalogueEntry]:
         if (self.root / TRUTH).is_file():
             entries = _from_truth(self.root)
@@ -127,7 +124,9 @@ class Catalogue:
         for entry in entries:
             if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in self._keep):
                 entry = replace(entry, stays=True)
-            yield _blocked(entry) if self._blocks and entry.group not in self._given else entry
+            if self._blocks and entry.group not in self._given:
+                entry = replace(entry, group=f"{entry.group}#{entry.position // _BLOCK}")
+            yield entry
 
 
 def assign_splits(labels: Mapping[str, str], *, shares: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -194,10 +193,6 @@ def _quota(count: int, share: float, *, least: int) -> int:
     if count < least or share == 0:
         return 0
     return max(1, int(count * share + 0.5))
-
-
-def _blocked(entry: CatalogueEntry) -> CatalogueEntry:
-    return replace(entry, group=f"{entry.group}#{entry.position // BLOCK}")
 
 
 def _from_truth(root: Path) -> Iterator[CatalogueEntry]:

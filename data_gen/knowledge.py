@@ -16,13 +16,14 @@ from typing import Any
 from assistant.disk import write_file
 from assistant.errors import DatasetError
 from assistant.quantities import QUANTITIES, written
+from data_gen.questions.contradictions import SURE_ENOUGH
 from data_gen.questions.evidence import PROMPTS
 from data_gen.questions.filters import text_verdict
 from data_gen.questions.tasks import TaughtQuestion
 from data_gen.teacher import Rejection, Request, Teacher
 
 SHEETS = PROMPTS / "knowledge"
-FACETS = {
+SHEET_FACETS = {
     "introduction": "What such samples are, and why they matter.",
     "structure": "What their structure looks like at the scale of the micrograph.",
     "preparation": "How they are made or prepared, with one advantage and one drawback.",
@@ -34,7 +35,6 @@ FACETS = {
 }
 TYPICAL = frozenset(name for name, quantity in QUANTITIES.items() if quantity.typical)
 """Quantities that say something about a class, and not about where one picture was taken."""
-SUREST = 0.5
 MOST_NAME_BYTES = 200
 KnowledgeSheet = dict[str, str]
 
@@ -44,7 +44,17 @@ def knowledge_sheets(classes: Sequence[str], *, folder: Path | None = None) -> d
 
     Raises DatasetError `no_sheet` or `bad_sheet`.
     """
-    return {label: read_sheet(_path(label, folder)) for label in classes}
+    sheets = {}
+    for label in classes:
+        paths = [place / f"{label}.txt" for place in (folder, SHEETS) if place]
+        path = next((path for path in paths if path.is_file() and path.stem == label), None)
+        if path is None:
+            known = ", ".join(sorted(path.stem for path in SHEETS.glob("*.txt")))
+            raise DatasetError(
+                "no_sheet", f"There is no knowledge sheet for {label!r} (known: {known}). Write {label}.txt."
+            )
+        sheets[label] = read_sheet(path)
+    return sheets
 
 
 def read_sheet(path: Path) -> KnowledgeSheet:
@@ -55,26 +65,26 @@ def read_sheet(path: Path) -> KnowledgeSheet:
     sheet: KnowledgeSheet = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         facet, colon, text = line.partition(":")
-        if colon and facet.strip() in FACETS:
+        if colon and facet.strip() in SHEET_FACETS:
             sheet[facet.strip()] = text.strip()
-    missing = [facet for facet in FACETS if not sheet.get(facet)]
+    missing = [facet for facet in SHEET_FACETS if not sheet.get(facet)]
     if missing:
         raise DatasetError("bad_sheet", f"{path} lacks {', '.join(missing)}. Add a line 'facet: text' for each.")
-    return {facet: sheet[facet] for facet in FACETS}
+    return {facet: sheet[facet] for facet in SHEET_FACETS}
 
 
 def sheet_request(label: str) -> Request:
     """What a teacher is asked to write the sheet of a class; it sees no picture."""
     words = label.replace("_", " ")
     questions = tuple(
-        TaughtQuestion(facet, "knowledge", facet, text, facet, (), "", {}) for facet, text in FACETS.items()
+        TaughtQuestion(facet, "knowledge", facet, text, facet, (), "", {}) for facet, text in SHEET_FACETS.items()
     )
     return Request((), "knowledge", questions, f"Class: {words}", paraphrases=1, template="sheet")
 
 
 def sheet_of(answers: Mapping[str, Sequence[str]]) -> KnowledgeSheet:
     """The sheet in a teacher's answers. Raises Rejection where a facet may not be taught."""
-    sheet = {facet: " ".join(answers[facet][0].split()) for facet in FACETS}
+    sheet = {facet: " ".join(answers[facet][0].split()) for facet in SHEET_FACETS}
     for text in sheet.values():
         # Numbers are the teacher's own knowledge here, so they are checked against themselves only.
         if verdict := text_verdict(text, known=text):
@@ -88,14 +98,14 @@ def measured_sheet(label: str, facts: Sequence[Mapping[str, Any]]) -> KnowledgeS
     It says what pictures can tell, and of everything else that it is not known.
     """
     words = label.replace("_", " ")
-    unknown = {facet: f"Nothing is on file about the {facet} of {words}." for facet in FACETS}
+    unknown = {facet: f"Nothing is on file about the {facet} of {words}." for facet in SHEET_FACETS}
     if not facts:
         return unknown
     kinds = Counter(str(record["kind"]) for record in facts)
     values: dict[tuple[str, str], list[float]] = {}
     for record in facts:
         for fact in record["items"]:
-            if fact["value"] is not None and fact["confidence"] >= SUREST:
+            if fact["value"] is not None and fact["confidence"] >= SURE_ENOUGH:
                 values.setdefault((fact["name"], fact["unit"]), []).append(float(fact["value"]))
     lines = [
         f"The {name.replace('_', ' ')} is {written(statistics.median(found), unit)} in the median of {len(found)}."
@@ -130,12 +140,3 @@ async def write_sheet(label: str, teacher: Teacher, folder: Path) -> Path:
     """
     reply = await teacher.answer(sheet_request(label), ())
     return save_sheet(label, sheet_of(reply.answers), folder)
-
-
-def _path(label: str, folder: Path | None) -> Path:
-    for place in filter(None, (folder, SHEETS)):
-        path = place / f"{label}.txt"
-        if path.is_file() and path.parent == place:
-            return path
-    known = ", ".join(sorted(path.stem for path in SHEETS.glob("*.txt")))
-    raise DatasetError("no_sheet", f"There is no knowledge sheet for {label!r} (known: {known}). Write {label}.txt.")

@@ -81,16 +81,13 @@ class Ledger(Database):
         if version < VERSION:
             tables.metadata.create_all(connection)
             for name, table in SEALED.items():
-                self._seal_all(connection, name, table)
+                # Every row gets a checksum that has none; this may be cut off and begun again at any point.
+                if "digest" not in {column["name"] for column in inspect(connection).get_columns(name)}:
+                    connection.execute(text(f"ALTER TABLE {name} ADD COLUMN digest VARCHAR NOT NULL DEFAULT ''"))
+                for key in connection.scalars(select(table.key).where(table.digest == "")).all():
+                    row = connection.execute(select(table).where(table.key == key)).one()
+                    connection.execute(update(table).where(table.key == key).values(digest=seal(row._asdict())))
             connection.execute(text(f"PRAGMA user_version = {VERSION}"))
-
-    def _seal_all(self, connection: Connection, name: str, table: type[Exchange] | type[Measurement]) -> None:
-        """Give every row a checksum that has none; may be cut off and begun again at any point."""
-        if "digest" not in {column["name"] for column in inspect(connection).get_columns(name)}:
-            connection.execute(text(f"ALTER TABLE {name} ADD COLUMN digest VARCHAR NOT NULL DEFAULT ''"))
-        for key in connection.scalars(select(table.key).where(table.digest == "")).all():
-            row = connection.execute(select(table).where(table.key == key)).one()
-            connection.execute(update(table).where(table.key == key).values(digest=seal(row._asdict())))
 
     def _quarantine(self) -> None:
         """Set rows with a wrong checksum aside: what was measured is measured again, what was told is not used."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from assistant.disk import disk_errors
 from assistant.errors import DatasetError
+from assistant.progress import Progress
 from data_gen.catalogue import Catalogue
 from data_gen.dataset.writer import LineWriter
 from data_gen.hosted.egress import Consent, destination_of
@@ -25,7 +26,7 @@ from data_gen.passes.consultation import consult
 from data_gen.passes.drafts import Drafts
 from data_gen.passes.examine import Examiner
 from data_gen.passes.judge import judge
-from data_gen.passes.lesson import Lesson, Progress
+from data_gen.passes.lesson import Lesson
 from data_gen.passes.publish import publish
 from data_gen.passes.sheets import write_sheets
 from data_gen.passes.specimens import examine_folder

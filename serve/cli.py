@@ -22,11 +22,44 @@ from serve.verbs.command import ENVIRONMENT, app
 
 # Each of these hangs its verb on the application; their order is that of `maemi --help`.
 # isort: off
-from serve.verbs import info, ask, caption, classify, synth, teach, train, evaluate, plan, export, demo, serve
-from serve.verbs import answers, doctor
+from serve.verbs import (
+    info,
+    ask,
+    caption,
+    classify,
+    synth,
+    teach,
+    train,
+    evaluate,
+    fit,
+    predict,
+    plan,
+    export,
+    demo,
+    serve,
+)
+from serve.verbs import base, answers, doctor
 # isort: on
 
-VERBS = (info, ask, caption, classify, synth, teach, train, evaluate, plan, export, demo, serve, answers, doctor)
+VERBS = (
+    info,
+    ask,
+    caption,
+    classify,
+    synth,
+    teach,
+    train,
+    evaluate,
+    fit,
+    predict,
+    plan,
+    export,
+    demo,
+    serve,
+    base,
+    answers,
+    doctor,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

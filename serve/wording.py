@@ -15,22 +15,12 @@ SOURCES = {"tag": "file tag", "sidecar": "side-car file", "banner": "info bar", 
 UNCALIBRATED = "not calibrated"
 
 
-def three_digits(value: float) -> str:
-    """Three significant digits, without an exponent where a person would not write one."""
-    if value != value or value in (float("inf"), float("-inf")):
-        return str(value)
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
-        text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-        return text if "e" not in text else f"{value:.0f}"
-    return f"{value:.2e}"
-
-
 def length(nm: float) -> str:
     """A length [nm] in the unit that suits its size."""
     for limit, unit, factor in ((1000.0, "nm", 1.0), (1e6, "µm", 1e-3)):
         if nm < limit:
-            return f"{three_digits(nm * factor)} {unit}"
-    return f"{three_digits(nm * 1e-6)} mm"
+            return quantities.written(nm * factor, unit)
+    return quantities.written(nm * 1e-6, "mm")
 
 
 def pixel_size(info: Mapping[str, Any]) -> str:
@@ -41,7 +31,7 @@ def pixel_size(info: Mapping[str, Any]) -> str:
     source = SOURCES.get(info["pixel_size_source"], info["pixel_size_source"])
     confidence = info["pixel_size_confidence"]
     doubt = f", {confidence:.0%} sure" if confidence is not None and confidence < 1 else ""
-    return f"{three_digits(nm)} nm/px ({source}{doubt})"
+    return f"{quantities.written(nm, 'nm/px')} ({source}{doubt})"
 
 
 def reading(info: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -51,14 +41,14 @@ def reading(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("Pixel size", pixel_size(info)),
         ("Instrument", maker),
-        ("Voltage", "" if info["hv_kv"] is None else f"{three_digits(info['hv_kv'])} kV"),
-        ("Working distance", "" if info["wd_mm"] is None else f"{three_digits(info['wd_mm'])} mm"),
+        ("Voltage", "" if info["hv_kv"] is None else quantities.written(info["hv_kv"], "kV")),
+        ("Working distance", "" if info["wd_mm"] is None else quantities.written(info["wd_mm"], "mm")),
         ("Magnification", "" if info["magnification"] is None else f"{info['magnification']:,.0f} ×"),
         ("Detector", info["detector"] or ""),
         ("Frame", f"{info['width']} × {info['height']} px, {info['dtype']}"),
         ("Pages", str(info["pages"]) if info["pages"] > 1 else ""),
         ("Info bar", f"rows {banner[0]}–{banner[1] - 1}, left out" if banner else ""),
-        ("Window", f"{three_digits(window['low'])} – {three_digits(window['high'])}" if window else ""),
+        ("Window", " – ".join(f"{v:.0f}" if abs(v) >= 1000 else f"{v:.3g}" for v in window.values()) if window else ""),
     ]
     return [(label, value) for label, value in rows if value]
 
@@ -71,18 +61,14 @@ def shown_quantity(value: float, unit: str) -> str:
 
 
 def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, value and method of every fact that applies, from `Facts.as_dict`."""
-    return [
-        (item["name"].replace("_", " "), shown_quantity(item["value"], item["unit"]), _how(item))
-        for item in facts["items"]
-        if item["value"] is not None
-    ]
-
-
-def _how(item: Mapping[str, Any]) -> str:
-    """By which method a fact was measured, and how surely."""
-    sure = f"{item['confidence']:.0%} sure" if "confidence" in item else ""
-    return ", ".join(filter(None, [item.get("method", ""), sure]))
+    """Name, value, and method with its certainty of every fact that applies, from `Facts.as_dict`."""
+    rows = []
+    for item in facts["items"]:
+        if item["value"] is not None:
+            sure = f"{item['confidence']:.0%} sure" if "confidence" in item else ""
+            how = ", ".join(filter(None, [item.get("method", ""), sure]))
+            rows.append((item["name"].replace("_", " "), shown_quantity(item["value"], item["unit"]), how))
+    return rows
 
 
 def statement_row(statement: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -388,11 +388,11 @@ def test_lengths_read_as_people_write_them(nm: float, text: str) -> None:
     assert wording.length(nm) == text
 
 
-def test_digits_keep_three_places_and_no_exponent() -> None:
-    assert [wording.three_digits(v) for v in (0, 84, 84.26, 12345.6, 0.00512)] == [
-        "0",
-        "84",
-        "84.3",
-        "12346",
-        "0.00512",
+def test_the_window_keeps_the_grey_levels_of_deep_pictures_apart() -> None:
+    info = dict.fromkeys(("pixel_size_nm", "vendor", "model", "hv_kv", "wd_mm", "magnification", "detector", "banner"))
+    frame = {"width": 640, "height": 480, "dtype": "float32", "pages": 1}
+    shown = [
+        dict(wording.reading(info | frame | {"window": {"low": low, "high": high}}))["Window"]
+        for low, high in ((0.0, 254.6), (300.0, 4095.0), (0.00512, 65535.0))
     ]
+    assert shown == ["0 – 255", "300 – 4095", "0.00512 – 65535"]

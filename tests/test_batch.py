@@ -20,10 +20,10 @@ import pytest
 from measuring import MeasuringAssistant, write_tiff
 
 from assistant.errors import ConfigError, MaemiError
+from serve.batch import caption_rows as rows
 from serve.batch import journal as batch
-from serve.batch import rows
+from serve.batch.caption_rows import CaptionRow, csv_cell, in_groups, write_rows
 from serve.batch.journal import Journal, Summary, caption_folder
-from serve.batch.rows import CaptionRow, csv_cell, in_groups, write_rows
 
 TESTS = Path(__file__).parent
 FIELDS = ["path", "sha256", "caption", "pixel_size_nm", "confidence", "error"]

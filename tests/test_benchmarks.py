@@ -26,6 +26,12 @@ TINY = LlamaConfig(
 )
 
 
+@pytest.mark.parametrize("name", ["annotated", "bodies", "confidence", "fibres", "joining", "kinds", "measure"])
+def test_the_benchmarks_of_the_measurement_start(name: str) -> None:
+    """Two of them asked for a function that had moved, and nobody saw it until they were needed."""
+    assert load_benchmark(name).__doc__
+
+
 @pytest.fixture(scope="module")
 def step_7b() -> Any:
     return load_benchmark("step_7b")

@@ -26,9 +26,9 @@ from assistant.errors import ConfigError, EgressError, TeacherError
 from data_gen.hosted.correspondence import OPEN_VERDICTS
 from data_gen.hosted.dialect import Dialect
 from data_gen.hosted.egress import Permit, destination_of
+from data_gen.hosted.hosted_teacher import HostedTeacher, same_model
 from data_gen.hosted.refusals import REASON_CHARS, EndpointRefusal, verdict_of
 from data_gen.hosted.replies import read_reply
-from data_gen.hosted.teacher import HostedTeacher, same_model
 from data_gen.hosted.unwrap import MOST_STARTS, unwrap
 from data_gen.ledger import Ledger
 from data_gen.passes.teach_report import TeachReport

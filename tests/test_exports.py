@@ -11,8 +11,8 @@ import pytest
 
 from assistant.config import TeachConfig
 from assistant.errors import DatasetError
+from data_gen.dataset.decisions import Reviews
 from data_gen.dataset.exports import FORMATS, SPEAKERS, Format, export_dataset
-from data_gen.dataset.review import Reviews
 from data_gen.drawing.synth import write_synthetic
 from data_gen.pipeline import teach
 

@@ -52,6 +52,18 @@ def test_fibres_on_top_of_one_another_have_their_width(rim: float) -> None:
     assert value(facts, "fibre_width_spread") < 30
 
 
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_wrinkled_film_has_no_fibre_width(seed: int) -> None:
+    """Its folds run one way and bend, and the dark ones are as long as the bright. A width was claimed, at 0.8 even."""
+    (y, x), rng = axes((480, 640)), np.random.default_rng(seed)
+    bend = ndimage.gaussian_filter(rng.standard_normal((480, 640)), 40)
+    folds = ndimage.gaussian_filter(rng.standard_normal((480, 640)), (60, 4))
+    folds = ndimage.map_coordinates(folds / folds.std(), [y, x + 14 * bend / bend.std()], order=1, mode="reflect")
+    facts = measure_pixels(noisy(0.5 + 0.22 * np.tanh(folds), sigma=0.06), nm_per_pixel=None)
+    assert not facts["fibre_width"].applies
+    assert not facts["fibre_width_spread"].applies
+
+
 def test_widths_that_differ_have_a_spread() -> None:
     widths = list(np.random.default_rng(0).uniform(10, 26, 24))
     facts = measure_pixels(noisy(mat((480, 640), widths)), nm_per_pixel=None)

@@ -13,7 +13,7 @@ from scipy import ndimage
 from assistant.measure import FACT_NAMES, Fact, Facts, disagreements, measure, measure_pixels
 from assistant.measurements import bodies, confidence, findings, lines, picture, rims, segmentation, texture
 from assistant.micrograph import Calibration, Micrograph, Window
-from assistant.quantities import QUANTITIES, written
+from assistant.quantities import written
 
 GREY = ("mean_grey", "contrast", "sharpness", "noise")
 
@@ -200,13 +200,16 @@ def test_a_few_specks_in_noise_are_not_the_dark_half_of_the_noise() -> None:
         speck = discs((256, 256), [(y, x, rng.uniform(2, 4))])
         specks, picture = np.maximum(specks, speck), picture - depth * speck
     facts = measure_pixels(noisy(picture, sigma=0.1, blur=0.0, seed=2), nm_per_pixel=None)
-    assert facts.kind in ("pores", "unknown")
-    if facts["porosity"].applies:
-        assert abs(value(facts, "porosity") - 100 * specks.mean()) < 3
+    # No person could tell at this dose whether the specks are openings: neither the kind nor a porosity is stated.
+    assert facts.kind == "unknown"
+    assert not facts["porosity"].applies
 
 
 def test_what_is_in_doubt_is_less_sure() -> None:
-    """A meander that is cut at its necks may be one body to a person; discs that lie apart are not doubted."""
+    """Bodies whose number rests on the threshold are less sure; discs that lie apart are not doubted.
+
+    0.7 and no more: of the bodies that look as clear as these a person counts that many within 10 % in 3 of 4 pictures.
+    """
     pixels = noisy(discs((420, 420), lattice((420, 420), 70, 16)))
     assert measure_pixels(pixels, nm_per_pixel=None)["count"].confidence > 0.7
     seen = picture.picture_of(pixels, *picture.grey_window(pixels))
@@ -220,6 +223,13 @@ def test_what_is_in_doubt_is_less_sure() -> None:
     assert sure is not None
     assert unsure is not None
     assert sure > unsure + 0.2
+
+
+def test_discs_that_overlap_in_hooks_are_counted_one_by_one() -> None:
+    """Cut at their necks alone they came out as one body or as six, by the noise."""
+    bends = [(0, 0), (26, 0), (52, 0), (52, 26), (52, 52), (26, 52)]
+    hooks = [(y + down, x + right, 16.0) for y in (40, 180, 320) for x in (40, 180, 320) for down, right in bends]
+    assert value(measure_pixels(noisy(discs((420, 420), hooks)), nm_per_pixel=None), "count") == len(hooks)
 
 
 def test_debris_is_not_counted_with_large_particles() -> None:
@@ -452,6 +462,32 @@ def test_dark_bodies_with_glowing_rims_are_pores_and_shaded_ones_are_particles()
     assert value(pores, "count") == value(bodies_, "count") == 12
 
 
+def test_straight_windows_of_a_device_are_no_pores() -> None:
+    """They are dark and their rims glow, but their edges keep to two directions. A porosity of 45 % was claimed."""
+    image = np.full((480, 640), 0.45)
+    sides = (40, 60, 150, 200), (40, 300, 150, 90), (230, 60, 110, 300), (230, 400, 200, 180), (380, 60, 60, 130)
+    for top, left, height, width in sides:
+        image[top - 3 : top + height + 3, left - 3 : left + width + 3] = 0.75
+        image[top : top + height, left : left + width] = 0.08
+    facts = measure_pixels(noisy(image), nm_per_pixel=None)
+    assert facts.kind != "pores"
+    assert not facts["porosity"].applies
+
+
+def test_edges_at_right_angles_are_told_from_edges_everywhere() -> None:
+    y, x = axes((240, 320))
+    squares = (np.abs(x % 80 - 40) < 22) & (np.abs(y % 80 - 40) < 22)
+    turned = ndimage.rotate(np.kron(squares, np.ones((2, 2))).astype(float), 30, order=1)[200:500, 200:600]
+    told = []
+    for ideal in (squares, turned, discs((240, 320), lattice((240, 320), 80, 22))):
+        seen = noisy(ideal)
+        pictured = picture.picture_of(seen, *picture.grey_window(seen))
+        assert pictured is not None
+        told.append(texture.direction(pictured).right_angled)
+    assert min(told[:2]) > 0.5
+    assert told[2] < 0.1
+
+
 def test_the_mouth_of_an_opening_with_sloping_walls_is_the_crest_of_their_glow() -> None:
     """Walls that slope over 8 px and glow towards the mouth; at mid-level a third of the opening would be missing."""
     y, x = axes((240, 320))
@@ -571,7 +607,7 @@ def test_real_micrographs_are_measured_without_a_fault(shared_data: Path) -> Non
     cathode = next((shared_data / "open_sem" / "cathode").rglob("*.jpg"))
     labyrinth = shared_data / "open_sem" / "patterned_silicon" / "random_lpass_0.03_1.png"
     powder, etched = (measure(read_micrograph(path)) for path in (cathode, labyrinth))
-    assert powder.kind == "particles"
+    assert powder.kind == "particles"  # as a person says; "texture" was what was left when none could be told apart
     assert not powder["count"].applies
     assert value(etched, "coverage") == pytest.approx(50, abs=8)
 
@@ -581,17 +617,21 @@ def test_synthetic_particles_agree_with_their_truth() -> None:
     from data_gen.drawing.synth import render
 
     ratios: dict[str, list[float]] = {"count": [], "mean_diameter": [], "nearest_neighbour": []}
+    sure: list[float] = []
     for seed in range(0, 48, 4):
         image = render("particles", seed=seed, size=(240, 320))
         if image.truth["touching"] == "separate":
             facts = measure_pixels(image.pixels, nm_per_pixel=image.nm_per_pixel)
             for name, found in ratios.items():
-                if facts[name].confidence >= 0.5 and name in image.truth:
+                if facts[name].applies and name in image.truth:
                     found.append(value(facts, name) / image.truth[name])
+                    sure += found[-1:] if facts[name].confidence >= 0.7 else []
     for name, found in ratios.items():
         assert len(found) >= 3, name
-        assert np.median(found) == pytest.approx(1, abs=QUANTITIES[name].tolerance), name
-        assert np.mean(np.abs(np.array(found) - 1) < 0.3) >= 0.65, name  # stated at 0.5 to 0.95
+        assert np.median(found) == pytest.approx(1, abs=0.08), name
+    # What is less sure may be far off, and says so.
+    assert len(sure) >= 5
+    assert np.mean(np.abs(np.array(sure) - 1) < 0.2) >= 0.85
 
 
 # ---------------------------------------------------------------------------------- facts as text

@@ -137,7 +137,7 @@ def test_adapter_and_moment_bytes_are_exact(adapter: AdapterSettings) -> None:
 
 
 def test_the_plan_and_the_loss_have_one_chunk() -> None:
-    assert memory.CHUNK == CHUNK
+    assert memory.LOSS_CHUNK == CHUNK
 
 
 def test_published_sizes_of_llama_2_7b() -> None:

@@ -12,6 +12,7 @@ import tifffile
 from measuring import discs
 
 from assistant.measure import bodies, measure
+from assistant.measurements import findings
 from assistant.measurements.objects import feret, outlines, write_rois, write_table
 from assistant.micrograph import Calibration, Micrograph
 
@@ -87,3 +88,18 @@ def test_info_writes_the_table_and_the_outlines(maemi: Maemi, tmp_path: Path) ->
     code, _, err = maemi("info", tiff, "--objects", tiff / "o.csv")
     assert code == 2
     assert err.startswith("error: disk: ")
+
+
+def test_figures_and_tables_are_made_of_one_look(maemi: Maemi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring again for each of them took a large frame twice as long."""
+    looks = []
+    find = findings.find
+    monkeypatch.setattr(findings, "find", lambda *a, **k: looks.append(1) or find(*a, **k))
+    tifffile.imwrite(tmp_path / "a.tif", discs(size=(200, 260)))
+    code, _, _ = maemi(
+        "info", tmp_path / "a.tif", "--overlay", tmp_path, "--objects", tmp_path / "t.csv", "--rois", tmp_path / "r.zip"
+    )
+    assert code == 0
+    assert (tmp_path / "a.tif.objects.png").exists()
+    assert len(rows(tmp_path / "t.csv")) == 9
+    assert len(looks) == 1

@@ -20,7 +20,7 @@ from serving import running
 
 from assistant.config import TeachConfig
 from assistant.errors import DatasetError
-from data_gen.dataset.review import Reviews, answer_of, applied, decisions_about
+from data_gen.dataset.decisions import Reviews, answer_of, applied, decisions_about
 from data_gen.drawing.synth import write_synthetic
 from data_gen.pipeline import teach
 from serve.http.guard import App
@@ -212,7 +212,7 @@ def test_no_rows_to_review_is_an_error(tmp_path: Path) -> None:
 def test_what_was_decided_survives_a_kill(taught: Path) -> None:
     """SIGKILL right after a decision was told: every decision that was told is there."""
     script = (
-        "import sys; from pathlib import Path; from data_gen.dataset.review import Reviews\n"
+        "import sys; from pathlib import Path; from data_gen.dataset.decisions import Reviews\n"
         "from serve.page.review import Book\n"
         "book = Book(Path(sys.argv[1])); reviews = Reviews(Path(sys.argv[1]))\n"
         "for place in book.places:\n"

@@ -16,7 +16,7 @@ from tiny_micrographs import draw_tiny
 from assistant.config import PriceConfig, TeachConfig
 from assistant.errors import DatasetError
 from data_gen.dataset.exports import export_dataset
-from data_gen.knowledge import FACETS, knowledge_sheets, measured_sheet, save_sheet
+from data_gen.knowledge import SHEET_FACETS, knowledge_sheets, measured_sheet, save_sheet
 from data_gen.passes.consultation import PROBES
 from data_gen.pipeline import teach
 
@@ -48,7 +48,7 @@ def test_offline_sheets_are_authored_or_measured(images: Path, tmp_path: Path) -
     sheets = knowledge_sheets(CLASSES, folder=tmp_path / "out" / "knowledge")
     assert sheets["particles"] == knowledge_sheets(["particles"])["particles"]
     ours = sheets["our_dimples"]
-    assert list(ours) == list(FACETS)
+    assert list(ours) == list(SHEET_FACETS)
     assert re.match(r"Of \d+ pictures \d+ look like ", ours["structure"])
     assert ours["safety"] == "Nothing is on file about the safety of our dimples."
 
@@ -64,7 +64,7 @@ def test_a_class_that_cannot_name_a_file_is_told(tmp_path: Path, label: str) -> 
 def test_a_class_without_pictures_to_learn_from_has_an_empty_sheet() -> None:
     """All of its pictures are held out: nothing is on file, and nothing is made up."""
     sheet = measured_sheet("our_dimples", [])
-    assert list(sheet) == list(FACETS)
+    assert list(sheet) == list(SHEET_FACETS)
     assert all(text.startswith("Nothing is on file") for text in sheet.values())
 
 
@@ -147,4 +147,4 @@ def test_half_a_sheet_is_never_seen(tmp_path: Path) -> None:
 
     path = save_sheet("a", measured_sheet("a", [{"kind": "lines", "items": []}]), tmp_path)
     assert [path] == list(tmp_path.iterdir())
-    assert np.all([line.partition(":")[0] in FACETS for line in path.read_text().splitlines()])
+    assert np.all([line.partition(":")[0] in SHEET_FACETS for line in path.read_text().splitlines()])

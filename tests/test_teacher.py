@@ -43,9 +43,9 @@ from data_gen.hosted import correspondence as desk_module
 from data_gen.hosted.budget import Budget
 from data_gen.hosted.correspondence import PARKED, CircuitBreaker, Correspondence, ask_all
 from data_gen.hosted.egress import Permit, destination_of, grant, redact
+from data_gen.hosted.hosted_teacher import HostedTeacher
 from data_gen.hosted.replies import retry_after
-from data_gen.hosted.teacher import HostedTeacher
-from data_gen.knowledge import FACETS, knowledge_sheets, write_sheet
+from data_gen.knowledge import SHEET_FACETS, knowledge_sheets, write_sheet
 from data_gen.ledger import Ledger
 from data_gen.questions.tasks import TaughtQuestion
 from data_gen.tables import ACCEPTED, Exchange
@@ -632,7 +632,9 @@ def test_importing_the_teacher_loads_no_client_and_no_model() -> None:
     """The package starts without torch, and without the HTTP client until a permit is there."""
     import subprocess
 
-    modules = "teacher, ledger, pipeline, knowledge, hosted.teacher, hosted.egress, questions.tasks, drawing.synth"
+    modules = (
+        "teacher, ledger, pipeline, knowledge, hosted.hosted_teacher, hosted.egress, questions.tasks, drawing.synth"
+    )
     names = ", ".join(f"data_gen.{module}" for module in modules.split(", "))
     command = f"import sys, {names}; print(sorted({{'torch', 'openai', 'datasets'}} & set(sys.modules)))"
     run = subprocess.run(
@@ -672,7 +674,7 @@ def test_every_class_has_a_sheet_of_eight_facets() -> None:
     sheets = knowledge_sheets(CLASSES)
     assert set(sheets) == set(CLASSES)
     for sheet in sheets.values():
-        assert list(sheet) == list(FACETS)
+        assert list(sheet) == list(SHEET_FACETS)
         assert all(60 < len(text) < 400 for text in sheet.values())
     texts = [text for sheet in sheets.values() for text in sheet.values()]
     assert len(set(texts)) == len(texts)

@@ -136,13 +136,20 @@ def test_grain_size_is_the_mean_diameter_by_area() -> None:
         assert grain_size(picture) == pytest.approx(2 * float((radii**3).sum() / (radii**2).sum()), rel=0.2)
 
 
+def test_patches_in_a_matrix_are_no_packing(annotated: ModuleType, shared_data: Path) -> None:
+    """How far grey levels resemble each other says how far apart they lie: a size came out 3.2 times too large."""
+    item = next(item for item in annotated.crops("train") if item.name == "crops/2C3_0")
+    assert not measure_pixels(item.pixels, nm_per_pixel=None)["grain_size"].applies
+
+
 def test_particles_that_cannot_be_told_apart_have_a_size_and_no_count() -> None:
     from assistant import measure
 
     pixels, _ = spheres()
     picture = picture_of(pixels, *grey_window(pixels))
     assert picture is not None
-    facts = measure._facts_of(Findings(picture, "particles", confidence=1.0), nm_per_pixel=2.0)
+    found = Findings(picture, "particles", 1.0, test="packing", grain_size=grain_size(picture))
+    facts = measure._facts_of(found, nm_per_pixel=2.0)
     assert facts["grain_size"].unit == "nm"
     assert "covariance" in facts["grain_size"].method
     assert not facts["count"].applies

@@ -17,7 +17,7 @@ from assistant.inference import Assistant
 from assistant.micrograph import to_model_input
 from training.data import decode_image
 
-BATCH = 32
+_BATCH = 32
 CNN_SIZE = 64
 CNN_STEPS = 400
 
@@ -44,7 +44,7 @@ def convolutional_accuracy(known: Mapping[bytes, str], asked: Mapping[bytes, str
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=CNN_STEPS)
     for _ in range(CNN_STEPS):
-        chosen = torch.randint(len(images), (BATCH,), generator=generator)
+        chosen = torch.randint(len(images), (_BATCH,), generator=generator)
         shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
         batch = torch.roll(images[chosen], shift, dims=(-2, -1))
         loss = F.cross_entropy(network(batch), classes[chosen])
@@ -75,8 +75,8 @@ def _vit_features(assistant: Assistant, pngs: Iterable[bytes]) -> np.ndarray:
     images = list(pngs)
     width = assistant.student.vit.dim
     summaries = [
-        assistant.encode([decode_image(png) for png in images[start : start + BATCH]])[1][:, :width]
-        for start in range(0, len(images), BATCH)
+        assistant.encode([decode_image(png) for png in images[start : start + _BATCH]])[1][:, :width]
+        for start in range(0, len(images), _BATCH)
     ]
     return torch.cat(summaries).float().cpu().numpy()  # [I, Dv]
 

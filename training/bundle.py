@@ -15,14 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from assistant.bases import BASES, canonical
 from assistant.checkpoint import load_run, write_model
 from assistant.disk import write_directory
 from training.pretrain import BASE_NAME
 
-ABOUT = """\
+_ABOUT = """\
 A vision-language student of about 10 million parameters that runs on any CPU. It shows that every part of MAEMI works
 end to end; it is no substitute for a student on a 7B language model."""
-LIMITS = """\
+_LIMITS = """\
 It has seen procedural pictures and nothing else. On a real micrograph its words on class, shape, surface and
 arrangement are guesses; the numbers it gives are those of the reader and the measurement, which are shown beside the
 answer with their source. It knows English sentences of the kinds it was taught, and ten classes. Do not use it for
@@ -42,8 +43,11 @@ def bundle(run: Path, out: Path, *, scores: Mapping[str, Any], recipe: str) -> N
     started = loaded.config.init and Path(loaded.config.init).name
     loaded = replace(loaded, config=loaded.config.model_copy(update={"init": started}))
 
+    name = canonical(loaded.config.decoder.base or BASE_NAME)
+    licence = BASES[name].licence if name in BASES else "under its maker's licence"
+
     def write(staging: Path) -> None:
-        write_model(loaded, staging, card=model_card(scores, recipe))
+        write_model(loaded, staging, card=model_card(scores, f"{recipe.strip()}\n\nLanguage model: {name}, {licence}."))
         for file in staging.rglob("*.safetensors"):
             halve(file)
         for file in staging.rglob("*.json"):
@@ -81,7 +85,7 @@ def model_card(scores: Mapping[str, Any], recipe: str) -> str:
             "",
             "# MAEMI tiny: the bundled student",
             "",
-            ABOUT,
+            _ABOUT,
             "",
             "## Scores on held-out procedural micrographs",
             "",
@@ -91,7 +95,7 @@ def model_card(scores: Mapping[str, Any], recipe: str) -> str:
             "",
             "## Limits",
             "",
-            LIMITS,
+            _LIMITS,
             "",
         ]
     )

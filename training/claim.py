@@ -11,15 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from assistant.checkpoint import BUNDLED
-from assistant.config import Config, dump_config, load_config
+from assistant.bases import resolve_base
+from assistant.config import Config, dump_config
 from assistant.disk import MANIFEST, fingerprint, write_file
 from assistant.errors import RunError
 from assistant.inspection import DATA, loading
 from assistant.precision import decide, device_of
+from assistant.starts import start_of
 
 RECORD = "run.json"
-log = logging.getLogger("maemi.training")
+_log = logging.getLogger("maemi.training")
 
 
 def claim(out: Path, config: Config, rows: str, *, device: str) -> Config:
@@ -46,7 +47,7 @@ def claim(out: Path, config: Config, rows: str, *, device: str) -> Config:
         )
     if "base" not in bound:
         decision = decide(config.training.precision, device_of(device))
-        log.info("training computes in %s", decision)
+        _log.info("training computes in %s", decision)
         bound = wanted | {"base": base, "precision": bound.get("precision", decision.precision)}
         write_file(file, json.dumps(bound, indent=1) + "\n")
     return config.model_copy(update={"training": config.training.model_copy(update={"precision": bound["precision"]})})
@@ -58,15 +59,15 @@ def base_files(config: Config, known: Mapping[str, Any]) -> dict[str, Any]:
     A file that looks as it did when it was hashed for `known` is not hashed again: a language model has gigabytes.
     """
     files: list[Path] = []
-    source = config.decoder.base
-    if config.init is not None:
-        start = BUNDLED if config.init == "bundled" else Path(config.init)
-        start = start if (start / MANIFEST).is_file() else start / "model"
-        files = [file for file in (start / MANIFEST,) if file.is_file()]  # it holds the hash of every file
-        travels = (start / "base").is_dir() or not files
-        source = None if travels else load_config(start / "config.yaml").decoder.base
-    if source is not None and Path(source).is_dir():
-        files += sorted(file for file in Path(source).iterdir() if file.is_file() and file.suffix in DATA - {".md"})
+    start = start_of(config)
+    source = start.config.decoder.base
+    if start.directory is not None:
+        files = [file for file in (start.directory / MANIFEST,) if file.is_file()]  # it holds the hash of every file
+        if start.whole and ((start.directory / "base").is_dir() or not files):
+            source = None
+    if source is not None:
+        folder = resolve_base(source).directory
+        files += sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in DATA - {".md"})
     return dict(_entries(files, known)) or {str(source or config.init): {"sha256": None}}
 
 

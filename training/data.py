@@ -26,7 +26,6 @@ from assistant.measure import Known, fact_line, quoted
 from assistant.micrograph import Calibration, Instrument, Micrograph, to_model_input
 from assistant.model import MaemiProcessor
 
-SPLITS = ("train", "validation", "test")
 CACHE_BYTES = 2 * 1024**3
 PAIR_EVERY = 6
 SHIFT_PX = 6

@@ -20,6 +20,7 @@ from assistant.answers import checked
 from assistant.chat import Conversation, Message
 from assistant.inference import Assistant, Look
 from assistant.measure import Facts, fact_line, filled, read_statements, sentences
+from assistant.progress import Progress
 from training.baselines import convolutional_accuracy, linear_probe_accuracy
 from training.data import Example, decode_image, load_split
 from training.fact_check import agrees, first_choice
@@ -32,11 +33,9 @@ from training.metrics import (
     text_scores,
 )
 
-Progress = Callable[[int, int, str], None]
-
 VERDICTS = ("true", "false", "unsupported", "withheld")
 ANSWER_TOKENS = 96
-BATCH = 32
+_BATCH = 32
 GREY = 0.5
 NO_FACTS = Facts("uniform", ())
 
@@ -113,8 +112,8 @@ def encode_examples(assistant: Assistant, rows: Sequence[Example]) -> dict[bytes
     """Encode every image of the rows once; facts come from the data set's auxiliary text, not measured anew."""
     pngs = list(dict.fromkeys(image for row in rows for image in row.images))
     looks: dict[bytes, Look] = {}
-    for start in range(0, len(pngs), BATCH):
-        batch = pngs[start : start + BATCH]
+    for start in range(0, len(pngs), _BATCH):
+        batch = pngs[start : start + _BATCH]
         micrographs = [decode_image(png) for png in batch]
         memory, summary = assistant.encode(micrographs)
         for png, micrograph, m, s in zip(batch, micrographs, memory, summary, strict=True):
@@ -129,8 +128,8 @@ def answer_examples(
     grey = blind_look(assistant) if blind else None
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].images), len(rows[i].aux), len(rows[i].question)))
     answers = [""] * len(rows)
-    for start in range(0, len(order), BATCH):
-        batch = order[start : start + BATCH]
+    for start in range(0, len(order), _BATCH):
+        batch = order[start : start + _BATCH]
         shown = [[grey or looks[png] for png in rows[i].images] for i in batch]
         conversations = [
             conversation_of(rows[i], aux=facts_line(assistant, rows[i]) if with_aux else "") for i in batch

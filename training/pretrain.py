@@ -23,9 +23,10 @@ from assistant.chat import IMAGE_MARKER
 from assistant.checkpoint import Run, new_run, save_model
 from assistant.config import Config, DecoderConfig, load_config
 from assistant.families import LLAMA_2
+from assistant.progress import Progress
 from training.data import Collator, Conversations, Example, load_split
 from training.stages import PretrainStage, VisionStage
-from training.trainer import Progress, fit
+from training.trainer import fit
 
 VOCABULARY = 1024
 VISION_BATCH = 32

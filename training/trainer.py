@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,9 @@ from assistant.checkpoint import (
     Run,
     attach_adapter,
     checkpoints,
-    load_run,
-    new_run,
     newest_checkpoint,
     save_model,
+    start_run,
     write_model,
 )
 from assistant.config import Config
@@ -37,13 +36,11 @@ from assistant.disk import disk_errors, locked, verify_directory, write_director
 from assistant.errors import RunError, Stopped
 from assistant.inspection import loading
 from assistant.precision import decide
+from assistant.progress import Progress
 from training.claim import claim
 from training.data import Collator, Conversations, data_fingerprint, load_split
 from training.stages import InstructionStage
 from training.state import load_optimizer, load_random_state, save_training_state
-
-Progress = Callable[[int, int, str], None]
-"""Called with steps done, steps in all, and a short text."""
 
 VISION_PARTS = ("vit", "hnf", "vit_projection", "hnf_projection")
 STAGE_WEIGHTS = "stage.safetensors"
@@ -85,11 +82,7 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
 
 def start_student(config: Config, *, device: str = "auto") -> Run:
     """The student a configuration starts from, with its adapter, ready to train."""
-    if config.init is None:
-        run = new_run(config, device=device)
-    else:
-        start = load_run(None if config.init == "bundled" else Path(config.init), device=device)
-        run = Run(start.student, start.processor, _shapes_from(start.config, config), None)
+    run = start_run(config, device=device)
     attach_adapter(run.student, config.adapter)
     return run
 
@@ -147,10 +140,14 @@ def fit(
         callbacks.append(DynamicRank(run.student.decoder.lm, run.config.seed))
     if settings.gradient_checkpointing:
         run.student.decoder.lm.activation_checkpointing_enable()
+    device = next(stage.parameters()).device
+    if device.type == "cpu" and decide(settings.precision, "cpu").precision == "bf16":
+        # The fused attention's backward in bfloat16 takes a processor longer than all products of the layer.
+        run.student.decoder.lm.set_attn_implementation("eager")
     trainer = StudentTrainer(
         model=stage,
         run=run,
-        args=_arguments(run.config, out, device=next(stage.parameters()).device),
+        args=_arguments(run.config, out, device=device),
         train_dataset=dataset,
         data_collator=collator,
         optimizers=(optimizer, cosine_schedule(optimizer, settings.steps, settings.warmup)),
@@ -376,12 +373,6 @@ def diverged(what: str, losses: Iterable[float], directory: Path) -> RunError:
         f"{what}{f' (before: {before})' if before else ''}. Nothing was saved of it. {whole} with another --out and a "
         "lower training.learning_rate.",
     )
-
-
-def _shapes_from(start: Config, wanted: Config) -> Config:
-    """The wanted configuration with the shapes of the student it starts from."""
-    shapes = {name: getattr(start, name) for name in ("image_size", "vit", "hnf", "text_encoder", "decoder")}
-    return wanted.model_copy(update=shapes)
 
 
 def _arguments(config: Config, out: Path, *, device: torch.device) -> TrainingArguments:

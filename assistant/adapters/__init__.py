@@ -14,7 +14,7 @@ import assistant.adapters.uncompiled  # noqa: F401  # isort: skip - before anyth
 from assistant.adapters.config import AdapterError, DyAMoPEConfig, DyQLoRAFAConfig
 from assistant.adapters.export import export_lora
 from assistant.adapters.model import DyAMoPEModel, DyQLoRAFAModel, peft_config, register
-from assistant.adapters.nf4 import prepare_nf4
+from assistant.adapters.nf4 import prepare_nf4, unpack_nf4
 from assistant.adapters.precondition import precondition
 from assistant.adapters.rank import draw_ranks, hold_inactive, rank_at, set_rank
 from assistant.adapters.routing import expert_usage_entropy, has_routers, router_losses
@@ -36,6 +36,7 @@ __all__ = [
     "rank_at",
     "router_losses",
     "set_rank",
+    "unpack_nf4",
 ]
 
 register()

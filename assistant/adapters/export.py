@@ -18,7 +18,7 @@ from assistant.adapters.layer import DynamicRankLayer
 from assistant.adapters.rank import adapter_layers
 from assistant.disk import replacing
 
-WEIGHTS = "adapter_model.safetensors"
+_WEIGHTS = "adapter_model.safetensors"
 
 
 def export_lora(model: nn.Module, rank: int, out_dir: Path | str, *, adapter_name: str | None = None) -> None:
@@ -97,7 +97,7 @@ def _lora_config(root: nn.Module, name: str, rank: int) -> LoraConfig:
 def _write(out: Path, tensors: dict[str, Tensor], config: LoraConfig) -> None:
     """Weights under their name only once they are whole, the config last: a torn export does not load."""
     out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / WEIGHTS) as partial:
+    with replacing(out / _WEIGHTS) as partial:
         save_file(tensors, str(partial), metadata={"format": "pt"})
         # From here on what an earlier export left is not whole either.
         (out / CONFIG_NAME).unlink(missing_ok=True)

@@ -25,7 +25,7 @@ SMOOTH = 2
 DIMMED = 0.86
 PLATE = 205
 """Opacity of the plate under a text, of 255."""
-BAR_SHARE = 0.2
+_BAR_SHARE = 0.2
 """Length of the scale bar in widths of the figure, about."""
 MARGIN = 14
 
@@ -156,7 +156,7 @@ class Canvas:
 
     def scale_bar(self, unit: str, per_pixel: float) -> None:
         """A round length at the upper right; `per_pixel` is the size of a picture px in `unit`."""
-        length = round_length(max(BAR_SHARE * self.size[0] / self.scale * per_pixel, 1e-12))
+        length = round_length(max(_BAR_SHARE * self.size[0] / self.scale * per_pixel, 1e-12))
         long, words = length / per_pixel * self.scale, length_text(length, unit)
         right, top = self.size[0] - MARGIN, MARGIN
         wide = max(long, self.text_width(words, 16)) + 24

@@ -15,9 +15,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from assistant.measurements.picture import F32, Mask, Picture, block_mean, blurred
+from assistant.measurements.picture import F32, F64, Mask, Picture, block_mean, blurred
 
 SCALES = 3
 MOST_RAYS = 2500
@@ -114,22 +113,23 @@ class _Scale:
     size: int
     """of its pixel [px of the small copy]"""
 
-    def at(self, image: F32, y: F32, x: F32) -> F32:
-        """Values of an image of this scale at the nearest pixels; beyond the frame those of its border."""
-        rows, columns = (np.rint(v).astype(np.int32) for v in (y, x))
-        flat = rows.clip(0, image.shape[0] - 1) * image.shape[1] + columns.clip(0, image.shape[1] - 1)
-        return np.asarray(image.ravel()[flat])
+    def nearest(self, y: F32, x: F32) -> NDArray[np.intp]:
+        """Flat indices of the nearest pixels; beyond the frame those of its border."""
+        rows, columns = _pixels(self.grey.shape, y, x)
+        return np.asarray(rows * self.grey.shape[1] + columns)
 
 
 def _scales(picture: Picture) -> Iterator[_Scale]:
     """The small copy, and halved again and again."""
-    grey, size = picture.calm, 1
+    grey, size, (gx, gy), steep = picture.calm, 1, picture.gradients, picture.slope
     noise = picture.small_noise / (2 * np.sqrt(2 * np.pi) * picture.sigma**2)  # of the gradient of blurred noise
     for _ in range(SCALES):
         if min(grey.shape) < 2 * REACH:
             return
-        gy, gx = (np.asarray(part, dtype=np.float32) for part in np.gradient(grey))
-        rows, columns = _edges(gx, gy, OVER_NOISE * noise)
+        if size > 1:
+            gy, gx = (np.asarray(part, dtype=np.float32) for part in np.gradient(grey))
+            steep = np.hypot(gx, gy)
+        rows, columns = _edges(gx, gy, steep, OVER_NOISE * noise)
         step = max(1, -(-len(rows) // MOST_RAYS))
         # Whole tiles, for a chord is judged by its neighbours.
         some = (rows // TILE * 5 + columns // TILE * 3) % step == 0
@@ -137,16 +137,17 @@ def _scales(picture: Picture) -> Iterator[_Scale]:
         grey, noise, size = block_mean(blurred(grey, 1.0), 2), LEFT_BY_HALVING * noise, 2 * size
 
 
-def _edges(gx: F32, gy: F32, floor: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _edges(gx: F32, gy: F32, steep: F32, floor: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Pixels where the gradient is steep and steepest along its own direction."""
-    steep = np.hypot(gx, gy)
     floor = max(floor, OVER_PICTURE * float(np.percentile(steep[::4, ::4], STEEP)))
-    rows, columns = np.nonzero(steep[1:-1, 1:-1] > floor)
-    rows, columns = rows + 1, columns + 1
-    here = steep[rows, columns]
-    across, down = (np.rint(part[rows, columns] / here).astype(np.intp) for part in (gx, gy))
-    highest = (here > steep[rows + down, columns + across]) & (here >= steep[rows - down, columns - across])
-    return rows[highest], columns[highest]
+    inner = np.zeros(steep.shape, np.bool_)
+    np.greater(steep[1:-1, 1:-1], floor, out=inner[1:-1, 1:-1])
+    at, values, wide = np.flatnonzero(inner), steep.ravel(), steep.shape[1]
+    here = values[at]
+    across, down = (np.rint(part.ravel()[at] / here).astype(np.intp) for part in (gx, gy))
+    step = down * wide + across
+    rows, columns = np.divmod(at[(here > values[at + step]) & (here >= values[at - step])], wide)
+    return rows, columns
 
 
 def _of_polarity(steps: list[_Scale], span: float, picture: Picture, *, sign: int) -> Chords:
@@ -187,12 +188,14 @@ def _across(it: _Scale, nx: F32, ny: F32, steep: F32, sign: int) -> tuple[F32, M
     A ray ends where the grey level is back at that of its start, or at a gradient alike that is turned against it.
     """
     reach = np.arange(1, REACH + 1, dtype=np.float32)
-    y, x = it.rows[:, None] + ny[:, None] * reach, it.columns[:, None] + nx[:, None] * reach
+    starts = (part.astype(np.float32)[:, None] for part in (it.rows, it.columns))
+    y, x = (start + part[:, None] * reach for start, part in zip(starts, (ny, nx), strict=True))
     seen = (y > -0.5) & (y < it.grey.shape[0] - 0.5) & (x > -0.5) & (x < it.grey.shape[1] - 0.5)
-    gx, gy = it.at(it.gx, y, x) * np.float32(sign), it.at(it.gy, y, x) * np.float32(sign)
+    at = it.nearest(y, x)
+    gx, gy, grey = (part.ravel()[at] * np.float32(sign) for part in (it.gx, it.gy, it.grey))
     slope = gx * nx[:, None] + gy * ny[:, None]
     start = it.grey[it.rows, it.columns] * np.float32(sign)
-    stop = (it.at(it.grey, y, x) * np.float32(sign) < start[:, None]) | ~seen
+    stop = (grey < start[:, None]) | ~seen
     turned = slope < -LIKE_EDGES * steep[:, None]
     stop[:, 1:-1] |= (turned & (slope <= np.roll(slope, 1, 1)) & (slope <= np.roll(slope, -1, 1)))[:, 1:-1]
     rays, first = np.arange(len(y)), stop.argmax(axis=1)
@@ -212,7 +215,7 @@ def _contrasts(it: _Scale, x: F32, y: F32, dx: F32, dy: F32, sign: int) -> tuple
     """How far a body stands out against its two sides, the lesser first."""
 
     def levels(*places: float) -> list[F32]:
-        return [it.at(it.grey, y + t * dy, x + t * dx) * np.float32(sign) for t in places]
+        return [it.grey.ravel()[it.nearest(y + t * dy, x + t * dx)] * np.float32(sign) for t in places]
 
     body = np.mean(levels(-0.25, 0, 0.25), axis=0)
     one, other = np.min(levels(0.7, 0.85, 1.0), axis=0), np.min(levels(-0.7, -0.85, -1.0), axis=0)
@@ -245,9 +248,9 @@ def _are_steady(shape: tuple[int, ...], x: F32, y: F32, width: F32, along: F32) 
     return steady, steady & beside(steady)
 
 
-def _pixels(shape: tuple[int, ...], y: F32, x: F32) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _pixels(shape: tuple[int, ...], y: F32 | F64, x: F32 | F64) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the nearest pixels within the frame."""
-    rows, columns = (np.rint(v).astype(np.intp).clip(0, n - 1) for v, n in zip((y, x), shape, strict=True))
+    rows, columns = (np.clip(np.rint(v), 0, n - 1).astype(np.intp) for v, n in zip((y, x), shape, strict=True))
     return rows, columns
 
 
@@ -255,11 +258,13 @@ def _are_round(it: _Scale, x: F32, y: F32, width: F32, along: F32) -> Mask:
     """Whether the chords about the same middle point in all directions and would make up much of an outline."""
     shape = tuple(-(-n // CELL) for n in it.grey.shape)
     rows, columns = _pixels(shape, y / np.float32(CELL), x / np.float32(CELL))
-    at = rows * shape[1] + columns
+    at, step = rows * shape[1] + columns, (-1, 0, 1)
+    down, right = ((v[:, None] + step).clip(0, n - 1) for v, n in zip((rows, columns), shape, strict=True))
+    near = down[:, :, None] * shape[1] + right[:, None, :]
 
     def around(values: F32 | None) -> F32:
-        total = np.bincount(at, values, shape[0] * shape[1]).reshape(shape).astype(np.float32)
-        return ndimage.uniform_filter(total, 3)[rows, columns] * np.float32(9)
+        total = np.bincount(at, values, shape[0] * shape[1])
+        return np.asarray(total[near].sum(axis=(1, 2)), dtype=np.float32)
 
     many, c, s = around(None), around(np.cos(2 * along)), around(np.sin(2 * along))
     even = np.hypot(c, s) < (1 - ROUND_EVENNESS) * many
@@ -275,13 +280,11 @@ def _is_part(chords: Chords, shape: tuple[int, ...]) -> Mask:
     across = np.linspace(-0.49, 0.49, 15, dtype=np.float32) * wide.width[:, None]
     for beside in (-1.0, 0.0, 1.0):
         step = beside * np.minimum(wide.length, BESIDE)[:, None]
-        rows = np.rint(wide.y[:, None] - across * c + step * s).astype(np.intp).clip(0, shape[0] - 1)
-        columns = np.rint(wide.x[:, None] + across * s + step * c).astype(np.intp).clip(0, shape[1] - 1)
+        y, x = wide.y[:, None] - across * c + step * s, wide.x[:, None] + across * s + step * c
+        rows, columns = _pixels(shape, y, x)
         new = width[rows, columns] < wide.width[:, None]
         width[rows[new], columns[new]] = np.broadcast_to(wide.width[:, None], rows.shape)[new]
         along[rows[new], columns[new]] = np.broadcast_to(wide.along[:, None], rows.shape)[new]
-    rows, columns = (
-        np.rint(v).astype(np.intp).clip(0, n - 1) for v, n in zip((chords.y, chords.x), shape, strict=True)
-    )
+    rows, columns = _pixels(shape, chords.y, chords.x)
     turn = np.abs((along[rows, columns] - chords.along + np.pi / 2) % np.pi - np.pi / 2)
     return np.asarray((width[rows, columns] > PART * chords.width) & (turn < np.deg2rad(SAME_AXIS)), dtype=np.bool_)

@@ -20,13 +20,13 @@ from assistant.measurements.touching import touching_objects
 
 LEAST_LIKELY = 0.3
 """Probability under which bodies are not told apart."""
-LIKELY = 0.6
+_LIKELY = 0.6
 """Probability from which no other way is tried."""
 LEAST_EVIDENCE, MOST_PATCHES = 0.3, 0.5
 """Evidence and share of a foreground whose patches may be bodies."""
 LEAST_AGREEMENT = 0.3
 """Fewest over most patches under which they are no bodies."""
-WOBBLE = 0.15
+_WOBBLE = 0.15
 """Shift of the threshold, in contrasts, under which the count of patches should not change."""
 
 
@@ -37,7 +37,7 @@ def crowd_of(picture: Picture, candidates: list[Candidate]) -> Objects | None:
         likely = chance_of(picture, found)
         if likely > chance:
             best, chance = found, likely
-        if chance > LIKELY:
+        if chance > _LIKELY:
             break
     return best
 
@@ -79,7 +79,7 @@ def agreement_of(picture: Picture, candidate: Candidate) -> float:
     above = calm > candidate.threshold
     if above.all() or not above.any():
         return 0.0
-    step = WOBBLE * (float(calm[above].mean()) - float(calm[~above].mean()))
+    step = _WOBBLE * (float(calm[above].mean()) - float(calm[~above].mean()))
     levels = (candidate.threshold - step, candidate.threshold, candidate.threshold + step)
     counts = [_patches(opened(calm > level if candidate.bright else calm < level)) for level in levels]
     return min(counts) / max(*counts, 1)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from assistant.quantities import MEASURED, QUANTITIES, written
 
 Kind = Literal["particles", "pores", "lines", "fibres", "texture", "curtaining", "uniform", "unknown"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 FACT_NAMES = MEASURED
 LINE_ORDER = tuple(

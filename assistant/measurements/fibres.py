@@ -21,14 +21,14 @@ FINE = 12.0
 """Width under which the profile is taken from the full resolution [px of the full picture]."""
 CLOSE = 448
 """Side of the crop in which thin fibres of a reduced picture are looked for [px]."""
-STRETCH = (-1.0, -0.67, -0.33, 0.0, 0.33, 0.67, 1.0)
+_STRETCH = (-1.0, -0.67, -0.33, 0.0, 0.33, 0.67, 1.0)
 """Where along the axis profiles are averaged [widths]."""
 FAR, STEPS = 1.25, 40
 """Profiles reach so far to both sides [widths], in so many steps."""
 BODY, INSIDE, OUTSIDE = 0.2, 0.55, 1.0
 """Up to where the profile is the middle of the body, up to where its crest is looked for, and its ground [widths]."""
 QUARTILES_TO_SIGMA = 1 / 1.349
-SURE, MOST_SURE = (-1.49, -4.18, 0.66, 0.22, -2.5), 0.95
+_SURE, MOST_SURE = (-1.49, -4.18, 0.66, 0.22, -2.5), 0.95
 """Bias and weights of the confidence, and its limit."""
 MOST_SPREAD = 0.6
 """Relative spread from which more says nothing more: two sorts of bodies were followed."""
@@ -52,6 +52,8 @@ class Fibres:
     """of all axes, in square roots of the frame's area"""
     firm: float
     """share of the chords' area that lies beside alike chords again and again"""
+    gaps: float
+    """the same of the other polarity over it [log]: few gaps of a mat are long, those between wrinkles all are"""
     bright: bool
     swelling: float
     """by how much the denoised copy shows them wider than they are, as a factor"""
@@ -71,7 +73,7 @@ class Fibres:
     @property
     def confidence(self) -> float:
         """That a person would find the same width, by the logistic model that `benchmarks/fibres.py` fits."""
-        return min(1 / (1 + float(np.exp(-SURE[0] - self.evidence @ SURE[1:]))), MOST_SURE)
+        return min(1 / (1 + float(np.exp(-_SURE[0] - self.evidence @ _SURE[1:]))), MOST_SURE)
 
     @property
     def turn(self) -> float:
@@ -79,8 +81,9 @@ class Fibres:
         return float(np.rad2deg(np.sqrt(-2 * np.log(max(self.alignment, 1e-6))) / 2))
 
 
-def fibres_of(picture: Picture, chords: Chords, *, bright: bool) -> Fibres | None:
-    """The fibres that chords of one polarity show, None where there is no place to take a width."""
+def fibres_of(picture: Picture, found: tuple[Chords, Chords], *, bright: bool) -> Fibres | None:
+    """The fibres of one polarity that bright and dark chords show, None where there is no place to take a width."""
+    chords, gaps = found if bright else found[::-1]
     axes = chords[chords.steady]
     axes = axes[np.arange(0, len(axes), max(1, -(-len(axes) // MOST_PLACES)))]
     width, measured = _widths(picture, axes, bright=bright)
@@ -98,6 +101,7 @@ def fibres_of(picture: Picture, chords: Chords, *, bright: bool) -> Fibres | Non
         alignment=float(abs(mean)),
         length=float(chords.length[chords.steady].sum()) / frame,
         firm=chords.share(chords.firm),
+        gaps=float(np.log((gaps.share(gaps.firm) + 0.01) / (chords.share(chords.firm) + 0.01))),
         bright=bright,
         swelling=max(1.0, float(np.median(axes.width)) * picture.factor / middle),
         places=np.stack([x, y, width, axes.along], axis=1).astype(np.float64),
@@ -108,7 +112,7 @@ def fibres_closer(picture: Picture, *, bright: bool) -> Fibres | None:
     """The same for fibres too thin for the small copy, from the centre of the picture at full resolution."""
     crop = centre(picture.grey, CLOSE)
     close = Picture(crop, crop, 1)
-    found = fibres_of(close, find_chords(close)[0 if bright else 1], bright=bright)
+    found = fibres_of(close, find_chords(close), bright=bright)
     if found is not None:
         top, left = ((n - m) // 2 for n, m in zip(picture.grey.shape, crop.shape, strict=True))
         found.places[:, :2] += (left, top)
@@ -137,10 +141,10 @@ def _profiles(image: F32, axes: Chords, factor: int) -> F32:
     x, y = ((at[:, None] + 0.5) * factor - 0.5 for at in (axes.x, axes.y))
     across = _ACROSS * axes.width[:, None]
     total = np.zeros(across.shape, np.float32)
-    for stretch in STRETCH:
+    for stretch in _STRETCH:
         along = stretch * axes.width[:, None]
         total += _between(image, y - across * c + along * s, x + across * s + along * c)
-    return total / np.float32(len(STRETCH))
+    return total / np.float32(len(_STRETCH))
 
 
 def _between(image: F32, y: F32, x: F32) -> F32:

@@ -14,6 +14,7 @@ from assistant.measurements.bodies import SMALLEST_AREA, label
 from assistant.measurements.crowds import chance_of, crowd_of
 from assistant.measurements.facts import Kind
 from assistant.measurements.fibres import Fibres, fibres_closer, fibres_of
+from assistant.measurements.granulometry import grain_size
 from assistant.measurements.kinds import PLAIN, TWO_PHASES, Signs, certainty, confidence, elongated
 from assistant.measurements.lines import Lines, measure_lines
 from assistant.measurements.picture import Mask, Picture, halved, opened
@@ -29,6 +30,16 @@ STRIPES = 0.5
 """Likelihood of curtaining from which it is called that."""
 PLAINLY_LONG, LONG = 0.5, 0.4
 """Likelihood of fibres from which no compact bodies speak against them, and from which they are looked for."""
+FOLLOWED = 0.8
+"""Likelihood from which fibres have a width: under it rims of bodies, beams and walls were followed as often."""
+ONE_WAY, ALIKE, STRAIGHT = 0.9, -0.6, 0.66
+"""Alignment, and share of the dark long bodies over the bright ones [log], from which nothing tells fibres from the
+gaps between them, as in a wrinkled film. Wrinkles bend; wires whose edges keep to one direction so far do not."""
+BY_DESIGN = 0.3
+"""Share of the edges along two directions at right angles from which openings that do not repeat were cut for a device:
+pores have round mouths, whose edges run everywhere (0.05), and etched holes lie on a lattice."""
+NO_PORES = 0.05
+"""Likelihood of pores under which dark bodies in a crowd are none, whatever their rims look like."""
 IN_FRONT = 0.6
 """Share of the bright phase from which fibres may be the dark one."""
 DENSE, THIN = 0.2, 4.5
@@ -37,6 +48,9 @@ BODIES_IN_A_CROWD = 0.9
 """Share of the pictures seen as a crowd of doubtful number and size in which there are bodies at all."""
 PACKED = 0.6
 """Likelihood from which bright bodies that cannot be told apart are particles, and dark ones pores."""
+FILLS, ONE_PHASE = 0.33, 0.7
+"""Share of the bright part, and separability of the two, from which bodies fill the frame. Patches in a matrix are no
+packing: how far their grey levels resemble each other depends on how far they lie apart."""
 SURELY_UNIFORM = 0.95
 """Confidence that there is nothing to see where nothing varies more than noise."""
 UNSURE = 0.45
@@ -82,6 +96,8 @@ class Findings:
     lines: Lines | None = None
     fibres: Fibres | None = None
     objects: Objects | None = None
+    grain_size: float | None = None
+    """of a packing whose bodies were not told apart [px of the full picture]"""
     share: float | None = None
     """of the frame that the phase in front takes up"""
     share_confidence: float = 0.0
@@ -105,7 +121,11 @@ def find(picture: Picture, *, transmission: bool = False) -> Findings:
 
     In transmission thick or heavy matter is dark, so dark bodies are no pores.
     """
-    it = Signs(picture, transmission)
+    return decide(Signs(picture, transmission))
+
+
+def decide(it: Signs) -> Findings:
+    """What the first test says that has an answer."""
     test, found = next((test, found) for test in TESTS if (found := test.answer(it)) is not None)
     if found.kind == "uniform":
         return replace(found, test=test.name, likelihood=SURELY_UNIFORM, confidence=SURELY_UNIFORM)
@@ -177,11 +197,14 @@ def _crowd(it: Signs) -> Findings | None:
 def _packing(it: Signs) -> Findings | None:
     packed = it.objects is None and it.likelihoods["particles"] > PACKED
     found = _as_phases(it) if packed else None
-    return None if found is None or found.kind == "pores" else replace(found, kind="particles")
+    if found is None or found.kind == "pores":
+        return None
+    fills = it.phases.share > FILLS and it.phases.separability < ONE_PHASE
+    return replace(found, kind="particles", grain_size=grain_size(it.picture) if fills else None)
 
 
 def _openings(it: Signs) -> Findings | None:
-    if it.likelihoods["pores"] <= PACKED:
+    if it.likelihoods["pores"] <= PACKED or not _may_be_pores(it):
         return None
     found = _as_phases(it)
     if found.share is not None and found.share_of_bright:
@@ -229,12 +252,19 @@ def _as_objects(it: Signs, objects: Objects) -> Findings:
     if objects is not it.objects:
         rim = None if objects.candidate.bright else rim_of(it.picture, objects.foreground)
     opens = rim is not None and not rim.stands and (rim.shade > GLOWS or objects.count > FEW)
-    if rim is not None and opens and not it.transmission:
+    if objects is not it.objects:
+        opens = opens and it.likelihoods["pores"] > NO_PORES
+    if rim is not None and opens and _may_be_pores(it):
         return _as_pores(it, found, objects, rim)
     found.objects = objects
     outline = float(objects.perimeter.sum())
     found.share = float(objects.foreground.mean()) - objects.outset * outline / objects.foreground.size
     return found
+
+
+def _may_be_pores(it: Signs) -> bool:
+    by_design = it.period is None and it.direction.right_angled > BY_DESIGN
+    return not it.transmission and not by_design
 
 
 def _as_pores(it: Signs, found: Findings, objects: Objects, rim: Rim) -> Findings:
@@ -276,7 +306,9 @@ def _as_fibres(it: Signs) -> Findings | None:
     if fibres is None:
         return None
     found = _seen(it, "fibres")
-    found.fibres, found.share_of_bright = fibres, bright
+    wrinkled = fibres.alignment > ONE_WAY and fibres.gaps > ALIKE and it.direction.right_angled < STRAIGHT
+    found.fibres = fibres if it.likelihoods["fibres"] > FOLLOWED and not wrinkled else None
+    found.share_of_bright = bright
     # Wires that lie apart can be counted as well; cut pieces of a network cannot.
     objects = it.objects
     apart = objects is not None and elongated(objects) and objects.candidate.compact > APART
@@ -294,7 +326,7 @@ def _dark_in_front(it: Signs) -> bool:
 
 def _followed(it: Signs, *, bright: bool) -> Fibres | None:
     """The fibres of one polarity; those of a dense mat that are thin in the small copy at full resolution."""
-    seen = fibres_of(it.picture, it.chords[0 if bright else 1], bright=bright)
+    seen = fibres_of(it.picture, it.chords, bright=bright)
     dense = it.traits[0 if bright else 1].crowd > DENSE
     if it.picture.factor == 1 or not dense or (seen is not None and seen.width > THIN * it.picture.factor):
         return seen
@@ -327,7 +359,7 @@ def _as_phases(it: Signs) -> Findings:
         found.phase = rim.opening ^ found.share_of_bright
     rough = halved(found.picture)
     dark = objects_of(rough, _inverse(bright))
-    if dark is not None and _are_pores(dark) and not rim.stands and not it.transmission:
+    if dark is not None and _are_pores(dark) and not rim.stands and _may_be_pores(it):
         light = objects_of(rough, bright)
         if light is None or light.share_good < dark.share_good:
             if found.period is None:

@@ -50,7 +50,7 @@ SHADES = 5.0
 
 
 @dataclass(frozen=True)
-class Traits:
+class KindTraits:
     """What the chords of one polarity say of its bodies."""
 
     firm: float
@@ -70,7 +70,7 @@ class Traits:
         return min(self.firm / ENOUGH_FIRM, 1.0) * min(self.length / ENOUGH_LENGTH, 1.0)
 
     @classmethod
-    def of(cls, chords: Chords, frame: int) -> Traits:
+    def of(cls, chords: Chords, frame: int) -> KindTraits:
         """The traits of the chords of a frame of so many pixels."""
         steady = chords.steady
         return cls(
@@ -111,9 +111,9 @@ class Signs:
         return find_chords(self.picture)
 
     @cached_property
-    def traits(self) -> tuple[Traits, Traits]:
+    def traits(self) -> tuple[KindTraits, KindTraits]:
         """Of bright and of dark bodies."""
-        bright, dark = (Traits.of(chords, self.picture.calm.size) for chords in self.chords)
+        bright, dark = (KindTraits.of(chords, self.picture.calm.size) for chords in self.chords)
         return bright, dark
 
     @cached_property
@@ -280,4 +280,5 @@ def sign_vector(it: Signs) -> dict[str, float]:
 def _skewness(picture: Picture) -> float:
     """Of the grey levels: 0 where dark and bright parts are alike."""
     off = picture.calm - picture.calm.mean()
-    return float(np.mean(off**3) / max(float(np.mean(off**2)) ** 1.5, 1e-12))
+    square = off * off
+    return float(np.mean(square * off) / max(float(np.mean(square)) ** 1.5, 1e-12))

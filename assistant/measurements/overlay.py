@@ -17,11 +17,9 @@ from scipy import ndimage
 from assistant.measurements.canvas import AMBER, INK, MARGIN, ROSE, TEAL, WHITE, Canvas, hue, ramp
 from assistant.measurements.facts import Fact, Facts
 from assistant.measurements.findings import Findings
-from assistant.measurements.granulometry import grain_size
 from assistant.measurements.objects import outlines
 from assistant.measurements.picture import CROP, F32, F64, Mask, block_mean
 from assistant.measurements.segmentation import Objects
-from assistant.measurements.texture import gradients
 from assistant.quantities import QUANTITIES, digits
 
 if TYPE_CHECKING:
@@ -106,7 +104,7 @@ def _draw_neighbours(it: Drawing) -> None:
 
 def _draw_grains(it: Drawing) -> None:
     """Discs of the measured size, side by side, to be held against the bodies."""
-    size = grain_size(it.found.picture)
+    size = it.found.grain_size
     assert size is not None
     height, width = it.found.picture.grey.shape
     rows, columns = (np.arange(max(1, int(n / size / 2))) for n in (height, width))
@@ -125,7 +123,7 @@ def _draw_share(it: Drawing) -> None:
 
 
 def _draw_direction(it: Drawing) -> None:
-    gx, gy = gradients(it.found.picture)
+    gx, gy = it.found.picture.gradients
     cell = max(8, -(-max(gx.shape) // TICKS))
     xx, xy, yy = (block_mean(part, cell) for part in (gx * gx, gx * gy, gy * gy))
     clear = np.hypot(xx - yy, 2 * xy)

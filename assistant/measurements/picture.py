@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
-F32: TypeAlias = NDArray[np.float32]
-F64: TypeAlias = NDArray[np.float64]
-I32: TypeAlias = NDArray[np.int32]
-Mask: TypeAlias = NDArray[np.bool_]
-Pixels: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+from assistant.arrays import F32 as F32
+from assistant.arrays import F64 as F64
+from assistant.arrays import I32 as I32
+from assistant.arrays import Mask as Mask
+from assistant.arrays import Pixels as Pixels
+
 Levels = TypeVar("Levels", F32, F64)
 
 SMALL_SIDE = 768
@@ -66,10 +66,15 @@ class Picture:
         return blurred(self.small, self.sigma)
 
     @cached_property
+    def gradients(self) -> tuple[F32, F32]:
+        """Horizontal and vertical gradient of the denoised small copy. [h, w] each"""
+        gy, gx = np.gradient(self.calm)
+        return np.asarray(gx, dtype=np.float32), np.asarray(gy, dtype=np.float32)
+
+    @cached_property
     def slope(self) -> F32:
         """Gradient magnitude of the denoised small copy. [h, w]"""
-        gy, gx = np.gradient(self.calm)
-        return np.asarray(np.hypot(gx, gy), dtype=np.float32)
+        return np.hypot(*self.gradients)
 
 
 def blurred(image: F32, sigma: float) -> F32:
@@ -96,8 +101,9 @@ def noise_sigma(image: F32) -> float:
     """
     if min(image.shape) < 3:
         return 0.0
-    curl = np.diff(np.diff(image, n=2, axis=0), n=2, axis=1)
-    return float(np.median(np.abs(curl))) * MAD_TO_SIGMA / 6.0
+    down = image[2:] + image[:-2] - 2 * image[1:-1]
+    curl = down[:, 2:] + down[:, :-2] - 2 * down[:, 1:-1]
+    return float(np.median(np.abs(curl, out=curl), overwrite_input=True)) * MAD_TO_SIGMA / 6.0
 
 
 def halved(picture: Picture) -> Picture:

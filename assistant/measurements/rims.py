@@ -14,10 +14,10 @@ from scipy import ndimage
 
 from assistant.measurements.picture import F32, F64, Mask, Picture
 
-STEP, REACH = 0.5, 8.25
+STEP, _REACH = 0.5, 8.25
 """Width of a layer, and how far from the outline the layers go [px of the small copy]."""
 FEWEST_IN_LAYER = 200
-NEAR, FAR = (2.0, 4.0), (7.0, 18.0)
+_NEAR, _FAR = (2.0, 4.0), (7.0, 18.0)
 """Distances at which the ground is beside a body, and away from it [px of the small copy]."""
 FEWEST_BESIDE = 50
 SHADED = -0.12
@@ -58,13 +58,13 @@ def _signed_distance(mask: Mask) -> F32:
 
 def _profile(calm: F32, distance: F32) -> tuple[F64, F64]:
     """Mean grey level by distance from the outline, layers with too few pixels left out. [N] each"""
-    count = int(2 * REACH / STEP)
-    layer = np.floor((distance + REACH) / STEP).astype(np.int32)
+    count = int(2 * _REACH / STEP)
+    layer = np.floor((distance + _REACH) / STEP).astype(np.int32)
     seen = (layer >= 0) & (layer < count)
     size = np.bincount(layer[seen], minlength=count)
     total = np.bincount(layer[seen], calm[seen], count)
     kept = size >= FEWEST_IN_LAYER
-    at = (np.arange(count) + 0.5) * STEP - REACH
+    at = (np.arange(count) + 0.5) * STEP - _REACH
     return np.asarray(at[kept], dtype=np.float64), np.asarray(total[kept] / size[kept], dtype=np.float64)
 
 
@@ -97,8 +97,8 @@ def _outset(at: F64, profile: F64, sigma: float, *, sloping: bool) -> float:
 
 
 def _shade(calm: F32, distance: F32) -> float:
-    near, far = ((distance > low) & (distance <= high) for low, high in (NEAR, FAR))
-    body = distance < -NEAR[0] / 2
+    near, far = ((distance > low) & (distance <= high) for low, high in (_NEAR, _FAR))
+    body = distance < -_NEAR[0] / 2
     if min(int(part.sum()) for part in (near, far, body)) < FEWEST_BESIDE:
         return 0.0
     beside, away, inside = (float(np.median(calm[part])) for part in (near, far, body))

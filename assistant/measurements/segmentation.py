@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy import ndimage
 
 from assistant.measurements.bodies import (
     SMALLEST_AREA,
@@ -23,6 +22,7 @@ from assistant.measurements.bodies import (
     label,
     own_outline,
     perimeters,
+    runs_of,
     separate,
     spanning,
 )
@@ -146,36 +146,33 @@ def separability(image: F32, threshold: float) -> float:
     share = float(above.mean())
     if not 0 < share < 1:
         return 0.0
-    gap = float(image[above].mean()) - float(image[~above].mean())
+    mean, bright = float(image.mean()), float(image[above].mean())
+    gap = (bright - mean) / (1 - share)  # to the mean of what is not above
     return share * (1 - share) * gap**2 / max(float(image.var()), 1e-12)
 
 
-def fill_interiors(mask: Mask, image: F32, *, rings: bool) -> Mask:
+def fill_interiors(mask: Mask, image: F32, *, rings: bool, rest: tuple[I32, int] | None = None) -> Mask:
     """The mask without its dim interiors.
 
     A hole as dark as the open background is a gap between bodies and stays; with `rings` it goes where what surrounds
-    it is one round ring.
+    it is one round ring. `rest` are the labels of what is not in the mask, where they are known.
     """
-    background, count = ndimage.label(~mask)
-    area = np.maximum(np.bincount(background.ravel(), minlength=count + 1), 1)
-    level = np.bincount(background.ravel(), image.ravel(), count + 1) / area
-    outer = np.zeros(count + 1, np.bool_)
-    for edge in (background[0], background[-1], background[:, 0], background[:, -1]):
-        outer[edge] = True
-    outer[0] = False
-    if not outer.any():
+    background, count = label(~mask) if rest is None else rest
+    outer = np.append(False, at_border(background, count))
+    if not outer.any() or outer[1:].all():
         return mask
+    starts, lengths, index = runs_of(background)
+    area = np.maximum(np.bincount(index, lengths, count + 1), 1)
+    level = np.bincount(index, np.add.reduceat(image.ravel(), starts), count + 1) / area
     ground = float(np.average(level[outer], weights=area[outer]))
     gap = (abs(level - ground) < GAP * abs(level[0] - ground)) & (area > SMALLEST_AREA) & ~outer
     gap[0] = False
-    filled = ~outer[background]
-    if gap.any() and not rings:
-        filled &= ~gap[background]
-    elif gap.any():
-        labels, count = label(filled)
-        round_ones = np.concatenate([[False], geometry_of(labels, count).compactness > RING])
-        filled &= round_ones[labels] | ~gap[background]
-    return np.asarray(filled, dtype=np.bool_)
+    if not (rings and gap.any()):
+        return np.repeat(~(outer | gap)[index], lengths).reshape(mask.shape)
+    filled = np.repeat(~outer[index], lengths).reshape(mask.shape)
+    labels, count = label(filled)
+    round_ones = np.append(False, geometry_of(labels, count).compactness > RING)
+    return np.asarray(filled & (round_ones[labels] | ~gap[background]), dtype=np.bool_)
 
 
 def _thresholds(calm: F32) -> list[float]:
@@ -196,12 +193,14 @@ def _thresholds(calm: F32) -> list[float]:
     return kept
 
 
-def _assess(mask: Mask, gradient: F32) -> tuple[float, float, float, float] | None:
+def _assess(
+    mask: Mask, gradient: F32, parts: tuple[I32, int] | None = None
+) -> tuple[float, float, float, float] | None:
     """Share, edge, compactness and body size of a foreground; None where it is next to nothing or nearly all."""
     share = float(mask.mean())
     if not 0.001 < share < 0.93:
         return None
-    labels, count = label(mask)
+    labels, count = label(mask) if parts is None else parts
     shape = geometry_of(labels, count)
     large = shape.area > LARGEST * mask.size
     compact = shape.area[(shape.compactness > COMPACT) & ~large].sum() / shape.area.sum()
@@ -216,13 +215,15 @@ def candidates(picture: Picture) -> Iterator[Candidate]:
     gradient = picture.slope[::COARSE, ::COARSE]
     for level in _thresholds(calm):
         apart = separability(calm, level)
+        above = calm > level
+        parts = {True: label(above), False: label(~above)}  # what is background to one polarity is body to the other
         for bright in (True, False):
-            mask = (calm > level) if bright else (calm < level)
-            whole = fill_interiors(mask, calm, rings=True)
+            mask = above if bright else ~above
+            whole = fill_interiors(mask, calm, rings=True, rest=parts[not bright])
             for filled in (False, True):
                 if filled and whole.sum() < 1.02 * mask.sum():
                     continue
-                found = _assess(whole if filled else mask, gradient)
+                found = _assess(whole, gradient) if filled else _assess(mask, gradient, parts[bright])
                 if found is not None:
                     share, edge, compact, typical = found
                     yield Candidate(level, bright, filled, share, apart, edge, compact, typical)

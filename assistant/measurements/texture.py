@@ -48,6 +48,8 @@ class Direction:
     """0 (all directions alike) .. 1 (one direction only)"""
     orientation: float
     """direction along which the picture changes least [deg, 0..180, counter-clockwise from the x axis]"""
+    right_angled: float = 0.0
+    """0 (edges run everywhere) .. 1 (along one direction or two at right angles), as those of what was etched do"""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Period:
 
 def contrast(picture: Picture) -> float:
     """Standard deviation of the grey levels without the share of the noise."""
-    variance = float(np.var(picture.grey, dtype=np.float64))
-    return float(max(variance - picture.noise**2, 0.0) ** 0.5)
+    off = picture.grey.ravel() - picture.grey.mean()
+    return float(max(float(np.dot(off, off)) / off.size - picture.noise**2, 0.0) ** 0.5)
 
 
 def structure(picture: Picture) -> float:
@@ -92,23 +94,22 @@ def sharpness(picture: Picture) -> float:
     return 1.0 - max(blurs)
 
 
-def gradients(picture: Picture) -> tuple[F32, F32]:
-    """Horizontal and vertical gradient of the denoised small copy. [h, w] each"""
-    gy, gx = np.gradient(picture.calm)
-    return np.asarray(gx, dtype=np.float32), np.asarray(gy, dtype=np.float32)
-
-
 def direction(picture: Picture) -> Direction:
     """Dominant direction from the structure tensor, each place weighted by how clear its own direction is.
 
     The local eigenvalue difference leaves out isotropic noise, so that noise does not hide an alignment.
     """
-    gx, gy = gradients(picture)
-    xx, xy, yy = (block_mean(part, TENSOR_BLOCK) for part in (gx * gx, gx * gy, gy * gy))
-    clear = float(np.hypot(xx - yy, 2 * xy).sum(dtype=np.float64))
-    c, s = float((xx - yy).sum(dtype=np.float64)), 2 * float(xy.sum(dtype=np.float64))
-    along = (90.0 - np.rad2deg(np.arctan2(s, c)) / 2) % 180
-    return Direction(float(np.hypot(c, s)) / max(clear, 1e-12), float(along))
+    gx, gy = picture.gradients
+    c, s, power = gx * gx - gy * gy, 2 * gx * gy, gx * gx + gy * gy
+    xx_yy, xy2 = block_mean(c, TENSOR_BLOCK), block_mean(s, TENSOR_BLOCK)
+    clear = float(np.hypot(xx_yy, xy2).sum(dtype=np.float64))
+    along_x, along_y = float(xx_yy.sum(dtype=np.float64)), float(xy2.sum(dtype=np.float64))
+    along = (90.0 - np.rad2deg(np.arctan2(along_y, along_x)) / 2) % 180
+    # Angles counted four times over, so that directions at right angles add up instead of cancelling.
+    inverse = 1 / np.maximum(power, np.float32(1e-12))
+    c4, s4 = float(((c * c - s * s) * inverse).sum()), float((2 * c * s * inverse).sum())
+    crossed = float(np.hypot(c4, s4)) / max(float(power.sum()), 1e-12)
+    return Direction(float(np.hypot(along_x, along_y)) / max(clear, 1e-12), float(along), crossed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,19 +158,15 @@ class Spectrum:
         radius = self.grid.radius
         power = np.where((radius > self.lowest) & (radius < HIGHEST_FREQUENCY), self.power, 0)
         rows, columns = np.nonzero(power > 0.5 * FUNDAMENTAL_SHARE * power.max())
-        order = np.argsort(-power[rows, columns])
+        order = np.argsort(-power[rows, columns])[: 12 * count]
+        rows, columns = rows[order], columns[order]
         found: list[tuple[int, int]] = []
-        for i in order[: 12 * count]:
-            row, column = int(rows[i]), int(columns[i])
-            if all(self._apart((row, column), other) > PEAK_APART for other in found):
-                found.append((row, column))
-            if len(found) == count:
-                break
+        while len(rows) and len(found) < count:
+            found.append((int(rows[0]), int(columns[0])))
+            away = np.abs(rows - rows[0])
+            away = np.maximum(np.minimum(away, len(power) - away), np.abs(columns - columns[0]))
+            rows, columns = rows[away > PEAK_APART], columns[away > PEAK_APART]
         return found
-
-    def _apart(self, a: tuple[int, int], b: tuple[int, int]) -> int:
-        rows = abs(a[0] - b[0])
-        return int(max(min(rows, self.power.shape[0] - rows), abs(a[1] - b[1])))
 
     def vector(self, peak: tuple[int, int]) -> tuple[float, float, float]:
         """Vertical and horizontal frequency of a bin, and its distance from zero."""

@@ -69,7 +69,7 @@ def ground_of(calm: F32, slope: F32, least: float = LEAST_GROUND) -> Ground | No
 
     The mean slope along the isolines of each grey level has a crest where the isolines are outlines of bodies.
     """
-    at = np.minimum((calm * LEVELS).astype(np.int32), LEVELS - 1).ravel()
+    at = np.minimum((calm * LEVELS).astype(np.intp), LEVELS - 1).ravel()
     size = np.bincount(at, minlength=LEVELS).astype(np.float64)
     steep = np.bincount(at, slope.ravel(), LEVELS)
     smooth = np.array([1.0, 2.0, 1.0])

@@ -7,10 +7,10 @@ files, vendors or units.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
+from assistant.arrays import Mask, Pixels
 from assistant.readers.banner import find_banner
 from assistant.readers.bar_text import read_instrument, tells_instrument
 from assistant.readers.drawings import RIM, SOLID, Box, Ink, constant_parts, flat_boxes, flat_strokes, inks
@@ -21,17 +21,14 @@ from assistant.readers.ocr import Line, read_line, read_lines
 from assistant.readers.record import Instrument
 from assistant.readers.scale_bar import find_bars
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-
 INFO_LETTERS, ROW_LETTERS = 8, 14  # letters in a word, or in words on one row, that may be an info bar
 LEGIBLE = 5  # things read on a strip from which no other ink is tried
 WIDE_BOX = 0.5  # share of the width from which a flat box with text is an info bar
-ABOVE, BELOW = 3.0, 1.5  # letter heights around a row of text in which its scale bar lies
+_ABOVE, _BELOW = 3.0, 1.5  # letter heights around a row of text in which its scale bar lies
 MOST_TEXTS = 20  # rows of letters looked at per ink
 MOST_BARS = 6  # scale bars looked at
-LONGEST_SIDE = 3072  # [px] of a frame in which every pixel is looked at
-REACH = 90  # [px] around a scale bar in which its label lies, or three of its heights
+_LONGEST_SIDE = 3072  # [px] of a frame in which every pixel is looked at
+_REACH = 90  # [px] around a scale bar in which its label lies, or three of its heights
 AGAIN = 4  # [px] more on every side when a line is read for the second time
 
 
@@ -115,7 +112,7 @@ def annotation_of(frame: Frame, *, scan_rows: int | None) -> Annotation:
     if len(found.fields) > 1 and told is None and (own := find_banner(frame.pixels[place.rows, place.columns])):
         place = _beside_bar(found, frame, place, own)
     found.place = place
-    step = -(-max(height, width) // LONGEST_SIDE)  # what is drawn on a larger frame is larger
+    step = -(-max(height, width) // _LONGEST_SIDE)  # what is drawn on a larger frame is larger
     shown = (slice(place.top, place.bottom, step), slice(place.left, place.right, step))
     rest = Frame(frame.pixels[shown], colour=None if frame.colour is None else frame.colour[shown])
     more = _written_over(rest, bar_known=bool(found.strips))
@@ -237,7 +234,7 @@ def _legible(strip: Strip) -> int:
 def _strip_of(ink: Ink, line: Box) -> Strip:
     """The rows around a row of text, in ink alone."""
     high, (rows, width) = line.bottom - line.top, ink.mask.shape
-    box = Box(0, max(0, round(line.top - ABOVE * high)), width, min(rows, round(line.bottom + BELOW * high)))
+    box = Box(0, max(0, round(line.top - _ABOVE * high)), width, min(rows, round(line.bottom + _BELOW * high)))
     return Strip(box, ink.soft[box.rows, box.columns], "banner")
 
 
@@ -258,7 +255,7 @@ def _add_scale_bars(found: Annotation, frame: Frame, drawn: Sequence[Ink]) -> No
         taken.append(Box(0, found.banner[0], frame.pixels.shape[1], found.banner[1]))
     bars = [(ink, bar) for ink in drawn for bar in ink.bars if not any(_covers(box, bar) for box in taken)]
     for ink, bar in bars[:MOST_BARS]:
-        window = bar.grown(max(REACH, 3 * (bar.bottom - bar.top)), ink.mask.shape)
+        window = bar.grown(max(_REACH, 3 * (bar.bottom - bar.top)), ink.mask.shape)
         area = (bar.right - bar.left) * (bar.bottom - bar.top)
         block = np.count_nonzero(ink.mask[bar.rows, bar.columns]) >= SOLID * area
         soft, grey = (whole[window.rows, window.columns] for whole in (ink.soft, frame.pixels))

@@ -5,21 +5,19 @@ owns most of each row, the fill starts at a straight edge across the whole width
 something else in nearly every column.
 """
 
-from typing import Any
-
 import numpy as np
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
+from assistant.arrays import Pixels
 
 SEARCHED = 0.3  # the bar lies within this part of the height
-COLUMNS = 2048  # a wider picture is thinned out: rows are what is looked for
+_COLUMNS = 2048  # a wider picture is thinned out: rows are what is looked for
 SMALLEST_ROWS = 48  # a picture this small has no room for readable text
 FLAT_ROW = 0.25  # share of a row that has the fill's level, text included
 EDGE_ROW = 0.9  # ... in the first two rows of the bar, above its text
 OTHER_ABOVE = 0.8  # share of columns in which the rows above the edge are not the fill
 ABOVE = 8  # rows looked at above the edge
 RULES = 4  # drawn lines across the bar, rows thick at most
-INK = (0.003, 0.6)  # share of the bar that contrasts with the fill: text and scale bar
+_INK = (0.003, 0.6)  # share of the bar that contrasts with the fill: text and scale bar
 RINGING = 0.01  # share of the fill that is a little off: never so in a lossless picture
 
 
@@ -28,7 +26,7 @@ def find_banner(pixels: Pixels) -> tuple[int, int] | None:
     height, width = pixels.shape
     if height < SMALLEST_ROWS or width < SMALLEST_ROWS:
         return None
-    pixels = pixels[:, :: max(1, width // COLUMNS)]
+    pixels = pixels[:, :: max(1, width // _COLUMNS)]
     first = _edge(_levels(pixels[-int(SEARCHED * height) :]))
     if first is not None:
         return height - int(SEARCHED * height) + first, height
@@ -69,7 +67,7 @@ def _edge(levels: tuple[Pixels, int, float]) -> int | None:
         first = _above_rule(rows, row, tolerance, ink)
         others = (~near[first - ABOVE : first]).any(axis=0).mean()
         text = contrast[first:][fill[first:] >= FLAT_ROW]  # drawn lines alone are stripes, not text
-        if others >= OTHER_ABOVE and INK[0] <= (text > ink).mean() <= INK[1]:
+        if others >= OTHER_ABOVE and _INK[0] <= (text > ink).mean() <= _INK[1]:
             return first if first < row else _above_ringing(contrast, row, tolerance)
     return None
 

@@ -5,10 +5,8 @@ Knows nothing about files or any one vendor.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
-
+from assistant.arrays import Pixels
 from assistant.readers.annotation import Annotation, Strip
 from assistant.readers.drawings import Box
 from assistant.readers.label import (
@@ -22,7 +20,6 @@ from assistant.readers.label import (
 from assistant.readers.record import LARGEST_PIXEL, SMALLEST_PIXEL, Calibration, Record
 from assistant.readers.scale_bar import find_bars
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
 Sourced = tuple[Record, str]
 """A record and where it came from, in words."""
 

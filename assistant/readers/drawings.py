@@ -7,28 +7,25 @@ files, vendors or what letters say.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
+from assistant.arrays import Mask, Pixels
 from assistant.readers.frame import VIVID, vividness
 from assistant.readers.sample import largest_rectangle
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-
 NEAR = 12  # [levels of 256]: how far JPEG takes a pure level off
 SOFT = 0.3  # of the range below the pure level over which ink fades out: smoothed edges of letters
-EMPTY = 0.003  # pixels per level near the pure one, as a share of those at it, where the specimen never comes near
-FEWEST, LARGEST_SHARE = 20, 0.05  # pixels of such a drawing, and the largest share of the frame
+_EMPTY = 0.003  # pixels per level near the pure one, as a share of those at it, where the specimen never comes near
+_FEWEST, LARGEST_SHARE = 20, 0.05  # pixels of such a drawing, and the largest share of the frame
 FEWEST_LEVELS = 32  # levels of 256 that a picture has which is not itself a drawing
 MOST_COLOUR = 0.25  # share of vivid pixels from which the whole picture is coloured
 MOST_PIECES, MOST_GLYPHS = 6000, 600
 LETTER_PX, LETTER_SHARE = 7, 0.08  # height of a letter: least [px] and largest [of the frame]
-BAR_PX, BAR_SHARE = 24, 0.65  # length of a scale bar: least [px] and largest [of the width]
-STEEP, ALL_AROUND = 50, 0.95  # grey levels between ink and what lies two pixels off, and how much of its rim has them
+BAR_PX, _BAR_SHARE = 24, 0.65  # length of a scale bar: least [px] and largest [of the width]
+_STEEP, ALL_AROUND = 50, 0.95  # grey levels between ink and what lies two pixels off, and how much of its rim has them
 LINE = 0.97  # share of a line's length, or of an end mark's height, that is ink
-SLENDER = 4.0  # a bar is so many times as long as high
+_SLENDER = 4.0  # a bar is so many times as long as high
 SOLID, SMEARED = 0.85, 0.75  # share of a bar's box that is ink, and of a coloured one: JPEG keeps half of its colour
 BOX_WIDTH, BOX_ROWS, BOX_HEIGHT = 0.15, 10, 0.35  # of a flat box: least share of the width, rows, largest share
 BOX_SHARE = 0.005  # of the frame
@@ -121,7 +118,7 @@ class Ink:
         for name, ((left, top, right, bottom), area) in enumerate(zip(boxes.tolist(), areas.tolist(), strict=True), 1):
             w, h = right - left, bottom - top
             inside = left > 0 and top > 0 and right < wide and bottom < high
-            if inside and BAR_PX <= w <= BAR_SHARE * wide and 2 <= h <= w / SLENDER:
+            if inside and BAR_PX <= w <= _BAR_SHARE * wide and 2 <= h <= w / _SLENDER:
                 box = Box(left, top, right, bottom)
                 if area >= (SOLID if self.grey is not None else SMEARED) * w * h or _is_ruler(
                     names[box.rows, box.columns] == name
@@ -158,7 +155,7 @@ class Ink:
         ring = ndimage.binary_dilation(ink, iterations=3) & ~ndimage.binary_dilation(ink, iterations=1)
         if not ring.any() or not ink.any():
             return False
-        return bool((np.abs(grey[ring] - float(np.median(grey[ink]))) >= STEEP).mean() >= ALL_AROUND)
+        return bool((np.abs(grey[ring] - float(np.median(grey[ink]))) >= _STEEP).mean() >= ALL_AROUND)
 
     def on_row(self, line: Box) -> int:
         """The number of letters on the row of a line: an info bar's words stand far apart."""
@@ -178,16 +175,16 @@ def inks(pixels: Pixels, colour: Pixels | None) -> Iterator[Ink]:
     if colour is not None:
         vivid = vividness(colour)
         mask = vivid >= VIVID
-        if FEWEST <= np.count_nonzero(mask) <= MOST_COLOUR * mask.size:
+        if _FEWEST <= np.count_nonzero(mask) <= MOST_COLOUR * mask.size:
             yield Ink(mask, np.minimum(255, vivid.astype(np.uint16) * 2).astype(np.uint8), grey=None, alone=True)
     grey = eight_bits(pixels)
     counts = np.bincount(grey.ravel(), minlength=256)
     used = np.flatnonzero(counts)
     for level, inward in ((int(used[-1]), -1), (int(used[0]), 1)):
-        if counts[level] < FEWEST or counts[level] > LARGEST_SHARE * grey.size:
+        if counts[level] < _FEWEST or counts[level] > LARGEST_SHARE * grey.size:
             continue
         near = counts[[level + inward * step for step in range(1, NEAR + 1) if 0 <= level + inward * step < 256]]
-        alone = (level >= 250 or level <= 5) and near.mean() <= EMPTY * counts[level] and many_levels(counts)
+        alone = (level >= 250 or level <= 5) and near.mean() <= _EMPTY * counts[level] and many_levels(counts)
         mask = np.asarray(grey == level)
         yield Ink(mask, mask.astype(np.uint8) * np.uint8(255), grey=grey, alone=bool(alone))
         if not alone:
@@ -244,7 +241,7 @@ def flat_strokes(pixels: Pixels) -> Mask | None:
 
     grey = eight_bits(pixels)
     same = (grey[1:, 1:] == grey[:-1, :-1]) & (grey[1:, 1:] == grey[1:, :-1]) & (grey[1:, 1:] == grey[:-1, 1:])
-    if not FEWEST <= np.count_nonzero(same) <= SMOOTH_SHARE * same.size:
+    if not _FEWEST <= np.count_nonzero(same) <= SMOOTH_SHARE * same.size:
         return None
     names, count = ndimage.label(same)
     areas = np.bincount(names.ravel(), minlength=count + 1)

@@ -1,30 +1,27 @@
-"""Tells whether a frame holds several pictures: detectors side by side, the parts of a montage, an inset.
+"""Tells whether a frame holds several pictures: detectors side by side, the parts of a montage.
 
 A specimen goes on from one column of pixels to the next. Where two pictures meet, it does not: the two columns have
 nothing to do with each other over their whole length, or a strip of one level lies between them. Knows nothing about
 files, text or scales.
 """
 
-from typing import Any
-
 import numpy as np
 
+from assistant.arrays import Pixels
 from assistant.readers.drawings import Box, eight_bits, many_levels
-
-Pixels = np.ndarray[Any, np.dtype[Any]]
 
 SMALLEST_SIDE, SMALLEST_SHARE = 64, 0.15  # of a field: [px], and of the frame's side
 SLENDER = 4.0  # a field is at most this many times as long as wide: an info bar is none, nor is a line of a grating
-ALIKE = 0.1  # area of the smallest field, as a share of the largest: what is smaller lies beside a box with text
+_ALIKE = 0.1  # area of the smallest field, as a share of the largest: what is smaller lies beside a box with text
 MOST_CUTS, MOST_FIELDS = 5, 36
 GUTTER_SHARE = 0.08  # widest strip between two fields, as a share of the side; wider, it is a gap in the specimen
 GUTTER_RANGE = 16  # [levels of 256] that JPEG spreads a strip of one level over
 OTHER_BESIDE = 0.5  # share of what lies beside a strip that has another level, or its ends are not straight
 LINES = 240  # averaged rows that are enough to compare two columns
-BLOCK = 16  # of these between which slow changes do not count: fields of one specimen are shaded alike
-APART = 0.4  # correlation of the columns beside a seam, as a share of that of neighbours near by
+_BLOCK = 16  # of these between which slow changes do not count: fields of one specimen are shaded alike
+_APART = 0.4  # correlation of the columns beside a seam, as a share of that of neighbours near by
 TOGETHER = 0.4  # correlation from which neighbours tell anything: of columns of noise 0
-STEP, STEPPED = 4.0, 0.9  # a change of level as a multiple of the usual one, and the share of blocks that have it
+_STEP, STEPPED = 4.0, 0.9  # a change of level as a multiple of the usual one, and the share of blocks that have it
 TELLING, FEWEST_BLOCKS = 0.4, 6  # share of the blocks, and blocks, in which they must
 AROUND = 24  # columns on both sides that tell how alike neighbours are here
 LINE_WIDTH = 8  # [px] of a line drawn between two fields, at most
@@ -39,7 +36,7 @@ def fields_of(pixels: Pixels) -> list[Box]:
         return [whole]
     found = [box for box in _cut(grey, whole, MOST_CUTS) if _is_field(grey, box)]
     largest = max((box.area for box in found), default=0)
-    found = [box for box in found if box.area >= ALIKE * largest]
+    found = [box for box in found if box.area >= _ALIKE * largest]
     return found if 2 <= len(found) <= MOST_FIELDS else [whole]
 
 
@@ -74,7 +71,7 @@ def _cut(grey: Pixels, box: Box, cuts: int) -> list[Box]:
 
 def _gutters(grey: Pixels) -> list[tuple[int, int]]:
     """Columns [first, stop) of strips of one level, margins included, if pictures end at them along a straight edge."""
-    few = grey[:: max(1, len(grey) // BLOCK)]
+    few = grey[:: max(1, len(grey) // _BLOCK)]
     likely = np.flatnonzero(np.ptp(few, axis=0) <= 2 * GUTTER_RANGE)
     if len(likely) == 0:
         return []
@@ -97,13 +94,13 @@ def _gutters(grey: Pixels) -> list[tuple[int, int]]:
 def _seams(grey: Pixels) -> list[tuple[int, int]]:
     """Columns [first, stop) at which one picture ends and another begins: between them, or a drawn line."""
     step = max(1, len(grey) // LINES)
-    blocks = len(grey) // step // BLOCK
+    blocks = len(grey) // step // _BLOCK
     if blocks < FEWEST_BLOCKS or grey.shape[1] < 2 * SMALLEST_SIDE:
         return []
-    lines = grey[: blocks * BLOCK * step].reshape(blocks * BLOCK, step, -1).mean(axis=1, dtype=np.float32)
-    pairs = (lines[:, :-1] + lines[:, 1:]).reshape(blocks, BLOCK, -1)  # JPEG and noise part single columns
+    lines = grey[: blocks * _BLOCK * step].reshape(blocks * _BLOCK, step, -1).mean(axis=1, dtype=np.float32)
+    pairs = (lines[:, :-1] + lines[:, 1:]).reshape(blocks, _BLOCK, -1)  # JPEG and noise part single columns
     pairs -= pairs.mean(axis=1, keepdims=True)
-    apart = np.flatnonzero(_likeness(pairs, 2) <= APART) + 2
+    apart = np.flatnonzero(_likeness(pairs, 2) <= _APART) + 2
     apart = apart[(apart >= SMALLEST_SIDE) & (apart <= grey.shape[1] - SMALLEST_SIDE)]
     found = []
     for run in np.split(apart, np.flatnonzero(np.diff(apart) > LINE_WIDTH) + 1):
@@ -111,9 +108,9 @@ def _seams(grey: Pixels) -> list[tuple[int, int]]:
             continue
         first, stop = int(run[0]), int(run[-1])
         near = pairs[..., first - SMALLEST_SIDE : stop + SMALLEST_SIDE]
-        if _likeness(near, stop - first + 4)[SMALLEST_SIDE - 3] <= APART:  # beyond both sides of a line
+        if _likeness(near, stop - first + 4)[SMALLEST_SIDE - 3] <= _APART:  # beyond both sides of a line
             found.append((first, stop))
-    return found or _halves(lines.reshape(blocks, BLOCK, -1).mean(axis=1))
+    return found or _halves(lines.reshape(blocks, _BLOCK, -1).mean(axis=1))
 
 
 def _halves(levels: Pixels) -> list[tuple[int, int]]:
@@ -122,7 +119,7 @@ def _halves(levels: Pixels) -> list[tuple[int, int]]:
     near = levels[:, middle - AROUND : middle + AROUND].astype(np.float64)
     steps = np.abs(near[:, 4:] + near[:, 3:-1] - near[:, 1:-3] - near[:, :-4])
     usual = np.median(steps, axis=1)
-    stand_out = (steps >= STEP * usual[:, None] + 4).mean(axis=0) >= STEPPED
+    stand_out = (steps >= _STEP * usual[:, None] + 4).mean(axis=0) >= STEPPED
     where = np.flatnonzero(stand_out) + 3 - AROUND
     return [(middle, middle)] if 1 <= len(where) <= 4 and np.abs(where - 0.5).min() <= 1.5 else []
 

@@ -8,26 +8,24 @@ bar, where there is one, must fit it.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from assistant.arrays import Pixels
 from assistant.readers.bar_text import magnifications, tidy
 from assistant.readers.ocr import Line, read_line, read_lines
 from assistant.readers.record import SMALLEST_PIXEL, length_nm, positive
 from assistant.readers.scale_bar import ScaleBar, find_bars, length_between_edges, normalised
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
-
 SHORTEST_READ = 50  # [px]: one pixel of a bar this long is 2 %, the most a pixel size may be off
 SHORTEST_CONFIRMED = 24  # [px]: ... where the magnification or the field's width says the same
-ROUND = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 9.0)
+_ROUND = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 9.0)
 FARTHEST = 0.2  # between bar and label, as a share of the width
 NEXT_BEST = 2.0  # another label must be this many times as far
 DISPLAY_MM = (60.0, 700.0)  # field width x magnification: a polaroid is 89 to 127 wide, a screen or print up to 500
 USUAL_DISPLAYS_MM = (120.0, 127.0)  # JEOL's; Hitachi's and Thermo's
 BLURRED = 2.5  # [px] by which JPEG moves the ends of coloured ink
-CLOSE = 0.7  # letter heights between two letters of one word, at most
+_CLOSE = 0.7  # letter heights between two letters of one word, at most
 SAME_FIELD = 0.03  # a field width is written with three digits
 CONFIRMED, UNCONFIRMED = 0.9, 0.7
 
@@ -54,7 +52,7 @@ class BarReading:
 
 def is_round(nm: float, *, within: float) -> bool:
     """True where a label could say this length to a relative `within`."""
-    mantissas = [*ROUND, 10.0]
+    mantissas = [*_ROUND, 10.0]
     scaled = nm / 10.0 ** np.floor(np.log10(nm))
     return any(abs(scaled / mantissa - 1) <= within for mantissa in mantissas)
 
@@ -113,7 +111,7 @@ def _reads_so(ink: Pixels, line: Line, nm: float) -> bool:
     """Whether a line says that length again, and no other where ink goes on to its left: "5 µm" may end "0.5 µm"."""
     if _length(tidy(read_line(cut(ink, line)))) != nm:
         return False
-    left = max(0, line.left - round(CLOSE * (line.bottom - line.top)))
+    left = max(0, line.left - round(_CLOSE * (line.bottom - line.top)))
     if not (ink[max(0, line.top) : line.bottom + 1, left : max(0, line.left)] > 127).any():
         return True
     more = tidy(read_line(cut(ink, replace(line, left=left))))

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
+from assistant.arrays import Pixels
 
 LOWEST_SCORE = 0.6
 SMALLEST_HEIGHT = 48  # a strip of fewer rows is enlarged first: the recogniser works on lines 48 px high
 LONGEST_SIDE = 4096
 LINE_HEIGHT = 48  # [px] as the recogniser was trained
 DETECTOR_STEP = 32  # [px] its sides must be multiples of
-INK, SURE = 0.3, 0.5  # probability from which a pixel belongs to a line, and the least mean of a whole line
+_INK, _SURE = 0.3, 0.5  # probability from which a pixel belongs to a line, and the least mean of a whole line
 SHRUNK = 0.6  # the detector marks the core of a line; so many core heights are missing above and below
 SMALLEST_CORE = 3  # [px]
 MOST_LINES = 60
@@ -103,11 +103,11 @@ def _boxes(grey: Pixels) -> list[tuple[int, int, int, int]]:
     resized = np.asarray(_resized(grey, sides[0], sides[1]), np.float32) / 255
     batch = ((resized[..., None] - _MEAN) / _DEVIATION).transpose(2, 0, 1)[None]
     chance = _session(0).run(None, {"x": batch})[0][0, 0]  # [h, w]
-    names, _ = ndimage.label(chance > INK)
+    names, _ = ndimage.label(chance > _INK)
     found = []
     for name, box in enumerate(ndimage.find_objects(names)[:MOST_LINES], start=1):
         core = box[0].stop - box[0].start
-        if core < SMALLEST_CORE or chance[box][names[box] == name].mean() < SURE:
+        if core < SMALLEST_CORE or chance[box][names[box] == name].mean() < _SURE:
             continue
         missing = SHRUNK * core
         edges = (box[1].start - missing, box[0].start - missing, box[1].stop + missing, box[0].stop + missing)

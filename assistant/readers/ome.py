@@ -17,13 +17,13 @@ from assistant.readers.record import (
 )
 
 VENDOR = "ome", "OME"
-DESCRIPTION = 270
+_DESCRIPTION = 270
 _DEFAULT_UNIT = "µm"  # by the OME schema, where PhysicalSizeXUnit is left out
 
 
 def from_tags(tags: TagBytes, size: tuple[int, int]) -> Record | None:
     """The record of an OME-TIFF of `size` (width, height), or None; the first image of that size speaks for all."""
-    data = tags.get(DESCRIPTION, b"").strip(b"\0 \r\n\t")
+    data = tags.get(_DESCRIPTION, b"").strip(b"\0 \r\n\t")
     if b"<OME" not in data[:2000] or b"<!DOCTYPE" in data or b"<!ENTITY" in data:
         return None
     root = ET.fromstring(data)

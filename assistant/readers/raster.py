@@ -1,10 +1,11 @@
 """PNG, JPEG, BMP, WebP and GIF pixels through Pillow, one named format at a time. Knows nothing about vendors."""
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from assistant.arrays import Pixels
 from assistant.errors import MicrographError
 from assistant.readers.frame import (
     DECODER_ERRORS,
@@ -22,7 +23,6 @@ from assistant.readers.frame import (
 if TYPE_CHECKING:
     from PIL import Image
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF87a": "GIF", b"GIF89a": "GIF"}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")

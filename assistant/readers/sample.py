@@ -1,15 +1,12 @@
 """What measurement and model see in place of what is no sample. Knows nothing about files, text or drawings."""
 
-from typing import Any
-
 import numpy as np
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
+from assistant.arrays import Mask, Pixels
 
-NEAR = 12  # [px] half the width of a gap up to which it takes the nearest pixels; a wider one is ground
+_NEAR = 12  # [px] half the width of a gap up to which it takes the nearest pixels; a wider one is ground
 ROWS = 1024  # of the picture that are enough to know its ground
-BLOCK, WHOLE = 48, 0.5  # [px] of the grid on which large gaps are looked for, and the share of a block that is sample
+_BLOCK, WHOLE = 48, 0.5  # [px] of the grid on which large gaps are looked for, and the share of a block that is sample
 
 
 def without_gaps(pixels: Pixels, sample: Mask) -> Pixels:
@@ -20,12 +17,12 @@ def without_gaps(pixels: Pixels, sample: Mask) -> Pixels:
     from scipy import ndimage
 
     out = pixels.copy()
-    place = _around(~sample, by=NEAR + 1)
+    place = _around(~sample, by=_NEAR + 1)
     gap, there = ~sample[place], out[place]
     distance, (rows, columns) = ndimage.distance_transform_edt(gap, return_indices=True)
     names, count = ndimage.label(gap)
     deepest = ndimage.maximum(distance, names, np.arange(count + 1))
-    wide = (np.asarray(deepest) > NEAR)[names] & gap
+    wide = (np.asarray(deepest) > _NEAR)[names] & gap
     thin = gap & ~wide
     there[thin] = there[rows[thin], columns[thin]]
     if wide.any():
@@ -59,7 +56,7 @@ def _ground(pixels: Pixels, sample: Mask, count: int) -> Pixels:
 
 def largest_rectangle(sample: Mask) -> tuple[slice, slice]:
     """Rows and columns of the largest rectangle without a large gap; small drawings in it do not count."""
-    grid = [np.linspace(0, side, max(1, side // BLOCK) + 1).round().astype(int) for side in sample.shape]
+    grid = [np.linspace(0, side, max(1, side // _BLOCK) + 1).round().astype(int) for side in sample.shape]
     sums = np.add.reduceat(np.add.reduceat(sample, grid[0][:-1], axis=0, dtype=np.int32), grid[1][:-1], axis=1)
     whole = sums >= WHOLE * np.outer(np.diff(grid[0]), np.diff(grid[1]))  # [rows, columns] of blocks
     best, heights = (0, 0, 0, 0, 0), np.zeros(whole.shape[1], int)

@@ -7,23 +7,22 @@ between the centres of the end marks; the outer length has their thickness too, 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
+from assistant.arrays import Pixels
 
 SHORTEST = 12  # length of a bar [px]
 WIDEST = 0.65  # ... as a share of the width: what is longer is a frame
 FULL_ROW = 0.97  # share of a line's length that is ink in its fullest row
-SLENDER = 2.0  # a bar is at least this many times as long as high, caps and ticks included: no letter, no logo is
+_SLENDER = 2.0  # a bar is at least this many times as long as high, caps and ticks included: no letter, no logo is
 BLOCK = 3  # rows of a line without caps from which it is a block; thinner at the edge, it is what JPEG leaves there
 DRIFT = 3  # [px] between the end of the ink and its edge
-CLEAR = 10  # grey levels from ink and from specimen to the edge between them
-SOLID = 0.9  # share of a tick's box that is ink
+_CLEAR = 10  # grey levels from ink and from specimen to the edge between them
+_SOLID = 0.9  # share of a tick's box that is ink
 TALLER = 1.5  # an end cap is this many times as tall as the line is thick, and two pixels taller
 CAP_STARTS = 3  # a cap may be rounded: its full height is reached within so many columns
-TICKS = (11, 21)  # ten or twenty steps: other numbers of strokes occur in text, or have lost one at an end
+_TICKS = (11, 21)  # ten or twenty steps: other numbers of strokes occur in text, or have lost one at an end
 TICK_SPREAD = 0.04  # how far ticks may lie from an even spacing, as a share of it or 1 px
 MOST_PARTS = 4000  # connected pieces of ink: a bar with text has a few hundred
 
@@ -88,7 +87,7 @@ def length_between_edges(grey: Pixels, bar: ScaleBar) -> float | None:
         levels = profile[places]
         half = (inside + float(np.median(levels[-4:]))) / 2
         beyond = np.flatnonzero(np.sign(levels - half) != np.sign(inside - half))
-        if len(beyond) == 0 or beyond[0] == 0 or abs(inside - half) < CLEAR or beyond[0] > 4 + DRIFT:
+        if len(beyond) == 0 or beyond[0] == 0 or abs(inside - half) < _CLEAR or beyond[0] > 4 + DRIFT:
             return None
         if np.abs(levels[4 + DRIFT :] - inside).min() < abs(inside - half):  # a bar that JPEG broke goes on
             return None
@@ -127,8 +126,8 @@ def _parts(ink: Pixels, *, longest: float) -> Iterator[_Part]:
         (top, bottom), (left, right) = ((side.start, side.stop) for side in box)
         touched = (top == 0) + (bottom == rows) + (left == 0) + (right == columns)
         high, wide = bottom - top, right - left
-        like_line = wide >= max(SHORTEST, SLENDER * high)
-        like_tick = high >= 2 * wide and areas[name] > SOLID * high * wide
+        like_line = wide >= max(SHORTEST, _SLENDER * high)
+        like_tick = high >= 2 * wide and areas[name] > _SOLID * high * wide
         if touched < 2 and wide <= longest and (like_line or like_tick):
             piece = names[box] == name
             line = _line(piece) if like_line else None
@@ -196,7 +195,7 @@ def _combs(parts: Sequence[_Part], grey: Pixels) -> list[ScaleBar]:
         for level in {getattr(tick, side) for tick in ticks}:
             row = sorted((t for t in ticks if getattr(t, side) == level), key=lambda t: t.left)
             places = [_centre(tick, grey) for tick in row]
-            if len(row) in TICKS and _even(places):
+            if len(row) in _TICKS and _even(places):
                 bottom = max(t.bottom for t in row)
                 found[row[0].left, row[-1].right] = ScaleBar(
                     places[-1] - places[0], row[0].left, min(t.top for t in row), row[-1].right, bottom

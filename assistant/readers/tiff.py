@@ -48,7 +48,7 @@ _STRUCTURE = {*range(256, 260), 262, 273, 274, 277, 278, 279, 282, 283, 284, 320
 
 UNCOMPRESSED, JPEG = 1, 7
 CODECS = {1, 2, 3, 4, 5, JPEG, 8, 32773, 32946, 50000}  # none, CCITT, LZW, JPEG, Deflate, PackBits, Zstandard
-WHITE_IS_ZERO, RGB, PALETTE_COLOUR, SEPARATED, YCBCR, CIELAB, ICCLAB = 0, 2, 3, 5, 6, 8, 9
+WHITE_IS_ZERO, RGB_COLOUR, PALETTE_COLOUR, SEPARATED, YCBCR, CIELAB, ICCLAB = 0, 2, 3, 5, 6, 8, 9
 ALPHA = {1, 2}  # extra samples that are transparency
 MASK_SUBFILE = 4
 
@@ -158,7 +158,7 @@ def decode(data: bytes, page: int | None, limits: ReadLimits) -> Frame:
     shared = {tag: first.text(tag) for tag in VENDOR_TAGS} if first.size[0] == chosen.size[0] else {}
     tags = {**shared, **{tag: chosen.text(tag) for tag in VENDOR_TAGS if tag in chosen.entries}}
     orientation = chosen.integer(ORIENTATION, 1)
-    colour = colour_of(pixels) if pixels.ndim == 3 and chosen.integer(PHOTOMETRIC, 1) == RGB else None
+    colour = colour_of(pixels) if pixels.ndim == 3 and chosen.integer(PHOTOMETRIC, 1) == RGB_COLOUR else None
     opaque = _opaque(pixels, chosen) if pixels.ndim == 3 else None
     return Frame(
         upright(_grey(pixels, chosen, notes), orientation),
@@ -307,7 +307,7 @@ def _opaque(
     channels: "np.ndarray[Any, np.dtype[Any]]", directory: Directory
 ) -> "np.ndarray[Any, np.dtype[Any]] | None":
     """Where something is to be seen, by the alpha channel that follows the colours, or None."""
-    colours = 3 if directory.integer(PHOTOMETRIC, 1) == RGB else 1
+    colours = 3 if directory.integer(PHOTOMETRIC, 1) == RGB_COLOUR else 1
     alpha = ALPHA & set(directory.integers(EXTRA_SAMPLES, first=1).tolist())
     if not alpha or channels.shape[2] != colours + 1:
         return None
@@ -348,7 +348,7 @@ def _one_channel(
 ) -> "np.ndarray[Any, np.dtype[Any]]":
     photometric, channels = directory.integer(PHOTOMETRIC, 1), pixels.shape[2]
     jpeg_colour = directory.integer(COMPRESSION, UNCOMPRESSED) == JPEG and photometric == YCBCR  # decoded to RGB
-    if (photometric == RGB or jpeg_colour) and channels >= 3:
+    if (photometric == RGB_COLOUR or jpeg_colour) and channels >= 3:
         return luminance(pixels)
     if photometric == SEPARATED and channels >= 4 and pixels.dtype.kind == "u":
         return luminance(cmyk_to_rgb(pixels))

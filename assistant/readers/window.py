@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
+from assistant.arrays import Pixels
 
-PERCENTILES = (0.1, 99.9)
+_PERCENTILES = (0.1, 99.9)
 _ROWS_AT_ONCE = 256  # keeps the float64 copy of a large image small
 _COUNTED_AT_ONCE = 2**20
 
@@ -34,7 +34,7 @@ def window_of(pixels: Pixels) -> Window:
     bottom, top = float(values.min()), float(values.max())
     values = values.astype(np.float32) if values.dtype == np.float16 else values
     with np.errstate(all="ignore"):
-        low, high = (float(value) for value in np.percentile(values, PERCENTILES, overwrite_input=True))
+        low, high = (float(value) for value in np.percentile(values, _PERCENTILES, overwrite_input=True))
     return Window(low, high) if high > low else Window(bottom, top)
 
 
@@ -50,7 +50,7 @@ def _from_histogram(counts: Pixels, total: int) -> Window:
     """The same as numpy's linear percentile, from how often each value occurs."""
     reached = np.cumsum(counts)
     ends = []
-    for percent in PERCENTILES:
+    for percent in _PERCENTILES:
         place = percent / 100 * (total - 1)
         below, above = np.searchsorted(reached, [math.floor(place), math.ceil(place)], side="right").tolist()
         ends.append(below + (above - below) * (place - math.floor(place)))

@@ -98,26 +98,20 @@ class RowCounts:
         if review := provenance.get("review"):
             self.reviewed[f"{review['verdict']} by {review['by']}"] += 1
         if split == "train":
-            self._keep_example((row["task"], row["facet"]), row, pictures)
+            # The first row of its facet, or a later one about a picture that no other example shows.
+            shown = Counter(example["source"] for example, _ in self.examples.values())
+            known = self.examples.get((row["task"], row["facet"]))
+            if known is None or (shown[known[0]["source"]] > 1 and not shown[row["source"]]):
+                self.examples[row["task"], row["facet"]] = (dict(row), pictures)
         if len(pictures) == 1 and provenance["sha256"][0] != self._last:
             self._last = provenance["sha256"][0]
-            self._add_picture(split, row)
-
-    def _keep_example(self, key: tuple[str, str], row: Mapping[str, Any], pictures: list[bytes]) -> None:
-        """The first row of its facet, or a later one about a picture that no other example shows."""
-        shown = Counter(example["source"] for example, _ in self.examples.values())
-        known = self.examples.get(key)
-        if known is None or (shown[known[0]["source"]] > 1 and not shown[row["source"]]):
-            self.examples[key] = (dict(row), pictures)
-
-    def _add_picture(self, split: str, row: Mapping[str, Any]) -> None:
-        label = row["label"] or "(none)"
-        self.labels.setdefault(split, Counter())[label] += 1
-        self.uncalibrated += "not calibrated" in row["aux"]
-        entries = row["aux"].split("; ")
-        self.conditions.setdefault(label, set()).add("; ".join(entries[:2]) if "kV" in row["aux"] else "")
-        measured = {fact["name"]: fact["value"] for fact in json.loads(row["measured"])["items"]}
-        self.greys.append((split, label, [float(measured.get(name) or 0.0) for name in GREY_FACTS]))
+            label = row["label"] or "(none)"
+            self.labels.setdefault(split, Counter())[label] += 1
+            self.uncalibrated += "not calibrated" in row["aux"]
+            entries = row["aux"].split("; ")
+            self.conditions.setdefault(label, set()).add("; ".join(entries[:2]) if "kV" in row["aux"] else "")
+            measured = {fact["name"]: fact["value"] for fact in json.loads(row["measured"])["items"]}
+            self.greys.append((split, label, [float(measured.get(name) or 0.0) for name in GREY_FACTS]))
 
 
 def write_examples(out: Path, tally: RowCounts) -> list[tuple[dict[str, Any], list[str]]]:
@@ -126,8 +120,9 @@ def write_examples(out: Path, tally: RowCounts) -> list[tuple[dict[str, Any], li
 
     folder = out / EXAMPLES
     folder.mkdir(exist_ok=True)
-    shown, names = [], set()
-    for number, key in enumerate(_spread(sorted(tally.examples), EXAMPLE_ROWS)):
+    shown, names, keys = [], set(), sorted(tally.examples)
+    step = max(1.0, len(keys) / EXAMPLE_ROWS)  # spread over all facets
+    for number, key in enumerate(keys[int(i * step)] for i in range(min(EXAMPLE_ROWS, len(keys)))):
         row, pictures = tally.examples[key]
         files = [f"{EXAMPLES}/{number + 1}{letter}.jpg" for letter, _ in zip("ab", pictures, strict=False)]
         for name, png in zip(files, pictures, strict=True):
@@ -162,6 +157,11 @@ def dataset_card(
     total = sum(sum(tasks.values()) for tasks in tally.rows.values())
     cost = f"{cost_usd:.4f} USD" if cost_usd else "nothing"
     body = _HEAD.format(images=images, rows=total, teacher=teacher, cost=cost, splits=_splits(tally, checksums))
+    left_out = [
+        f"* {count} {reason}{f': {_MEANING[reason]}' if reason in _MEANING else ''}"
+        for reason, count in sorted(rejected.items())
+    ]
+    reviewed = [f"* {count} {_text(name)}" for name, count in sorted(tally.reviewed.items())]
     parts = [
         _front_matter(tally.rows, checksums),
         body.strip(),
@@ -171,8 +171,8 @@ def dataset_card(
         _classes(tally),
         "## Left out",
         "`rejected.jsonl` names every one of them; `ledger.sqlite` holds every request, reply, cost and verdict.",
-        _reasons(rejected),
-        *(["## Reviewed by people", _counts(tally.reviewed)] if tally.reviewed else []),
+        "\n".join(left_out) or "Nothing.",
+        *(["## Reviewed by people", "\n".join(reviewed)] if reviewed else []),
         *(["## Examples", *(_example(row, files) for row, files in examples)] if examples else []),
         "## Known biases",
         "\n".join(f"* {line}" for line in biases(tally)),
@@ -263,19 +263,6 @@ def _classes(tally: RowCounts) -> str:
     )
 
 
-def _reasons(rejected: Mapping[str, int]) -> str:
-    if not rejected:
-        return "Nothing."
-    return "\n".join(
-        f"* {count} {reason}{f': {_MEANING[reason]}' if reason in _MEANING else ''}"
-        for reason, count in sorted(rejected.items())
-    )
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return "\n".join(f"* {count} {_text(name)}" for name, count in sorted(counts.items()))
-
-
 def _example(row: Mapping[str, Any], files: Sequence[str]) -> str:
     pictures = " ".join(f"![{row['task']}]({name})" for name in files)
     said = []
@@ -294,8 +281,3 @@ def _text(text: str) -> str:
     """Words from files or teachers as Markdown that says only them."""
     escaped = html.escape(text, quote=False)
     return "".join(f"\\{letter}" if letter in "|*_[]`\\" else letter for letter in escaped)
-
-
-def _spread(keys: Sequence[Any], count: int) -> list[Any]:
-    step = max(1.0, len(keys) / count)
-    return [keys[int(i * step)] for i in range(min(count, len(keys)))]

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from assistant.chat import IMAGE_MARKER
 from assistant.disk import disk_errors, replacing, write_file
 from assistant.errors import DatasetError
+from data_gen.dataset.decisions import Decision, applied, decisions_about
 from data_gen.dataset.reader import parquet_file, split_files
-from data_gen.dataset.review import Decision, applied, decisions_about
 
 Format = Literal["llava", "sharegpt"]
 FORMATS: tuple[Format, ...] = ("llava", "sharegpt")
-BATCH = 64
+_BATCH = 64
 SPEAKERS = {"user": "human", "assistant": "gpt"}
 KEPT = ("task", "facet", "label", "group", "source", "teacher")
-Row = Mapping[str, Any]
 
 
 def export_dataset(directory: Path, form: Format) -> Path:
@@ -34,18 +33,22 @@ def export_dataset(directory: Path, form: Format) -> Path:
     files = split_files(directory)
     out = directory / "exports" / form
     decisions = decisions_about(directory)
-    write = {"llava": _llava_row, "sharegpt": _sharegpt_row}[form]
     with disk_errors(out, DatasetError):
         (out / "images").mkdir(parents=True, exist_ok=True)
         shown: set[str] = set()
         for split, paths in files.items():
-            shown |= _write_rows(out / f"{split}.json", reviewed_rows(paths, decisions), write)
+            shown |= _write_rows(out / f"{split}.json", reviewed_rows(paths, decisions), form)
         # What an earlier export showed and this one does not must not stay behind.
         for path in (out / "images").iterdir():
             if f"images/{path.name}" not in shown:
                 path.unlink()
         if form == "sharegpt":
-            write_file(out / "dataset_info.json", json.dumps(_dataset_info(list(files)), indent=2) + "\n")
+            columns = {"messages": "conversations", "images": "images"}
+            info = {
+                f"maemi_{split}": {"file_name": f"{split}.json", "formatting": "sharegpt", "columns": columns}
+                for split in files
+            }
+            write_file(out / "dataset_info.json", json.dumps(info, indent=2) + "\n")
     return out
 
 
@@ -53,50 +56,13 @@ def reviewed_rows(paths: list[Path], decisions: Mapping[str, Decision]) -> Itera
     """The rows of parquet files as people left them, a bounded number at a time."""
     for path in paths:
         with parquet_file(path) as file:
-            for batch in file.iter_batches(BATCH):
+            for batch in file.iter_batches(_BATCH):
                 for row in batch.to_pylist():
                     if (kept := applied(row, decisions.get(row["id"]))) is not None:
                         yield kept
 
 
-def _llava_row(row: Row, images: list[str]) -> dict[str, Any]:
-    """LLaVA's form: `image` is one path, or a list where there are several."""
-    shown = images[0] if len(images) == 1 else images
-    return {"id": row["id"], "image": shown, "conversations": _conversations(row), **_told(row)}
-
-
-def _sharegpt_row(row: Row, images: list[str]) -> dict[str, Any]:
-    """ShareGPT's form with images, as LLaMA-Factory's `dataset_info.json` describes it."""
-    return {"conversations": _conversations(row), "images": images, "id": row["id"], **_told(row)}
-
-
-def _told(row: Row) -> dict[str, str]:
-    """What else is told of a row: also that it must not leave the machine, where that is so."""
-    egress = json.loads(row["provenance"]).get("egress")
-    return {name: row[name] for name in KEPT} | ({"egress": egress} if egress else {})
-
-
-def _conversations(row: Row) -> list[dict[str, str]]:
-    return [{"from": SPEAKERS[message["role"]], "value": _value(message)} for message in row["messages"]]
-
-
-def _value(message: Mapping[str, Any]) -> str:
-    """Words of a turn, one image marker a line before them for each picture."""
-    parts = [IMAGE_MARKER if part["type"] == "image" else part["text"] for part in message["content"]]
-    return "\n".join(parts)
-
-
-def _dataset_info(splits: list[str]) -> dict[str, Any]:
-    columns = {"messages": "conversations", "images": "images"}
-    return {
-        f"maemi_{split}": {"file_name": f"{split}.json", "formatting": "sharegpt", "columns": columns}
-        for split in splits
-    }
-
-
-def _write_rows(
-    path: Path, rows: Iterator[dict[str, Any]], write: Callable[[Row, list[str]], dict[str, Any]]
-) -> set[str]:
+def _write_rows(path: Path, rows: Iterator[dict[str, Any]], form: Format) -> set[str]:
     """Write one split; gives the pictures that it shows."""
     shown: set[str] = set()
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
@@ -105,9 +71,27 @@ def _write_rows(
             images = [_write_image(path.parent, image["bytes"]) for image in row["images"]]
             shown.update(images)
             stream.write(",\n" if number else "\n")
-            stream.write(json.dumps(write(row, images), ensure_ascii=False))
+            stream.write(json.dumps(_exported(row, images, form), ensure_ascii=False))
         stream.write("\n]\n")
     return shown
+
+
+def _exported(row: Mapping[str, Any], images: list[str], form: Format) -> dict[str, Any]:
+    """A row in LLaVA's form, or in ShareGPT's with images as LLaMA-Factory's `dataset_info.json` describes it.
+
+    Each picture has one marker in a line before the words of its turn; a row that must not leave the machine says so.
+    """
+    conversations = []
+    for message in row["messages"]:
+        parts = [IMAGE_MARKER if part["type"] == "image" else part["text"] for part in message["content"]]
+        conversations.append({"from": SPEAKERS[message["role"]], "value": "\n".join(parts)})
+    told = {name: row[name] for name in KEPT}
+    if egress := json.loads(row["provenance"]).get("egress"):
+        told["egress"] = egress
+    if form == "llava":
+        shown = images[0] if len(images) == 1 else images
+        return {"id": row["id"], "image": shown, "conversations": conversations, **told}
+    return {"conversations": conversations, "images": images, "id": row["id"], **told}
 
 
 def _write_image(out: Path, png: bytes) -> str:

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from assistant.errors import DatasetError
-from data_gen.dataset.review import FILE, Reviews
+from data_gen.dataset.decisions import FILE, Reviews
 from data_gen.ledger import Ledger
 
 DERIVED = (
@@ -39,7 +39,15 @@ def forget_micrograph(out: Path, micrograph: str | Path) -> str:
     path = out / "ledger.sqlite"
     if not path.is_file():
         raise DatasetError("no_dataset", f"{out} holds no ledger. Name a directory that `maemi teach` wrote.")
-    sha256 = _sha256_of(str(micrograph))
+    sha256 = str(micrograph)
+    if not _SHA256.fullmatch(sha256):
+        try:
+            with Path(micrograph).open("rb") as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise DatasetError(
+                "not_found", f"{micrograph}: {error.strerror}. Name a file that is still there, or its sha256."
+            ) from None
     with Ledger(path) as ledger:
         ledger.forget(sha256)
         if (out / FILE).is_file():
@@ -48,15 +56,3 @@ def forget_micrograph(out: Path, micrograph: str | Path) -> str:
         for derived in (found for pattern in DERIVED for found in [*out.glob(pattern), *out.glob(f"data/{pattern}")]):
             shutil.rmtree(derived) if derived.is_dir() else derived.unlink(missing_ok=True)
     return sha256
-
-
-def _sha256_of(micrograph: str) -> str:
-    if _SHA256.fullmatch(micrograph):
-        return micrograph
-    try:
-        with Path(micrograph).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DatasetError(
-            "not_found", f"{micrograph}: {error.strerror}. Name a file that is still there, or its sha256."
-        ) from None

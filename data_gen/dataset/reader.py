@@ -14,7 +14,7 @@ from assistant.errors import DatasetError
 from data_gen.catalogue import SPLITS
 from data_gen.dataset.writer import JSON_COLUMNS, TEXT_COLUMNS
 
-COLUMNS = frozenset({"images", "messages", "aux", "references", *TEXT_COLUMNS, *JSON_COLUMNS})
+_COLUMNS = frozenset({"images", "messages", "aux", "references", *TEXT_COLUMNS, *JSON_COLUMNS})
 
 
 def split_files(directory: Path) -> dict[str, list[Path]]:
@@ -39,7 +39,7 @@ def parquet_file(path: Path) -> Iterator[Any]:
 
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            if missing := COLUMNS - set(file.schema_arrow.names):
+            if missing := _COLUMNS - set(file.schema_arrow.names):
                 raise _damaged(path, f"it lacks {', '.join(sorted(missing))}")
             yield file
     except (pa.ArrowException, OSError, ValueError) as error:

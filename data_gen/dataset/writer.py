@@ -16,7 +16,7 @@ from typing import Any
 from assistant.disk import Replacement, disk_errors, fingerprint, write_file
 from assistant.errors import DatasetError
 
-PICTURES, PICTURE_BYTES = 64, 8 * 2**20
+_PICTURES, _PICTURE_BYTES = 64, 8 * 2**20
 """A row group ends with so many different pictures, or so many bytes of them: whoever reads it unpacks every row."""
 TEXT_COLUMNS = ("id", "task", "facet", "label", "source", "group", "teacher")
 JSON_COLUMNS = ("provenance", "measured", "instrument")
@@ -56,6 +56,7 @@ class SplitWriter:
     """One split, written row group by row group beside its place; `publish` moves it there."""
 
     def __init__(self, folder: Path, split: str) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as parquet
 
         self.split, self.path = split, folder / f"{split}-00000-of-00001.parquet"
@@ -66,11 +67,14 @@ class SplitWriter:
         self._shown: list[list[int]] = []
         """Per row the places of its pictures among `_pictures`."""
         self._pictures: dict[bytes, int] = {}
+        # The bytes of pictures are places in a dictionary.
+        picture = pa.struct([("bytes", pa.dictionary(pa.int32(), pa.binary())), ("path", pa.string())])
+        others = (field for field in self._schema if field.name != "images")
         with disk_errors(folder, DatasetError):
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = parquet.ParquetWriter(
                 self._new.partial,
-                _with_shared_pictures(self._schema),
+                pa.schema([pa.field("images", pa.list_(picture)), *others]),
                 store_schema=False,
                 compression="zstd",
                 # The dictionary stores equal pictures of a row group once; its default limit of 1 MiB would end that.
@@ -88,7 +92,7 @@ class SplitWriter:
         self._shown.append([self._pictures.setdefault(picture, len(self._pictures)) for picture in pictures])
         self._rows.append(row)
         self.rows += 1
-        if len(self._pictures) > PICTURES or sum(map(len, self._pictures)) > PICTURE_BYTES:
+        if len(self._pictures) > _PICTURES or sum(map(len, self._pictures)) > _PICTURE_BYTES:
             self._flush()
 
     def finish(self) -> str:
@@ -119,29 +123,15 @@ class SplitWriter:
         if self._rows:
             text = [field for field in self._schema if field.name != "images"]
             table = pa.Table.from_pylist(self._rows, schema=pa.schema(text))
-            table = table.add_column(0, "images", _shared(self._shown, list(self._pictures)))
+            # A list of pictures for every row, each held once however many rows show it.
+            places = pa.array([place for row in self._shown for place in row], pa.int32())
+            data = pa.DictionaryArray.from_arrays(places, pa.array(list(self._pictures), pa.binary()))
+            pictures = pa.StructArray.from_arrays([data, pa.nulls(len(places), pa.string())], names=["bytes", "path"])
+            starts = pa.array([0, *itertools.accumulate(map(len, self._shown))], pa.int32())
+            table = table.add_column(0, "images", pa.ListArray.from_arrays(starts, pictures))
             with disk_errors(self.path, DatasetError):
                 self._writer.write_table(table)
             self._rows, self._shown, self._pictures = [], [], {}
-
-
-def _with_shared_pictures(schema: Any) -> Any:
-    """The schema with the bytes of pictures as places in a dictionary."""
-    import pyarrow as pa
-
-    picture = pa.struct([("bytes", pa.dictionary(pa.int32(), pa.binary())), ("path", pa.string())])
-    return pa.schema([pa.field("images", pa.list_(picture)), *(field for field in schema if field.name != "images")])
-
-
-def _shared(shown: Sequence[Sequence[int]], pictures: Sequence[bytes]) -> Any:
-    """The column `images`: a list of pictures for every row, each held once however many rows show it."""
-    import pyarrow as pa
-
-    places = pa.array([place for row in shown for place in row], pa.int32())
-    data = pa.DictionaryArray.from_arrays(places, pa.array(pictures, pa.binary()))
-    pictures_of_rows = pa.StructArray.from_arrays([data, pa.nulls(len(places), pa.string())], names=["bytes", "path"])
-    starts = pa.array([0, *itertools.accumulate(map(len, shown))], pa.int32())
-    return pa.ListArray.from_arrays(starts, pictures_of_rows)
 
 
 class LineWriter:

@@ -27,7 +27,7 @@ __all__ = ["CLASSES", "STYLES", "Synthetic", "render", "render_array", "write_sy
 STYLES = ("house", "site")
 VIEWS_PER_GROUP = 4
 SEEDS_PER_RUN = 1 << 20
-SMALLEST = 32
+_SMALLEST = 32
 FEWEST_FOR_POOL = 8
 """images below which starting processes costs more than it saves"""
 Truth: TypeAlias = dict[str, Any]
@@ -71,14 +71,10 @@ def _check(label: str, size: tuple[int, int], style: str) -> None:
         raise DatasetError("unknown_class", f"There is no class {label!r}. Choose from {', '.join(CLASSES)}.")
     if style not in STYLES:
         raise DatasetError("unknown_style", f"There is no style {style!r}. Choose from {', '.join(STYLES)}.")
-    if min(size) < SMALLEST:
-        raise DatasetError("too_small", f"A size of {size} is too small to draw. Use at least {SMALLEST} x {SMALLEST}.")
-
-
-def _digitise(signal: np.ndarray, *, bits: int) -> np.ndarray:
-    if bits == 16:
-        return np.asarray(np.round(signal * 0.85 * 65535 + 600), dtype=np.uint16)
-    return np.asarray(np.round(signal * 255), dtype=np.uint8)
+    if min(size) < _SMALLEST:
+        raise DatasetError(
+            "too_small", f"A size of {size} is too small to draw. Use at least {_SMALLEST} x {_SMALLEST}."
+        )
 
 
 def render(label: str, *, seed: int, size: tuple[int, int] = (480, 640), style: str = "house") -> Synthetic:
@@ -120,8 +116,10 @@ def render_at_doses(
     def imaged(dose: float | None) -> Synthetic:
         set_to = optics if dose is None else replace(optics, dose=dose)
         picture = imaging.detect(signal, set_to, _streams(label, seed, style)[3])
+        deep = bits_of(kind) == 16
+        pixels = np.round(picture * 0.85 * 65535 + 600 if deep else picture * 255)
         return Synthetic(
-            _digitise(picture, bits=bits_of(kind)), truth, scene.nm_per_pixel, instrument, label, seed,
+            pixels.astype(np.uint16 if deep else np.uint8), truth, scene.nm_per_pixel, instrument, label, seed,
             f"{style}-{label}-{group:06d}", kind, labels, feature,
         )  # fmt: skip
 

@@ -102,16 +102,13 @@ def _clock(seed_text: str) -> str:
     return f"{8 + number % 10:02d}:{number // 7 % 60:02d}:{number // 3 % 60:02d}"
 
 
-def _half_day(clock: str) -> str:
-    hour = int(clock[:2])
-    return f"{(hour - 1) % 12 + 1:02d}{clock[2:]} {'PM' if hour >= 12 else 'AM'}"
-
-
 def _thermo_text(info: dict[str, Any], shape: tuple[int, int], nm: float, *, bar: int, tilt_deg: float) -> bytes:
     year, month, day = info["date"].split("-")
-    size = nm * 1e-9
+    time = _clock(info["date"])
+    hour, size = int(time[:2]), nm * 1e-9
+    half_day = f"{(hour - 1) % 12 + 1:02d}{time[2:]} {'PM' if hour >= 12 else 'AM'}"
     sections: dict[str, dict[str, object]] = {
-        "User": {"Date": f"{month}/{day}/{year}", "Time": _half_day(_clock(info["date"])), "User": "supervisor"},
+        "User": {"Date": f"{month}/{day}/{year}", "Time": half_day, "User": "supervisor"},
         "System": {
             "Type": "SEM", "Dnumber": "0000000", "Software": "5.4.4.3197", "Source": "FEG", "Column": "Elstar",
             "SystemType": info["model"], "DisplayWidth": 0.518, "DisplayHeight": 0.324,
@@ -262,18 +259,6 @@ def _sec_text(info: dict[str, Any], *, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tiff(path: Path, pixels: np.ndarray, *, tag: tuple[int, int, bytes] | None, extra: list[tuple[Any, ...]]) -> None:
-    import tifffile
-
-    tags = list(extra)
-    if tag is not None:
-        code, kind, data = tag
-        tags.append((code, kind, len(data), data, True))
-    tifffile.imwrite(
-        path, pixels, photometric="minisblack", metadata=None, software=False, datetime=None, extratags=tags
-    )
-
-
 def with_bar(
     pixels: np.ndarray, *, kind: str, nm_per_pixel: float, instrument: dict[str, Any]
 ) -> tuple[np.ndarray, DrawnScaleBar]:  # fmt: skip
@@ -289,54 +274,47 @@ def write_vendor(
     stem: Path, pixels: np.ndarray, *, kind: str, nm_per_pixel: float, instrument: dict[str, Any], tilt_deg: float = 0.0
 ) -> Written:  # fmt: skip
     """Write one picture as `kind` at `stem` plus the format's suffix, with its side-car where it has one."""
+    import tifffile
     from PIL import Image
 
-    rows = pixels.shape[0]
-    full, bar = with_bar(pixels, kind=kind, nm_per_pixel=nm_per_pixel, instrument=instrument)
+    rows, info, nm = pixels.shape[0], instrument, nm_per_pixel
+    full, bar = with_bar(pixels, kind=kind, nm_per_pixel=nm, instrument=info)
     shape = (full.shape[0], full.shape[1])
     suffix = {"jeol_bmp": ".bmp", "plain_png": ".png", "sec_jpeg": ".jpg"}.get(kind, ".tif")
     path = stem.with_name(stem.name + suffix)
+    tags: list[tuple[Any, ...]] = []
+    sidecar: tuple[Path, bytes] | None = None
     match kind:
         case "thermo8" | "thermo16":
-            text = _thermo_text(instrument, pixels.shape, nm_per_pixel, bar=shape[0] - rows, tilt_deg=tilt_deg)
-            _tiff(path, full, tag=(34682, 2, text), extra=[])
+            data = _thermo_text(info, pixels.shape, nm, bar=shape[0] - rows, tilt_deg=tilt_deg)
+            tags = [(34682, 2, len(data), data, True)]
         case "zeiss":
-            _tiff(
-                path,
-                full,
-                tag=(34118, 2, _zeiss_text(instrument, shape, nm_per_pixel, tilt_deg=tilt_deg)),
-                extra=[],
-            )
+            data = _zeiss_text(info, shape, nm, tilt_deg=tilt_deg)
+            tags = [(34118, 2, len(data), data, True)]
         case "tescan16":
-            device = str(instrument["model"])
-            extra = [(271, 2, 0, "TESCAN", True), (272, 2, 0, device, True)]
-            _tiff(
-                path,
-                full,
-                tag=(50431, 1, _tescan_tag(instrument, nm_per_pixel, tilt_deg=tilt_deg)),
-                extra=extra,
-            )
+            data = _tescan_tag(info, nm, tilt_deg=tilt_deg)
+            maker = [(271, 2, 0, "TESCAN", True), (272, 2, 0, str(info["model"]), True)]
+            tags = [*maker, (50431, 1, len(data), data, True)]
         case "tescan_hdr":
-            _tiff(path, full, tag=None, extra=[])
-            path.with_suffix(".hdr").write_text(
-                _tescan_hdr(instrument, nm_per_pixel, tilt_deg=tilt_deg), encoding="utf-8"
-            )
+            sidecar = path.with_suffix(".hdr"), _tescan_hdr(info, nm, tilt_deg=tilt_deg).encode()
         case "jeol_bmp" | "jeol_tif":
-            text_ = _jeol_text(instrument, pixels.shape, bar, title=stem.name, tilt_deg=tilt_deg)
-            path.with_suffix(".txt").write_bytes(text_.encode("latin-1"))
-            if kind == "jeol_tif":
-                _tiff(path, full, tag=None, extra=[])
-            else:
-                Image.fromarray(full).save(path)
+            text = _jeol_text(info, pixels.shape, bar, title=stem.name, tilt_deg=tilt_deg)
+            sidecar = path.with_suffix(".txt"), text.encode("latin-1")
         case "hitachi":
-            _tiff(path, full, tag=None, extra=[])
-            text_ = _hitachi_text(instrument, pixels.shape, nm_per_pixel, bar, name=path.name)
-            path.with_suffix(".txt").write_bytes(text_.encode("utf-16"))
+            text = _hitachi_text(info, pixels.shape, nm, bar, name=path.name)
+            sidecar = path.with_suffix(".txt"), text.encode("utf-16")
         case "sec_jpeg":
-            Image.fromarray(full).save(path, quality=92)
-            path.with_name(path.name + ".txt").write_text(_sec_text(instrument, name=path.name), encoding="utf-8")
+            sidecar = path.with_name(path.name + ".txt"), _sec_text(info, name=path.name).encode()
         case "plain_png":
-            Image.fromarray(full).save(path)
+            pass
         case _:
             raise ValueError(kind)
+    if suffix == ".tif":
+        tifffile.imwrite(
+            path, full, photometric="minisblack", metadata=None, software=False, datetime=None, extratags=tags
+        )
+    else:
+        Image.fromarray(full).save(path, quality=92)  # only JPEG takes the quality
+    if sidecar is not None:
+        sidecar[0].write_bytes(sidecar[1])
     return Written(path, (rows, shape[0]), bar, kind not in ("plain_png", "sec_jpeg"))

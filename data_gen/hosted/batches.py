@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from assistant.errors import TeacherError
 from data_gen.hosted.budget import Budget
 from data_gen.hosted.correspondence import SAID_CHARS, departures, exchange_of, settlement_of
 from data_gen.hosted.egress import Permit, open_client
-from data_gen.hosted.teacher import ADAPTED, HostedTeacher
+from data_gen.hosted.hosted_teacher import ADAPTED, HostedTeacher
 from data_gen.ledger import Ledger
 from data_gen.tables import Batch, Departure, Exchange
 from data_gen.teacher import Rejection, Reply, Request, request_key
@@ -37,7 +39,7 @@ EXPIRED = "expired"
 """Verdict of a request that came back from the queue without a reply; it costs nothing and is asked again."""
 NAME = "maemi_batch"
 Pictures = Callable[[], Awaitable[Sequence[bytes]]]
-R = TypeVar("R")
+_R = TypeVar("_R")
 
 
 @dataclass
@@ -122,7 +124,10 @@ class BatchDesk:
         attempts: list[tuple[Exchange, float, list[Departure]]] = []
         for key, errand in errands.items():
             pictures = await errand.pictures()
-            line = self._line(key, errand, pictures)
+            body = self._teacher.body(errand.request, pictures, errand.complaint)
+            errand.sent = {name: value for name, value in body.items() if name != "messages"}
+            row = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
+            line = json.dumps(row).encode() + b"\n"
             worst = self._teacher.worst_case_usd(errand.request, errand.complaint)
             if (lines and sum(map(len, lines)) + len(line) > BYTES) or not self._budget.fits(worst):
                 break
@@ -131,28 +136,17 @@ class BatchDesk:
             attempts.append((exchange, worst, departures(exchange, pictures, self._teacher.destination)))
             lines.append(line)
         keys = list(errands)
-        if lines:
-            await self._send({key: errands[key] for key in keys[: len(lines)]}, lines, attempts)
-        return {key: errands[key] for key in keys[len(lines) :]}
-
-    def _line(self, key: str, errand: _Errand, pictures: Sequence[bytes]) -> bytes:
-        body = self._teacher.body(errand.request, pictures, errand.complaint)
-        errand.sent = {name: value for name, value in body.items() if name != "messages"}
-        line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
-        return json.dumps(line).encode() + b"\n"
-
-    async def _send(
-        self, errands: dict[str, _Errand], lines: list[bytes], attempts: list[tuple[Exchange, float, list[Departure]]]
-    ) -> None:
-        while len(self._waiting) >= IN_FLIGHT:
-            await self._take_first()
-        name = f"maemi-{uuid.uuid4().hex}"
-        self._ledger.begin_batch(Batch(name=name, keys=" ".join(errands), provider_id="", done=False), attempts)
-        self._waiting[name] = errands
-        file = await self._call(
-            lambda: self._client.files.create(file=(f"{name}.jsonl", b"".join(lines)), purpose="batch"), LONGEST_CALL_S
-        )
-        self._ledger.note_batch(name, provider_id=await self._create(name, str(file.id)))
+        sent, rest = ({key: errands[key] for key in part} for part in (keys[: len(lines)], keys[len(lines) :]))
+        if sent:
+            while len(self._waiting) >= IN_FLIGHT:
+                await self._take_first()
+            name = f"maemi-{uuid.uuid4().hex}"
+            self._ledger.begin_batch(Batch(name=name, keys=" ".join(sent), provider_id="", done=False), attempts)
+            self._waiting[name] = sent
+            upload = (f"{name}.jsonl", b"".join(lines))
+            file = await self._call(lambda: self._client.files.create(file=upload, purpose="batch"), LONGEST_CALL_S)
+            self._ledger.note_batch(name, provider_id=await self._create(name, str(file.id)))
+        return rest
 
     async def _create(self, name: str, file_id: str) -> str:
         """Create the batch; where nobody can tell whether it was, it is looked for before it is created again."""
@@ -201,27 +195,29 @@ class BatchDesk:
         files: list[str] = []
         failure: TeacherError | None = None
         if provider_id:
-            ended = await self._ended(provider_id)
+            while (ended := await self._call(lambda: self._client.batches.retrieve(provider_id))).status not in ENDED:
+                await asyncio.sleep(self._config.batch_poll_s)
             failure = self._failure(ended)
             files = [file for file in (ended.output_file_id, ended.error_file_id) if file]
             for file in files:
-                replies |= dict(_lines((await self._call(self._content(file), LONGEST_CALL_S)).text))
+                content = await self._call(partial(self._client.files.content, file), LONGEST_CALL_S)
+                replies |= dict(_lines(content.text))
             files.append(ended.input_file_id)
         errands = self._waiting.pop(name)
         rejections = {key: self._book(key, errands.get(key), replies.get(key)) for key in known.keys.split()}
         self._ledger.note_batch(name, provider_id=provider_id, done=True)
         for file in files:
-            await self._delete(file)
-        if failure := failure or self._refusal(rejections.values()):
+            # The pictures need not lie there any longer; a refusal to delete them is not worth stopping for.
+            with suppress(TeacherError):
+                await self._once(partial(self._client.files.delete, file))
+        if failure is not None:
             raise failure
+        ends = [rejection.end for rejection in rejections.values() if rejection and rejection.end]
+        if ends and len(ends) == len(rejections):
+            raise ends[0]
         again = (_again(errands.get(key), rejection) for key, rejection in rejections.items())
         if unusable := {request_key(self._teacher, errand.request): errand for errand in again if errand}:
             await self._hand_in(unusable)
-
-    def _refusal(self, rejections: Collection[Rejection | None]) -> TeacherError | None:
-        """The end that every request of a batch met; None where one met something else."""
-        ends = [rejection.end for rejection in rejections if rejection and rejection.end]
-        return ends[0] if ends and len(ends) == len(rejections) else None
 
     def _failure(self, batch: Any) -> TeacherError | None:
         """Why the provider took a batch back as a whole, in its own words."""
@@ -234,23 +230,6 @@ class BatchDesk:
             f"The batch queue of {self._teacher.destination} took a batch back ({reason}). Mend that and run the same "
             "command: nothing of it was billed. Or set teach.batch=false.",
         )
-
-    async def _ended(self, provider_id: str) -> Any:
-        while True:
-            batch = await self._call(lambda: self._client.batches.retrieve(provider_id))
-            if batch.status in ENDED:
-                return batch
-            await asyncio.sleep(self._config.batch_poll_s)
-
-    def _content(self, file: str) -> Callable[[], Awaitable[Any]]:
-        return lambda: self._client.files.content(file)
-
-    async def _delete(self, file: str) -> None:
-        """The pictures need not lie at the provider any longer; a refusal to delete is not worth stopping for."""
-        try:
-            await self._once(lambda: self._client.files.delete(file))
-        except TeacherError:
-            return
 
     def _book(self, key: str, errand: _Errand | None, reply: Mapping[str, Any] | None) -> Rejection | None:
         """Settle one request of a batch; gives the rejection, None for an answer."""
@@ -286,7 +265,7 @@ class BatchDesk:
 
     # ------------------------------------------------------------------------------------------------------- calls
 
-    async def _call(self, call: Callable[[], Awaitable[R]], deadline_s: float | None = None) -> R:
+    async def _call(self, call: Callable[[], Awaitable[_R]], deadline_s: float | None = None) -> _R:
         """A call that may be repeated. Raises TeacherError where it fails again and again."""
         for _ in range(self._config.max_retries + 1):
             try:
@@ -296,7 +275,7 @@ class BatchDesk:
                 await asyncio.sleep(min(rejection.wait_s or self._config.batch_poll_s, 60.0))
         raise self._unavailable(last)
 
-    async def _once(self, call: Callable[[], Awaitable[R]], deadline_s: float | None = None) -> R:
+    async def _once(self, call: Callable[[], Awaitable[_R]], deadline_s: float | None = None) -> _R:
         """One call. Raises Rejection where it may be repeated, TeacherError where not."""
         import openai
 

@@ -17,8 +17,8 @@ from typing import Protocol
 
 from assistant.errors import TeacherError
 from data_gen.hosted.budget import Budget
+from data_gen.hosted.hosted_teacher import ADAPTED
 from data_gen.hosted.replies import REMEDIES
-from data_gen.hosted.teacher import ADAPTED
 from data_gen.ledger import Ledger
 from data_gen.tables import ACCEPTED, SENT, Departure, Exchange, Settlement
 from data_gen.teacher import Rejection, Reply, Request, Teacher, request_key
@@ -171,7 +171,10 @@ class Correspondence:
             return
         try:
             await self._until_settled(request, exchange_of(key, request, self.teacher.name), await pictures())
-            self._count(key)
+            if (settled := self._ledger.exchange(key)) is not None:
+                self._losses.count(settled.verdict, settled.reply)
+                if self._losses.hopeless:
+                    raise self._losses.end(self.teacher.destination)
         except TeacherError as end:
             self.stopped = self.stopped or end
 
@@ -179,7 +182,9 @@ class Correspondence:
         failures = waits = 0
         complaint: Rejection | None = None
         while True:
-            await self._pause()
+            # Everyone waits while the endpoint asks for it.
+            while (left := self._not_before - asyncio.get_running_loop().time()) > 0 and not self.stopped:
+                await asyncio.sleep(min(left, 1.0))
             if self.stopped:
                 return
             rejection = await self._attempt(request, exchange, pictures, complaint)
@@ -202,14 +207,13 @@ class Correspondence:
                 failures += 1
             if failures > self._max_retries:
                 return
-            await self._wait(rejection, failures, rest)
-
-    def _count(self, key: str) -> None:
-        """Raises the end that is due where nothing of what was asked can be used."""
-        if (settled := self._ledger.exchange(key)) is not None:
-            self._losses.count(settled.verdict, settled.reply)
-            if self._losses.hopeless:
-                raise self._losses.end(self.teacher.destination)
+            first, last = BACKOFF_S
+            backoff = min(first * 2.0 ** max(failures - 1, 0), last) * random.uniform(0.5, 1.0)
+            pause = max(rest, (rejection.wait_s or 0.0) * random.uniform(1.0, 1.1) or backoff)
+            if rest or rejection.code == RATE_LIMITED:
+                self._not_before = max(self._not_before, asyncio.get_running_loop().time() + pause)
+            else:
+                await asyncio.sleep(pause)
 
     async def _attempt(
         self, request: Request, exchange: Exchange, pictures: Sequence[bytes], complaint: Rejection | None
@@ -218,7 +222,16 @@ class Correspondence:
 
         A cancelled attempt keeps its "sent" row and its reservation: it may have been billed.
         """
-        worst = await self._reserve(request, complaint)
+        # The worst case is set aside; where others still hold money they may give back, it waits for them first.
+        while True:
+            worst = self.teacher.worst_case_usd(request, complaint)
+            if self.stopped:
+                raise self.stopped
+            if self._budget.fits(worst) or self._budget.reserved_usd <= 1e-12:
+                self._budget.reserve(worst)
+                break
+            self._settled.clear()
+            await self._settled.wait()
         leaving = departures(exchange, pictures, self.teacher.destination)
         self._ledger.begin_attempt(exchange, reserved_usd=worst, departures=leaving)
         try:
@@ -248,32 +261,6 @@ class Correspondence:
             raise rejection.end
         unwell = rejection.again and not rejection.problem and rejection.code != RATE_LIMITED
         return self._breaker.failed(f"{rejection.code}: {rejection.raw[:SAID_CHARS]}") if unwell else 0.0
-
-    async def _reserve(self, request: Request, complaint: Rejection | None) -> float:
-        """Set the worst case aside; where others still hold money they may give back, wait for them first."""
-        while True:
-            worst = self.teacher.worst_case_usd(request, complaint)
-            if self.stopped:
-                raise self.stopped
-            if self._budget.fits(worst) or self._budget.reserved_usd <= 1e-12:
-                self._budget.reserve(worst)
-                return worst
-            self._settled.clear()
-            await self._settled.wait()
-
-    async def _pause(self) -> None:
-        """Everyone waits while the endpoint asks for it."""
-        while (left := self._not_before - asyncio.get_running_loop().time()) > 0 and not self.stopped:
-            await asyncio.sleep(min(left, 1.0))
-
-    async def _wait(self, rejection: Rejection, failures: int, rest: float) -> None:
-        first, last = BACKOFF_S
-        backoff = min(first * 2.0 ** max(failures - 1, 0), last) * random.uniform(0.5, 1.0)
-        pause = max(rest, (rejection.wait_s or 0.0) * random.uniform(1.0, 1.1) or backoff)
-        if rest or rejection.code == RATE_LIMITED:
-            self._not_before = max(self._not_before, asyncio.get_running_loop().time() + pause)
-        else:
-            await asyncio.sleep(pause)
 
 
 async def ask_all(

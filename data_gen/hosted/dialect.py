@@ -11,7 +11,7 @@ from typing import Any
 from data_gen.hosted.refusals import LIMITS
 from data_gen.tables import Adaptation
 
-FORMAT = "response_format"
+_FORMAT = "response_format"
 JSON_OBJECT = "json_object"
 
 
@@ -45,19 +45,17 @@ class Dialect:
 
     def adapt(self, refused: Sequence[str], sent: Mapping[str, Any], reason: str) -> bool:
         """Learn from a refusal of some of what was sent; False where asking again would meet the same."""
-        ways = {name: way for name in refused if (way := self._way_out(name, sent[name])) is not None}
-        for name, instead in ways.items():
+        learned, before = False, frozenset(self._adaptations)
+        for name in refused:
+            if name == _FORMAT and isinstance(sent[name], dict) and sent[name].get("type") == "json_schema":
+                instead = JSON_OBJECT
+            elif LIMITS.get(name) in before:
+                continue  # without any limit nobody could tell what a request costs at most
+            else:
+                instead = LIMITS.get(name, "")
+            learned = True
             known = self._adaptations.get(name)
             if known is None or (known.instead == JSON_OBJECT and not instead):
                 self._adaptations[name] = Adaptation(name, instead, reason)
                 self._learned(self._adaptations[name])
-        return bool(ways)
-
-    def _way_out(self, name: str, value: Any) -> str | None:
-        """What is sent in place of a refused value; None where no other is left."""
-        if name == FORMAT and isinstance(value, dict) and value.get("type") == "json_schema":
-            return JSON_OBJECT
-        if name in LIMITS:
-            # Without any limit nobody could tell what a request costs at most.
-            return None if LIMITS[name] in self._adaptations else LIMITS[name]
-        return ""
+        return learned

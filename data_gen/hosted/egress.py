@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from assistant.micrograph import Micrograph
 
 OPENAI_URL = "https://api.openai.com/v1"
-MANIFEST = "egress.jsonl"
+EGRESS_LIST = "egress.jsonl"
 """The list of what would leave, in the directory of the data set."""
 _SECRET = re.compile(r".*(?:key|token|secret|passw|auth).*|sig|code", re.IGNORECASE)
 """Names of query parameters that carry keys; a query is shown in the manifest and in messages."""
@@ -189,6 +189,7 @@ def open_client(permit: Permit, config: TeachConfig, *, max_reply_bytes: int = M
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
     parts = urlsplit(permit.destination)
+    header, _, scheme = config.auth_header.partition(":")
     client = AsyncOpenAI(
         api_key=key,
         base_url=urlunsplit(parts._replace(query="")),
@@ -199,18 +200,14 @@ def open_client(permit: Permit, config: TeachConfig, *, max_reply_bytes: int = M
             follow_redirects=False,
             trust_env=False,
             transport=_transport(
-                max_reply_bytes, _trust(permit.destination, config.ca_file), _key_header(key, config.auth_header)
+                max_reply_bytes,
+                _trust(permit.destination, config.ca_file),
+                (header.strip(), f"{scheme.strip()} {key}".strip()),
             ),
         ),
     )
     client.organization = client.project = None  # never taken from the environment
     return client
-
-
-def _key_header(key: str, auth_header: str) -> tuple[str, str]:
-    """Name and value of the header that carries the key."""
-    name, _, scheme = auth_header.partition(":")
-    return name.strip(), f"{scheme.strip()} {key}".strip()
 
 
 def _trust(destination: str, ca_file: str | None) -> ssl.SSLContext | bool:

@@ -8,7 +8,7 @@ or consent.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,12 +54,18 @@ def sayable(label: str, names: Sequence[str] = ()) -> bool:
 def shareable(evidence: Evidence, names: Sequence[str] = ()) -> Evidence:
     """What may be said of a picture to somebody else; a class whose name looks like a lot's is not said at all."""
     instrument = {k: redact_words(v, names) if isinstance(v, str) else v for k, v in evidence.instrument.items()}
-    label = evidence.label
+    # The words of the instrument are redacted in the metadata line too; its numbers are no identifiers.
+    line, label = evidence.metadata_line, evidence.label
+    for name, text in evidence.instrument.items():
+        if isinstance(text, str) and text != instrument[name]:
+            line = line.replace(text, instrument[name])
+    for word in filter(None, names):
+        line = re.sub(re.escape(word), REDACTED, line, flags=re.IGNORECASE)
     return replace(
         evidence,
         label=label if label and sayable(label, names) else None,
         instrument=instrument,
-        metadata_line=_line(evidence.metadata_line, evidence.instrument, instrument, names),
+        metadata_line=line,
         truth={name: told for name, value in evidence.truth.items() if (told := _truth(name, value, names))},
     )
 
@@ -72,16 +78,6 @@ def check_words(text: str, names: Sequence[str]) -> None:
                 "not_redacted",
                 "A word that teach.redact names is in a question, so nothing was sent. Change the word or the prompt.",
             )
-
-
-def _line(line: str, before: Mapping[str, Any], after: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The metadata line with the redacted words of the instrument; its numbers are not identifiers."""
-    for name, text in before.items():
-        if isinstance(text, str) and text != after[name]:
-            line = line.replace(text, after[name])
-    for name in filter(None, names):
-        line = re.sub(re.escape(name), REDACTED, line, flags=re.IGNORECASE)
-    return line
 
 
 def _truth(name: str, value: Any, names: Sequence[str]) -> Any:

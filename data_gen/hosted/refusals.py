@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -88,7 +88,14 @@ class EndpointRefusal:
         places = [*_places(self._parsed), *_LOCATION.findall(words)]
         if not _ELSEWHERE.isdisjoint(places):
             return []
-        named = [name for name in dict.fromkeys(places) if name in sent] or _first_named(words, sent)
+        named = [name for name in dict.fromkeys(places) if name in sent]
+        if not named and _REFUSES.search(words):  # the parameter that the sentence names first
+            found = {}
+            for name in sent:
+                spelling = _NAMES.get(name, re.escape(name))
+                if match := re.search(rf"(?<!\w)(?:{spelling})(?!\w)", words, re.IGNORECASE):
+                    found[name] = match.start()
+            named = sorted(found, key=found.__getitem__)[:1]
         return [name for name in named if name not in LIMITS or not _OUT_OF_RANGE.search(words)]
 
     @cached_property
@@ -168,15 +175,3 @@ def _places(said: Any, depth: int = DEPTH) -> Iterator[str]:
                     yield name
             for key in ("error", "detail", "message", "errors"):
                 yield from _places(said.get(key), depth - 1)
-
-
-def _first_named(words: str, sent: Collection[str]) -> list[str]:
-    """The parameter that a sentence of refusal names first."""
-    if not _REFUSES.search(words):
-        return []
-    found = {}
-    for name in sent:
-        spelling = _NAMES.get(name, re.escape(name))
-        if match := re.search(rf"(?<!\w)(?:{spelling})(?!\w)", words, re.IGNORECASE):
-            found[name] = match.start()
-    return [min(found, key=found.__getitem__)] if found else []

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any
 
 from pydantic import (
@@ -127,7 +126,14 @@ def read_reply(body: str, ids: Sequence[str], *, limit: int | None = None) -> Re
     `limit` is the number of output tokens that were asked for. Raises Rejection `html`, `bad_reply`, `wrong_type`,
     `filtered`, `truncated`, `no_room`, `refusal`, `empty` or `wrong_item`.
     """
-    completion = _completion(body)
+    try:
+        completion = _Completion.model_validate(json.loads(body))
+    except ValidationError:
+        raise Rejection("wrong_type", body, again=True, billed=None, end=_no_api("something else")) from None
+    except (ValueError, RecursionError):
+        if body.lstrip()[:1] == "<":
+            raise Rejection("html", body, again=True, billed=None, end=_no_api("a web page")) from None
+        raise Rejection("bad_reply", body, again=True, billed=None) from None
     used = completion.usage
     usage = None if used is None else (used.prompt_tokens, used.completion_tokens)
     try:
@@ -156,17 +162,6 @@ class _Spent:
         details = self.usage.completion_tokens_details
         thought = f", {details.reasoning_tokens} of them for reasoning" if details and details.reasoning_tokens else ""
         return f"{self.usage.completion_tokens} output tokens of {self.limit} used{thought}"
-
-
-def _completion(body: str) -> _Completion:
-    try:
-        return _Completion.model_validate(json.loads(body))
-    except ValidationError:
-        raise Rejection("wrong_type", body, again=True, billed=None, end=_no_api("something else")) from None
-    except (ValueError, RecursionError):
-        html = body.lstrip()[:1] == "<"
-        end = _no_api("a web page") if html else None
-        raise Rejection("html" if html else "bad_reply", body, again=True, billed=None, end=end) from None
 
 
 def _no_api(what: str) -> TeacherError:
@@ -206,7 +201,9 @@ def _told(content: str, thought: str) -> AnswersBody:
     try:
         return unwrap(content, _read_body)
     except ValidationError as invalid:
-        raise Rejection("wrong_type", content, again=True, problem=_first_error(invalid)) from None
+        error = invalid.errors()[0]
+        problem = f"{'.'.join(map(str, error['loc'])) or 'the whole'}: {error['msg']}"
+        raise Rejection("wrong_type", content, again=True, problem=problem) from None
     except (ValueError, RecursionError):
         if refuses(content):
             raise Rejection("refusal", content) from None
@@ -230,11 +227,6 @@ def _read_body(document: Any) -> AnswersBody:
     return AnswersBody.model_validate(document)
 
 
-def _first_error(invalid: ValidationError) -> str:
-    error = invalid.errors()[0]
-    return f"{'.'.join(map(str, error['loc'])) or 'the whole'}: {error['msg']}"
-
-
 def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
     """Seconds the endpoint asks for, from `retry-after-ms` or `retry-after` (seconds or a date); None for nonsense."""
     try:
@@ -250,13 +242,10 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
 
 
 def response_format() -> Any:
-    """The `response_format` that asks for the schema of `AnswersBody`."""
-    return {"type": "json_schema", "json_schema": {"name": "answers", "strict": True, "schema": _schema()}}
+    """The `response_format` that asks for the schema of `AnswersBody`.
 
-
-@cache
-def _schema() -> dict[str, Any]:
-    """JSON schema in the subset that strict structured output takes: no length limits."""
+    It is written in the subset of JSON schema that strict structured output takes: no length limits.
+    """
     wordings = {"type": "array", "items": {"type": "string"}}
     answered = {
         "type": "object",
@@ -264,9 +253,10 @@ def _schema() -> dict[str, Any]:
         "required": ["id", "answers"],
         "additionalProperties": False,
     }
-    return {
+    schema = {
         "type": "object",
         "properties": {"answers": {"type": "array", "items": answered}},
         "required": ["answers"],
         "additionalProperties": False,
     }
+    return {"type": "json_schema", "json_schema": {"name": "answers", "strict": True, "schema": schema}}

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 MOST_STARTS = 200
 """Brackets that are tried as the beginning of a document: a page of them must not take minutes."""
@@ -22,7 +23,7 @@ _THOUGHT_ENDS = re.compile(
 _OPENS = re.compile(r"[{\[]")
 
 
-def unwrap(text: str, read: Callable[[Any], T]) -> T:
+def unwrap(text: str, read: Callable[[Any], _T]) -> _T:
     """What `read` makes of the JSON in a text; it raises ValueError for a document that is not the one.
 
     Raises ValueError where the text holds no such document, or several that differ.
@@ -31,7 +32,10 @@ def unwrap(text: str, read: Callable[[Any], T]) -> T:
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
-        found = [value for document in _documents(text) if (value := _read_or_none(document, read)) is not None]
+        found = []
+        for document in _documents(text):
+            with suppress(ValueError):
+                found.append(read(document))
         if not found or any(value != found[0] for value in found):
             raise ValueError(f"{len(found)} documents that could be meant") from None
         return found[0]
@@ -61,10 +65,3 @@ def _documents(text: str) -> Iterator[Any]:
             place = start.end()
         else:
             yield document
-
-
-def _read_or_none(document: Any, read: Callable[[Any], T]) -> T | None:
-    try:
-        return read(document)
-    except ValueError:
-        return None

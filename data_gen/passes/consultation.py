@@ -14,9 +14,9 @@ from data_gen.hosted.batches import BatchDesk
 from data_gen.hosted.budget import Budget, Estimate
 from data_gen.hosted.correspondence import OPEN_VERDICTS, Correspondence, Losses, ask_all
 from data_gen.hosted.dialect import Dialect
-from data_gen.hosted.egress import MANIFEST, Consent, Permit, destination_of, grant
+from data_gen.hosted.egress import EGRESS_LIST, Consent, destination_of, grant
+from data_gen.hosted.hosted_teacher import HostedTeacher
 from data_gen.hosted.redaction import check_words, sayable
-from data_gen.hosted.teacher import HostedTeacher
 from data_gen.knowledge import sheet_request
 from data_gen.passes.examine import redacted
 from data_gen.passes.lesson import Lesson
@@ -55,12 +55,16 @@ class _Consultation:
         self, budget_usd: float | None, *, allow_egress: Consent, probe: bool, sheets: Iterable[str]
     ) -> HostedTeacher:
         config = self._config
-        manifest = self._lesson.out / MANIFEST
+        manifest = self._lesson.out / EGRESS_LIST
         permit = grant(manifest, destination=destination_of(config.base_url), allow=allow_egress)
         price = config.price_per_million
         if budget_usd is not None and not (price.input or price.output):
             raise TeacherError("no_price", "A budget needs prices. Set teach.price_per_million.input and .output.")
-        teacher = self._teacher(permit)
+        # The teacher as the ledger knows it: under which name it answers, what it refused.
+        endpoint, answers_as = permit.destination, self._ledger.model_of(f"openai:{config.model}")
+        learned = functools.partial(self._ledger.adapt, endpoint, config.model)
+        dialect = Dialect(self._ledger.adaptations(endpoint, config.model), learned=learned)
+        teacher = HostedTeacher(permit, config, answers_as=answers_as, dialect=dialect)
         budget = Budget(budget_usd, spent_usd=self._ledger.spent_usd())
         try:
             async with BatchDesk(permit, teacher, self._ledger, budget, config) as batches:
@@ -77,19 +81,15 @@ class _Consultation:
                 self._estimate(teacher, budget_usd)
                 if not (probe or batches.stopped or desk.stopped):
                     await ask_all(desk, self._sheet_errands(sheets), concurrency=config.concurrency)
-                    await self._ask_the_rest(desk, batches, teacher)
+                    if config.batch:
+                        await batches.ask_all(self._errands(teacher))
+                    else:
+                        await ask_all(desk, self._errands(teacher), concurrency=config.concurrency)
         finally:
             await teacher.close()
             self._ledger.export_departures(self._lesson.out / AUDIT)
         self._report(teacher, batches.stopped or desk.stopped)
         return teacher
-
-    def _teacher(self, permit: Permit) -> HostedTeacher:
-        """The teacher as the ledger knows it: under which name it answers, what it refused."""
-        model, endpoint = self._config.model, permit.destination
-        learned = functools.partial(self._ledger.adapt, endpoint, model)
-        dialect = Dialect(self._ledger.adaptations(endpoint, model), learned=learned)
-        return HostedTeacher(permit, self._config, answers_as=self._ledger.model_of(f"openai:{model}"), dialect=dialect)
 
     def _losses(self, teacher: HostedTeacher) -> Losses:
         """What became of the requests of this data set, as far as there is no answer yet."""
@@ -116,12 +116,6 @@ class _Consultation:
             report.warnings.append(
                 f"{untold} answers came without usage (numbers of tokens): each is booked at the most it can have cost."
             )
-
-    async def _ask_the_rest(self, desk: Correspondence, batches: BatchDesk, teacher: HostedTeacher) -> None:
-        if self._config.batch:
-            await batches.ask_all(self._errands(teacher))
-        else:
-            await ask_all(desk, self._errands(teacher), concurrency=self._config.concurrency)
 
     def _estimate(self, teacher: HostedTeacher, budget_usd: float | None) -> None:
         """What the whole data set will cost, from the requests that were answered."""

@@ -9,23 +9,22 @@ import hashlib
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from assistant.errors import DatasetError, MicrographError
+from assistant.orphans import end_with_parent
 
 SIDE_CAR_BYTES = 2**20
-FEW = 8
+_FEW = 8
 """Fewer jobs than this are done here: starting workers costs more."""
 J = TypeVar("J")
-T = TypeVar("T")
+_T = TypeVar("_T")
 R = TypeVar("R")
 
 
@@ -119,7 +118,7 @@ class Examiner:
         workers = min(workers or os.cpu_count() or 1, jobs)
         self._window = 4 * workers
         self._pool: ProcessPoolExecutor | None = None
-        if workers > 1 and jobs >= FEW:
+        if workers > 1 and jobs >= _FEW:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
 
@@ -130,12 +129,12 @@ class Examiner:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def map(self, function: Callable[[J], R], jobs: Iterable[tuple[T, J | None]]) -> Iterator[tuple[T, R | None]]:
+    def map(self, function: Callable[[J], R], jobs: Iterable[tuple[_T, J | None]]) -> Iterator[tuple[_T, R | None]]:
         """Pairs (tag, result) in the order of the jobs (tag, argument); an argument None has no result.
 
         Reads a bounded number of jobs ahead. Raises DatasetError `worker_died`.
         """
-        running: deque[tuple[T, Future[R] | None]] = deque()
+        running: deque[tuple[_T, Future[R] | None]] = deque()
         for tag, job in jobs:
             if self._pool is None:
                 yield tag, None if job is None else function(job)
@@ -163,11 +162,4 @@ def _result(future: Future[R] | None) -> R | None:
 def _start_worker() -> None:
     """Ctrl-C is the parent's business; and a worker whose parent was killed must not stay behind."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
-
-
-def _follow(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
+    end_with_parent()

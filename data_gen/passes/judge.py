@@ -15,7 +15,7 @@ from typing import Any
 
 from data_gen.dataset.rows import common_label, row_of
 from data_gen.hosted.correspondence import OPEN_VERDICTS, told
-from data_gen.hosted.teacher import HostedTeacher
+from data_gen.hosted.hosted_teacher import HostedTeacher
 from data_gen.passes.lesson import Lesson
 from data_gen.passes.requests import Requests
 from data_gen.questions.contradictions import claim_verdict
@@ -26,7 +26,7 @@ from data_gen.tables import ACCEPTED
 from data_gen.teacher import OfflineTeacher, Rejection, Request, Teacher, request_key
 
 Answers = Mapping[str, Sequence[str]]
-BATCH = 64
+_BATCH = 64
 
 
 def judge(lesson: Lesson, teacher: Teacher) -> None:
@@ -51,13 +51,16 @@ class _Judge:
                 continue
             answers, model = self._answers(by, request)
             answers = self._agreed(request, answers, by) if answers else answers
-            told_by = {"name": by.name, "model": model, **by.params, **_adapted(by)}
+            told_by = {"name": by.name, "model": model, **by.params}
+            if isinstance(by, HostedTeacher) and (adapted := by.dialect.adaptations):
+                # What it was not asked as its parameters say, where its endpoint refused that.
+                told_by["adapted"] = {adaptation.parameter: adaptation.instead for adaptation in adapted}
             for question in request.questions:
                 if question.id in answers and (
                     row := self._row(question, answers[question.id], shown, request, told_by)
                 ):
                     self._rows.append({"position": next(position), **row})
-            if len(self._booked) >= BATCH:
+            if len(self._booked) >= _BATCH:
                 self._flush()
         self._flush()
 
@@ -131,11 +134,13 @@ class _Judge:
     ) -> dict[str, Any] | None:
         """A candidate row, or None where the answer may not be taught."""
         offline, files = teacher["name"] == OfflineTeacher.name, [evidence.path for evidence in shown]
-        verdict = (
-            untrusted_text([shown[0].label or "", question.text, request.known, *wordings])
-            if offline
-            else self._told_verdict(question, wordings, shown, request)
-        )
+        if offline:
+            verdict = untrusted_text([shown[0].label or "", question.text, request.known, *wordings])
+        else:  # its form, the facts, or the class may be against what a hosted teacher told
+            facts, known = [evidence.facts for evidence in shown], f"{request.known} {question.text}"
+            verdict = answer_verdict(wordings, facts=question.answers, known=known) or claim_verdict(
+                wordings, facts=facts, label=common_label(shown), classes=self._classes
+            )
         if verdict is not None:
             self._lesson.reject(verdict, files=files, item=question.id, question=question.text, raw=list(wordings))
             return None
@@ -148,22 +153,3 @@ class _Judge:
             "answer": question.canonical_answer if offline else wordings[0].lower(),
             "record": json.dumps(record, ensure_ascii=False),
         }
-
-    def _told_verdict(
-        self, question: TaughtQuestion, wordings: Sequence[str], shown: tuple[Evidence, ...], request: Request
-    ) -> str | None:
-        """Why what a teacher told may not be taught: its form, the facts, or the class is against it."""
-        known = f"{request.known} {question.text}"
-        return answer_verdict(wordings, facts=question.answers, known=known) or claim_verdict(
-            wordings,
-            facts=[evidence.facts for evidence in shown],
-            label=common_label(shown),
-            classes=self._classes,
-        )
-
-
-def _adapted(teacher: Teacher) -> dict[str, Any]:
-    """What a hosted teacher was not asked as its parameters say, where its endpoint refused that."""
-    if not isinstance(teacher, HostedTeacher) or not teacher.dialect.adaptations:
-        return {}
-    return {"adapted": {adaptation.parameter: adaptation.instead for adaptation in teacher.dialect.adaptations}}

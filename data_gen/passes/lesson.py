@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from assistant.progress import Progress
 from data_gen.catalogue import Catalogue, Taught
 from data_gen.dataset.writer import LineWriter
 from data_gen.ledger import Ledger
@@ -18,9 +18,6 @@ from data_gen.questions.evidence import Evidence
 
 if TYPE_CHECKING:
     from assistant.config import TeachConfig
-
-Progress = Callable[[int, int, str], None]
-"""Told how many of how many are done, and of what."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 from assistant.errors import DatasetError
 from data_gen.catalogue import SPLITS
 from data_gen.dataset.card import RowCounts, dataset_card, write_examples
-from data_gen.dataset.review import applied, decisions_about
+from data_gen.dataset.decisions import applied, decisions_about
 from data_gen.dataset.writer import SplitWriter, write_card
 from data_gen.passes.drafts import Row
 from data_gen.passes.examine import pictures
@@ -39,9 +39,13 @@ def publish(lesson: Lesson, teacher: str) -> None:
                 checksums[writer.split] = checksum
         for writer in writers:
             writer.publish()
-    _report(lesson, tally)
-    lesson.rejections.publish()
     report = lesson.report
+    report.images = len(lesson.taught)
+    report.rejected = dict(sorted(lesson.rejected.items()))
+    report.rows = {split: dict(sorted(tally.rows[split].items())) for split in SPLITS if split in tally.rows}
+    if "test" not in report.rows:
+        report.warnings.append("There is no test split: no label has two groups or more.")
+    lesson.rejections.publish()
     text = dataset_card(
         tally,
         images=report.images,
@@ -72,15 +76,6 @@ def _write_split(lesson: Lesson, writer: SplitWriter, drawn: _Drawn, tally: RowC
             writer.add(record["row"], seen)
             tally.add(writer.split, record["row"], seen)
         lesson.progress(writer.rows, writer.rows, f"writing {writer.split}")
-
-
-def _report(lesson: Lesson, tally: RowCounts) -> None:
-    report = lesson.report
-    report.images = len(lesson.taught)
-    report.rejected = dict(sorted(lesson.rejected.items()))
-    report.rows = {split: dict(sorted(tally.rows[split].items())) for split in SPLITS if split in tally.rows}
-    if "test" not in report.rows:
-        report.warnings.append("There is no test split: no label has two groups or more.")
 
 
 class _Drawn:

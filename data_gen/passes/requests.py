@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from assistant.chat import number_lines
 from data_gen.catalogue import pair_up
+from data_gen.hosted.hosted_teacher import HostedTeacher
 from data_gen.hosted.redaction import shareable
-from data_gen.hosted.teacher import HostedTeacher
 from data_gen.passes.lesson import Lesson
 from data_gen.questions.evidence import Evidence, known_text
 from data_gen.questions.tasks import PER_IMAGE, conversation_about, questions_about, questions_comparing

@@ -21,28 +21,19 @@ MOST_PER_SHEET = 200
 def write_sheets(lesson: Lesson, teacher: Teacher) -> None:
     """Write one sheet for each class into `knowledge/`."""
     for label in lesson.labels:
-        sheet = _told_sheet(lesson, label, teacher) or _known_sheet(lesson, label)
+        sheet: KnowledgeSheet | None = None
+        exchange = lesson.ledger.exchange(request_key(teacher, sheet_request(label)))
+        if exchange is not None and exchange.verdict == ACCEPTED:
+            try:
+                sheet = sheet_of(json.loads(exchange.reply))
+            except Rejection as rejection:
+                lesson.reject(rejection.code, item=f"sheet of {label}", raw=rejection.raw)
+        elif exchange is not None:
+            lesson.report.unanswered += exchange.verdict in OPEN_VERDICTS
+        if sheet is None:
+            try:
+                sheet = knowledge_sheets([label])[label]
+            except DatasetError:
+                shown = [position for position, split, name in lesson.taught if name == label and split == "train"]
+                sheet = measured_sheet(label, [lesson.evidence(position).facts for position in shown[:MOST_PER_SHEET]])
         save_sheet(label, sheet, lesson.out / "knowledge")
-
-
-def _told_sheet(lesson: Lesson, label: str, teacher: Teacher) -> KnowledgeSheet | None:
-    """What the teacher told of the class; None where it was not asked, or told nothing usable."""
-    exchange = lesson.ledger.exchange(request_key(teacher, sheet_request(label)))
-    if exchange is None:
-        return None
-    if exchange.verdict != ACCEPTED:
-        lesson.report.unanswered += exchange.verdict in OPEN_VERDICTS
-        return None
-    try:
-        return sheet_of(json.loads(exchange.reply))
-    except Rejection as rejection:
-        lesson.reject(rejection.code, item=f"sheet of {label}", raw=rejection.raw)
-        return None
-
-
-def _known_sheet(lesson: Lesson, label: str) -> KnowledgeSheet:
-    try:
-        return knowledge_sheets([label])[label]
-    except DatasetError:
-        shown = [position for position, split, name in lesson.taught if name == label and split == "train"]
-        return measured_sheet(label, [lesson.evidence(position).facts for position in shown[:MOST_PER_SHEET]])

@@ -18,7 +18,6 @@ from data_gen.passes.examine import examine_files, redacted
 from data_gen.passes.requests import FACTUAL_TASKS, conversation_request, request_about
 from data_gen.passes.specimens import evidence_of
 from data_gen.questions.evidence import Evidence, known_text
-from data_gen.questions.tasks import TaughtQuestion
 from data_gen.teacher import Request
 
 if TYPE_CHECKING:
@@ -40,20 +39,23 @@ def show(image: Path, *, config: TeachConfig) -> dict[str, Any]:
     record = examine_files((str(image), False, None))
     if "error" in record:
         raise MicrographError(record["error"]["code"], record["error"]["message"])
-    evidence = _evidence(image, record)
+    entry = _listed(image) or CatalogueEntry(0, image.name, None, "", "")
+    evidence = evidence_of(replace(entry, name=image.name), "", record)
     told = shareable(evidence, config.redact) if hosted else evidence
     shown: dict[str, Any] = {"path": str(image), "known": known_text(told), "facts": record["facts"]}
     if hosted:
         (sent,) = redacted([str(image)], config.downscale)
         shown["sends"] = {"bytes": len(sent), "sha256": hashlib.sha256(sent).hexdigest()}
-    shown["requests"] = [
-        {
-            "task": request.task,
-            "questions": [_told(question) for question in request.questions],
-            **({"prompt": request.prompt} if hosted and request.task not in FACTUAL_TASKS else {}),
-        }
-        for request in _requests(told, config, looking=hosted)
-    ]
+    shown["requests"] = requests = []
+    for request in _requests(told, config, looking=hosted):
+        questions = []
+        for question in request.questions:
+            turns = [{"question": asked, "answer": answered} for asked, answered in question.history]
+            known = {"facet": question.facet, "question": question.text, "answers": list(question.answers)}
+            questions.append({"id": question.id, **known, **({"history": turns} if turns else {})})
+        requests.append({"task": request.task, "questions": questions})
+        if hosted and request.task not in FACTUAL_TASKS:
+            requests[-1]["prompt"] = request.prompt
     return shown
 
 
@@ -65,17 +67,6 @@ def _requests(evidence: Evidence, config: TeachConfig, *, looking: bool) -> Iter
             yield request
     if "vqa" in config.tasks and (request := conversation_request(evidence, config=config)):
         yield request
-
-
-def _told(question: TaughtQuestion) -> dict[str, Any]:
-    turns = [{"question": asked, "answer": answered} for asked, answered in question.history]
-    known = {"facet": question.facet, "question": question.text, "answers": list(question.answers)}
-    return {"id": question.id, **known, **({"history": turns} if turns else {})}
-
-
-def _evidence(image: Path, record: dict[str, Any]) -> Evidence:
-    entry = _listed(image) or CatalogueEntry(0, image.name, None, "", "")
-    return evidence_of(replace(entry, name=image.name), "", record)
 
 
 def _listed(image: Path) -> CatalogueEntry | None:

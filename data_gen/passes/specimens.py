@@ -14,14 +14,14 @@ from typing import Any
 from assistant.errors import MicrographError
 from data_gen.catalogue import CatalogueEntry, in_pair_order
 from data_gen.dataset.writer import LineWriter
-from data_gen.hosted.egress import MANIFEST, ManifestItem
+from data_gen.hosted.egress import EGRESS_LIST, ManifestItem
 from data_gen.hosted.redaction import shareable
 from data_gen.passes.examine import content_digest, examine_files
 from data_gen.passes.lesson import Lesson
 from data_gen.questions.evidence import Evidence, known_text
 from data_gen.questions.filters import NearDuplicates
 
-BATCH = 64
+_BATCH = 64
 KNOWN = ("sha256", "size", "nm_per_pixel", "instrument", "facts", "metadata_line", "facts_line")
 """What the record of a measurement says of a picture."""
 
@@ -33,10 +33,11 @@ def examine_folder(lesson: Lesson, destination: str | None) -> None:
         for _ in specimens:
             pass
     else:
-        with contextlib.closing(LineWriter(lesson.out / MANIFEST)) as manifest:
+        with contextlib.closing(LineWriter(lesson.out / EGRESS_LIST)) as manifest:
             for evidence, sent in specimens:
                 if evidence.path not in lesson.staying:
-                    manifest.write(asdict(_item(shareable(evidence, lesson.config.redact), sent, destination)))
+                    words, copy = known_text(shareable(evidence, lesson.config.redact)), (sent["sha256"], sent["bytes"])
+                    manifest.write(asdict(ManifestItem(evidence.path, evidence.sha256, *copy, words, destination)))
             manifest.publish()
     lesson.taught = in_pair_order(specimens.taught, seed=lesson.config.seed)
 
@@ -53,11 +54,6 @@ def evidence_of(entry: CatalogueEntry, split: str, record: Mapping[str, Any]) ->
         true_nm_per_pixel=entry.nm_per_pixel,
         **{name: record[name] for name in KNOWN},
     )
-
-
-def _item(evidence: Evidence, sent: Mapping[str, Any], destination: str) -> ManifestItem:
-    words = known_text(evidence)
-    return ManifestItem(evidence.path, evidence.sha256, sent["sha256"], sent["bytes"], words, destination)
 
 
 @dataclass
@@ -84,19 +80,27 @@ class _Specimens:
         pending: list[tuple[int, dict[str, Any]]] = []
         for done, (job, fresh) in enumerate(lesson.examiner.map(examine_files, self._jobs()), start=1):
             lesson.progress(done, lesson.catalogue.count, "measuring")
-            record = self._record(job, fresh)
-            if record is None or record["sha256"] in self._forgotten:
+            record, entry = job.record or fresh or {}, job.entry
+            if "error" in record:
+                lesson.reject("unreadable", files=[entry.name], **record["error"])
                 continue
-            twin = duplicates.add(job.entry.position, record["dhash"], record["sha256"])
+            if record["sha256"] in self._forgotten:
+                continue
+            if fresh is not None:
+                lesson.ledger.add_measurement(job.key, fresh)
+            twin = duplicates.add(entry.position, record["dhash"], record["sha256"])
             if twin is None:
-                evidence = self._keep(job, record)
-                pending.append((job.entry.position, asdict(evidence)))
+                if entry.stays:
+                    lesson.staying.add(entry.name)
+                self.taught.append((entry.position, job.split, entry.label and sys.intern(entry.label)))
+                evidence = evidence_of(entry, job.split, record)
+                pending.append((entry.position, asdict(evidence)))
                 yield evidence, record.get("sent", {})
-            if twin is not None or len(pending) == BATCH:
+            if twin is not None or len(pending) == _BATCH:
                 lesson.drafts.add_specimens(pending)
                 pending = []
             if twin is not None:
-                lesson.reject("near_duplicate", files=[job.entry.name], of=lesson.evidence(twin).path)
+                lesson.reject("near_duplicate", files=[entry.name], of=lesson.evidence(twin).path)
         lesson.drafts.add_specimens(pending)
 
     def _jobs(self) -> Iterator[tuple[_Job, tuple[str, bool, int | None] | None]]:
@@ -110,20 +114,3 @@ class _Specimens:
             except MicrographError as error:
                 job.record = {"error": {"code": error.code, "message": error.message}}
             yield job, None if job.record else (str(path), self._listed, longest)
-
-    def _record(self, job: _Job, fresh: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The record of a file, from the ledger or fresh (then it goes there); None for one that cannot be read."""
-        record = job.record or fresh or {}
-        if "error" in record:
-            self._lesson.reject("unreadable", files=[job.entry.name], **record["error"])
-            return None
-        if fresh is not None and fresh["sha256"] not in self._forgotten:
-            self._lesson.ledger.add_measurement(job.key, fresh)
-        return record
-
-    def _keep(self, job: _Job, record: Mapping[str, Any]) -> Evidence:
-        entry, label = job.entry, job.entry.label
-        if entry.stays:
-            self._lesson.staying.add(entry.name)
-        self.taught.append((entry.position, job.split, label and sys.intern(label)))
-        return evidence_of(entry, job.split, record)

@@ -9,10 +9,10 @@ from typing import Any
 from assistant.measure import Facts, disagreements, read_claims
 
 COUNT_TOLERANCE = 0.2
-FEWEST = 3
+_FEWEST = 3
 """Fewer are said of parts and sides as often as of objects ("two phases")."""
-SUREST = 0.5
-"""A count must be at least this sure to contradict anything."""
+SURE_ENOUGH = 0.5
+"""A measured fact must be at least this sure to contradict anything, or to be told of a class."""
 _NAMED = (
     r"\b(?:class|category|type|kind|shows?|is|are|of|depicts?|displays?|contains?)\s+"
     r"(?:of\s+)?(?:an?\s+|the\s+)?(?:[\w-]+\s+)?"
@@ -39,11 +39,11 @@ def claim_verdict(
 
 
 def _miscounts(text: str, measured: Sequence[Facts]) -> bool:
-    found = [fact.value for facts in measured if (fact := facts.get("count")) and fact.confidence >= SUREST]
+    found = [fact.value for facts in measured if (fact := facts.get("count")) and fact.confidence >= SURE_ENOUGH]
     counts = [value for value in found if value is not None]
     return bool(counts) and any(
         claim.quantity == "count"
-        and claim.amount.value >= FEWEST
+        and claim.amount.value >= _FEWEST
         and all(abs(claim.amount.value - count) > COUNT_TOLERANCE * count + 0.5 for count in counts)
         for claim in read_claims(text)
     )

@@ -22,9 +22,9 @@ TRUTH_TOLERANCE = 0.25
 """A measured quantity that misses a known truth by more than this share is not taught."""
 CLEAR_DIFFERENCE = 1.2
 """Ratio from which one of two quantities is called the larger."""
-UNDIRECTED, DIRECTED = 0.25, 0.6
+_UNDIRECTED, _DIRECTED = 0.25, 0.6
 """Anisotropy below which no direction is preferred, and from which one is where no truth says so."""
-SURE = 0.6
+_SURE = 0.6
 """A measurement less sure than this is taught only where a known truth confirms it."""
 FEWEST_COUNTED = 8
 """Fewer objects may be the few that stood out of many, so they are taught only where a known truth confirms them."""
@@ -35,9 +35,9 @@ OF_OBJECTS = frozenset(
     }
 )
 OF_FIBRES = frozenset({"fibre_width", "coverage"})
-ROUND, LONG = 1.3, 1.6
+_ROUND, _LONG = 1.3, 1.6
 """Aspect ratio below which structures are nearly round, and from which they are long."""
-NARROW, BROAD = 1.5, 2.0
+_NARROW, _BROAD = 1.5, 2.0
 """Ratio of the 90th to the 10th percentile of the diameters below which sizes are alike, and from which they vary."""
 NOISY = 5.0
 """[%]"""
@@ -199,15 +199,15 @@ def _verdict_slots(values: Mapping[str, float], body: str) -> dict[str, str]:
     # Between the limits of a word lies a gap where two persons would differ: no word is taught there.
     if "aspect_ratio" in values:
         ratio = values["aspect_ratio"]
-        slots["elongation"] = "round" if ratio < ROUND else "long" if ratio >= LONG else "slight"
+        slots["elongation"] = "round" if ratio < _ROUND else "long" if ratio >= _LONG else "slight"
     if "orientation" in values:
         slots["directed"] = "yes"
     # No orientation alone says nothing: it may only have been unsure. A low anisotropy says that there is none.
-    elif values.get("anisotropy", 1.0) < UNDIRECTED:
+    elif values.get("anisotropy", 1.0) < _UNDIRECTED:
         slots["directed"] = "no"
     if {"d10_diameter", "d90_diameter"} <= values.keys():
         spread = values["d90_diameter"] / max(values["d10_diameter"], 1e-9)
-        slots |= {"spread": "narrow"} if spread < NARROW else {"spread": "broad"} if spread >= BROAD else {}
+        slots |= {"spread": "narrow"} if spread < _NARROW else {"spread": "broad"} if spread >= _BROAD else {}
     if "coverage" in values:
         slots["half_covered"] = "yes" if values["coverage"] > 50 else "no"
     if "noise" in values:
@@ -228,7 +228,7 @@ def _may_be_taught(evidence: Evidence, fact: Mapping[str, Any]) -> bool:
     if name in OF_OBJECTS and kind in {"particles", "pores"} and not counted:
         return False
     # A structure tensor always has a main direction; a person sees one only where most edges share it.
-    if name == "orientation" and (measured.get("anisotropy") or 0) < DIRECTED:
+    if name == "orientation" and (measured.get("anisotropy") or 0) < _DIRECTED:
         return False
     # Cones, beams, cracks and layers pass for fibres to a measurement.
     if name in OF_FIBRES and kind == "fibres" and not any(word in (evidence.label or "").lower() for word in FIBROUS):
@@ -236,7 +236,7 @@ def _may_be_taught(evidence: Evidence, fact: Mapping[str, Any]) -> bool:
     # A peak in the spectrum of a picture without bodies or lines is as often a trace of the scan or of JPEG.
     if name == "period" and kind not in {"lines", "particles", "pores"}:
         return False
-    return float(fact["confidence"]) >= SURE
+    return float(fact["confidence"]) >= _SURE
 
 
 def _agrees(evidence: Evidence, fact: Mapping[str, Any]) -> bool:

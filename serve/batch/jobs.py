@@ -77,10 +77,23 @@ def caption_jobs(captioner: Captioner, jobs: Sequence[Job], files: Sandbox) -> l
         captions = captioner.caption([read[job] for job in good]) if good else []
     except Exception as error:  # the one boundary: a model that fails on a batch is asked again image by image
         if len(jobs) == 1:
-            return [_failed(jobs[0], getattr(error, "code", "caption_failed"), _sentence(error))]
+            told = f"The model failed on this image ({type(error).__name__})."
+            if isinstance(error, MaemiError):
+                told = error.message
+            return [_failed(jobs[0], getattr(error, "code", "caption_failed"), told)]
         return [result for job in jobs for result in caption_jobs(captioner, [job], files)]
-    said = dict(zip(good, captions, strict=True))
-    return [_captioned(job, read[job], said[job]) if job in said else read[job] for job in jobs]
+    for job, caption in zip(good, captions, strict=True):
+        calibration = read[job].calibration
+        read[job] = Result(
+            job.name,
+            job.size,
+            job.mtime_ns,
+            sha256=read[job].sha256,
+            caption=caption,
+            pixel_size_nm=calibration.nm_per_pixel if calibration else None,
+            confidence=calibration.confidence if calibration else None,
+        )
+    return [read[job] for job in jobs]
 
 
 def _read(job: Job, files: Sandbox) -> Any:
@@ -99,24 +112,5 @@ def _read(job: Job, files: Sandbox) -> Any:
     return micrograph
 
 
-def _captioned(job: Job, micrograph: Any, caption: str) -> Result:
-    calibration = micrograph.calibration
-    return Result(
-        job.name,
-        job.size,
-        job.mtime_ns,
-        sha256=micrograph.sha256,
-        caption=caption,
-        pixel_size_nm=calibration.nm_per_pixel if calibration else None,
-        confidence=calibration.confidence if calibration else None,
-    )
-
-
 def _failed(job: Job, code: str, message: str) -> Result:
     return Result(job.name, job.size, job.mtime_ns, error=f"{code}: {message}")
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, MaemiError):
-        return error.message
-    return f"The model failed on this image ({type(error).__name__})."

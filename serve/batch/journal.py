@@ -7,7 +7,7 @@ the journal, whole or not at all. Knows nothing about the model: a loader brings
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -20,18 +20,19 @@ from sqlalchemy.dialects.sqlite import insert
 from assistant.database import database_url, open_database, write_transaction
 from assistant.disk import disk_errors, locked
 from assistant.errors import ConfigError, MaemiError
+from assistant.progress import Progress
 from assistant.readers.files import shown
+from serve.batch.caption_rows import CaptionRow, in_groups, write_rows, writer_for
 from serve.batch.jobs import Captioner, Job, Load, Result, caption_jobs, reader
-from serve.batch.rows import CaptionRow, in_groups, write_rows, writer_for
 from serve.batch.workers import in_processes, on_ray
 
 BATCH = 32
 """Images captioned together, and rows put into the journal at one time."""
 
-metadata = MetaData()
+_metadata = MetaData()
 results = Table(
     "results",
-    metadata,
+    _metadata,
     Column("name", LargeBinary, primary_key=True),  # bytes, because a file name need not be valid text
     Column("size", Integer),
     Column("mtime_ns", Integer),
@@ -41,11 +42,7 @@ results = Table(
     Column("confidence", Float),
     Column("error", String),
 )
-settings = Table("settings", metadata, Column("key", String, primary_key=True), Column("value", String))
-
-
-Progress = Callable[[int, int, str], None]
-"""Called with images done, images in all, and a short text."""
+settings = Table("settings", _metadata, Column("key", String, primary_key=True), Column("value", String))
 
 
 @dataclass(frozen=True)
@@ -118,26 +115,23 @@ class Journal:
     """Finished rows on disk: a row that was added survives a crash, and is never added twice."""
 
     def __init__(self, path: Path, identity: dict[str, str]) -> None:
+        """Make the tables, or see that their rows were made with the same model and settings."""
         self._engine: Engine = open_database(database_url(path))
         try:
-            self._claim(path, identity)
+            with write_transaction(self._engine) as connection:
+                _metadata.create_all(connection)
+                known = {row.key: row.value for row in connection.execute(select(settings))}
+                if not known:
+                    connection.execute(insert(settings), [{"key": k, "value": v} for k, v in identity.items()])
+                elif known != identity:
+                    key = next(key for key in identity if known.get(key) != identity[key])
+                    theirs, ours = known.get(key), identity[key]
+                    raise ConfigError(
+                        "other_model", f"{path} holds rows made with {key} {theirs}, not {ours}. Choose another --out."
+                    )
         except BaseException:
             self._engine.dispose()
             raise
-
-    def _claim(self, path: Path, identity: dict[str, str]) -> None:
-        """Make the tables, or see that their rows were made with the same model and settings."""
-        with write_transaction(self._engine) as connection:
-            metadata.create_all(connection)
-            known = {row.key: row.value for row in connection.execute(select(settings))}
-            if known and known != identity:
-                key = next(key for key in identity if known.get(key) != identity[key])
-                raise ConfigError(
-                    "other_model",
-                    f"{path} holds rows made with {key} {known.get(key)}, not {identity[key]}. Choose another --out.",
-                )
-            if not known:
-                connection.execute(insert(settings), [{"key": k, "value": v} for k, v in identity.items()])
 
     def has(self, job: Job) -> bool:
         """Whether there is a caption of this file as it is now."""
@@ -174,23 +168,21 @@ def _find_jobs(folder: Path, pixel_size_nm: float | None) -> list[Job]:
 
     if not folder.is_dir():
         raise ConfigError("no_images", f"{folder} is not a folder. Name a folder with micrographs.")
-    jobs = [_job(folder, path, pixel_size_nm) for path in find_micrographs(folder)]
+    jobs = []
+    for path in find_micrographs(folder):
+        try:
+            status = path.stat()
+            jobs.append(Job(folder, path, status.st_size, status.st_mtime_ns, pixel_size_nm))
+        except OSError as error:  # gone, or a link that leads nowhere: one row that says so
+            reason = (error.strerror or "it cannot be looked at").lower()
+            problem = f"not_found: {shown(path)} leads nowhere: {reason}. Mend or remove it."
+            jobs.append(Job(folder, path, 0, 0, problem=problem))
     jobs += [Job(folder, path, 0, 0, problem=problem) for path, problem in _no_files(folder)]
     if not jobs:
         raise ConfigError(
             "no_images", f"{folder} holds no micrographs. Name a folder with TIFF, PNG, JPEG or BMP files."
         )
     return sorted(jobs, key=lambda job: job.path)
-
-
-def _job(folder: Path, path: Path, pixel_size_nm: float | None) -> Job:
-    """A file as it is now; one that is gone, or a link that leads nowhere, is one row that says so."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        reason = (error.strerror or "it cannot be looked at").lower()
-        return Job(folder, path, 0, 0, problem=f"not_found: {shown(path)} leads nowhere: {reason}. Mend or remove it.")
-    return Job(folder, path, status.st_size, status.st_mtime_ns, pixel_size_nm)
 
 
 def _no_files(folder: Path) -> Iterator[tuple[Path, str]]:

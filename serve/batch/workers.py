@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing.process import BaseProcess
 
 from assistant.errors import ConfigError, MaemiError
+from assistant.orphans import end_with_parent
 from serve.batch.jobs import Captioner, Job, Load, Result, caption_jobs, reader
 from serve.desk.sandbox import Sandbox
 
@@ -119,14 +118,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 def _settle(threads: int) -> None:
     """Share the cores, and end when the parent ends however it ends."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    parent = multiprocessing.parent_process()
-    if parent:
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-
-
-def _follow(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
+    end_with_parent()
 
 
 def _work(load: Load, batch: list[Job]) -> list[Result]:

@@ -146,7 +146,14 @@ def answer(answerer: Answerer, question: Question) -> Iterator[str | Proof]:
     Without a picture the model converses where it can; else one honest sentence is the answer.
     """
     if not question.images:
-        yield from until_stop(_without_picture(answerer, question), question.stop)
+        if getattr(answerer, "converses", False):
+            pieces = answerer.converse(  # type: ignore[attr-defined]  # only models that say so have it
+                question.text, history=question.history, max_new_tokens=question.max_new_tokens, **_sampling(question)
+            )
+        else:
+            earlier = next((turn.text for turn in question.history if turn.role == "user"), "")
+            pieces = iter([answer_without_picture(question.text, earlier)])
+        yield from until_stop(pieces, question.stop)
         yield Proof([], [], [], [])
         return
     pieces = answerer.ask(
@@ -164,16 +171,6 @@ def answer(answerer: Answerer, question: Question) -> Iterator[str | Proof]:
     yield gather_evidence(answerer, question, "".join(said))
 
 
-def _without_picture(answerer: Answerer, question: Question) -> Iterator[str]:
-    if not getattr(answerer, "converses", False):
-        earlier = next((turn.text for turn in question.history if turn.role == "user"), "")
-        yield answer_without_picture(question.text, earlier)
-        return
-    yield from answerer.converse(  # type: ignore[attr-defined]  # only models that say so have it
-        question.text, history=question.history, max_new_tokens=question.max_new_tokens, **_sampling(question)
-    )
-
-
 def _sampling(question: Question) -> dict[str, Any]:
     """The arguments that make `ask` draw tokens or tell them; none for greedy answers, which need no torch here."""
     if question.temperature <= 0.0 and question.watch is None:
@@ -186,24 +183,19 @@ def _sampling(question: Question) -> dict[str, Any]:
 
 def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
     """Pass pieces on until one of `stops` appears; holds back only what could be the start of one."""
-    held, longest = "", max(map(len, stops), default=0)
+    held, starts = "", {stop[:length] for stop in stops for length in range(1, len(stop))}
     for piece in pieces:
         held += piece
         found = [position for stop in stops if (position := held.find(stop)) >= 0]
         if found:
             held = held[: min(found)]
             break
-        ready = len(held) - max((k for k in range(longest) if held.endswith(_starts(stops, k))), default=0)
+        ready = len(held) - max((len(start) for start in starts if held.endswith(start)), default=0)
         if ready:
             yield held[:ready]
             held = held[ready:]
     if held:
         yield held
-
-
-def _starts(stops: Sequence[str], length: int) -> tuple[str, ...]:
-    """The first `length` letters of every stop that is longer than that."""
-    return tuple(stop[:length] for stop in stops if len(stop) > length > 0)
 
 
 def gather_evidence(answerer: Answerer, question: Question, said: str) -> Proof:

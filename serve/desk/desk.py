@@ -20,7 +20,7 @@ from serve.desk.monitoring import Metrics
 if TYPE_CHECKING:
     from serve.desk.store import AnswerStore
 
-log = logging.getLogger("maemi.desk")
+_log = logging.getLogger("maemi.desk")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Desk:
             raise
         except Exception:  # the boundary around the model: what broke is in the log, the asker gets its number
             outcome, number = "internal", secrets.token_hex(4)
-            log.exception("an answer failed, id %s", number)
+            _log.exception("an answer failed, id %s", number)
             raise ServerError("internal", f"The answer failed (id {number}). The log has the details.") from None
         finally:
             self.record(question, "".join(said), user=user, outcome=outcome)

@@ -34,7 +34,8 @@ def answer_without_picture(text: str, earlier: str = "") -> str:
     """
     history = _HISTORY.search(text)
     said = _USER_LINE.findall(history[1] if history else text)
-    subject = _title_of(said[0] if said else earlier or text)
+    words = re.findall(r"[\w'-]+", said[0] if said else earlier or text)[:TITLE_WORDS]
+    subject = " ".join(words).strip() or "Micrographs"
     if _TASK.match(text):
         asked = _KEY.findall(text)
         makers: dict[str, Callable[[], object]] = {
@@ -51,8 +52,3 @@ def answer_without_picture(text: str, earlier: str = "") -> str:
     if _SAYS_TITLE.search(text) and (said or earlier):
         return subject
     return NO_PICTURE
-
-
-def _title_of(text: str) -> str:
-    words = re.findall(r"[\w'-]+", text)[:TITLE_WORDS]
-    return " ".join(words).strip() or "Micrographs"

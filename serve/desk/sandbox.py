@@ -133,7 +133,9 @@ class _Worker:
         path = None if isinstance(source, bytes) else os.fspath(source)
         question = {"path": path, "pixel_size_nm": pixel_size_nm, "seconds": deadline - time.monotonic()}
         _send(self._line, question, source if isinstance(source, bytes) else b"", deadline)
-        return _receive(self._line, deadline)
+        text, data = _HEAD.unpack(_exactly(self._line, _HEAD.size, deadline))
+        reply = json.loads(_exactly(self._line, text, deadline))
+        return reply, _exactly(self._line, data, deadline)
 
     def stop(self) -> None:
         self._end()
@@ -150,12 +152,6 @@ def _send(line: socket.socket, document: dict[str, Any], data: Any, deadline: fl
     for part in (_HEAD.pack(len(text), len(data)) + text, data):
         line.settimeout(_left(deadline))
         line.sendall(part)
-
-
-def _receive(line: socket.socket, deadline: float | None) -> tuple[dict[str, Any], bytearray]:
-    text, data = _HEAD.unpack(_exactly(line, _HEAD.size, deadline))
-    document = json.loads(_exactly(line, text, deadline))
-    return document, _exactly(line, data, deadline)
 
 
 def _exactly(line: socket.socket, size: int, deadline: float | None) -> bytearray:
@@ -235,7 +231,10 @@ def main(descriptor: int, memory: int) -> None:
         while True:
             text, size = _HEAD.unpack(asked.read(_HEAD.size))
             question = json.loads(asked.read(text))
-            _limit_time(question["seconds"])
+            # A signal ends this process once it has worked so long, whether or not anyone waits for it.
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            limit = int(used.ru_utime + used.ru_stime + question["seconds"] + _SPARE_CPU_S)
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
             source = asked.read(size) if question["path"] is None else Path(question["path"])
             try:
                 m = read_micrograph(source, pixel_size_nm=question["pixel_size_nm"])
@@ -245,13 +244,6 @@ def main(descriptor: int, memory: int) -> None:
             except MemoryError:
                 _send(line, {"error": ["too_large", "The image needs too much memory. Crop or bin it."]}, b"", None)
             m = source = None  # a large picture must be gone before the next comes in
-
-
-def _limit_time(seconds: float) -> None:
-    """Ends this process by signal once it has worked so long, whether or not anyone waits for it."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    limit = int(used.ru_utime + used.ru_stime + seconds + _SPARE_CPU_S)
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
 
 
 if __name__ == "__main__":

@@ -12,19 +12,19 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Column, Integer, MetaData, String, Table, insert, inspect, select, text
+from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from assistant.database import database_url, open_database, shown_url, write_transaction
 from assistant.errors import ServerError
 
-log = logging.getLogger("maemi.store")
+_log = logging.getLogger("maemi.store")
 
 GENESIS = "0" * 64
 ROWS_AT_ONCE = 500
@@ -100,41 +100,37 @@ class AnswerStore:
     def __init__(self, place: str | Path, *, create: bool = True) -> None:
         self._url = database_url(place)
         if self._url.drivername == "sqlite":
-            self._prepare_file(Path(str(self._url.database)), create=create)
+            path = Path(str(self._url.database))
+            if not path.exists():
+                if not create:
+                    raise self._no_book()
+                # Made before SQLite does it, so that only its owner can read the file and the log beside it.
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+                except OSError as error:
+                    raise self._failed(error.strerror or type(error).__name__) from None
         self._engine = open_database(self._url)
         try:
-            with self._failures():
-                self._prepare_table(create=create)
+            with self._failures(), write_transaction(self._engine) as connection:
+                if create:
+                    self._create_table(connection)
+                elif not inspect(connection).has_table("answers"):
+                    raise self._no_book()
         except ServerError:
             self._engine.dispose()
             raise
 
-    def _prepare_file(self, path: Path, *, create: bool) -> None:
-        """Make the file before SQLite does, so that only its owner can read it and the log beside it."""
-        if path.exists():
-            return
-        if not create:
-            raise self._no_book()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-        except OSError as error:
-            raise self._failed(error.strerror or type(error).__name__) from None
-
-    def _prepare_table(self, *, create: bool) -> None:
-        with write_transaction(self._engine) as connection:
-            if not create:
-                if not inspect(connection).has_table("answers"):
-                    raise self._no_book()
-                return
-            dialect = connection.dialect.name
-            if dialect == "postgresql" and connection.scalar(text("SHOW server_encoding")) != "UTF8":
-                raise self._failed("its encoding is not UTF8, so it cannot hold every answer")
-            metadata.create_all(connection)
-            # A user of the server who owns neither table nor trigger may still write answers.
-            if dialect == "sqlite" or not connection.scalar(GUARDED):
-                for statement in NEVER_CHANGED[dialect]:
-                    connection.execute(text(statement))
+    def _create_table(self, connection: Connection) -> None:
+        """Make the table where there is none, and see to it that nobody changes its rows."""
+        dialect = connection.dialect.name
+        if dialect == "postgresql" and connection.scalar(text("SHOW server_encoding")) != "UTF8":
+            raise self._failed("its encoding is not UTF8, so it cannot hold every answer")
+        metadata.create_all(connection)
+        # A user of the server who owns neither table nor trigger may still write answers.
+        if dialect == "sqlite" or not connection.scalar(GUARDED):
+            for statement in NEVER_CHANGED[dialect]:
+                connection.execute(text(statement))
 
     def record(
         self,
@@ -150,29 +146,36 @@ class AnswerStore:
 
         Raises ServerError `store_failed` without the reason, which whoever asked need not know; the log has it.
         """
-        with self._discreet_failures(), write_transaction(self._engine) as connection:
-            last = connection.execute(
-                select(answers.c.number, answers.c.digest).order_by(answers.c.number.desc()).limit(1)
-            ).first()
-            row = {
-                "number": last.number + 1 if last else 1,
-                "at_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "user": _storable(user),
-                "model": _storable(model),
-                "images": json.dumps(list(images)),
-                "question": _storable(question),
-                "answer": _storable(answer),
-                "outcome": outcome,
-                "previous": last.digest if last else GENESIS,
-            }
-            connection.execute(insert(answers).values(**row, digest=_digest(row)))
+        try:
+            with self._failures(), write_transaction(self._engine) as connection:
+                last = connection.execute(
+                    select(answers.c.number, answers.c.digest).order_by(answers.c.number.desc()).limit(1)
+                ).first()
+                row = {
+                    "number": last.number + 1 if last else 1,
+                    "at_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    "user": _storable(user),
+                    "model": _storable(model),
+                    "images": json.dumps(list(images)),
+                    "question": _storable(question),
+                    "answer": _storable(answer),
+                    "outcome": outcome,
+                    "previous": last.digest if last else GENESIS,
+                }
+                connection.execute(insert(answers).values(**row, digest=_digest(row)))
+        except ServerError as error:
+            _log.error("%s", error.message)
+            message = "The book of answers cannot be written. The log of the server has the reason."
+            raise ServerError("store_failed", message) from None
         return int(row["number"])
 
     def entries(self, *, limit: int = 100) -> list[StoredAnswer]:
         """The newest entries, newest first. Raises ServerError `store_failed`."""
-        query = select(answers).order_by(answers.c.number.desc()).limit(limit)
+        columns = [answers.c[field.name] for field in fields(StoredAnswer)]
+        query = select(*columns).order_by(answers.c.number.desc()).limit(limit)
         with self._failures(), self._engine.connect() as connection:
-            return [_entry(row._mapping) for row in connection.execute(query)]
+            rows = connection.execute(query).all()
+        return [StoredAnswer(**{**row._asdict(), "images": json.loads(row.images)}) for row in rows]
 
     def verify(self) -> Chain:
         """Follow the chain from the first entry to the last. Raises ServerError `store_failed`."""
@@ -195,17 +198,12 @@ class AnswerStore:
         try:
             yield
         except SQLAlchemyError as error:
-            raise self._failed(_reason(error, self._url)) from None
-
-    @contextmanager
-    def _discreet_failures(self) -> Iterator[None]:
-        try:
-            with self._failures():
-                yield
-        except ServerError as error:
-            log.error("%s", error.message)
-            message = "The book of answers cannot be written. The log of the server has the reason."
-            raise ServerError("store_failed", message) from None
+            # What the database said, in one line, without a password; never the statement with what was to be stored.
+            lines = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()
+            reason, url = lines[0] if lines else type(error).__name__, self._url
+            for secret in filter(None, (url.password, url.query.get("password"), url.query.get("sslpassword"))):
+                reason = reason.replace(str(secret), "***")
+            raise self._failed(reason) from None
 
     def _failed(self, reason: str) -> ServerError:
         check = "disk" if self._url.drivername == "sqlite" else "server, and what its user may do"
@@ -225,15 +223,6 @@ def default_place() -> Path:
     return Path(state) / "maemi" / "answers.sqlite"
 
 
-def _reason(error: SQLAlchemyError, url: URL) -> str:
-    """What the database said, in one line, without a password; never the statement with what was to be stored."""
-    lines = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()
-    reason = lines[0] if lines else type(error).__name__
-    for secret in filter(None, (url.password, url.query.get("password"), url.query.get("sslpassword"))):
-        reason = reason.replace(str(secret), "***")
-    return reason
-
-
 def _digest(row: dict[str, Any]) -> str:
     """Hash of an entry's content, also of one into which somebody wrote what is no text."""
     return sha256(json.dumps(row, sort_keys=True, default=repr).encode()).hexdigest()
@@ -242,8 +231,3 @@ def _digest(row: dict[str, Any]) -> str:
 def _storable(words: str) -> str:
     """Words as every database takes them: half a surrogate pair is no UTF-8, and PostgreSQL keeps no NUL."""
     return words.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-
-
-def _entry(row: Any) -> StoredAnswer:
-    fields = {key: row[key] for key in ("number", "at_utc", "user", "model", "question", "answer", "outcome")}
-    return StoredAnswer(images=json.loads(row["images"]), **fields)

@@ -21,15 +21,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from assistant.errors import ConfigError, MaemiError, MicrographError
-from serve.desk.answering import Question, Reader
+from serve.desk.answering import Question
 from serve.desk.desk import Desk
 from serve.desk.gate import RETRY_AFTER_S, Relay
-from serve.http.bodies import Bodies
-from serve.http.chat_answer import ChatAnswer, Said
+from serve.http.chat_answer import ChatAnswer
 from serve.http.conversation import ApiError, Ask, parse_body, parse_request
 from serve.http.guard import error_body, error_kind
 from serve.http.methods import WrongMethod
 from serve.http.pictures import classify_pictures, embed, read_picture
+from serve.http.request_bodies import Bodies
 from serve.http.schemas import (
     ChatReply,
     ChatRequest,
@@ -42,7 +42,7 @@ from serve.http.schemas import (
 
 ALIAS = "maemi"
 """A name that every server's model has."""
-log = logging.getLogger("maemi.api")
+_log = logging.getLogger("maemi.api")
 REASONS = {
     400: "The request is wrong; `param` says where.",
     401: "No login, or a wrong one.",
@@ -81,18 +81,7 @@ def build_api(desk: Desk) -> FastAPI:
     async def chat_completions(request: Request) -> Response:
         ask = await bodies.parse(request, parse_request)
         _check_model(ask.model, desk)
-        await desk.gate.enter()
-        try:
-            question = await asyncio.to_thread(_question, ask, desk.read)
-            reply = ChatAnswer(ask, desk.answerer.name, desk.count_tokens)
-            items = Relay(lambda: reply.answers(question, partial(desk.answer, user=_user(request))), desk.gate)
-        except BaseException:  # whatever happens before the relay holds the place, the place must not be lost
-            desk.gate.leave()
-            raise
-        if ask.stream:
-            headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-            return StreamingResponse(reply.events(items), media_type="text/event-stream", headers=headers)
-        return await _whole(reply, items, request)
+        return await _complete(ask, request, desk)
 
     @api.post("/v1/embeddings", response_model=EmbeddingReply, **_takes(EmbeddingRequest))
     async def embeddings(request: Request) -> Response:
@@ -160,11 +149,31 @@ async def _at_the_gate(desk: Desk, work: Callable[[], dict[str, Any]]) -> Respon
     return JSONResponse(await asyncio.to_thread(hold))
 
 
-def _user(request: Request) -> str:
-    return str(request.state.user) if hasattr(request.state, "user") else "local"
-
-
-async def _whole(reply: ChatAnswer, items: Relay[Said], request: Request) -> Response:
+async def _complete(ask: Ask, request: Request, desk: Desk) -> Response:
+    """The answer to a conversation, as a stream of events or whole, as it was asked for."""
+    await desk.gate.enter()
+    try:
+        read = partial(read_picture, pixel_size_nm=ask.pixel_size_nm, read=desk.read)
+        question = Question(
+            images=await asyncio.to_thread(lambda: list(map(read, ask.images))),
+            text=ask.text,
+            history=ask.history,
+            aux=ask.description,
+            max_new_tokens=ask.max_tokens,
+            stop=ask.stop,
+            temperature=ask.temperature,
+            top_p=ask.top_p,
+            seed=ask.seed,
+        )
+        reply = ChatAnswer(ask, desk.answerer.name, desk.count_tokens)
+        user = str(getattr(request.state, "user", "local"))
+        items = Relay(lambda: reply.answers(question, partial(desk.answer, user=user)), desk.gate)
+    except BaseException:  # whatever happens before the relay holds the place, the place must not be lost
+        desk.gate.leave()
+        raise
+    if ask.stream:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(reply.events(items), media_type="text/event-stream", headers=headers)
     try:
         async for item in items:
             reply.take(item)
@@ -173,20 +182,6 @@ async def _whole(reply: ChatAnswer, items: Relay[Said], request: Request) -> Res
     finally:
         items.stop()
     return JSONResponse(reply.whole())
-
-
-def _question(ask: Ask, read: Reader | None) -> Question:
-    return Question(
-        images=[read_picture(picture, pixel_size_nm=ask.pixel_size_nm, read=read) for picture in ask.images],
-        text=ask.text,
-        history=ask.history,
-        aux=ask.description,
-        max_new_tokens=ask.max_tokens,
-        stop=ask.stop,
-        temperature=ask.temperature,
-        top_p=ask.top_p,
-        seed=ask.seed,
-    )
 
 
 def _check_model(name: str, desk: Desk) -> None:

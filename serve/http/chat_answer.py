@@ -9,6 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,10 @@ class ChatAnswer:
     def _json(self, answer: str, facts: list[dict[str, Any]]) -> str:
         """The document that was asked for. Raises Unknown."""
         if self._ask.form == "json_object":
-            return answer if _is_object(answer) else as_object(answer, facts)
+            with suppress(ValueError):
+                if isinstance(json.loads(answer), dict):
+                    return answer
+            return as_object(answer, facts)
         assert not isinstance(self._ask.form, str)
         return as_schema(self._ask.form, answer, facts)
 
@@ -177,13 +181,6 @@ class ChatAnswer:
 
     def _finish_reason(self, choice: Choice) -> str:
         return "length" if self._count(choice.text) >= self._ask.max_tokens else "stop"
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
 
 
 def _event(payload: dict[str, Any]) -> bytes:

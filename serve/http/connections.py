@@ -29,7 +29,7 @@ LATE = (
 )
 LATE_HEADERS = [("content-type", "application/json"), ("content-length", str(len(LATE))), ("connection", "close")]
 
-log = logging.getLogger("maemi.door")
+_log = logging.getLogger("maemi.door")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Crowd:
     """All open connections of a server."""
 
     def __init__(self, limits: Limits, *, shared: Callable[[str], bool] = lambda address: False) -> None:
-        self.limits, self.tally = limits, Tally(log)
+        self.limits, self.tally = limits, Tally(_log)
         self.now = 0.0
         """Time as this process had it to look; it stands still while the process is held up [s]."""
         self._looked = time.monotonic()
@@ -213,12 +213,6 @@ class Connection(H11Protocol):
         """Whether the peer has all it asked for and has not asked again."""
         return self._phase[0] == "idle"
 
-    def _owed(self) -> str:
-        """What the peer owes: `header`, `body`, the next request (`idle`), or nothing (`answer`)."""
-        if self.conn.their_state is h11.IDLE:
-            return "header" if self.cycle is None or self.conn.trailing_data[0] else "idle"
-        return "body" if self.conn.their_state is h11.SEND_BODY else "answer"
-
     def overdue(self, now: float) -> str | None:
         """Why this connection must go, if it must."""
         limits = self.crowd.limits
@@ -230,7 +224,7 @@ class Connection(H11Protocol):
             return "silent" if phase == "idle" else "no whole request header came"
         if phase != "body":
             return None
-        if self._answered and age > limits.window_s:
+        if self.cycle is not None and self.cycle.response_complete and age > limits.window_s:
             return "a body came after its reply"
         late = now - self._body[0] > limits.window_s or age > limits.body_s
         return "its body came too slowly" if late else None
@@ -264,13 +258,14 @@ class Connection(H11Protocol):
         self.cycle.disconnected = True
         self.transport.close()
 
-    @property
-    def _answered(self) -> bool:
-        return self.cycle is not None and self.cycle.response_complete
-
     def _look(self, now: float) -> None:
         """Note how far the peer has come."""
-        phase = (self._owed(), self.cycle)
+        # What the peer owes: a `header`, a `body`, the next request (`idle`), or nothing (`answer`).
+        if self.conn.their_state is h11.IDLE:
+            owed = "header" if self.cycle is None or self.conn.trailing_data[0] else "idle"
+        else:
+            owed = "body" if self.conn.their_state is h11.SEND_BODY else "answer"
+        phase = (owed, self.cycle)
         if phase != self._phase:
             self._phase, self.since, self._begun = phase, now, self._received
             self._body = (now, self._received)

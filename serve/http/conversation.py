@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
@@ -115,11 +115,24 @@ def parse_request(body: bytes) -> Ask:
 
 def parse_body(body: bytes, shape: type[Shape]) -> Shape:
     """A request body as one of the shapes. Raises ApiError, 400, with the place and what is wrong there."""
-    tree = _load(body)
+    try:
+        tree = from_json(body, allow_inf_nan=False, cache_strings="none")
+    except (ValueError, RecursionError):
+        # Half characters are JSON to Python alone: they are read, so that their place can be named.
+        try:
+            tree = json.loads(body, parse_constant=_finite, parse_float=_finite)
+        except (ValueError, RecursionError):
+            raise ApiError(400, "bad_json", "The body is not valid JSON.") from None
+    if not isinstance(tree, dict):
+        raise ApiError(400, "bad_json", "The body must be a JSON object.")
     try:
         return shape.model_validate(tree)
     except ValidationError as invalid:
-        _refuse(invalid)
+        first = invalid.errors(include_input=False, include_url=False, include_context=False)[0]
+        last = first["loc"][-1:]
+        place = ".".join(str(step) for step in first["loc"] if step not in ("text", "image_url") or (step,) == last)
+        message = f"{place}: {first['msg']}" if place else first["msg"]
+        raise ApiError(400, "invalid_value", SURROGATE.sub("?", message), place or None) from None
 
 
 def image_bytes(url: str) -> bytes:
@@ -142,42 +155,11 @@ def image_bytes(url: str) -> bytes:
         raise ApiError(400, "bad_base64", "The data: URI of an image is not valid base64.", "messages") from None
 
 
-def _load(body: bytes) -> Any:
-    try:
-        tree = from_json(body, allow_inf_nan=False, cache_strings="none")
-    except (ValueError, RecursionError):
-        tree = _load_with_surrogates(body)
-    if not isinstance(tree, dict):
-        raise ApiError(400, "bad_json", "The body must be a JSON object.")
-    return tree
-
-
-def _load_with_surrogates(body: bytes) -> Any:
-    """Half characters are JSON to Python alone: they are read, so that their place can be named."""
-    try:
-        return json.loads(body, parse_constant=_no_constant, parse_float=_finite)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "bad_json", "The body is not valid JSON.") from None
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(text)
     return number
-
-
-def _refuse(invalid: ValidationError) -> NoReturn:
-    first = invalid.errors(include_input=False, include_url=False, include_context=False)[0]
-    place = ".".join(
-        str(step) for step in first["loc"] if step not in ("text", "image_url") or step == first["loc"][-1]
-    )
-    message = f"{place}: {first['msg']}" if place else first["msg"]
-    raise ApiError(400, "invalid_value", SURROGATE.sub("?", message), place or None) from None
 
 
 def _turns(messages: list[ChatMessage]) -> list[Message]:

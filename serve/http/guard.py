@@ -14,7 +14,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
@@ -40,7 +40,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN_PATHS = frozenset({"/healthz"})
 BODY_LIMIT = 512 * 2**20
 """Largest request body, a page upload of several files included [byte]."""
-COOKIE = "maemi-device"
+DEVICE_COOKIE = "maemi-device"
 """Tells a browser that has logged in from others at its address."""
 COOKIE_LIFE_S = 30 * 24 * 3600
 SHORTEST_PASSWORD, SHORTEST_KEY = 8, 16
@@ -61,7 +61,7 @@ SECURITY_HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 
-log = logging.getLogger("maemi.guard")
+_log = logging.getLogger("maemi.guard")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def read_credentials(path: Path) -> Credentials:
                 f"Entry {number} of {path} is too short. Passwords need {SHORTEST_PASSWORD} characters, keys "
                 f"{SHORTEST_KEY}.",
             )
-    digests = tuple((_name(line, number), _digest(line)) for number, line in enumerate(secrets_, 1))
+    names = (line.partition(":")[0] if ":" in line else f"key-{number}" for number, line in enumerate(secrets_, 1))
+    digests = tuple((name, _digest(line)) for name, line in zip(names, secrets_, strict=True))
     return Credentials(digests, frozenset(map(account_of, secrets_)))
 
 
@@ -156,13 +157,9 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-        else:
-            await self._http(scope, receive, send)
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+            return await self._app(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
         started = time.monotonic()
         visit = _Visit(scope)
         exchange = _Exchange(visit, receive, send, self._body_limit)
@@ -175,41 +172,41 @@ class Guard:
             else:
                 await self._app(inner, exchange.receive, exchange.send)
         except Exception as error:  # the one boundary: whatever goes wrong inside, the client gets an id, nothing else
-            await self._fail(visit, exchange, error)
+            # In the log a client can cause a line a minute, or one with a number.
+            name = type(error).__name__
+            if exchange.over or exchange.left:
+                visit.tally(f"requests that ended in {name} after their client had left")
+            elif exchange.started:
+                if visit.tally(f"replies broken off by {name}"):
+                    _log.exception("the first of them")
+                visit.break_off()
+            else:
+                number = secrets.token_hex(4)
+                _log.exception("request failed, id %s", number)
+                message = f"The request failed (id {number}). Look it up in the log."
+                await exchange.refuse(Refusal(500, "internal", message))
         finally:
             exchange.close()
             if self._metrics:
                 self._metrics.request(inner, exchange.status, time.monotonic() - started)
 
-    async def _fail(self, visit: _Visit, exchange: _Exchange, error: Exception) -> None:
-        """Tell the client what can be told; in the log a client can cause a line a minute, or one with a number."""
-        name = type(error).__name__
-        if exchange.over or exchange.left:
-            visit.tally(f"requests that ended in {name} after their client had left")
-        elif exchange.started:
-            if visit.tally(f"replies broken off by {name}"):
-                log.exception("the first of them")
-            visit.break_off()
-        else:
-            number = secrets.token_hex(4)
-            log.exception("request failed, id %s", number)
-            await exchange.refuse(Refusal(500, "internal", f"The request failed (id {number}). Look it up in the log."))
-
     def _refusal(self, scope: Scope, visit: _Visit) -> Refusal | None:
         """The first reason to refuse, or None. Sets `scope["state"]["user"]`."""
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"")
-        if not scope["path"].startswith("/") or not HOST.fullmatch(host) or _repeated(scope["headers"], b"host"):
+        named, hosts = HOST.fullmatch(host), sum(key == b"host" for key, _ in scope["headers"])
+        if not scope["path"].startswith("/") or not named or hosts > 1:
             return Refusal(400, "bad_request", "The request line or its Host header is malformed.")
         if not visit.has_room() and scope["path"] not in OPEN_PATHS:
             visit.tally("requests refused: too many connections are open")
             retry = ((b"retry-after", b"5"), (b"connection", b"close"))
             return Refusal(503, "crowded", "Too many connections are open. Try again in a few seconds.", retry)
-        if self._credentials is None and not is_loopback(_hostname(host)):
+        if self._credentials is None and not is_loopback(named[1].decode("latin-1")):
             return Refusal(400, "bad_host", "Without logins this server answers only to localhost.")
         if b"origin" in headers and not _same_origin(headers[b"origin"], host):
             return Refusal(403, "foreign_origin", "Requests from other web sites are refused.")
-        if _declared_length(headers) > self._body_limit:
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and len(length) < 20 and int(length) > self._body_limit:
             return Refusal(413, "too_large", f"The body is larger than {self._body_limit // 2**20} MiB.")
         visit.state["user"] = "local"
         if self._credentials is None or scope["path"] in OPEN_PATHS:
@@ -224,25 +221,22 @@ class Guard:
         checked = [secret for secret in offered if self._throttle.admits(account_of(secret), visit.places)]
         right = next((secret for secret in checked if self._credentials.owner(secret)), None)
         if right is None:
-            return self._failed_login(path, visit, offered[0], checked)
+            user, colon, _ = offered[0].partition(":")
+            visit.tally(f"failed login {f'of {user[:64]!a}' if colon else 'with a key'} from {visit.address!a}")
+            for secret in checked:
+                self._throttle.failed(account_of(secret), visit.places)
+            slow_down = offered[0] not in checked
+            if not colon:  # however often wrong keys are tried from here, a right one still gets in
+                slow_down |= not self._throttle.admits(f"address {visit.client}", visit.places)
+                self._throttle.failed(f"address {visit.client}", visit.places)
+            if not slow_down:
+                return _unauthorized(path)
+            return Refusal(429, "too_many_logins", "Too many failed logins. Wait a minute.", ((b"retry-after", b"60"),))
         visit.state["user"] = self._credentials.owner(right)
         if not path.startswith("/v1") and authorization[:6].lower() == "basic ":
             visit.give_cookie()
         self._throttle.succeeded(account_of(right), visit.places)
         return None
-
-    def _failed_login(self, path: str, visit: _Visit, offered: str, checked: list[str]) -> Refusal:
-        user, colon, _ = offered.partition(":")
-        visit.tally(f"failed login {f'of {user[:64]!a}' if colon else 'with a key'} from {visit.address!a}")
-        for secret in checked:
-            self._throttle.failed(account_of(secret), visit.places)
-        slow_down = offered not in checked
-        if not colon:  # however often wrong keys are tried from here, a right one still gets in
-            slow_down |= not self._throttle.admits(f"address {visit.client}", visit.places)
-            self._throttle.failed(f"address {visit.client}", visit.places)
-        if not slow_down:
-            return _unauthorized(path)
-        return Refusal(429, "too_many_logins", "Too many failed logins. Wait a minute.", ((b"retry-after", b"60"),))
 
 
 class _Visit:
@@ -270,7 +264,7 @@ class _Visit:
         if not self._device:
             self._device = secrets.token_urlsafe(32)
             flags = f"Path=/; Max-Age={COOKIE_LIFE_S}; HttpOnly; SameSite=Lax{'; Secure' * self._secure}"
-            self.cookie = f"{COOKIE}={self._device}; {flags}"
+            self.cookie = f"{DEVICE_COOKIE}={self._device}; {flags}"
 
     def has_room(self) -> bool:
         """Whether there is a place for this client's request; without a connection of ours there always is."""
@@ -329,7 +323,8 @@ class _Exchange:
         if event["type"] != "http.response.start":
             await self._send(event)
             return
-        if _is_stream(event):
+        headers = event.get("headers", ())
+        if any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in headers):
             release = self._visit.open_stream()
             if release is None:
                 retry = ((b"retry-after", b"60"), (b"connection", b"close"))
@@ -358,13 +353,15 @@ class _Exchange:
 
     async def _start(self, event: Event) -> None:
         self.started, self.status = True, event["status"]
-        event["headers"] = _with_security(event.get("headers", ()))
+        ours = {name for name, _ in SECURITY_HEADERS} | {b"server", b"access-control-allow-origin"}
+        kept = [(name, value) for name, value in event.get("headers", ()) if name.lower() not in ours]
+        event["headers"] = [*kept, *SECURITY_HEADERS]
         if self._visit.cookie:
             event["headers"].append((b"set-cookie", self._visit.cookie.encode()))
         await self._send(event)
 
 
-_TALLY = Tally(log)
+_TALLY = Tally(_log)
 
 
 def error_body(message: str, *, code: str, kind: str, param: str | None = None) -> bytes:
@@ -389,16 +386,6 @@ def _unauthorized(path: str) -> Refusal:
     return Refusal(401, "unauthorized", message, ((b"www-authenticate", scheme),))
 
 
-def _with_security(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    ours = {name for name, _ in SECURITY_HEADERS} | {b"server", b"access-control-allow-origin"}
-    return [(name, value) for name, value in headers if name.lower() not in ours] + list(SECURITY_HEADERS)
-
-
-def _declared_length(headers: dict[bytes, bytes]) -> int:
-    text = headers.get(b"content-length", b"0")
-    return int(text) if text.isdigit() and len(text) < 20 else 0
-
-
 def _same_origin(origin: bytes, host: bytes) -> bool:
     try:
         return urlsplit(origin.decode("latin-1")).netloc.lower() == host.decode("latin-1").lower()
@@ -408,28 +395,10 @@ def _same_origin(origin: bytes, host: bytes) -> bool:
 
 def _device(cookies: bytes) -> str:
     try:
-        found = SimpleCookie(cookies.decode("latin-1")).get(COOKIE)
+        found = SimpleCookie(cookies.decode("latin-1")).get(DEVICE_COOKIE)
     except CookieError:
         return ""
     return found.value[:64] if found else ""
-
-
-def _is_stream(start: Event) -> bool:
-    return any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in start.get("headers", ()))
-
-
-def _hostname(host: bytes) -> str:
-    match = HOST.fullmatch(host)
-    return match[1].decode("latin-1") if match else ""
-
-
-def _repeated(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bool:
-    return sum(key == name for key, _ in headers) > 1
-
-
-def _name(line: str, number: int) -> str:
-    user, colon, _ = line.partition(":")
-    return user if colon else f"key-{number}"
 
 
 def _digest(secret: str) -> bytes:

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from serve.desk.answering import Reader, read_images
 from serve.http.conversation import ApiError, SentPicture, image_bytes
 from serve.http.schemas import (
@@ -42,17 +40,22 @@ def read_picture(picture: SentPicture, *, pixel_size_nm: float | None, read: Rea
 def embed(asked: EmbeddingRequest, desk: Desk) -> dict[str, Any]:
     """The `list` of embeddings, in the order of the inputs. Raises ApiError and MicrographError."""
     inputs = asked.input if isinstance(asked.input, list) else [asked.input]
-    uris = [one.image if isinstance(one, EmbeddedPicture) else one if _is_image(one) else None for one in inputs]
+    uris = [
+        one.image if isinstance(one, EmbeddedPicture) else one if one[:11].lower() == "data:image/" else None
+        for one in inputs
+    ]
     texts = [str(one) for one, uri in zip(inputs, uris, strict=True) if uri is None]
     images = [read_images([image_bytes(uri)], read=desk.read)[0] for uri in uris if uri is not None]
     of_images, of_texts = (iter(vectors) for vectors in desk.answerer.embed(images=images, texts=texts))
     vectors = [next(of_texts if uri is None else of_images) for uri in uris]
     if asked.dimensions not in (None, len(vectors[0])):
         raise ApiError(400, "invalid_value", f"dimensions: this model has {len(vectors[0])}.", "dimensions")
-    data = [
-        {"object": "embedding", "index": index, "embedding": _encoded(vector, asked.encoding_format)}
-        for index, vector in enumerate(vectors)
-    ]
+    arrays = [vector.astype("<f4") for vector in vectors]
+    if asked.encoding_format == "base64":
+        encoded = [base64.b64encode(array.tobytes()).decode() for array in arrays]
+    else:
+        encoded = [array.tolist() for array in arrays]
+    data = [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(encoded)]
     tokens = sum(map(desk.count_tokens, texts))
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": desk.answerer.name, "usage": usage}
@@ -73,12 +76,3 @@ def classify_pictures(asked: ClassificationRequest, desk: Desk) -> dict[str, Any
         for n, row in enumerate(scores)
     ]
     return ClassificationReply(model=desk.answerer.name, data=data).model_dump(mode="json")
-
-
-def _is_image(text: str) -> bool:
-    return text[:11].lower() == "data:image/"
-
-
-def _encoded(vector: np.ndarray[Any, Any], form: str | None) -> list[float] | str:
-    numbers = vector.astype("<f4")
-    return base64.b64encode(numbers.tobytes()).decode() if form == "base64" else [float(x) for x in numbers]

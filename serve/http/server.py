@@ -29,7 +29,7 @@ BACKLOG = 64
 KEEP_ALIVE_S = 10
 GRACE_S = 5
 """Time that running requests have to finish when the server stops [s]."""
-TICKS = round(SWEEP_S / 0.1)
+_TICKS = round(SWEEP_S / 0.1)
 """Ticks of uvicorn between two looks at the connections."""
 
 
@@ -146,7 +146,7 @@ class Server(uvicorn.Server):
             self._ready()
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % TICKS == 0:
+        if counter % _TICKS == 0:
             self.crowd.sweep()
         return bool(await super().on_tick(counter))
 

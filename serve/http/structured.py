@@ -18,7 +18,7 @@ from assistant.quantities import converted
 ANSWER_FIELDS = frozenset(
     {"answer", "caption", "description", "summary", "text", "response", "content", "message", "result", "title"}
 )
-DEEPEST = 6
+_DEEPEST = 6
 MOST_NODES = 5000
 NOT_FOLLOWED = ("pattern", "patternProperties", "$dynamicRef", "$recursiveRef", "$id")
 UNIT_SUFFIXES = {"nm": "nm", "um": "um", "mm": "mm", "px": "px", "percent": "%", "pct": "%", "deg": "deg", "kv": "kV"}
@@ -79,7 +79,7 @@ def _fill(
     depth: int,
 ) -> Any:
     """A value for one place of a schema. Raises Unknown."""
-    if depth > DEEPEST or not isinstance(schema, Mapping):
+    if depth > _DEEPEST or not isinstance(schema, Mapping):
         raise Unknown(f"{name or 'the schema'} is nested too deep")
     if "$ref" in schema:
         return _fill(root, _referred(root, schema["$ref"]), name, answer, known, depth + 1)

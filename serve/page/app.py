@@ -19,7 +19,7 @@ from gradio.utils import get_upload_folder
 
 from assistant.chat import CAPTION_PROMPT, Message
 from assistant.errors import ConfigError, MicrographError
-from serve.batch.rows import CaptionRow, write_rows
+from serve.batch.caption_rows import CaptionRow, write_rows
 from serve.desk.answering import Proof, Question, classify_files, parse_labels, parse_pixel_size, read_images
 from serve.desk.desk import Desk
 from serve.http.api import build_api
@@ -79,7 +79,9 @@ class Page:
             {"path": str(self.workspace.picture(m, owner)), "alt_text": path.name}
             for path, m in zip(new, self._read(new, size), strict=True)
         ]
-        turns, waiting = _answered(talk.turns)
+        turns, waiting = talk.turns, 0
+        if turns and turns[-1].role == "user":  # its answer failed or was stopped: its pictures stay, it goes
+            turns, waiting = turns[:-1], turns[-1].images
         question = Message("user", text or CAPTION_PROMPT, images=len(new) + waiting)
         shown = (*talk.shown, {"role": "user", "content": [*content, as_text(question.text)]})
         box = gr.MultimodalTextbox(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
@@ -106,7 +108,9 @@ class Page:
                     yield [*talk.shown, _answer(said)], gr.skip(), gr.skip()
         shown = (*talk.shown, _answer(said or "(no answer)"))
         answered = replace(talk, turns=(*talk.turns, Message("assistant", said)), shown=shown)
-        yield list(shown), answered, panel(cards, *_about_the_answer(proof, micrographs))
+        beside_pictures = {text for m in micrographs for text in m.warnings}
+        warnings = [text for text in proof.warnings if text not in beside_pictures] if proof else []
+        yield list(shown), answered, panel(cards, warnings, proof.statements if proof else [])
 
     def recalibrate(self, talk: Talk, size: str) -> Iterator[str]:
         """Show the panel with another pixel size."""
@@ -123,7 +127,19 @@ class Page:
         waiting = gr.DownloadButton(interactive=False)
         for path in paths:
             yield caption_table(rows, of=len(paths)), waiting, waiting
-            rows.append(self._caption(path, size, _user(request)))
+            try:
+                (micrograph,) = self._read([path], size)
+            except MicrographError as error:
+                rows.append((CaptionRow(path.name, None, None, None, None, str(error)), ""))
+                continue
+            with self._desk.gate.turn():
+                (caption,) = self._desk.answerer.caption([micrograph])
+            asked = Question([micrograph], CAPTION_PROMPT)
+            self._desk.record(asked, caption, user=_user(request), outcome="answered")
+            known = micrograph.calibration
+            nm, confidence = (known.nm_per_pixel, known.confidence) if known else (None, None)
+            row = CaptionRow(path.name, micrograph.sha256, caption, nm, confidence, None)
+            rows.append((row, thumbnail(micrograph)))
         folder = self.workspace.folder(owner_of(request))
         for name in ("captions.csv", "captions.jsonl"):
             write_rows(folder / name, (row for row, _ in rows))
@@ -178,32 +194,16 @@ class Page:
         nm = parse_pixel_size(size)
         try:
             found = read_images(paths, read=self._desk.read)
-            return [
-                m if nm is None or _from_metadata(m) else read_images([path], pixel_size_nm=nm, read=self._desk.read)[0]
-                for path, m in zip(paths, found, strict=True)
-            ]
+            for number, (path, m) in enumerate(zip(paths, found, strict=True)):
+                if nm is not None and (m.calibration is None or m.calibration.source == "banner"):
+                    (found[number],) = read_images([path], pixel_size_nm=nm, read=self._desk.read)
+            return found
         except FileNotFoundError:
             raise ConfigError("expired", "The pictures of this conversation were cleared. Add them again.") from None
 
     def _cards(self, paths: Sequence[Path], micrographs: Sequence[Micrograph]) -> list[tuple[str, Micrograph, Any]]:
         facts = map(self._desk.answerer.facts_of, micrographs)
         return list(zip((path.name for path in paths), micrographs, facts, strict=True))
-
-    def _caption(self, path: Path, size: str, user: str) -> tuple[CaptionRow, str]:
-        try:
-            (micrograph,) = self._read([path], size)
-        except MicrographError as error:
-            return CaptionRow(path.name, None, None, None, None, str(error)), ""
-        with self._desk.gate.turn():
-            (caption,) = self._desk.answerer.caption([micrograph])
-        self._desk.record(Question([micrograph], CAPTION_PROMPT), caption, user=user, outcome="answered")
-        calibration = micrograph.calibration
-        nm, confidence = (calibration.nm_per_pixel, calibration.confidence) if calibration else (None, None)
-        return CaptionRow(path.name, micrograph.sha256, caption, nm, confidence, None), thumbnail(micrograph)
-
-
-def _from_metadata(micrograph: Micrograph) -> bool:
-    return micrograph.calibration is not None and micrograph.calibration.source != "banner"
 
 
 def build_page(desk: Desk) -> Blocks:
@@ -268,9 +268,7 @@ def _chat_tab(page: Page) -> None:
                 suggestions = [gr.Button(text, size="sm", variant="secondary", min_width=60) for text in SUGGESTIONS]
         with gr.Column(scale=4, min_width=300):
             card = gr.HTML(EMPTY, elem_classes="maemi-card")
-            size = gr.Textbox(
-                label="Pixel size, for pictures that carry none", placeholder="4.2 nm", max_lines=1, lines=1
-            )
+            size = gr.Textbox(label="Pixel size, for pictures that carry none", placeholder="4.2 nm", max_lines=1)
             clear = gr.Button("New conversation", size="sm")
     asked = box.submit(page.take, [box, talk, size], [box, chat, talk], show_progress="hidden", api_name="take")
     answering = asked.success(
@@ -281,20 +279,14 @@ def _chat_tab(page: Page) -> None:
         show_progress_on=card,
         api_name="respond",
     )
-    ready = {"fn": _ready, "outputs": box, "show_progress": "hidden", "queue": False, "api_visibility": "private"}
-    answering.then(**ready)
-    box.stop(cancels=[answering], **ready)
+    quiet: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+    ready = {"fn": lambda: gr.MultimodalTextbox(submit_btn=True, stop_btn=False), "outputs": box, **quiet}
+    answering.then(**ready, show_progress="hidden")
+    box.stop(cancels=[answering], **ready, show_progress="hidden")
     for button, text in zip(suggestions, SUGGESTIONS, strict=True):
         button.click(None, box, box, js=f"typed => ({{text: {json.dumps(text)}, files: typed?.files ?? []}})")
     size.submit(page.recalibrate, [talk, size], card, api_name="recalibrate")
-    clear.click(
-        lambda: ([], Talk(), EMPTY),
-        None,
-        [chat, talk, card],
-        cancels=[answering],
-        api_visibility="private",
-        queue=False,
-    )
+    clear.click(lambda: ([], Talk(), EMPTY), None, [chat, talk, card], cancels=[answering], **quiet)
 
 
 def _captions_tab(page: Page) -> None:
@@ -338,26 +330,8 @@ def _files(label: str) -> gr.File:
     return gr.File(label=label, file_count="multiple", file_types=[*PICTURES, *SIDECARS], height=170)
 
 
-def _ready() -> gr.MultimodalTextbox:
-    """The text field while nothing is being answered."""
-    return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
-
-
-def _answered(turns: tuple[Message, ...]) -> tuple[tuple[Message, ...], int]:
-    """The turns without a question whose answer failed or was stopped, and how many pictures came with it."""
-    return (turns[:-1], turns[-1].images) if turns and turns[-1].role == "user" else (turns, 0)
-
-
 def _answer(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": as_text(text)}
-
-
-def _about_the_answer(proof: Proof | None, micrographs: Sequence[Micrograph]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Warnings without those that stand beside their picture anyway, and the statements."""
-    if proof is None:
-        return [], []
-    warnings = [text for text in proof.warnings if not any(text in m.warnings for m in micrographs)]
-    return warnings, proof.statements
 
 
 def _user(request: gr.Request) -> str:

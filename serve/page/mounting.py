@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 STYLE = Path(__file__).with_name("page.css")
 QUEUE, CONCURRENT = 32, 8
 """Calls that wait, and calls of one endpoint that run."""
-POLL_S = 0.05
+_POLL_S = 0.05
 """Time between two looks of Gradio's queue for work; its own 1 ms costs an idle server 5 % of a core [s]."""
 DEEPEST = 8
 """Deepest nesting of an input."""
@@ -36,17 +36,17 @@ SESSIONS = 1000
 """Conversations kept; each holds a copy of the page's settings."""
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SF Mono", "Cascadia Mono", "DejaVu Sans Mono", "Consolas", "monospace")
-TEAL = (
+_TEAL = (
     "#eef6f6", "#d8eae9", "#b3d6d4", "#85bcba", "#529c9b", "#2b8081", "#0f6e73", "#0d5a5f", "#0d484c", "#0d3b3f",
     "#062427",
 )  # fmt: skip
-GREY = (
+_GREY = (
     "#f7f8f8", "#eef1f1", "#e0e5e5", "#c9d0d1", "#98a3a6", "#6b777c", "#4d585d", "#384146", "#262e32", "#1a2024",
     "#12171a",
 )  # fmt: skip
 """From light to dark."""
 
-log = logging.getLogger("maemi.page")
+_log = logging.getLogger("maemi.page")
 
 
 class Blocks(gr.Blocks):
@@ -72,7 +72,7 @@ class Blocks(gr.Blocks):
             raise gr.Error(as_text(error.message), title="That did not work", print_exception=False) from None
         except Exception:
             number = secrets.token_hex(4)
-            log.exception("page request failed, id %s", number)
+            _log.exception("page request failed, id %s", number)
             message = f"Something went wrong (id {number}). The log has the details."
             raise gr.Error(message, print_exception=False) from None
 
@@ -83,7 +83,7 @@ class Blocks(gr.Blocks):
             error.message, error.print_exception = as_text(error.message), False
             raise
         except Exception as error:
-            log.info("a call of %s does not fit: %s", block_fn.api_name, type(error).__name__)
+            _log.info("a call of %s does not fit: %s", block_fn.api_name, type(error).__name__)
             raise _bad_call() from None
 
     def _own(self, value: Any, owner: str, depth: int = 0) -> Any:
@@ -110,7 +110,7 @@ def mount(server: Starlette, page: Blocks, *, looks: str = "") -> Starlette:
         for block in page.blocks.values():
             block.GRADIO_CACHE = str(page.workspace.root)  # a file field leaves an empty file there at every call
     page.queue(max_size=QUEUE, default_concurrency_limit=CONCURRENT, api_open=False)
-    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = POLL_S
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = _POLL_S
     mounted: Starlette = gr.mount_gradio_app(
         server,
         page,
@@ -129,7 +129,18 @@ def mount(server: Starlette, page: Blocks, *, looks: str = "") -> Starlette:
     )
     (route,) = (route for route in mounted.routes if isinstance(route, Mount))
     route.app = Sessions(route.app, page)
-    mounted.router.lifespan_context = _closing(page, mounted.router.lifespan_context)
+    lifespan = mounted.router.lifespan_context
+
+    @asynccontextmanager
+    async def closing(server: Any) -> AsyncIterator[Any]:
+        try:
+            async with lifespan(server) as state:
+                yield state
+        finally:
+            if page.workspace is not None:
+                page.workspace.close()
+
+    mounted.router.lifespan_context = closing
     return mounted
 
 
@@ -141,9 +152,9 @@ def as_text(words: str) -> str:
 def theme() -> gr.themes.Base:
     """Calm, with the fonts the reader's system already has."""
     base = gr.themes.Base(
-        primary_hue=gr.themes.Color(*TEAL),
-        secondary_hue=gr.themes.Color(*TEAL),
-        neutral_hue=gr.themes.Color(*GREY),
+        primary_hue=gr.themes.Color(*_TEAL),
+        secondary_hue=gr.themes.Color(*_TEAL),
+        neutral_hue=gr.themes.Color(*_GREY),
         radius_size=gr.themes.sizes.radius_lg,
         font=SANS,
         font_mono=MONO,
@@ -173,19 +184,6 @@ def theme() -> gr.themes.Base:
         input_border_width="1px",
         block_shadow="none",
     )
-
-
-def _closing(page: Blocks, lifespan: Any) -> Any:
-    @asynccontextmanager
-    async def closing(server: Any) -> AsyncIterator[Any]:
-        try:
-            async with lifespan(server) as state:
-                yield state
-        finally:
-            if page.workspace is not None:
-                page.workspace.close()
-
-    return closing
 
 
 def _bad_call() -> ConfigError:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from assistant.quantities import written
 from serve import wording
-from serve.batch.rows import CaptionRow
+from serve.batch.caption_rows import CaptionRow
 
 if TYPE_CHECKING:
     from assistant.measure import Facts
@@ -37,11 +38,25 @@ def panel(
     """
     if not shown:
         return EMPTY
-    cards = [
-        _card(title, micrograph, facts, opened=number == len(shown))
-        for number, (title, micrograph, facts) in enumerate(shown, start=1)
-    ]
-    return f'<div class="maemi-panel">{_cautions(warnings)}{_stated(statements)}{"".join(reversed(cards))}</div>'
+    cards: list[str] = []
+    for title, micrograph, facts in shown:
+        info = micrograph.info()
+        badge = '<p class="maemi-badge maemi-amber">Not calibrated</p>'
+        if info["pixel_size_nm"] is not None:
+            size, _, source = wording.pixel_size(info).partition(" (")
+            source = escape(source.rstrip(")"))
+            badge = f'<p class="maemi-badge maemi-teal">{escape(size)} <span>from {source}</span></p>'
+        found = "".join(_row(label, value) for label, value in wording.reading(info) if label != "Pixel size")
+        measured = "".join(_row(name, value, method) for name, value, method in wording.fact_rows(facts.as_dict()))
+        newest = " open" if len(cards) == len(shown) - 1 else ""
+        cards.append(
+            f"<details{newest}><summary>{escape(title)}</summary>{badge}{_cautions(micrograph.warnings)}"
+            f"<h4>Read from the file</h4><dl>{found}</dl><h4>Measured</h4><dl>{measured}</dl></details>"
+        )
+    stated = "".join(_row(*wording.statement_row(statement)) for statement in statements)
+    if stated:
+        stated = f"<details open><summary>What the answer rests on</summary><dl>{stated}</dl></details>"
+    return f'<div class="maemi-panel">{_cautions(warnings)}{stated}{"".join(reversed(cards))}</div>'
 
 
 def caption_table(rows: Sequence[tuple[CaptionRow, str]], *, of: int) -> str:
@@ -49,7 +64,16 @@ def caption_table(rows: Sequence[tuple[CaptionRow, str]], *, of: int) -> str:
     if not of:
         hint = "Add micrographs and press the button. For whole folders there is <code>maemi caption</code>."
         return _empty("No captions yet.", hint)
-    body = "".join(map(_caption_row, rows))
+    body = ""
+    for row, uri in rows:
+        if row.error is None:
+            said = escape(row.caption or "")
+            size = "not calibrated" if row.pixel_size_nm is None else written(row.pixel_size_nm, "nm/px")
+        else:
+            said, size = f'<span class="maemi-problem">{escape(row.error)}</span>', ""
+        picture = f'<img src="{uri}" alt="">' if uri else ""
+        name = f'<p class="maemi-file">{escape(row.path)} <span>{size}</span></p>'
+        body += f'<tr><td class="maemi-thumb">{picture}</td><td>{name}<p>{said}</p></td></tr>'
     return f'{_progress(len(rows), of)}<table class="maemi-table"><tbody>{body}</tbody></table>'
 
 
@@ -57,7 +81,21 @@ def class_table(results: Sequence[Mapping[str, Any]], *, of: int) -> str:
     """Verdict and probabilities of each file; `of` is how many there will be."""
     if not of:
         return _empty("No classes yet.", "Add micrographs, name two or more labels and press the button.")
-    body = "".join(map(_class_row, results))
+    body = ""
+    for result in results:
+        name = escape(result["path"].rpartition("/")[2])
+        if result["error"]:
+            problem = escape(result["error"]["message"])
+            body += f'<tr><td class="maemi-file">{name}</td><td colspan="2" class="maemi-problem">{problem}</td></tr>'
+            continue
+        bars = "".join(
+            f'<div class="maemi-bar"><span>{escape(score["label"])}</span>'
+            f'<i style="--share:{score["probability"]:.4f}"></i><b>{score["probability"]:.1%}</b></div>'
+            for score in result["scores"][:4]
+        )
+        kind = "maemi-amber" if result["verdict"] == "unknown" else "maemi-teal"
+        verdict = f'<span class="maemi-badge {kind}">{escape(result["verdict"])}</span>'
+        body += f'<tr><td class="maemi-file">{name}</td><td>{verdict}</td><td>{bars}</td></tr>'
     return f'{_progress(len(results), of)}<table class="maemi-table"><tbody>{body}</tbody></table>'
 
 
@@ -72,33 +110,6 @@ def thumbnail(micrograph: Micrograph) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _caption_row(entry: tuple[CaptionRow, str]) -> str:
-    row, uri = entry
-    picture = f'<img src="{uri}" alt="">' if uri else ""
-    said = escape(row.caption or "") if row.error is None else f'<span class="maemi-problem">{escape(row.error)}</span>'
-    size = ""
-    if row.error is None:
-        size = "not calibrated" if row.pixel_size_nm is None else f"{wording.three_digits(row.pixel_size_nm)} nm/px"
-    name = f'<p class="maemi-file">{escape(row.path)} <span>{size}</span></p>'
-    return f'<tr><td class="maemi-thumb">{picture}</td><td>{name}<p>{said}</p></td></tr>'
-
-
-def _class_row(result: Mapping[str, Any]) -> str:
-    name = escape(result["path"].rpartition("/")[2])
-    if result["error"]:
-        problem = escape(result["error"]["message"])
-        return f'<tr><td class="maemi-file">{name}</td><td colspan="2" class="maemi-problem">{problem}</td></tr>'
-    bars = "".join(_bar(score["label"], score["probability"]) for score in result["scores"][:4])
-    kind = "maemi-amber" if result["verdict"] == "unknown" else "maemi-teal"
-    verdict = f'<span class="maemi-badge {kind}">{escape(result["verdict"])}</span>'
-    return f'<tr><td class="maemi-file">{name}</td><td>{verdict}</td><td>{bars}</td></tr>'
-
-
-def _bar(label: str, share: float) -> str:
-    bar = f'<i style="--share:{share:.4f}"></i>'
-    return f'<div class="maemi-bar"><span>{escape(label)}</span>{bar}<b>{share:.1%}</b></div>'
-
-
 def _progress(done: int, of: int) -> str:
     text = f"{of} done" if done == of else f"{done} of {of} …"
     return f'<p class="maemi-progress">{text}</p>'
@@ -106,30 +117,6 @@ def _progress(done: int, of: int) -> str:
 
 def _empty(title: str, hint: str) -> str:
     return f'<div class="maemi-empty"><p>{title}</p><p>{hint}</p></div>'
-
-
-def _card(title: str, micrograph: Micrograph, facts: Facts, *, opened: bool) -> str:
-    info = micrograph.info()
-    found = "".join(_row(label, value) for label, value in wording.reading(info) if label != "Pixel size")
-    measured = "".join(_row(name, value, method) for name, value, method in wording.fact_rows(facts.as_dict()))
-    return (
-        f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{_badge(info['pixel_size_nm'], info)}"
-        f"{_cautions(micrograph.warnings)}<h4>Read from the file</h4><dl>{found}</dl>"
-        f"<h4>Measured</h4><dl>{measured}</dl></details>"
-    )
-
-
-def _badge(nm: float | None, info: dict[str, object]) -> str:
-    if nm is None:
-        return '<p class="maemi-badge maemi-amber">Not calibrated</p>'
-    size, _, source = wording.pixel_size(info).partition(" (")
-    return f'<p class="maemi-badge maemi-teal">{escape(size)} <span>from {escape(source.rstrip(")"))}</span></p>'
-
-
-def _stated(statements: Sequence[Mapping[str, Any]]) -> str:
-    """What an answer states, each statement with its fact; nothing where it states nothing."""
-    rows = "".join(_row(*wording.statement_row(statement)) for statement in statements)
-    return f"<details open><summary>What the answer rests on</summary><dl>{rows}</dl></details>" if rows else ""
 
 
 def _row(label: str, value: str, hint: str = "") -> str:

@@ -18,13 +18,13 @@ import gradio as gr
 from starlette.applications import Starlette
 
 from data_gen.catalogue import SPLITS
+from data_gen.dataset.decisions import Reviews, ReviewVerdict, answer_of
 from data_gen.dataset.reader import parquet_file, split_files
-from data_gen.dataset.review import Reviews, ReviewVerdict, answer_of
 from serve.http.guard import App, Guard
 from serve.page.mounting import Blocks, mount
 
 OPEN, ALL = "to review", "all"
-STATES = (OPEN, "accepted", "edited", "rejected", ALL)
+_STATES = (OPEN, "accepted", "edited", "rejected", ALL)
 ANY = "any"
 LOOKS = """
 .review-pictures { display: flex; gap: .75rem; } .review-pictures img { max-width: 100%; min-width: 0; flex: 1;
@@ -37,7 +37,7 @@ LOOKS = """
 """
 
 
-HEADER = (
+_HEADER = (
     '<header class="maemi-head"><h1>MAEMI</h1><p>Review of instruction data. Nothing leaves this machine.</p></header>'
 )
 FOOTER = (
@@ -111,7 +111,7 @@ class ReviewDesk:
         """How far the review is."""
         latest = self.reviews.latest()
         known = [latest[place.id].verdict for place in self.book.places if place.id in latest]
-        counts = ", ".join(f"{known.count(verdict)} {verdict}" for verdict in STATES[1:-1] if verdict in known)
+        counts = ", ".join(f"{known.count(verdict)} {verdict}" for verdict in _STATES[1:-1] if verdict in known)
         return f"{len(known)} of {len(self.book.places)} rows decided{f': {counts}' if counts else ''}"
 
     def shown(self, position: int | None) -> tuple[str, str, str, str]:
@@ -122,7 +122,27 @@ class ReviewDesk:
         row = self.book.row(place)
         decision = self.reviews.latest().get(place.id)
         answer = decision.answer if decision and decision.answer else answer_of(row)
-        return _pictures(row), _head(place, row, decision), _turns(row), answer
+        sources = (base64.b64encode(image["bytes"]).decode() for image in row["images"])
+        images = "".join(f'<img alt="micrograph" src="data:image/png;base64,{source}">' for source in sources)
+        turns = ""
+        for message in row["messages"][:-1]:
+            words = " ".join(part["text"] for part in message["content"] if part["text"])
+            who = "Question" if message["role"] == "user" else "Answer"
+            turns += f'<p class="review-turn"><b>{who}</b>{escape(words)}</p>'
+        badge = ""
+        if decision is not None:
+            tone = "amber" if decision.verdict == "rejected" else "teal"
+            told = f"by {decision.reviewer}, {decision.decided_at}" + (
+                f": {decision.reason}" if decision.reason else ""
+            )
+            badge = f'<p class="maemi-badge maemi-{tone}">{escape(decision.verdict)} <span>{escape(told)}</span></p>'
+        named = f"{place.task} / {place.facet}".replace("_", " ")
+        about = " · ".join(filter(None, [place.split, row["label"], row["source"], f"by {row['teacher']}"]))
+        head = (
+            f'<div class="review-head"><h3>{escape(named)}</h3><span>{escape(about)}</span></div>{badge}'
+            f'<p class="review-known">Known: {escape(row["aux"] or "nothing")}</p>'
+        )
+        return f'<div class="review-pictures">{images}</div>', head, turns, answer
 
     def decide(self, position: int, verdict: ReviewVerdict, answer: str, reason: str, reviewer: str) -> None:
         """Keep a decision; an accepted row whose text was changed is an edited one.
@@ -133,35 +153,6 @@ class ReviewDesk:
         if verdict == "accepted" and answer.strip() != answer_of(row):
             verdict = "edited"
         self.reviews.decide(row, verdict, reviewer=reviewer, answer=answer, reason=reason)
-
-
-def _pictures(row: dict[str, Any]) -> str:
-    sources = (base64.b64encode(image["bytes"]).decode() for image in row["images"])
-    images = "".join(f'<img alt="micrograph" src="data:image/png;base64,{source}">' for source in sources)
-    return f'<div class="review-pictures">{images}</div>'
-
-
-def _head(place: RowPlace, row: dict[str, Any], decision: Any) -> str:
-    badge = ""
-    if decision is not None:
-        tone = "amber" if decision.verdict == "rejected" else "teal"
-        badge = f'<p class="maemi-badge maemi-{tone}">{escape(decision.verdict)} <span>by {escape(decision.reviewer)}, '
-        badge += f"{escape(decision.decided_at)}{escape(f': {decision.reason}') if decision.reason else ''}</span></p>"
-    named = f"{place.task} / {place.facet}".replace("_", " ")
-    about = " · ".join(filter(None, [place.split, row["label"], row["source"], f"by {row['teacher']}"]))
-    return (
-        f'<div class="review-head"><h3>{escape(named)}</h3><span>{escape(about)}</span></div>{badge}'
-        f'<p class="review-known">Known: {escape(row["aux"] or "nothing")}</p>'
-    )
-
-
-def _turns(row: dict[str, Any]) -> str:
-    turns = []
-    for message in row["messages"][:-1]:
-        words = " ".join(part["text"] for part in message["content"] if part["text"])
-        who = "Question" if message["role"] == "user" else "Answer"
-        turns.append(f'<p class="review-turn"><b>{who}</b>{escape(words)}</p>')
-    return "".join(turns)
 
 
 class ReviewPage:
@@ -216,11 +207,11 @@ def build_review_page(desk: ReviewDesk) -> Blocks:
     page, bare = ReviewPage(desk), "maemi-bare"
     blocks = Blocks(title="MAEMI review")
     with blocks:
-        gr.HTML(HEADER, elem_classes=bare)
+        gr.HTML(_HEADER, elem_classes=bare)
         with gr.Row():
             split = gr.Dropdown([ANY, *SPLITS], value=ANY, label="Split")
             task = gr.Dropdown([ANY, *desk.book.tasks], value=ANY, label="Task")
-            state = gr.Dropdown(list(STATES), value=OPEN, label="Rows")
+            state = gr.Dropdown(list(_STATES), value=OPEN, label="Rows")
             reviewer = gr.Textbox(value=_user(), label="Reviewer", max_length=80)
         progress = gr.HTML(elem_classes=bare)
         with gr.Row(elem_classes="maemi-columns"):

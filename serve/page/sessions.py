@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from serve.page.mounting import Blocks
 
-COOKIE = "maemi-session"
+SESSION_COOKIE = "maemi-session"
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
-NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MAX_FILE = 256 * 2**20
 """Largest uploaded file [byte]."""
 MAX_FILES = 64
@@ -94,7 +94,8 @@ class Sessions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope.setdefault("state", {})
-        token = _token(scope)
+        token = Request(scope).cookies.get(SESSION_COOKIE, "")
+        token = token if TOKEN.fullmatch(token) else ""
         state["owner"] = sha256(f"{state.get('user', 'local')}\n{token}".encode()).hexdigest()[:24]
         if not token and scope["path"] in PAGES:
             send = partial(_send_with_cookie, send, scope.get("scheme") == "https")
@@ -223,7 +224,7 @@ def _own_query(scope: Scope, key: str) -> str:
 
 def _owned(scope: Scope, name: object) -> str:
     """A name that a client chose, led by its owner's."""
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise HTTPException(400, "The name of the session or the upload is missing or malformed.")
     return f"{scope['state']['owner']}-{name}"
 
@@ -257,16 +258,10 @@ def _replayed(call: Mapping[str, Any], scope: Scope, receive: Receive) -> Receiv
     return replay
 
 
-def _token(scope: Scope) -> str:
-    """The value of the session's cookie; empty for a client without one."""
-    token = Request(scope).cookies.get(COOKIE, "")
-    return token if TOKEN.fullmatch(token) else ""
-
-
 async def _send_with_cookie(send: Send, secure: bool, event: Event) -> None:
     if event["type"] == "http.response.start":
         # Lax, not Strict: after a link from another site a Strict cookie would be missing, and replaced.
-        cookie = f"{COOKIE}={secrets.token_urlsafe(32)}; Path=/; HttpOnly; SameSite=Lax{'; Secure' * secure}"
+        cookie = f"{SESSION_COOKIE}={secrets.token_urlsafe(32)}; Path=/; HttpOnly; SameSite=Lax{'; Secure' * secure}"
         event["headers"] = [*event.get("headers", ()), (b"set-cookie", cookie.encode())]
     await send(event)
 

@@ -50,8 +50,11 @@ class Workspace:
             return False
 
     def folder(self, owner: str) -> Path:
-        """A fresh folder."""
-        self._sweep()
+        """A fresh folder; what has outlived its time is swept away first."""
+        for path in self.root.iterdir():
+            with suppress(FileNotFoundError):  # another thread sweeps too
+                if time.time() - path.stat().st_mtime > LIFETIME_S:
+                    remove(path)
         return Path(tempfile.mkdtemp(prefix=f"{owner}-", dir=self.root))
 
     def stage(self, files: Sequence[str | Path], owner: str) -> list[Path]:
@@ -78,12 +81,6 @@ class Workspace:
         path = self.folder(owner) / "micrograph.png"
         image.save(path)
         return path
-
-    def _sweep(self) -> None:
-        for path in self.root.iterdir():
-            with suppress(FileNotFoundError):  # another thread sweeps too
-                if time.time() - path.stat().st_mtime > LIFETIME_S:
-                    remove(path)
 
 
 def remove(path: Path) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from serve.verbs import terminal
 from serve.verbs.command import Json, app, finish, print_result
 
-if TYPE_CHECKING:
-    from serve.desk.store import AnswerStore, Chain
 
-
-@app.command(short_help="Show or verify the book of answers.")
-def answers(
+@app.command("answers", short_help="Show or verify the book of answers.")
+def answers_command(
     store: Annotated[
         str | None, typer.Option(metavar="URL", help="Database URL or SQLite file, as for `maemi serve`.")
     ] = None,
@@ -33,32 +31,19 @@ def answers(
     """
     from serve.desk.store import AnswerStore, default_place
 
-    book = AnswerStore(store or default_place(), create=False)
-    try:
-        _verify(book, json) if verify else _show(book, last, json)
-    finally:
-        book.close()
-
-
-def _verify(book: AnswerStore, json: bool) -> None:
-    chain = book.verify()
-    print_result(asdict(chain), json, _told(chain))
-    finish(int(chain.broken_at is not None))
-
-
-def _told(chain: Chain) -> str:
+    with closing(AnswerStore(store or default_place(), create=False)) as book:
+        entries = [] if verify else book.entries(limit=last)
+        chain = book.verify() if verify else None
+    if chain is None:
+        if json:
+            terminal.print_json([asdict(entry) for entry in entries])
+        else:
+            rows = [(str(e.number), e.at_utc, e.user, e.outcome, e.question, e.answer) for e in entries]
+            terminal.print_table("", (">number", "at (UTC)", "user", "outcome", "question", "answer"), rows)
+        return
+    told = f"Answer {chain.broken_at} was changed or taken away; the {chain.answers} before it are whole."
     if chain.broken_at is None:
         number = f"{chain.answers} answer{'' if chain.answers == 1 else 's'}"
-        return f"{number}, none changed or missing. The last one's digest is {chain.digest}."
-    return f"Answer {chain.broken_at} was changed or taken away; the {chain.answers} before it are whole."
-
-
-def _show(book: AnswerStore, last: int, json: bool) -> None:
-    entries = book.entries(limit=last)
-    if json:
-        terminal.print_json([asdict(entry) for entry in entries])
-        return
-    rows = [
-        (str(entry.number), entry.at_utc, entry.user, entry.outcome, entry.question, entry.answer) for entry in entries
-    ]
-    terminal.print_table("", (">number", "at (UTC)", "user", "outcome", "question", "answer"), rows)
+        told = f"{number}, none changed or missing. The last one's digest is {chain.digest}."
+    print_result(asdict(chain), json, told)
+    finish(int(chain.broken_at is not None))

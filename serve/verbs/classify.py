@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -53,9 +53,11 @@ def classify(
     if json:
         terminal.print_json(results)
     elif len(failed) < len(results):
-        terminal.print_table(
-            "", ("image", "verdict", "labels"), [_class_row(row) for row in results if not row["error"]]
-        )
+        table = []
+        for row in results:
+            scores = ", ".join(f"{score['label']} {score['probability']:.3f}" for score in row["scores"] or ())
+            table += [(row["path"], row["verdict"], scores)] if not row["error"] else []
+        terminal.print_table("", ("image", "verdict", "labels"), table)
     for row in failed:
         terminal.print_error(row["error"]["code"], f"{row['path']}: {row['error']['message']}")
     finish(ALL_FAILED if len(failed) == len(results) else len(failed))
@@ -82,8 +84,3 @@ def _examples(folder: Path) -> dict[str, list[Path]]:
     if not any(found.values()):
         raise ConfigError("no_examples", f"{folder} has no folders with images. Make one folder per label.")
     return {label: files for label, files in found.items() if files}
-
-
-def _class_row(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    scores = ", ".join(f"{score['label']} {score['probability']:.3f}" for score in row["scores"])
-    return row["path"], row["verdict"], scores

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 from serve.verbs import terminal
 
 if TYPE_CHECKING:
-    from data_gen.hosted.egress import Offer
     from data_gen.passes.teach_report import TeachReport
 
-SHOWN = 5
+_SHOWN = 5
 TYPED = 8
 """Characters of the manifest's sha256 that a person types."""
 
@@ -32,18 +31,17 @@ def with_consent(run: Callable[[bool | str], TeachReport], *, asked: bool, manif
     try:
         return run(manifest if asked and manifest else False)
     except Denied as denied:
-        if not asked or manifest or not sys.stdin.isatty() or not _agrees(denied.offer):
+        if not asked or manifest or not sys.stdin.isatty():
             raise
-        return run(denied.offer.sha256)
-
-
-def _agrees(offer: Offer) -> bool:
-    """Show what would leave, and take the first characters of the manifest's sha256 as permission."""
-    with offer.manifest.open(encoding="utf-8") as stream:
-        for line in itertools.islice(stream, SHOWN):
-            item = json.loads(line)
-            terminal.note(f"  {item['path']}  {item['bytes']} bytes  {item['words']}")
-    terminal.note(f"{offer}.\nThe whole list, with every word that goes along: {offer.manifest}\nsha256 {offer.sha256}")
-    sys.stderr.write(f"Type the first {TYPED} characters of that sha256 to send them, anything else to stop: ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() == offer.sha256[:TYPED]
+        offer = denied.offer
+        with offer.manifest.open(encoding="utf-8") as stream:
+            for line in itertools.islice(stream, _SHOWN):
+                item = json.loads(line)
+                terminal.note(f"  {item['path']}  {item['bytes']} bytes  {item['words']}")
+        whole = f"The whole list, with every word that goes along: {offer.manifest}"
+        terminal.note(f"{offer}.\n{whole}\nsha256 {offer.sha256}")
+        sys.stderr.write(f"Type the first {TYPED} characters of that sha256 to send them, anything else to stop: ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() != offer.sha256[:TYPED]:
+            raise
+        return run(offer.sha256)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,16 +22,16 @@ from assistant.disk import write_file
 from serve.verbs import terminal
 from serve.verbs.command import Json, app, quiet
 from serve.verbs.evaluate import print_scores
+from serve.verbs.terminal import TellPart
 
-Tell = Callable[[str, int, int, str], None]
 """Called with the name of a part, how much of it is done, how much there is, and a short text."""
 
 PER_CLASS = 24
-STEPS = 200
+_STEPS = 200
 ROWS_PER_TASK = 60
 CAPTIONED = 20
 SHOWN = 10
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "scikit-image", "gradio")
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "scikit-image", "gradio")
 
 
 @dataclass
@@ -71,7 +70,7 @@ def demo(
 
 
 def run_demo(
-    out: Path, *, per_class: int = PER_CLASS, steps: int = STEPS, seed: int = 7, tell: Tell | None = None
+    out: Path, *, per_class: int = PER_CLASS, steps: int = _STEPS, seed: int = 7, tell: TellPart | None = None
 ) -> dict[str, Any]:
     """Run the loop into `out` and return the summary that is also written to `out/summary.json`.
 
@@ -116,23 +115,19 @@ def run_demo(
     return summary
 
 
-def _caption_held_out(run: Path, data: Path, images: Path, file: Path, say: Tell) -> int:
+def _caption_held_out(run: Path, data: Path, images: Path, file: Path, say: TellPart) -> int:
     """Caption some held-out micrographs as a folder, the way an overnight job would."""
     from serve.batch.journal import caption_folder
 
     folder = file.parent / "held_out"
     folder.mkdir(exist_ok=True)
     for source in _held_out(data, images)[:CAPTIONED]:
-        for part in (source, *(side for side in _side_cars(source) if side.exists())):
+        for part in (source, source.with_name(source.name + ".txt"), source.with_suffix(".txt")):
             target = folder / part.name
-            if not target.exists():
+            if part.exists() and not target.exists():
                 target.write_bytes(part.read_bytes())
     report = caption_folder(folder, file, run=run, progress=lambda n, of, text: say("Captioning a folder", n, of, text))
     return report.captioned
-
-
-def _side_cars(path: Path) -> tuple[Path, Path]:
-    return path.with_name(path.name + ".txt"), path.with_suffix(".txt")
 
 
 def _held_out(data: Path, images: Path) -> list[Path]:
@@ -152,8 +147,11 @@ def _held_out(data: Path, images: Path) -> list[Path]:
 def _summarise(
     config: Config, data: Path, before: dict[str, Any], after: dict[str, Any], captions: int, clock: Clock
 ) -> dict[str, Any]:
+    import resource
+
     from training.data import load_split
 
+    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     rows = {split: len(load_split(data, split)) for split in ("train", "validation", "test")}
     return {
         "dataset": {"rows": rows, "teacher": config.teach.teacher},
@@ -162,12 +160,12 @@ def _summarise(
         "captions": captions,
         "seconds": clock.seconds,
         "total_s": round(sum(clock.seconds.values()), 1),
-        "peak_memory_gib": _peak_memory_gib(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "peak_memory_gib": round(most / 1024**2, 2),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     }
 
 
-def _report(out: Path, run: Path, data: Path, images: Path, summary: dict[str, Any], say: Tell) -> None:
+def _report(out: Path, run: Path, data: Path, images: Path, summary: dict[str, Any], say: TellPart) -> None:
     from assistant.inference import Assistant
     from serve.verbs.report import ReportImage, write_report
     from training.data import load_split
@@ -192,28 +190,16 @@ def _report(out: Path, run: Path, data: Path, images: Path, summary: dict[str, A
                 answers=[(row.question, text, row.answer) for row, text in zip(asked, answers, strict=True)],
             )
         )
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     write_report(
         out / "report.html",
         title="MAEMI: one loop, from images to a fine-tuned assistant",
         dataset=summary["dataset"],
         before=summary["before"],
         after=summary["after"],
-        losses=_losses(run / "metrics.jsonl"),
+        losses=[(entry["step"], entry["loss"]) for entry in steps],
         images=shown,
         timing=summary["seconds"],
         versions=summary["versions"],
     )
     say("Writing the report", len(chosen), len(chosen), str(out / "report.html"))
-
-
-def _losses(file: Path) -> list[tuple[int, float]]:
-    entries = [json.loads(line) for line in file.read_text().splitlines()]
-    return [(entry["step"], entry["loss"]) for entry in entries]
-
-
-def _peak_memory_gib() -> float:
-    import resource
-
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return round(max(own, children) / 1024**2, 2)

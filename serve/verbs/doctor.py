@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from assistant.bases import describe_base
 from assistant.errors import MaemiError, ServerError
 from serve.verbs import terminal
 from serve.verbs.command import Json, RunOption, app, finish, quiet
@@ -32,7 +33,7 @@ LIBRARIES = (
 FLOORS = {"starlette": (1, 3), "gradio": (6, 25), "pillow": (12, 3)}
 """Versions below which a published weakness is open."""
 NEEDED_DISK_GIB = 2.0
-GIB = 2**30
+_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def check_machine(run: Path | None = None, *, load: Callable[[Path | None], Answ
     yield _timed("processor", _processor)
     yield _timed("graphics card", _graphics)
     yield _timed("disk", _disk)
+    yield _timed("smollm2-135m", lambda: describe_base("smollm2-135m"))
     with no_network(), tempfile.TemporaryDirectory(prefix="maemi-doctor-") as folder:
         yield from _features(Path(folder), run, load or load_student)
 
@@ -110,10 +112,13 @@ def _features(folder: Path, run: Path | None, load: Callable[[Path | None], Answ
         return told
 
     def draw() -> str:
+        from assistant.micrograph import find_micrographs
         from data_gen.drawing.synth import write_synthetic
 
         truth = write_synthetic(folder / "synthetic", classes=("particles",), per_class=1, size=(240, 320))
-        return keep("file", next(truth.parent.rglob("*.tif*"), None) or _first(truth.parent), "1 micrograph")
+        return keep(
+            "file", next(truth.parent.rglob("*.tif*"), None) or find_micrographs(truth.parent)[0], "1 micrograph"
+        )
 
     def read() -> str:
         from assistant.micrograph import read_micrograph
@@ -182,7 +187,7 @@ def _processor() -> str:
     import os
 
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"{os.cpu_count()} cores, {pages / GIB:.0f} GiB memory"
+    return f"{os.cpu_count()} cores, {pages / _GIB:.0f} GiB memory"
 
 
 def _graphics() -> str:
@@ -191,11 +196,11 @@ def _graphics() -> str:
     if not torch.cuda.is_available():
         return "none: everything runs on the processor"
     card = torch.cuda.get_device_properties(0)
-    return f"{card.name}, {card.total_memory / GIB:.0f} GiB"
+    return f"{card.name}, {card.total_memory / _GIB:.0f} GiB"
 
 
 def _disk() -> str:
-    free = shutil.disk_usage(Path.cwd()).free / GIB
+    free = shutil.disk_usage(Path.cwd()).free / _GIB
     return f"{free:.0f} GiB free" if free >= NEEDED_DISK_GIB else _fail(f"only {free:.1f} GiB free here")
 
 
@@ -206,12 +211,6 @@ def _network_is_cut() -> str:
     except ServerError:
         return "blocked, and nothing above needed it"
     return _fail("the block is not in force")
-
-
-def _first(folder: Path) -> Path:
-    from assistant.micrograph import find_micrographs
-
-    return find_micrographs(folder)[0]
 
 
 def _refuse(host: str) -> NoReturn:

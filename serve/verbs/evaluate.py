@@ -21,8 +21,8 @@ SHOWN_SCORES = (
 )
 
 
-@app.command(short_help="Score a student on the test split.")
-def evaluate(
+@app.command("evaluate", short_help="Score a student on the test split.")
+def evaluate_command(
     data: Data,
     run: RunOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows of each task.")] = None,

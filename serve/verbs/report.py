@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-STYLE = Path(__file__).with_name("report.css")
+_STYLE = Path(__file__).with_name("report.css")
 PICTURE_WIDTH = 720
 """Width of an embedded picture [px]."""
 SECTIONS = {
@@ -49,7 +49,7 @@ METRICS = {
     "accuracy": "Accuracy",
 }
 LOWER_IS_BETTER = {"ece"}
-COLUMNS = ("Before", "After", "Change", "No facts", "Blind", "Majority", "Nearest text")
+_COLUMNS = ("Before", "After", "Change", "No facts", "Blind", "Majority", "Nearest text")
 PEERS = {
     "top1_linear_probe_vit": "Linear probe on the student's frozen image encoder",
     "top1_cnn": "Small convolutional network",
@@ -66,7 +66,7 @@ CHIPS = {
 }
 """What of the reader's findings stands under a picture, and the word before it."""
 CHART = (920, 260)
-MARGIN = (52, 20, 16, 34)
+_MARGIN = (52, 20, 16, 34)
 """Left, right, top, bottom of the chart [px]."""
 
 
@@ -102,8 +102,11 @@ def write_report(
     `dataset` and `versions` are shown as they are; `before` and `after` are results of `evaluate`; `losses` holds
     (step, loss); `timing` holds seconds per stage.
     """
+    told = f'<p class="lead">{escape(lead)}</p>' if lead else ""
+    times = {name: f"{s:.1f} s" if s < 120 else f"{s / 60:.1f} min" for name, s in timing.items()}
+    made = [f"<tr><th>{escape(_words(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in {**times, **versions}.items()]
     parts = [
-        _header(title, lead),
+        f'<header><p class="kicker">MAEMI fine-tuning report</p><h1>{escape(title)}</h1>{told}</header>',
         _figures(dataset),
         _section("Before and after", _METRICS_NOTE, _metrics_table(before, after)),
         _section("Plain classifiers", "", _peers_table(after.get("baselines", {}))),
@@ -112,7 +115,7 @@ def write_report(
         ),
         _section("Training loss", "", loss_chart(losses)),
         _section("What the student says", _IMAGES_NOTE, "".join(map(_article, images))),
-        _section("How it was made", "", _pairs(dict(_seconds(timing)) | dict(versions))),
+        _section("How it was made", "", f'<div class="particulars">{_table("", made)}</div>' if made else ""),
     ]
     with replacing(out) as partial:
         partial.write_text(_page(title, "\n".join(parts)), encoding="utf-8")
@@ -134,7 +137,7 @@ def loss_chart(losses: Sequence[tuple[int, float]]) -> str:
     steps, values = [step for step, _ in losses], [loss for _, loss in losses]
     step_up = _tick(max(values))
     low, high = 0.0, math.ceil(max(values) / step_up) * step_up
-    left, right, top, bottom = MARGIN
+    left, right, top, bottom = _MARGIN
     width, height = CHART
 
     def x(step: float) -> float:
@@ -150,7 +153,7 @@ def loss_chart(losses: Sequence[tuple[int, float]]) -> str:
     smooth = [median(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
     grid = "".join(
         f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-        f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{wording.three_digits(tick)}</text>'
+        f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
         for tick in (number * step_up for number in range(round(high / step_up) + 1))
     )
     labels = "".join(
@@ -196,15 +199,10 @@ def _page(title: str, body: str) -> str:
         '<meta name="color-scheme" content="light dark">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{_STYLE.read_text(encoding='utf-8')}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n<footer>Written by MAEMI on this machine. Sizes come from measurement, "
         "sentences from a language model: check them before you rely on them.</footer>\n</main>\n</body>\n</html>\n"
     )
-
-
-def _header(title: str, lead: str) -> str:
-    told = f'<p class="lead">{escape(lead)}</p>' if lead else ""
-    return f'<header><p class="kicker">MAEMI fine-tuning report</p><h1>{escape(title)}</h1>{told}</header>'
 
 
 def _flat(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[str, Any]]:
@@ -223,8 +221,10 @@ def _section(title: str, note: str, body: str) -> str:
 
 
 def _figures(values: Mapping[str, Any]) -> str:
-    values = dict(_flat(values))
-    cells = "".join(f"<div><dt>{escape(_words(k))}</dt><dd>{escape(_shown(v))}</dd></div>" for k, v in values.items())
+    cells = ""
+    for name, value in _flat(values):
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
+        cells += f"<div><dt>{escape(_words(name))}</dt><dd>{escape(shown)}</dd></div>"
     return f'<dl class="figures">{cells}</dl>' if cells else ""
 
 
@@ -236,7 +236,7 @@ def _metrics_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         if rows:
             count = f' <span class="muted">{then["n"]:,} in the test split</span>' if "n" in then else ""
             body += [f'<tr class="section"><th colspan="8">{escape(heading)}{count}</th></tr>', *rows]
-    head = "".join(f'<th class="number">{escape(text)}</th>' for text in COLUMNS)
+    head = "".join(f'<th class="number">{escape(text)}</th>' for text in _COLUMNS)
     return _table(f"<th></th>{head}", body) if body else ""
 
 
@@ -297,7 +297,12 @@ def _article(image: ReportImage) -> str:
         f'<div title="{escape(method)}"><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>'
         for name, value, method in wording.fact_rows(image.facts)
     )
-    questions = "".join(map(_question, image.answers))
+    questions = ""
+    for question, answer, reference in (map(escape, asked) for asked in image.answers):
+        same = answer == reference
+        told = "" if same or not reference else f'<p class="reference">Reference: {reference}</p>'
+        mark = ' <span class="up" title="equal to the reference">✓</span>' if same else ""
+        questions += f'<li><p class="asked">{question}</p><p class="said">{answer}{mark}</p>{told}</li>'
     return (
         f'<article><div><img src="{picture_uri(image.pixels)}" alt="{escape(image.name)}">'
         f'<ul class="chips">{"".join(chips)}</ul></div><div><h3>{escape(image.name)}</h3>'
@@ -308,26 +313,9 @@ def _article(image: ReportImage) -> str:
     )
 
 
-def _question(asked: tuple[str, str, str]) -> str:
-    question, answer, reference = map(escape, asked)
-    same = answer == reference
-    told = "" if same or not reference else f'<p class="reference">Reference: {reference}</p>'
-    mark = ' <span class="up" title="equal to the reference">✓</span>' if same else ""
-    return f'<li><p class="asked">{question}</p><p class="said">{answer}{mark}</p>{told}</li>'
-
-
-def _pairs(values: Mapping[str, str]) -> str:
-    rows = [f"<tr><th>{escape(_words(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in values.items()]
-    return f'<div class="particulars">{_table("", rows)}</div>' if rows else ""
-
-
 def _table(head: str, rows: Sequence[str]) -> str:
     top = f"<thead><tr>{head}</tr></thead>" if head else ""
     return f'<div class="scroll"><table>{top}<tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def _seconds(timing: Mapping[str, float]) -> Iterable[tuple[str, str]]:
-    return ((name, f"{s:.1f} s" if s < 120 else f"{s / 60:.1f} min") for name, s in timing.items())
 
 
 def _change(name: str, before: Any, after: float) -> str:
@@ -342,16 +330,6 @@ def _change(name: str, before: Any, after: float) -> str:
 
 def _score(value: Any) -> str:
     return f"{value:.3f}" if _is_number(value) else "–"
-
-
-def _shown(value: Any) -> str:
-    return (
-        f"{value:,}"
-        if isinstance(value, int)
-        else wording.three_digits(value)
-        if isinstance(value, float)
-        else str(value)
-    )
 
 
 def _is_number(value: Any) -> bool:

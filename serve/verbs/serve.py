@@ -6,9 +6,8 @@ import logging
 import os
 import tempfile
 from contextlib import closing
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -58,12 +57,12 @@ def serve(
         from serve.page.app import build_app
 
         assistant = load(run)
-        count = partial(_count_tokens, assistant.processor.tokenizer)
+        tokenizer = assistant.processor.tokenizer
         told = f"{assistant.name} at http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops)"
+
+        def count(text: str) -> int:
+            return len(tokenizer.encode(text, add_special_tokens=False))
+
         with Sandbox() as sandbox:
             application = build_app(Desk(assistant, Gate(), count, book, sandbox.read), credentials=credentials)
             run_server(application, listener, proxies=proxies, ready=lambda: terminal.note(told))
-
-
-def _count_tokens(tokenizer: Any, text: str) -> int:
-    return len(tokenizer.encode(text, add_special_tokens=False))

@@ -5,14 +5,15 @@ Knows nothing about how rows are made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from serve.verbs import terminal
 from serve.verbs.command import ALL_FAILED, ConfigFile, Json, Overrides, app, finish, print_result, quiet, usage
+from serve.verbs.consent import with_consent
 
 if TYPE_CHECKING:
     from assistant.config import TeachConfig
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 REVIEW_HOST, REVIEW_PORT = "127.0.0.1", 7861
 
 
-@app.command(short_help="Turn micrographs into instruction data.")
-def teach(
+@app.command("teach", short_help="Turn micrographs into instruction data.")
+def teach_command(
     images: Annotated[Path | None, typer.Argument(help="Folder of micrographs, with truth.jsonl if drawn.")] = None,
     out: Annotated[Path | None, typer.Option(help="Data set directory to write or continue.")] = None,
     teacher: Annotated[str | None, typer.Option(help="offline (nothing leaves the machine) or openai.")] = None,
@@ -54,7 +55,6 @@ def teach(
     from assistant.config import load_config
     from data_gen.dataset.forget import forget_micrograph
     from data_gen.pipeline import teach as run_teacher
-    from serve.verbs.consent import with_consent
 
     chosen = [*(overrides or []), *([f"teach.teacher={teacher}"] if teacher else [])]
     settings = load_config(config, chosen).teach
@@ -65,35 +65,26 @@ def teach(
         usage("teach needs --out, the data set directory to write or to go on with.")
     for micrograph in forget or ():
         forget_micrograph(out, micrograph)
-    if images is None:
-        if not (review or export or forget):
-            usage("teach needs a folder of micrographs. Name it, or give --show, --review or --export.")
-        if export:
-            folder = export_rows(out, export)
-            print_result({"export": str(folder)}, json, f"export: {folder}")
-        if review:
-            review_rows(out, port=port)
-        return
+    if images is None and not (review or export or forget):
+        usage("teach needs a folder of micrographs. Name it, or give --show, --review or --export.")
+    report = None
+    if images is not None:
+        work = partial(run_teacher, images, out, config=settings, budget_usd=budget, estimate=estimate, sheets=sheets)
 
-    def run(leave: bool | str) -> TeachReport:
-        with quiet(json), terminal.progress("Teaching") as tell:
-            return run_teacher(
-                images,
-                out,
-                config=settings,
-                budget_usd=budget,
-                allow_egress=leave,
-                estimate=estimate,
-                sheets=sheets,
-                progress=tell,
-            )
+        def run(leave: bool | str) -> TeachReport:
+            with quiet(json), terminal.progress("Teaching") as tell:
+                return work(allow_egress=leave, progress=tell)
 
-    report = with_consent(run, asked=allow_egress, manifest=manifest)
-    exported = export_rows(out, export) if export and not estimate else None
-    print_report(report, exported, json=json)
+        report = with_consent(run, asked=allow_egress, manifest=manifest)
+    exported = export_rows(out, export) if export and not (report and estimate) else None
+    if report:
+        print_report(report, exported, json=json)
+    elif exported:
+        print_result({"export": str(exported)}, json, f"export: {exported}")
     if review:
         review_rows(out, port=port)
-    finish(ALL_FAILED if report.refused else report.unanswered + bool(report.stopped))
+    if report:
+        finish(ALL_FAILED if report.refused else report.unanswered + bool(report.stopped))
 
 
 def print_report(report: TeachReport, exported: Path | None, *, json: bool) -> None:
@@ -133,16 +124,12 @@ def show_questions(image: Path, config: TeachConfig, *, json: bool) -> None:
         if "prompt" in request:
             terminal.say(request["prompt"])
         for question in request["questions"]:
-            _print_question(question)
+            for turn in question.get("history", ()):
+                terminal.say(f"  ? {turn['question']}\n  ! {turn['answer']}")
+            terminal.say(f"  ? {question['question']}   [{question['facet']} / {question['id']}]")
+            for answer in question["answers"] or ["(the teacher looks and answers)"]:
+                terminal.say(f"  ! {answer}")
     terminal.note("Nothing was written or sent.")
-
-
-def _print_question(question: Mapping[str, Any]) -> None:
-    for turn in question.get("history", ()):
-        terminal.say(f"  ? {turn['question']}\n  ! {turn['answer']}")
-    terminal.say(f"  ? {question['question']}   [{question['facet']} / {question['id']}]")
-    for answer in question["answers"] or ["(the teacher looks and answers)"]:
-        terminal.say(f"  ! {answer}")
 
 
 def review_rows(directory: Path, *, port: int = REVIEW_PORT) -> None:
@@ -150,7 +137,7 @@ def review_rows(directory: Path, *, port: int = REVIEW_PORT) -> None:
 
     Raises DatasetError `no_dataset` or ServerError `port_taken`.
     """
-    from data_gen.dataset.review import Reviews
+    from data_gen.dataset.decisions import Reviews
     from serve.http.server import bind, run_server
     from serve.page.review import Book, build_review_app
 

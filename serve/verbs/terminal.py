@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-Tell = Callable[[int, int, str], None]
-"""Progress of one part: done, total, a short text."""
+from assistant.progress import Progress
+
 TellPart = Callable[[str, int, int, str], None]
 """Progress of several parts: name, done, total, a short text."""
 
@@ -93,7 +93,7 @@ def lines_of_progress(clock: Callable[[], float] = time.monotonic) -> TellPart:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Tell]:
+def progress(title: str) -> Iterator[Progress]:
     """A progress bar for one part."""
     with parts() as tell:
         yield lambda done, total, text: tell(title, done, total, text)

@@ -11,8 +11,8 @@ from serve.verbs import terminal
 from serve.verbs.command import ConfigFile, Data, Json, Overrides, app, print_result, quiet, terminable
 
 
-@app.command(short_help="Fine-tune a student.")
-def train(
+@app.command("train", short_help="Fine-tune a student.")
+def train_command(
     data: Data,
     out: Annotated[Path, typer.Option(help="Run directory to write or continue.")],
     config: ConfigFile = None,

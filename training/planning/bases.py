@@ -12,7 +12,7 @@ from pathlib import Path
 
 from assistant.config import Config, load_config
 from training.planning.memory import CARDS, GIB, USABLE, step_parts
-from training.planning.shapes import LanguageModelShape, language_model_shape
+from training.planning.shapes import language_model_shape
 
 BASES = (
     "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -33,31 +33,30 @@ BASES = (
     "Qwen/Qwen3-8B",
     "meta-llama/Llama-2-13b-hf",
 )
-HEADER = """\
+_HEADER = """\
 | `decoder.base` | parameters | weights in NF4 [GiB] | 1024 × 1, checkpointed [GiB] | 512 × 1, kept [GiB] | 1024 × 4, checkpointed [GiB] | smallest card [GB] |
 |---|--:|--:|--:|--:|--:|--:|
 """  # noqa: E501 - one row of a table
-STEPS = ((1024, 1, True), (512, 1, False), (1024, 4, True))
+_STEPS = ((1024, 1, True), (512, 1, False), (1024, 4, True))
 
 
 def table(config: Config) -> str:
     """Markdown: a row per language model, the rest of the student as configured."""
-    return HEADER + "".join(_row(config, base, language_model_shape(base)) for base in BASES)
-
-
-def _row(config: Config, base: str, shape: LanguageModelShape) -> str:
-    parts = step_parts(config, shape)
-    weights = sum(size for name, size in parts.items() if name.startswith("language model"))
-    peaks = [sum(step_parts(_with(config, *step), shape).values()) for step in STEPS]
-    card = next((str(card) for card in CARDS if peaks[0] <= USABLE * card * GIB), "more")
-    parameters = (shape.linear_parameters + shape.other_parameters) / 1e9
-    cells = [f"{parameters:.2f} B", f"{weights / GIB:.2f}", *(f"{peak / GIB:.1f}" for peak in peaks), card]
-    return f"| {base} | {' | '.join(cells)} |\n"
-
-
-def _with(config: Config, tokens: int, rows: int, checkpointed: bool) -> Config:
-    step = {"max_tokens": tokens, "batch_size": rows, "gradient_checkpointing": checkpointed}
-    return config.model_copy(update={"training": config.training.model_copy(update=step)})
+    rows = []
+    for base in BASES:
+        shape = language_model_shape(base)
+        parts = step_parts(config, shape)
+        weights = sum(size for name, size in parts.items() if name.startswith("language model"))
+        peaks = []
+        for tokens, batch, checkpointed in _STEPS:
+            step = {"max_tokens": tokens, "batch_size": batch, "gradient_checkpointing": checkpointed}
+            training = config.training.model_copy(update=step)
+            peaks.append(sum(step_parts(config.model_copy(update={"training": training}), shape).values()))
+        card = next((str(card) for card in CARDS if peaks[0] <= USABLE * card * GIB), "more")
+        parameters = (shape.linear_parameters + shape.other_parameters) / 1e9
+        cells = [f"{parameters:.2f} B", f"{weights / GIB:.2f}", *(f"{peak / GIB:.1f}" for peak in peaks), card]
+        rows.append(f"| {base} | {' | '.join(cells)} |\n")
+    return _HEADER + "".join(rows)
 
 
 if __name__ == "__main__":

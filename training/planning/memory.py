@@ -12,13 +12,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from assistant.adapter_kinds import AdapterSettings
-from assistant.config import Config, HNFConfig, load_config
+from assistant.config import Config, HNFConfig
 from assistant.errors import ConfigError
 from assistant.families import FAMILIES
+from assistant.starts import BUNDLED, Start, start_of
 from training.planning.parameters import student_parameters
 from training.planning.shapes import (
     BUNDLED_SHAPE,
@@ -34,7 +34,7 @@ USABLE = 0.93  # share of a card that one process can fill before fragmentation 
 CUDA_CONTEXT = int(0.45 * GIB)  # driver context, libraries and their workspaces
 FP32, BF16 = 4, 2
 NF4_BLOCK, SCALE_BLOCK = 64, 256
-CHUNK = 512  # answer tokens whose logits exist at one time, as in assistant/loss.py
+LOSS_CHUNK = 512  # answer tokens whose logits exist at one time, as in assistant/loss.py
 NF4_CODES = 16 * FP32 + 256 * FP32  # code books of weights and of scales, once per tensor
 
 # ---------------------------------------------------------------------------------- weights
@@ -150,7 +150,7 @@ def loss_peak(shape: LanguageModelShape, tokens: int, *, p: int) -> int:
 
     A chunk holds its log-softmax and two gradients in fp32 at the same time. All tokens are taken to be answers.
     """
-    return 2 * tokens * shape.hidden * p + min(tokens, CHUNK) * shape.vocab * 3 * FP32
+    return 2 * tokens * shape.hidden * p + min(tokens, LOSS_CHUNK) * shape.vocab * 3 * FP32
 
 
 # ---------------------------------------------------------------------------------- the plan
@@ -194,11 +194,14 @@ def plan_memory(config: Config, *, gpu_gib: float | None) -> MemoryPlan:
 
     Raises: ConfigError where the language model or the image tower is not known.
     """
-    config = _with_start(config)
-    shape = _base_shape(config)
+    start = start_of(config)
+    config, shape = start.config, _base_shape(start)
     parts = step_parts(config, shape)
-    cards = CARDS if gpu_gib is None else (gpu_gib,)
-    return MemoryPlan(parts, tuple(_judge(config, shape, sum(parts.values()), gib) for gib in cards))
+    verdicts = []
+    for gib in CARDS if gpu_gib is None else (gpu_gib,):
+        fits = sum(parts.values()) <= USABLE * gib * GIB
+        verdicts.append(CardVerdict(gib, fits, () if fits else fitting_settings(config, shape, gib)))
+    return MemoryPlan(parts, tuple(verdicts))
 
 
 def step_parts(config: Config, shape: LanguageModelShape) -> dict[str, int]:
@@ -239,45 +242,14 @@ def step_parts(config: Config, shape: LanguageModelShape) -> dict[str, int]:
     }
 
 
-def _with_start(config: Config) -> Config:
-    """Return the configuration with the shapes of the run it starts from, as training takes them."""
-    directory = _start(config)
-    if directory is None or not (directory / "config.yaml").is_file():
-        return config
-    start = load_config(directory / "config.yaml")
-    shapes = ("image_size", "vit", "hnf", "text_encoder", "decoder")
-    return config.model_copy(update={name: getattr(start, name) for name in shapes})
-
-
-def _start(config: Config) -> Path | None:
-    """Return the model directory the student starts from, None for fresh parts."""
-    if config.init is None:
-        return None
-    if config.init == "bundled":
-        import assistant
-
-        return Path(assistant.__path__[0]) / "weights"
-    run = Path(config.init)
-    if not run.is_dir():
-        raise ConfigError("no_start", f"init {config.init!r} is not a directory. Name a run or set it to null.")
-    return run if (run / "config.yaml").is_file() else run / "model"
-
-
-def _base_shape(config: Config) -> LanguageModelShape:
-    directory = _start(config)
-    if directory is not None and (directory / "config.json").is_file():
-        return shape_in(directory / "config.json")
-    if config.decoder.base is not None:
-        return language_model_shape(config.decoder.base)
-    if config.init == "bundled":
+def _base_shape(start: Start) -> LanguageModelShape:
+    if start.whole and start.directory is not None and (start.directory / "config.json").is_file():
+        return shape_in(start.directory / "config.json")
+    if start.config.decoder.base is not None:
+        return language_model_shape(start.config.decoder.base)
+    if start.directory == BUNDLED:
         return BUNDLED_SHAPE
-    raise ConfigError("unknown_base", f"{directory} does not say what its language model is. Set decoder.base.")
-
-
-def _judge(config: Config, shape: LanguageModelShape, total: int, gib: float) -> CardVerdict:
-    if total <= USABLE * gib * GIB:
-        return CardVerdict(gib, True, ())
-    return CardVerdict(gib, False, fitting_settings(config, shape, gib))
+    raise ConfigError("unknown_base", f"{start.directory} does not say what its language model is. Set decoder.base.")
 
 
 def fitting_settings(config: Config, shape: LanguageModelShape, gib: float) -> tuple[str, ...] | None:
@@ -285,7 +257,10 @@ def fitting_settings(config: Config, shape: LanguageModelShape, gib: float) -> t
     values: dict[str, Any] = {}
     for key, value in _savings(config):
         values[key] = value
-        if sum(step_parts(_override(config, values), shape).values()) <= USABLE * gib * GIB:
+        section, _, name = key.partition(".")
+        part = getattr(config, section).model_copy(update={name: value})
+        config = config.model_copy(update={section: part})
+        if sum(step_parts(config, shape).values()) <= USABLE * gib * GIB:
             return tuple(f"{name}={json.dumps(setting)}" for name, setting in values.items())
     return None
 
@@ -310,12 +285,3 @@ def _halves(start: int, stop: int) -> Iterator[int]:
     while start // 2 >= stop:
         start //= 2
         yield start
-
-
-def _override(config: Config, values: Mapping[str, Any]) -> Config:
-    updates: dict[str, dict[str, Any]] = {}
-    for key, value in values.items():
-        section, _, name = key.partition(".")
-        updates.setdefault(section, {})[name] = value
-    copies = {section: getattr(config, section).model_copy(update=update) for section, update in updates.items()}
-    return config.model_copy(update=copies)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from assistant.config import Config, HNFConfig, TextEncoderConfig
 from training.planning.shapes import ImageEncoderSizes, LanguageModelShape, image_encoder_sizes
 
-STATES = 2  # learned states of the text encoder, as in assistant/grounding.py
+_STATES = 2  # learned states of the text encoder, as in assistant/grounding.py
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def hnf(image_size: int, settings: HNFConfig) -> int:
 def text_encoders(settings: TextEncoderConfig, vocabulary: int, *, image_dim: int) -> int:
     """Text encoder, and image-grounded encoder with a gate on what it saw and one on its MLP."""
     dim = settings.dim
-    plain = (vocabulary + STATES + settings.max_tokens) * dim + settings.depth * transformer_block(dim) + norm(dim)
+    plain = (vocabulary + _STATES + settings.max_tokens) * dim + settings.depth * transformer_block(dim) + norm(dim)
     seeing = 2 * linear(dim, dim) + linear(image_dim, 2 * dim) + norm(dim) + 2
     grounded = norm(image_dim) + settings.grounded_depth * (transformer_block(dim) + seeing) + norm(dim)
     return plain + grounded

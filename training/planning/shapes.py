@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from assistant.bases import BASES, BUNDLED_BASE, canonical
 from assistant.config import ViTConfig
 from assistant.errors import ConfigError
 from assistant.families import FAMILIES, family_of
@@ -157,18 +158,22 @@ TOWERS: Mapping[str, ImageEncoderSizes] = {  # open_clip's
 
 
 def language_model_shape(base: str) -> LanguageModelShape:
-    """Return the shape of a known hub id, or the one a local directory's config.json states.
+    """Return the shape of a named base or known hub id, or the one a local directory's config.json states.
 
     Raises: ConfigError `unknown_base` or `bad_base`.
     """
-    directory = Path(base)
+    named = BASES.get(canonical(base))
+    directory = BUNDLED_BASE if named and named.hub is None else Path(base)
     if (directory / "config.json").is_file():
         return shape_in(directory / "config.json")
     known = {name.lower(): shape for name, shape in SHAPES.items()}
     known |= {name.partition("/")[2]: shape for name, shape in known.items()}
+    base = named.hub if named and named.hub else base
     if base.lower() not in known:
         raise ConfigError(
-            "unknown_base", f"decoder.base {base!r} is not a known model. Give a local directory with a config.json."
+            "unknown_base",
+            f"decoder.base {base!r} is not a known model. Give a local directory with a config.json, or one of "
+            f"{', '.join(BASES)}.",
         )
     return known[base.lower()]
 

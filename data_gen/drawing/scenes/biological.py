@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from assistant.arrays import F32
 from data_gen.drawing.scenes.geometry import (
     Rng,
     Sheet,
@@ -20,9 +21,7 @@ from data_gen.drawing.scenes.geometry import (
     log_uniform,
     pick,
 )  # fmt: skip
-from data_gen.drawing.scenes.imaging import F32, Scene, blur
-
-Words = dict[str, str | list[str]]
+from data_gen.drawing.scenes.imaging import Scene, Words, blur
 
 
 def red_cell(rng: Rng, radius: float, *, collapsed: bool) -> Stamp:

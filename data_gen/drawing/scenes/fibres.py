@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from assistant.arrays import F32, I32
 from data_gen.drawing.scenes.geometry import (
     Rng,
     Sheet,
@@ -16,9 +17,9 @@ from data_gen.drawing.scenes.geometry import (
     pick,
     smooth_line,
 )
-from data_gen.drawing.scenes.imaging import F32, Scene, blur
+from data_gen.drawing.scenes.imaging import Scene, blur
 
-STEEP = 45.0
+_STEEP = 45.0
 LAYER = 3.2
 """height of the whole mat, in mean diameters"""
 
@@ -58,11 +59,18 @@ class Mat:
         mean = np.average(np.exp(2j * np.deg2rad(angles)), weights=weights)
         return float(np.rad2deg(np.angle(mean)) / 2 % 180), float(abs(mean))
 
+    def numbers(self, labels: I32, nm_per_pixel: float, *, oriented: bool) -> dict[str, float]:
+        """Ground truth: the width of what is in sight, how aligned the fibres lie, and along which direction."""
+        seen = np.bincount(labels.ravel(), minlength=len(self.widths) + 1)[1:]
+        width = float(np.average(self.widths, weights=seen + 1e-9)) * nm_per_pixel
+        orientation, anisotropy = self.axis()
+        return {"fibre_width": width, "anisotropy": anisotropy} | ({"orientation": orientation} if oriented else {})
+
 
 def _course(rng: Rng, size: tuple[int, int], angle: float, *, wave: float) -> Course:
     """A fibre at `angle` [deg] that wanders by `wave` [px] to either side."""
     angle = angle % 180
-    steep = STEEP < angle < 180 - STEEP
+    steep = _STEEP < angle < 180 - _STEEP
     length, breadth = size if steep else size[::-1]
     slope = -1 / np.tan(np.deg2rad(angle)) if steep else -np.tan(np.deg2rad(angle))
     along = np.arange(length, dtype=np.float32)
@@ -70,14 +78,6 @@ def _course(rng: Rng, size: tuple[int, int], angle: float, *, wave: float) -> Co
     if wave > 0:
         centre = centre + wave * smooth_line(rng, length * 2, correlation=length * 0.28)[:length]
     return Course(np.asarray(centre, dtype=np.float32), steep)
-
-
-def _beaded(rng: Rng, half: F32) -> F32:
-    """Swell the fibre at one place, as a jet does that breaks up into drops."""
-    along = np.arange(len(half), dtype=np.float32)
-    width = 2 * float(half[0])
-    swelling = np.exp(-(((along - rng.uniform(0, len(half))) / (1.6 * width)) ** 2))
-    return np.asarray(half * (1 + 1.3 * swelling), dtype=np.float32)
 
 
 def _grooves(sheet: Sheet, course: Course, half: F32, *, label: int) -> None:
@@ -94,89 +94,85 @@ def _grooves(sheet: Sheet, course: Course, half: F32, *, label: int) -> None:
     height[row, column] += (0.16 * half[column] * np.cos(9.0 * np.arcsin(across))).astype(np.float32)
 
 
-def _crumbs(rng: Rng, sheet: Sheet, mean: float) -> None:
-    for _ in range(int(rng.integers(6, 14))):
-        x, y = rng.uniform(0, sheet.shape[1]), rng.uniform(0, sheet.shape[0])
-        crumb = ellipsoid(mean * rng.uniform(0.4, 0.9), aspect=1.3, angle=rng.uniform(0, 180))
-        sheet.place(crumb, x, y, material=0.95, base=sheet.base_at(x, y) + mean, label=0)
+@dataclass
+class FibreSpecimen:
+    """What all fields of view of one mat share; lengths in pixels."""
+
+    shape: str
+    arrangement: str
+    broad: bool
+    surface: str
+    mean: float
+    lead: float
+    cover: float
+    beads: bool
+    material: float
 
 
-def _finish(view: Rng, sheet: Sheet, mean: float, *, fused: bool, rough: bool) -> F32:
-    """Weld the crossings or roughen the skin."""
-    height: F32 = sheet.height
-    if fused:
-        height = blur(np.maximum(height, blur(height, 0.3 * mean)), 0.12 * mean)
-    if rough:
-        skin = fractal(view, sheet.shape, beta=0.7, longest=mean * 0.6)
-        height = np.where(sheet.labels > 0, height + np.float32(0.11 * mean) * skin, height)
-    return height
+def _lay_mat(view: Rng, sheet: Sheet, it: FibreSpecimen) -> tuple[Mat, bool]:
+    """Lay the fibres one over the other; also whether one of them has a bead, where the jet broke up into drops."""
+    mat, swollen, aligned = Mat(), False, it.arrangement == "aligned"
+    count = max(6, int(it.cover * sheet.shape[0] / it.mean))
+    for k in range(count):
+        angle = it.lead + view.normal(0, 9) if aligned else view.uniform(0, 180)
+        wander = view.uniform(0.03, 0.07 if aligned else 0.16)
+        course = _course(view, sheet.shape, angle, wave=sheet.shape[0] * wander if it.shape == "curved" else 0.0)
+        width = it.mean * (np.exp(0.42 * view.standard_normal()) if it.broad else view.uniform(0.93, 1.07))
+        width = float(np.clip(width, min(4.0, it.mean), 3 * it.mean))
+        half = np.full(len(course.centre), width / 2, np.float32)
+        if it.beads and view.random() < 0.5:
+            along = np.arange(len(half), dtype=np.float32)
+            swelling = np.exp(-(((along - view.uniform(0, len(half))) / (1.6 * width)) ** 2))
+            half, swollen = (half * (1 + 1.3 * swelling)).astype(np.float32), True
+        level = (k + 1) / count * LAYER * it.mean
+        base = level + 0.5 * it.mean * smooth_line(view, len(half), correlation=len(half) * 0.2)
+        label = sheet.objects.add(0, 0, area=width * len(half))
+        sheet.ribbon(course.centre, half, base=base, material=it.material, label=label, across=course.steep)
+        if it.surface == "striated":
+            _grooves(sheet, course, half, label=label)
+        mat.widths.append(width)
+        mat.courses.append(course)
+    return mat, swollen
 
 
 def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Draw one field of view of a fibre mat."""
     nm_per_pixel = drawn_pixel_size(sample, 15.0, 500.0, width=size[1])
-    shape = pick(sample, "straight", "curved", "curved")
-    arrangement = pick(sample, "random", "random", "aligned", "network")
-    broad = sample.random() < 0.4
-    surface = pick(sample, "smooth", "smooth", "rough", "striated")
-    mean = log_uniform(sample, 8, 26) * max(size[1] / 640, 0.3)
-    lead, cover = sample.uniform(0, 180), sample.uniform(1.0, 2.6)
-    beads = sample.random() < 0.25
-    material, depth = sample.uniform(0.45, 0.75), sample.uniform(0.45, 0.8)
-
-    sheet, mat = Sheet(size, material=0.05), Mat()
-    count = max(6, int(cover * size[0] / mean))
-    swollen = False
-    for k in range(count):
-        rank = (k + 1) / count
-        angle = lead + view.normal(0, 9) if arrangement == "aligned" else view.uniform(0, 180)
-        wander = view.uniform(0.03, 0.07 if arrangement == "aligned" else 0.16)
-        course = _course(view, size, angle, wave=size[0] * wander if shape == "curved" else 0.0)
-        width = mean * (np.exp(0.42 * view.standard_normal()) if broad else view.uniform(0.93, 1.07))
-        width = float(np.clip(width, min(4.0, mean), 3 * mean))
-        half = np.full(len(course.centre), width / 2, np.float32)
-        bead = beads and view.random() < 0.5
-        half = _beaded(view, half) if bead else half
-        swollen |= bead
-        base = rank * LAYER * mean + 0.5 * mean * smooth_line(view, len(half), correlation=len(half) * 0.2)
-        label = sheet.objects.add(0, 0, area=width * len(half))
-        sheet.ribbon(course.centre, half, base=base, material=material, label=label, across=course.steep)
-        if surface == "striated":
-            _grooves(sheet, course, half, label=label)
-        mat.widths.append(width)
-        mat.courses.append(course)
+    it = FibreSpecimen(
+        shape=pick(sample, "straight", "curved", "curved"),
+        arrangement=pick(sample, "random", "random", "aligned", "network"),
+        broad=sample.random() < 0.4,
+        surface=pick(sample, "smooth", "smooth", "rough", "striated"),
+        mean=log_uniform(sample, 8, 26) * max(size[1] / 640, 0.3),
+        lead=sample.uniform(0, 180),
+        cover=sample.uniform(1.0, 2.6),
+        beads=sample.random() < 0.25,
+        material=sample.uniform(0.45, 0.75),
+    )
+    depth = sample.uniform(0.45, 0.8)
+    sheet = Sheet(size, material=0.05)
+    mat, swollen = _lay_mat(view, sheet, it)
     defects = ["bead"] if swollen else []
     if view.random() < 0.15:
-        _crumbs(view, sheet, mean)
+        for _ in range(int(view.integers(6, 14))):
+            x, y = view.uniform(0, size[1]), view.uniform(0, size[0])
+            crumb = ellipsoid(it.mean * view.uniform(0.4, 0.9), aspect=1.3, angle=view.uniform(0, 180))
+            sheet.place(crumb, x, y, material=0.95, base=sheet.base_at(x, y) + it.mean, label=0)
         defects.append("debris")
-    fused = arrangement == "network"
-    height = _finish(view, sheet, mean, fused=fused, rough=surface == "rough")
-    shadow = (1 - depth * (1 - np.clip(height / (LAYER * mean), 0, 1))).astype(np.float32)
-    orientation, anisotropy = mat.axis()
-    seen = np.bincount(sheet.labels.ravel(), minlength=count + 1)[1:]
-    numbers = {
-        "fibre_width": float(np.average(mat.widths, weights=seen + 1e-9)) * nm_per_pixel,
-        "anisotropy": anisotropy,
-    }
-    if arrangement == "aligned":
-        numbers["orientation"] = orientation
+    height, feature, fused = sheet.height, sheet.labels > 0, it.arrangement == "network"
+    if fused:  # the crossings are welded
+        height = blur(np.maximum(height, blur(height, 0.3 * it.mean)), 0.12 * it.mean)
+    if it.surface == "rough":
+        skin = fractal(view, size, beta=0.7, longest=it.mean * 0.6)
+        height = np.where(feature, height + np.float32(0.11 * it.mean) * skin, height)
+    shadow = (1 - depth * (1 - np.clip(height / (LAYER * it.mean), 0, 1))).astype(np.float32)
     words: dict[str, str | list[str]] = {
-        "shape": shape,
-        "surface": surface,
-        "arrangement": arrangement,
-        "distribution": "broad" if broad else "uniform",
-        "touching": "fused" if fused else "overlapping",
+        "shape": it.shape, "surface": it.surface, "arrangement": it.arrangement,
+        "distribution": "broad" if it.broad else "uniform", "touching": "fused" if fused else "overlapping",
         "defects": defects,
-    }
+    }  # fmt: skip
     return Scene(
-        height,
-        sheet.material,
-        sheet.labels > 0,
-        nm_per_pixel,
-        words,
-        numbers=numbers,
-        labels=sheet.labels,
-        objects=sheet.objects,
-        count_objects=False,
-        shadow=shadow,
-    )
+        height, sheet.material, feature, nm_per_pixel, words,
+        numbers=mat.numbers(sheet.labels, nm_per_pixel, oriented=it.arrangement == "aligned"),
+        labels=sheet.labels, objects=sheet.objects, count_objects=False, shadow=shadow,
+    )  # fmt: skip

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from assistant.arrays import F32, Mask
 from data_gen.drawing.scenes.geometry import (
-    Cells,
     Rng,
     band,
     cells,
@@ -21,9 +21,7 @@ from data_gen.drawing.scenes.geometry import (
     spot,
     whole_cells,
 )  # fmt: skip
-from data_gen.drawing.scenes.imaging import F32, DrawnObjects, Mask, Scene, blur
-
-Words = dict[str, str | list[str]]
+from data_gen.drawing.scenes.imaging import DrawnObjects, Scene, Words, blur
 
 
 def _words(shape: str, surface: str, arrangement: str, *, broad: bool, touching: str, defects: list[str]) -> Words:
@@ -44,10 +42,6 @@ def _stain_and_scratch(view: Rng, height: F32, material: F32) -> tuple[F32, F32,
     return height.astype(np.float32), material.astype(np.float32), defects
 
 
-def _everything(tiles: Cells) -> Mask:
-    return np.ones(tiles.first.shape, bool)
-
-
 def _grains(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Polycrystalline film: faceted crystals with channelling contrast, or rounded domes."""
     nm_per_pixel = drawn_pixel_size(sample, 1.5, 25.0, width=size[1])
@@ -57,7 +51,9 @@ def _grains(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     broad = sample.random() < 0.4
     channel = sample.uniform(0.08, 0.35)
     disorder, warp = 0.98 if broad else 0.6, (0.07 if rounded else 0.02) * pitch
-    tiles, labels, objects = whole_cells(view, size, pitch=pitch, disorder=disorder, warp=warp, inside=_everything)
+    tiles, labels, objects = whole_cells(
+        view, size, pitch=pitch, disorder=disorder, warp=warp, inside=lambda drawn: np.ones(drawn.first.shape, bool)
+    )
     lean = view.normal(0, 0.28, (2, tiles.count)).astype(np.float32)
     tone = (1 + channel * view.uniform(-1, 1, tiles.count)).astype(np.float32)
     rim = np.clip((tiles.second - tiles.first) / pitch, 0, 1)
@@ -68,7 +64,12 @@ def _grains(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     else:
         height = 0.3 * pitch * tone[tiles.number]
         slope = lean[0][tiles.number] * x + lean[1][tiles.number] * y
-        height = height + slope - _cell_mean(slope, tiles.number, tiles.count) - 2.0 * np.exp(-rim * pitch / 2.0)
+        total, pixels = (
+            np.bincount(tiles.number.ravel(), weights=weights, minlength=tiles.count)
+            for weights in (slope.ravel(), None)
+        )
+        middle = (total / np.maximum(pixels, 1))[tiles.number].astype(np.float32)
+        height = height + slope - middle - 2.0 * np.exp(-rim * pitch / 2.0)
     material = 0.55 * tone[tiles.number]
     feature = (tiles.second - tiles.first) > 0.12 * pitch
     height, material, defects = _stain_and_scratch(view, blur(height.astype(np.float32), 0.7), material)
@@ -90,12 +91,6 @@ def _grains(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
         objects=objects,
         glow=0.9,
     )
-
-
-def _cell_mean(values: F32, number: np.ndarray, count: int) -> F32:
-    total = np.bincount(number.ravel(), weights=values.ravel(), minlength=count)
-    mean = total / np.maximum(np.bincount(number.ravel(), minlength=count), 1)
-    return np.asarray(mean[number], dtype=np.float32)
 
 
 def _cracked(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:

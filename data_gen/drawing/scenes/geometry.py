@@ -14,7 +14,8 @@ from functools import lru_cache
 import numpy as np
 from scipy import fft
 
-from data_gen.drawing.scenes.imaging import F32, I32, DrawnObjects, Mask
+from assistant.arrays import F32, I32, Mask
+from data_gen.drawing.scenes.imaging import DrawnObjects
 
 Rng = np.random.Generator
 NICE = (1.0, 2.0, 5.0)

@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.signal import lfilter
 
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
-Mask = NDArray[np.bool_]
+from assistant.arrays import F32, I32, Mask
 
 EDGE_LIMIT = 3.2
 INVERTED_GLOW = 0.4
 """a weaker edge effect where compositional contrast is inverted, or it would cancel it on thin structures"""
 EVEN_CONTRAST = 0.05
 VISIBLE_SHARE = 0.25
+
+
+Words = dict[str, str | list[str]]
+"""What is said of a scene: facets to words."""
 
 
 @dataclass

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from assistant.arrays import F32, I32
 from data_gen.drawing.scenes.geometry import Rng, Sheet, drawn_pixel_size, fractal, log_uniform, lump, pick, scratch
-from data_gen.drawing.scenes.imaging import F32, I32, DrawnObjects, Scene, blur, canvas_size
+from data_gen.drawing.scenes.imaging import DrawnObjects, Scene, Words, blur, canvas_size
 
-Words = dict[str, str | list[str]]
 METAL, PIT = 1.0, -1.0
 
 

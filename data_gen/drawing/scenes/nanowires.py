@@ -9,7 +9,6 @@ import numpy as np
 from data_gen.drawing.scenes.geometry import (
     Rng,
     Sheet,
-    Stamp,
     capsule,
     drawn_pixel_size,
     ellipsoid,
@@ -17,9 +16,8 @@ from data_gen.drawing.scenes.geometry import (
     log_uniform,
     pick,
 )
-from data_gen.drawing.scenes.imaging import Scene
+from data_gen.drawing.scenes.imaging import Scene, Words
 
-Words = dict[str, str | list[str]]
 TAPER = {"straight": 0.0, "tapered": 0.75}
 TRIES = 12
 
@@ -176,16 +174,6 @@ def _scattered(sample: Rng, view: Rng, size: tuple[int, int], arrangement: str) 
     )
 
 
-def _stand(
-    sheet: Sheet, stem: Stamp, bead: Stamp | None, *, foot: tuple[float, float], rise: tuple[float, float], base: float
-) -> None:
-    """Put up one wire from its foot; nearer rows have the higher base and hide farther ones."""
-    x, y = foot
-    label = sheet.place(stem, x + rise[0] / 2, y + rise[1] / 2, material=0.75, base=base)
-    if bead is not None:
-        sheet.place(bead, x + rise[0], y + rise[1], material=1.0, base=base + 2, label=label)
-
-
 def _forest(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Wires standing on the substrate, seen at a tilt; drawn row by row from the back."""
     it = _specimen(sample, size, "aligned")
@@ -197,14 +185,16 @@ def _forest(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     sheet, wires = Sheet(size, material=0.2), Wires()
     for row in range(int(np.ceil((size[0] + 1.3 * seen) / (pitch * flat)))):
         for column in range(int(np.ceil(size[1] / pitch)) + 2):
-            foot = (
-                (column - 1 + view.uniform(0.1, 0.9)) * pitch,
-                (row + view.uniform(0.1, 0.9)) * pitch * flat,
-            )
+            x = (column - 1 + view.uniform(0.1, 0.9)) * pitch
+            y = (row + view.uniform(0.1, 0.9)) * pitch * flat
             radius, share, angle = it.wire_radius(view), view.uniform(0.8, 1.15), 90 + view.normal(0, lean)
             stem = capsule(seen * share, radius, angle=angle, taper=taper)
-            bead = ellipsoid(radius * (1.0 if taper else 1.6)) if droplet else None
-            _stand(sheet, stem, bead, foot=foot, rise=_tip(angle, seen * share), base=2.0 * it.radius * row)
+            dx, dy = _tip(angle, seen * share)
+            base = 2.0 * it.radius * row  # nearer rows have the higher base and hide farther ones
+            label = sheet.place(stem, x + dx / 2, y + dy / 2, material=0.75, base=base)
+            if droplet:
+                bead = ellipsoid(radius * (1.0 if taper else 1.6))
+                sheet.place(bead, x + dx, y + dy, material=1.0, base=base + 2, label=label)
             wires.add(radius, length * share, angle, taper=taper)
     words: Words = {
         "shape": it.shape,

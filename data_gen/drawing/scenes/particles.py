@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from assistant.arrays import F32
 from data_gen.drawing.scenes.geometry import (
     Rng,
     Sheet,
@@ -22,10 +23,10 @@ from data_gen.drawing.scenes.geometry import (
     scratch,
     spot,
 )
-from data_gen.drawing.scenes.imaging import F32, Scene
+from data_gen.drawing.scenes.imaging import Scene
 
 ParticlePlace = tuple[float, float, float]
-CLEAR = {"spherical": 1.12, "faceted": 1.3, "rod-like": 2.25, "irregular": 1.45}
+_CLEAR = {"spherical": 1.12, "faceted": 1.3, "rod-like": 2.25, "irregular": 1.45}
 """distance of centres, in sums of radii, at which two bodies of a shape cannot touch"""
 TOUCHING_GAP = 1.05
 
@@ -88,19 +89,6 @@ def _radii(rng: Rng, count: int, it: ParticleSpecimen) -> F32:
     return np.maximum(it.mean * np.exp(spread * rng.standard_normal((count,))), 3.0).astype(np.float32)
 
 
-def _lattice(rng: Rng, size: tuple[int, int], radius: float, *, gap: float, vacancies: float) -> list[ParticlePlace]:
-    """Hexagonal monolayer with some sites empty."""
-    turn, step = rng.uniform(0, np.pi / 3), 2 * radius * gap
-    n = int(np.hypot(*size) / step) + 2
-    i, j = np.mgrid[-n:n, -n:n]
-    u, v = step * (i + 0.5 * (j % 2)).ravel(), step * (np.sqrt(0.75) * j).ravel()
-    x = size[1] / 2 + u * np.cos(turn) - v * np.sin(turn) + rng.normal(0, 0.015 * step, u.shape)
-    y = size[0] / 2 + u * np.sin(turn) + v * np.cos(turn) + rng.normal(0, 0.015 * step, u.shape)
-    keep = (x > -radius) & (x < size[1] + radius) & (y > -radius) & (y < size[0] + radius)
-    keep &= rng.random(u.shape) >= vacancies
-    return [(float(a), float(b), radius) for a, b in zip(x[keep], y[keep], strict=True)]
-
-
 def _clusters(rng: Rng, size: tuple[int, int], radii: F32) -> list[ParticlePlace]:
     """Grow clusters: each body is laid against one that is already there, without overlap where possible."""
     placed: list[ParticlePlace] = []
@@ -127,40 +115,27 @@ def _places(view: Rng, size: tuple[int, int], it: ParticleSpecimen) -> tuple[lis
     """Where the bodies of one field of view lie [px], and the defects of that arrangement."""
     if it.arrangement == "periodic":
         empty = 0.04 if view.random() < 0.5 else 0.0
-        places = _lattice(view, size, it.mean, gap=it.gap, vacancies=empty)
-        return places, ["vacancy"] if empty else []
+        turn, step = view.uniform(0, np.pi / 3), 2 * it.mean * it.gap
+        n = int(np.hypot(*size) / step) + 2
+        i, j = np.mgrid[-n:n, -n:n]
+        u, v = step * (i + 0.5 * (j % 2)).ravel(), step * (np.sqrt(0.75) * j).ravel()
+        x = size[1] / 2 + u * np.cos(turn) - v * np.sin(turn) + view.normal(0, 0.015 * step, u.shape)
+        y = size[0] / 2 + u * np.sin(turn) + v * np.cos(turn) + view.normal(0, 0.015 * step, u.shape)
+        keep = (x > -it.mean) & (x < size[1] + it.mean) & (y > -it.mean) & (y < size[0] + it.mean)
+        keep &= view.random(u.shape) >= empty
+        lattice = [(float(a), float(b), it.mean) for a, b in zip(x[keep], y[keep], strict=True)]
+        return lattice, ["vacancy"] if empty else []
     if it.arrangement == "isolated":
         inner = (int(size[0] - 2 * it.mean), int(size[1] - 2 * it.mean))
         few = hard_core(
-            view, inner, _radii(view, int(view.integers(2, 6)), it), gap=CLEAR[it.shape], tries=60, border=0.0
+            view, inner, _radii(view, int(view.integers(2, 6)), it), gap=_CLEAR[it.shape], tries=60, border=0.0
         )
         return [(x + it.mean, y + it.mean, r) for x, y, r in few], []
     area = np.pi * it.mean**2 * (1.3 if it.broad else 1.0)
     radii = _radii(view, int(it.cover * size[0] * size[1] / area) + 4, it)
     if it.arrangement == "clustered":
         return _clusters(view, size, radii), []
-    return hard_core(view, size, radii, gap=CLEAR[it.shape]), []
-
-
-def _agglomerate(rng: Rng, sheet: Sheet, it: ParticleSpecimen) -> None:
-    """A heap of bodies, piled on one another."""
-    cx, cy = rng.uniform(0.25, 0.75) * sheet.shape[1], rng.uniform(0.25, 0.75) * sheet.shape[0]
-    for _ in range(int(rng.integers(14, 26))):
-        x, y = rng.normal(cx, 1.6 * it.mean), rng.normal(cy, 1.6 * it.mean)
-        stamp = body(rng, it.shape, it.mean * rng.uniform(0.8, 1.1))
-        sheet.place(stamp, x, y, material=it.body, base=0.7 * sheet.base_at(x, y))
-
-
-def _dirt(view: Rng, sheet: Sheet, bare: np.ndarray) -> list[str]:
-    """Perhaps a carbon stain, perhaps a scratch on the bare support."""
-    defects = []
-    if view.random() < 0.15:
-        sheet.material *= 1 - 0.45 * spot(view, sheet.shape, radius=0.16 * sheet.shape[1])
-        defects.append("contamination")
-    if view.random() < 0.15:
-        sheet.height -= np.where(bare, 9 * scratch(view, sheet.shape, width=2.6), 0).astype(np.float32)
-        defects.append("scratch")
-    return defects
+    return hard_core(view, size, radii, gap=_CLEAR[it.shape]), []
 
 
 def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
@@ -171,10 +146,19 @@ def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     for x, y, radius in places:
         sheet.place(body(view, it.shape, radius), x, y, material=it.body * view.uniform(0.93, 1.07))
     if it.arrangement == "random" and view.random() < 0.2:
-        _agglomerate(view, sheet, it)
+        cx, cy = view.uniform(0.25, 0.75) * sheet.shape[1], view.uniform(0.25, 0.75) * sheet.shape[0]
+        for _ in range(int(view.integers(14, 26))):
+            x, y = view.normal(cx, 1.6 * it.mean), view.normal(cy, 1.6 * it.mean)
+            heaped = body(view, it.shape, it.mean * view.uniform(0.8, 1.1))
+            sheet.place(heaped, x, y, material=it.body, base=0.7 * sheet.base_at(x, y))
         defects.append("agglomerate")
     feature = sheet.labels > 0
-    defects += _dirt(view, sheet, ~feature)
+    if view.random() < 0.15:
+        sheet.material *= 1 - 0.45 * spot(view, size, radius=0.16 * size[1])
+        defects.append("contamination")
+    if view.random() < 0.15:
+        sheet.height -= np.where(feature, 0, 9 * scratch(view, size, width=2.6)).astype(np.float32)
+        defects.append("scratch")
     bumps = fractal(view, size, beta=0.9, longest=it.mean * 0.8)
     sheet.height += np.where(feature, bumps * (0.075 * it.mean * it.rough), bumps * 0.25 * it.grain).astype(np.float32)
     touching = it.arrangement == "clustered" or (it.arrangement == "periodic" and it.gap < TOUCHING_GAP)

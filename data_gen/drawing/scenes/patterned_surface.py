@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from assistant.arrays import F32, Mask
 from data_gen.drawing.scenes.geometry import Rng, drawn_pixel_size, fractal, log_uniform, pick, smooth_line, spot
-from data_gen.drawing.scenes.imaging import F32, DrawnObjects, Mask, Scene, blur, canvas_size
+from data_gen.drawing.scenes.imaging import DrawnObjects, Scene, Words, blur, canvas_size
 
-Words = dict[str, str | list[str]]
 RELIEF = 1.0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from assistant.arrays import F32
 from data_gen.drawing.scenes.geometry import (
     Rng,
     band,
@@ -15,9 +16,7 @@ from data_gen.drawing.scenes.geometry import (
     scratch,
     whole_cells,
 )
-from data_gen.drawing.scenes.imaging import F32, DrawnObjects, Scene, blur
-
-Words = dict[str, str | list[str]]
+from data_gen.drawing.scenes.imaging import DrawnObjects, Scene, Words, blur
 
 
 def _carve(

@@ -20,7 +20,7 @@ from data_gen.drawing.scenes.geometry import (
     polyhedron,
     shard,
 )
-from data_gen.drawing.scenes.imaging import F32, Scene, blur
+from data_gen.drawing.scenes.imaging import Scene, blur
 
 COVER = 2.8
 """how many times over the grains would cover the frame if they did not overlap"""
@@ -54,11 +54,6 @@ def _pile(
             sheet.place(ellipsoid(small), sx, sy, material=material, base=base + 1.2 * radius, label=grain)
 
 
-def _sinter(height: F32, mean: float) -> F32:
-    """Fill the necks between grains and round their edges."""
-    return blur(np.maximum(height, blur(height, 0.14 * mean)), min(0.05 * mean, 1.5))
-
-
 def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """Draw one field of view of a powder bed."""
     nm_per_pixel = drawn_pixel_size(sample, 20.0, 1500.0, width=size[1])
@@ -74,7 +69,9 @@ def draw(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     sheet = Sheet(size, material=0.12)
     bank = Bank(partial(_grain, shape=shape))
     _pile(view, sheet, bank, mean=mean, spread=spread, material=material, satellites=satellites)
-    height = _sinter(sheet.height, mean) if fused else sheet.height
+    height = sheet.height
+    if fused:  # sintering fills the necks between grains and rounds their edges
+        height = blur(np.maximum(height, blur(height, 0.14 * mean)), min(0.05 * mean, 1.5))
     if rough:
         height = height + np.float32(0.045 * mean) * fractal(view, size, beta=0.8, longest=mean * 0.7)
     depth = np.clip(height / np.percentile(height[::4, ::4], 90), 0.0, 1.1)

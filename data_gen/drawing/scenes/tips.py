@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from assistant.arrays import F32
 from data_gen.drawing.scenes.geometry import Rng, Sheet, drawn_pixel_size, fractal, log_uniform, lump, pick
-from data_gen.drawing.scenes.imaging import F32, DrawnObjects, Scene, canvas_size
-
-Words = dict[str, str | list[str]]
+from data_gen.drawing.scenes.imaging import DrawnObjects, Scene, Words, canvas_size
 
 
 def _axis_frame(size: tuple[int, int], x: float, y: float, angle: float) -> tuple[F32, F32]:
@@ -29,10 +28,6 @@ def _apex_defect(view: Rng) -> str:
     return pick(view, "blunt apex", "bent apex", "debris") if view.random() < 0.4 else ""
 
 
-def _surface(sample: Rng) -> str:
-    return pick(sample, "smooth", "rough", "striated")
-
-
 def _needle(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     """An etched wire seen from the side: a hyperboloid apex that opens into the shank, before a dark background."""
     nm_per_pixel = drawn_pixel_size(sample, 8.0, 400.0, width=size[1])
@@ -40,7 +35,7 @@ def _needle(sample: Rng, view: Rng, size: tuple[int, int]) -> Scene:
     apex = log_uniform(sample, 1.5, 6.0) * max(size[1] / 640, 0.4)
     shank = sample.uniform(0.16, 0.32) * size[0]
     heading = float(pick(sample, "90", "90", "0", "180", "270")) + sample.normal(0, 6)
-    surface = _surface(sample)
+    surface = pick(sample, "smooth", "rough", "striated")
     tone, back = sample.uniform(0.5, 0.75), sample.uniform(0.03, 0.14)
     cloud = 0.35
     if sample.random() < 0.25:

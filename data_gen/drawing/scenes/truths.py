@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
-from data_gen.drawing.scenes.imaging import I32, VISIBLE_SHARE, DrawnObjects, Mask, Scene
+from assistant.arrays import I32, Mask
+from data_gen.drawing.scenes.imaging import VISIBLE_SHARE, DrawnObjects, Scene
 
 
 def visible(labels: I32, objects: DrawnObjects, *, tilt_deg: float = 0.0) -> np.ndarray:
@@ -40,48 +41,29 @@ def as_seen(labels: I32, objects: DrawnObjects) -> DrawnObjects:
     return DrawnObjects(x.tolist(), y.tolist(), area.tolist(), objects.aspect)
 
 
-def _sizes(objects: DrawnObjects, index: np.ndarray, nm_per_pixel: float) -> dict[str, float]:
-    index = index[np.isfinite(np.asarray(objects.area)[index])]
-    if not len(index):
-        return {}
-    diameter = 2 * np.sqrt(np.asarray(objects.area)[index] / np.pi) * nm_per_pixel
-    d10, d50, d90 = np.percentile(diameter, [10, 50, 90])
-    return {
-        "mean_diameter": float(diameter.mean()),
-        "median_diameter": float(d50),
-        "d10_diameter": float(d10),
-        "d90_diameter": float(d90),
-    }
-
-
-def _neighbour(objects: DrawnObjects, index: np.ndarray, nm_per_pixel: float) -> dict[str, float]:
-    if len(index) < 3:
-        return {}
-    points = np.stack([np.asarray(objects.x)[index], np.asarray(objects.y)[index]], axis=1)
-    distance = np.asarray(cKDTree(points).query(points, k=2)[0])
-    return {"nearest_neighbour": float(distance[:, 1].mean()) * nm_per_pixel}
-
-
-def _counted(scene: Scene, labels: I32) -> dict[str, float]:
-    index = visible(labels, scene.objects, tilt_deg=scene.tilt_deg)
-    # Under a tilt the picture shows bodies from the side, and their sizes and distances are those of the picture.
-    objects = as_seen(labels, scene.objects) if scene.tilt_deg else scene.objects
-    numbers: dict[str, float] = {"count": float(len(index))}
-    if len(index) and scene.size_objects:
-        numbers |= _sizes(objects, index, scene.nm_per_pixel)
-    if len(index):
-        aspect = np.asarray(scene.objects.aspect)[index]
-        if float(aspect.mean()) > 1.2:
-            numbers["aspect_ratio"] = float(aspect.mean())
-        numbers |= _neighbour(objects, index, scene.nm_per_pixel)
-    return numbers
-
-
 def truth_of(scene: Scene, feature: Mask, labels: I32 | None, *, polarity: str) -> dict[str, Any]:
     """All that is known of the scene as it is seen: Fact names (lengths in nm) and words."""
     truth: dict[str, Any] = {}
     if scene.count_objects and labels is not None:
-        truth |= _counted(scene, labels)
+        index = visible(labels, scene.objects, tilt_deg=scene.tilt_deg)
+        # Under a tilt the picture shows bodies from the side, and their sizes and distances are those of the picture.
+        objects = as_seen(labels, scene.objects) if scene.tilt_deg else scene.objects
+        truth["count"] = float(len(index))
+        area = np.asarray(objects.area)[index]
+        area = area[np.isfinite(area)]
+        if len(area) and scene.size_objects:
+            diameter = 2 * np.sqrt(area / np.pi) * scene.nm_per_pixel
+            truth["mean_diameter"] = float(diameter.mean())
+            for name, share in (("median_diameter", 50), ("d10_diameter", 10), ("d90_diameter", 90)):
+                truth[name] = float(np.percentile(diameter, share))
+        if len(index):
+            aspect = np.asarray(scene.objects.aspect)[index]
+            if float(aspect.mean()) > 1.2:
+                truth["aspect_ratio"] = float(aspect.mean())
+        if len(index) >= 3:
+            points = np.stack([np.asarray(objects.x)[index], np.asarray(objects.y)[index]], axis=1)
+            distance = np.asarray(cKDTree(points).query(points, k=2)[0])
+            truth["nearest_neighbour"] = float(distance[:, 1].mean()) * scene.nm_per_pixel
     truth[scene.area_fact] = 100.0 * float(feature.mean())
     truth |= scene.numbers
     truth = {name: round(value, 4) for name, value in truth.items()}

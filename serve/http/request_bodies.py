@@ -16,9 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from serve.http.conversation import ApiError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-BODY_LIMIT = 96 * 2**20
+API_BODY_LIMIT = 96 * 2**20
 """Largest JSON body [byte]: four frames of 4k x 3k and 16 bit in base64."""
 BUFFER_LIMIT = 512 * 2**20
 """Largest sum of the bodies being read or parsed at one time [byte]."""
@@ -37,37 +37,30 @@ class Bodies:
     def __init__(self) -> None:
         self._held = 0
 
-    async def parse(self, request: Request, parse: Callable[[bytes], T]) -> T:
+    async def parse(self, request: Request, parse: Callable[[bytes], _T]) -> _T:
         """What a blocking function makes of the whole body. Raises its errors, and ApiError 400, 408, 413 or 503."""
         body = bytearray()
-        try:
-            await self._read(request, body)
-            if len(body) <= SMALL:
-                return _parsed(body, parse)
-            return await asyncio.get_running_loop().run_in_executor(PARSERS, _parsed, body, parse)
-        finally:
-            self._held -= len(body)
-
-    async def _read(self, request: Request, body: bytearray) -> None:
         try:
             async with asyncio.timeout(BODY_DEADLINE_S):
                 async for chunk in request.stream():
                     body += chunk
                     self._held += len(chunk)
-                    self._check(len(body))
+                    if len(body) > API_BODY_LIMIT:
+                        raise ApiError(413, "too_large", f"The body is larger than {API_BODY_LIMIT // 2**20} MiB.")
+                    if self._held > BUFFER_LIMIT:
+                        raise ApiError(503, "busy", "Too much is being uploaded at once. Try again in a few seconds.")
+            if len(body) <= SMALL:
+                return _parsed(body, parse)
+            return await asyncio.get_running_loop().run_in_executor(PARSERS, _parsed, body, parse)
         except TimeoutError:
             raise ApiError(408, "too_slow", "The body came too slowly. Try again.") from None
         except ClientDisconnect:
             raise ApiError(400, "disconnected", "The client went away before the body was complete.") from None
-
-    def _check(self, length: int) -> None:
-        if length > BODY_LIMIT:
-            raise ApiError(413, "too_large", f"The body is larger than {BODY_LIMIT // 2**20} MiB.")
-        if self._held > BUFFER_LIMIT:
-            raise ApiError(503, "busy", "Too much is being uploaded at once. Try again in a few seconds.")
+        finally:
+            self._held -= len(body)
 
 
-def _parsed(body: bytearray, parse: Callable[[bytes], T]) -> T:
+def _parsed(body: bytearray, parse: Callable[[bytes], _T]) -> _T:
     if body.count(b",") > MOST_COMMAS:
         raise ApiError(413, "too_large", f"The body has more than {MOST_COMMAS} parts. Make the conversation shorter.")
     return parse(bytes(body))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from assistant.disk import replacing
 from assistant.errors import ConfigError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 ROW_GROUP = 1024
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -62,7 +62,11 @@ def write_jsonl(path: Path, rows: Iterable[CaptionRow]) -> None:
 def json_line(record: dict[str, Any]) -> str:
     """One line of JSONL, readable where it can be and escaped where it must be."""
     line = json.dumps(record, ensure_ascii=False)
-    return (line if _is_utf8(line) else json.dumps(record)) + "\n"
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(record)
+    return line + "\n"
 
 
 def write_csv(path: Path, rows: Iterable[CaptionRow]) -> None:
@@ -91,24 +95,14 @@ def write_parquet(path: Path, rows: Iterable[CaptionRow]) -> None:
     schema = pa.schema([(name, kinds.get(name, text)) for name in CaptionRow._fields])
     with ParquetWriter(path, schema, compression="zstd") as writer:
         for group in in_groups(rows, ROW_GROUP):
-            records = [{name: _clean(value) for name, value in row._asdict().items()} for row in group]
-            writer.write_table(pa.Table.from_pylist(records, schema=schema))
+            columns = {name: [getattr(row, name) for row in group] for name in CaptionRow._fields}
+            for name in columns.keys() - kinds.keys():
+                columns[name] = [s and s.encode("utf-8", "backslashreplace").decode() for s in columns[name]]
+            writer.write_table(pa.table(columns, schema=schema))
 
 
-def in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def in_groups(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     """Consecutive lists of at most `size` items."""
     source = iter(items)
     while group := list(islice(source, size)):
         yield group
-
-
-def _clean(value: Any) -> Any:
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-def _is_utf8(line: str) -> bool:
-    try:
-        line.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

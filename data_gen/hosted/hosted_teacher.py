@@ -30,7 +30,7 @@ UNKNOWN_IMAGE_TOKENS = 50_000
 """Set aside for a picture until the endpoint has told what pictures cost; formulas differ from model to model."""
 SAMPLING = 0.7
 """Temperature at which several answers to one question can differ."""
-PROBES = 3
+_ENOUGH_SEEN = 3
 ADAPTED = "adapted"
 """Verdict of an attempt that taught how the endpoint wants to be asked; it is asked again at once."""
 _SNAPSHOT = re.compile(
@@ -77,7 +77,7 @@ class HostedTeacher:
     def worst_case_usd(self, request: Request, complaint: Rejection | None = None) -> float:
         """What one attempt can cost at most: every byte a token, pictures as dear as the dearest seen so far."""
         seen = self._image_tokens
-        per_image = 1.25 * max(seen) if len(seen) >= PROBES else UNKNOWN_IMAGE_TOKENS
+        per_image = 1.25 * max(seen) if len(seen) >= _ENOUGH_SEEN else UNKNOWN_IMAGE_TOKENS
         words = len(json.dumps(self.body(request, (), complaint), ensure_ascii=False).encode()) + 64
         return self._price(words + per_image * len(request.images), self._max_tokens(request))
 
@@ -87,50 +87,9 @@ class HostedTeacher:
 
     async def answer(self, request: Request, pictures: Sequence[bytes], complaint: Rejection | None = None) -> Reply:
         """One attempt, over within the deadline whatever the other side does; `complaint` is the reply to mend."""
-        return self.read(await self._post(request, self.body(request, pictures, complaint)), request)
-
-    def body(self, request: Request, pictures: Sequence[bytes], complaint: Rejection | None = None) -> dict[str, Any]:
-        """What is sent, as the body of a chat completion.
-
-        Raises EgressError `not_in_manifest` for a picture that nobody allowed to leave.
-        """
-        for picture in pictures:
-            self._permit.check(picture)
-        shown = [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
-        # Words alone go as a plain string, which endpoints that see nothing take as well.
-        content = [{"type": "text", "text": request.prompt}, *shown] if shown else request.prompt
-        messages: list[Any] = [{"role": "user", "content": content}]
-        if complaint is not None:
-            mend = prompt_file("again").replace("{problem}", complaint.problem)
-            # Some endpoints refuse a turn that says nothing.
-            said = complaint.raw or "(nothing)"
-            messages += [{"role": "assistant", "content": said}, {"role": "user", "content": mend}]
-        return {"model": self._config.model, "messages": messages, **self.dialect.spoken(self._wished(request))}
-
-    def read(self, body: str, request: Request) -> Reply:
-        """The answers in the body of a reply. Raises Rejection."""
-        ids = [question.id for question in request.questions]
-        reply = read_reply(self._scrub(body), ids, limit=self._max_tokens(request))
-        self._check_model(reply)
-        if reply.usage is not None and request.images:
-            self._image_tokens.append(reply.usage[0] / len(request.images))
-        return reply
-
-    def _wished(self, request: Request) -> dict[str, Any]:
-        """The parameters of a request beside model and messages, before the endpoint has its say."""
-        wished = {
-            "response_format": response_format(),
-            "temperature": self.params["temperature"],
-            "seed": self._config.seed + request.sample,
-            self._config.limit_parameter: self._max_tokens(request),
-            **self._config.extra_body,
-        }
-        return {name: value for name, value in wished.items() if value is not None}
-
-    async def _post(self, request: Request, body: Mapping[str, Any]) -> str:
-        """Send, and give the body back as text: the SDK's own parsing trusts it too much."""
         import openai
 
+        body = self.body(request, pictures, complaint)
         parameters = {name: value for name, value in body.items() if name not in {"model", "messages"}}
         try:
             async with asyncio.timeout(self._config.deadline_s):
@@ -141,7 +100,7 @@ class HostedTeacher:
                     timeout=self._config.deadline_s,
                     extra_headers={"Idempotency-Key": request_key(self, request)},
                 )
-                return str(raw.http_response.text)
+                text = str(raw.http_response.text)  # the SDK's own parsing trusts it too much
         except (TimeoutError, openai.APITimeoutError):
             raise Rejection("deadline", again=True, billed=None) from None
         except openai.APIStatusError as error:
@@ -149,6 +108,53 @@ class HostedTeacher:
             raise self.refused(error.status_code, told.headers, told.text, body, bool(request.images)) from None
         except openai.APIConnectionError as error:
             raise self.unreachable(error) from None
+        return self.read(text, request)
+
+    def body(self, request: Request, pictures: Sequence[bytes], complaint: Rejection | None = None) -> dict[str, Any]:
+        """What is sent, as the body of a chat completion.
+
+        Raises EgressError `not_in_manifest` for a picture that nobody allowed to leave.
+        """
+        for picture in pictures:
+            self._permit.check(picture)
+        uris = (f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}" for picture in pictures)
+        shown = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
+        # Words alone go as a plain string, which endpoints that see nothing take as well.
+        content = [{"type": "text", "text": request.prompt}, *shown] if shown else request.prompt
+        messages: list[Any] = [{"role": "user", "content": content}]
+        if complaint is not None:
+            mend = prompt_file("again").replace("{problem}", complaint.problem)
+            # Some endpoints refuse a turn that says nothing.
+            said = complaint.raw or "(nothing)"
+            messages += [{"role": "assistant", "content": said}, {"role": "user", "content": mend}]
+        # What we wish for; the endpoint has its say in the dialect.
+        wished = {
+            "response_format": response_format(),
+            "temperature": self.params["temperature"],
+            "seed": self._config.seed + request.sample,
+            self._config.limit_parameter: self._max_tokens(request),
+            **self._config.extra_body,
+        }
+        parameters = {name: value for name, value in wished.items() if value is not None}
+        return {"model": self._config.model, "messages": messages, **self.dialect.spoken(parameters)}
+
+    def read(self, body: str, request: Request) -> Reply:
+        """The answers in the body of a reply. Raises Rejection."""
+        ids = [question.id for question in request.questions]
+        reply = read_reply(self._scrub(body), ids, limit=self._max_tokens(request))
+        self._answers_as = self._answers_as or reply.model
+        if reply.model and not same_model(reply.model, self._answers_as, pinned=self._config.model):
+            end = TeacherError(
+                "model_changed",
+                f"The endpoint now answers as {clean(reply.model)!r}, and this data set was begun with "
+                f"{self._answers_as!r}. Set teach.model to that one, or name a new --out.",
+            )
+            rejection = Rejection("wrong_model", clean(reply.model), again=True, end=end)
+            rejection.usage = reply.usage
+            raise rejection
+        if reply.usage is not None and request.images:
+            self._image_tokens.append(reply.usage[0] / len(request.images))
+        return reply
 
     def refused(
         self,
@@ -185,27 +191,18 @@ class HostedTeacher:
         cause = error.__cause__
         if isinstance(cause, httpx2.DecodingError):
             return Rejection("bad_reply", str(cause), again=True, billed=None)
-        if reason := _distrust(error):
-            return TeacherError(
-                "untrusted",
-                f"{self._permit.destination} does not prove who it is ({reason}), so nothing was sent. Correct "
-                "teach.base_url, or name your own authority's certificates in teach.ca_file.",
-            )
+        deeper: BaseException | None = error
+        while deeper is not None:
+            if isinstance(deeper, ssl.SSLCertVerificationError):
+                return TeacherError(
+                    "untrusted",
+                    f"{self._permit.destination} does not prove who it is ({deeper.verify_message}), so nothing was "
+                    "sent. Correct teach.base_url, or name your own authority's certificates in teach.ca_file.",
+                )
+            deeper = deeper.__cause__ or deeper.__context__
         never_sent = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
         told = f"{type(cause).__name__}: {cause}"
         return Rejection("connection", told, again=True, billed=False if never_sent else None)
-
-    def _check_model(self, reply: Reply) -> None:
-        self._answers_as = self._answers_as or reply.model
-        if reply.model and not same_model(reply.model, self._answers_as, pinned=self._config.model):
-            end = TeacherError(
-                "model_changed",
-                f"The endpoint now answers as {clean(reply.model)!r}, and this data set was begun with "
-                f"{self._answers_as!r}. Set teach.model to that one, or name a new --out.",
-            )
-            rejection = Rejection("wrong_model", clean(reply.model), again=True, end=end)
-            rejection.usage = reply.usage
-            raise rejection
 
     def _max_tokens(self, request: Request) -> int:
         return self._config.max_output_tokens * len(request.questions)
@@ -224,16 +221,3 @@ def same_model(said: str, before: str, *, pinned: str) -> bool:
     if said == before:
         return True
     return not _SNAPSHOT.search(pinned) and _SNAPSHOT.sub("", said) == _SNAPSHOT.sub("", before)
-
-
-def _distrust(error: BaseException | None) -> str | None:
-    """Why the certificate of the other side was not believed; None where that was not the trouble."""
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return error.verify_message
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _data_url(picture: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")

@@ -1,0 +1,327 @@
+"""A head on a user's own labels: encoders, fusion and one output per target, calibrated; as a directory and back.
+
+predictor = Predictor.load(Path("runs/strength/head"))
+prediction = predictor.predict([{"composition": "Fe0.6Ni0.4", "table": {"anneal_c": 600.0}}])[0]
+
+Knows nothing about files of pictures or tables: a row is a value per modality, absent ones left out.
+
+Letters: B rows, M modalities, C classes, K outputs of a target.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from assistant.conformal import Familiarity, class_set
+from assistant.disk import verify_directory, write_directory
+from assistant.encoders.composition import CompositionEncoder
+from assistant.encoders.crystal import CrystalEncoder
+from assistant.encoders.encoder import Encoder, Item
+from assistant.encoders.table import TableEncoder
+from assistant.encoders.text import FrozenTextEncoder, TextEncoder
+from assistant.encoders.vector import VectorEncoder
+from assistant.errors import DatasetError, RunError
+from assistant.evidence import number_evidence
+from assistant.fusion import ClassTexts, Fused, Fusion
+from assistant.inspection import loading
+
+KINDS: dict[str, type[Encoder]] = {
+    kind.kind: kind
+    for kind in (VectorEncoder, TableEncoder, CompositionEncoder, CrystalEncoder, TextEncoder, FrozenTextEncoder)
+}
+SETTINGS, WEIGHTS = "head.json", "head.safetensors"
+FORMAT = 1
+WIDEST = 1024
+BATCH = 256
+UNKNOWN = "unknown"
+
+Row = Mapping[str, Any]
+"""A value per modality; absent ones are left out."""
+Items = dict[str, Item]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted: a number with its unit where `classes` is empty, else one of them."""
+
+    name: str
+    unit: str = ""
+    classes: tuple[str, ...] = ()
+    mean: float = 0.0
+    scale: float = 1.0
+    """Of the training rows' numbers: a head works with (value - mean) / scale."""
+    temperature: float = 1.0
+    quantile: float = math.inf
+    """Conformal: of 1 - the true class's probability, or of |error| in predicted deviations; inf promises nothing."""
+    coverage: float = 0.9
+
+    @property
+    def outputs(self) -> int:
+        """Width of its head."""
+        return len(self.classes) or 4
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One target of one row."""
+
+    target: Target
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    """The conformal interval; None where too few groups were held out to promise one."""
+    probabilities: tuple[float, ...] = ()
+    likely: tuple[str, ...] = ()
+    """The conformal set, the most probable class first."""
+    verdict: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `maemi predict --json` prints it."""
+        target = self.target
+        if not target.classes:
+            promised = target.coverage if self.low is not None else None
+            known = {"value": self.value, "unit": target.unit, "low": self.low, "high": self.high}
+            return {"name": target.name, **known, "coverage": promised}
+        ranked = sorted(zip(target.classes, self.probabilities, strict=True), key=lambda pair: -pair[1])
+        scores = [{"label": label, "probability": probability} for label, probability in ranked]
+        return {"name": target.name, "scores": scores, "set": list(self.likely), "verdict": self.verdict}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """All targets of one row, and what they rest on."""
+
+    targets: tuple[Predicted, ...]
+    weights: dict[str, float]
+    """Share of each modality in the fusion."""
+    distance: float
+    """From the training rows, in units of the farthest that is still known."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a predictor is built from, beside its encoders and targets."""
+
+    dim: int = 64
+    strategy: str = "intermediate"
+    heads: int = 4
+    depth: int = 1
+    experts: int = 0
+    top_k: int = 2
+    dropout: float = 0.1
+    """In the heads."""
+    attention: bool = True
+    """Whether rows and class texts attend to each other."""
+
+
+class Predictor(nn.Module):
+    """Encoders by modality, in order; `knowledge` has an encoder of texts and, per target, the text of every class."""
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        targets: Sequence[Target],
+        design: Design = Design(),
+        knowledge: tuple[Encoder, Mapping[str, Mapping[str, str]]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(encoders)
+        self.encoders = nn.ModuleList(encoders.values())
+        self.targets, self.design = tuple(targets), design
+        self.fusion = Fusion(
+            design.dim,
+            len(encoders),
+            design.strategy,
+            heads=design.heads,
+            depth=design.depth,
+            experts=design.experts,
+            top_k=design.top_k,
+        )
+        self.class_texts = dict(knowledge[1]) if knowledge else {}
+        self.knowledge = knowledge[0] if knowledge else None
+        self.heads = nn.ModuleList(
+            ClassTexts(design.dim, design.heads, attention=design.attention)
+            if target.name in self.class_texts
+            else nn.Sequential(
+                nn.Linear(design.dim, design.dim),
+                nn.SiLU(),
+                nn.Dropout(design.dropout),
+                nn.Linear(design.dim, target.outputs),
+            )
+            for target in self.targets
+        )
+        self.familiarity: Familiarity | None = None
+        self.about: dict[str, Any] = {}
+
+    def items(self, row: Row) -> Items:
+        """The values of a row as tensors, absent ones left out. Raises DatasetError, also where nothing is there."""
+        present = {name: row[name] for name in self.modalities if row.get(name) is not None}
+        if not present:
+            raise DatasetError("nothing_known", f"The row has none of {', '.join(self.modalities)}. Give one at least.")
+        return {
+            name: encoder.item(present[name])  # type: ignore[operator]
+            for name, encoder in zip(self.modalities, self.encoders, strict=True)
+            if name in present
+        }
+
+    def forward(self, rows: Sequence[Items], *, drop: float = 0.0) -> tuple[list[Tensor], Fused]:
+        """Rows of items -> outputs [B, K] of each target, and the fusion."""
+        vectors = torch.zeros(len(rows), len(self.modalities), self.design.dim)
+        present = torch.tensor([[name in row for name in self.modalities] for row in rows])
+        for m, (name, encoder) in enumerate(zip(self.modalities, self.encoders, strict=True)):
+            here = present[:, m].nonzero().squeeze(1)
+            if len(here):
+                vectors = vectors.index_put((here, torch.tensor(m)), encoder([rows[i][name] for i in here.tolist()]))
+        fused = self.fusion(vectors, present, drop=drop)
+        outputs = []
+        for target, head in zip(self.targets, self.heads, strict=True):
+            if isinstance(head, ClassTexts):
+                outputs.append(head(fused.vector, fused.tokens, fused.present, self._texts(target)))
+            else:
+                outputs.append((fused.shares[:, None] @ head(fused.streams)).squeeze(1))
+        return outputs, fused
+
+    def fixed(self, rows: Sequence[Items]) -> np.ndarray:
+        """What is known of rows before anything was learned [B, F], zeros where absent: by it strangers are told."""
+        parts = []
+        for name, encoder in zip(self.modalities, self.encoders, strict=True):
+            assert isinstance(encoder, Encoder)
+            part = torch.zeros(len(rows), encoder.fixed_width)
+            here = [i for i, row in enumerate(rows) if name in row]
+            if here and encoder.fixed_width:
+                part[here] = encoder.fixed([rows[i][name] for i in here])
+            parts.append(part)
+        return torch.cat(parts, dim=1).double().numpy()
+
+    @torch.inference_mode()
+    def outputs(self, rows: Sequence[Items]) -> tuple[list[Tensor], Tensor]:
+        """Outputs [B, K] of each target and modality weights [B, M], batch by batch, as at use."""
+        self.eval()
+        parts = [self(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+        by_target = [torch.cat([part[0][t] for part in parts]) for t in range(len(self.targets))]
+        return by_target, torch.cat([part[1].weights for part in parts])
+
+    def predict(self, rows: Iterable[Row]) -> list[Prediction]:
+        """Every target of rows. Raises DatasetError for the first that cannot be read."""
+        return self.predict_items([self.items(row) for row in rows])
+
+    def predict_items(self, rows: Sequence[Items]) -> list[Prediction]:
+        """`predict` for rows whose values are tensors already."""
+        if not rows:
+            return []
+        outputs, weights = self.outputs(rows)
+        distances = self.familiarity.distances(self.fixed(rows)) if self.familiarity else np.zeros(len(rows))
+        columns = [self._predicted(t, out, distances) for t, out in zip(self.targets, outputs, strict=True)]
+        return [
+            Prediction(targets, dict(zip(self.modalities, row.tolist(), strict=True)), float(distance))
+            for targets, row, distance in zip(zip(*columns, strict=True), weights, distances, strict=True)
+        ]
+
+    def _predicted(self, target: Target, outputs: Tensor, distances: np.ndarray) -> list[Predicted]:
+        if not target.classes:
+            found = number_evidence(outputs.double())
+            values = (found.mean * target.scale + target.mean).tolist()
+            reach = (found.deviation * target.scale * target.quantile).tolist()
+            return [
+                Predicted(target, value, *((value - half, value + half) if math.isfinite(half) else (None, None)))
+                for value, half in zip(values, reach, strict=True)
+            ]
+        rows = (outputs.double() / target.temperature).softmax(dim=-1).numpy()
+        predicted = []
+        for row, distance in zip(rows, distances, strict=True):
+            likely = tuple(target.classes[c] for c in class_set(row, target.quantile))
+            verdict = UNKNOWN if not likely or distance > 1.0 else target.classes[int(row.argmax())]
+            predicted.append(Predicted(target, probabilities=tuple(row.tolist()), likely=likely, verdict=verdict))
+        return predicted
+
+    def _texts(self, target: Target) -> Tensor:
+        assert self.knowledge is not None
+        texts = self.class_texts[target.name]
+        vectors: Tensor = self.knowledge([self.knowledge.item(texts[label]) for label in target.classes])
+        return vectors
+
+    def calibrated(self, targets: Sequence[Target], familiarity: Familiarity | None) -> Predictor:
+        """This predictor with temperatures and quantiles in its targets, and what it is familiar with."""
+        self.targets, self.familiarity = tuple(targets), familiarity
+        return self
+
+    def save(self, directory: Path, about: Mapping[str, Any]) -> None:
+        """Write settings, weights and `about`, what made the rows: whole or not at all.
+
+        Raises RunError `disk_full` or `disk`.
+        """
+        from safetensors.torch import save_file
+
+        known: dict[str, Any] = {}
+        if self.familiarity is not None:
+            known = {name: np.ascontiguousarray(value, np.float32) for name, value in asdict(self.familiarity).items()}
+        document = {
+            "format": FORMAT,
+            "about": dict(about),
+            "modalities": [
+                {"name": name, **_described(encoder)}
+                for name, encoder in zip(self.modalities, self.encoders, strict=True)
+            ],
+            "targets": [
+                asdict(t) | {"quantile": t.quantile if math.isfinite(t.quantile) else None} for t in self.targets
+            ],
+            "design": asdict(self.design),
+            "knowledge": _described(self.knowledge) if self.knowledge is not None else None,
+            "class_texts": self.class_texts,
+        }
+
+        def write(staging: Path) -> None:
+            (staging / SETTINGS).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+            tensors |= {f"familiarity.{name}": torch.from_numpy(value) for name, value in known.items()}
+            save_file(tensors, staging / WEIGHTS)
+
+        write_directory(directory, write)
+
+    @classmethod
+    def load(cls, directory: Path) -> Predictor:
+        """Read what `save` wrote. Raises RunError `no_run`, `damaged_run` or `unknown_format`."""
+        from safetensors.torch import load_file
+
+        verify_directory(directory)
+        with loading(directory):
+            document = json.loads((directory / SETTINGS).read_bytes())
+            if document["format"] != FORMAT:
+                raise RunError("unknown_format", f"{directory} is of another version. Fit again.")
+            design = Design(**document["design"])
+            if not 0 < design.dim <= WIDEST or max(design.depth, design.experts, design.heads) > WIDEST:
+                raise RunError("damaged_run", f"{directory}: {design.dim} is no width. Fit again.")
+            targets = [
+                Target(**{**t, "classes": tuple(t["classes"]), "quantile": float(t["quantile"] or math.inf)})
+                for t in document["targets"]
+            ]
+            encoders = {part["name"]: KINDS[part["kind"]](**part["settings"]) for part in document["modalities"]}
+            about = document["knowledge"]
+            knowledge = (KINDS[about["kind"]](**about["settings"]), document["class_texts"]) if about else None
+            predictor = cls(encoders, targets, design, knowledge)
+            tensors = load_file(directory / WEIGHTS)
+            known = {
+                name.partition(".")[2]: tensors.pop(name).double().numpy()
+                for name in list(tensors)
+                if name.startswith("familiarity.")
+            }
+            predictor.load_state_dict(tensors)
+            predictor.about = dict(document["about"])
+            if known:
+                limit = known.pop("limit").item()
+                predictor.familiarity = Familiarity(**known, limit=limit)
+        return predictor.eval()
+
+
+def _described(encoder: nn.Module) -> dict[str, Any]:
+    assert isinstance(encoder, Encoder)
+    return {"kind": encoder.kind, "settings": encoder.settings()}
