@@ -140,4 +140,4 @@ def _likeness(blocks: Pixels, lag: int) -> Pixels:
     telling = usual >= TOGETHER
     enough = telling.sum(axis=0) >= max(FEWEST_BLOCKS, TELLING * len(blocks))
     expected = (usual * telling).sum(axis=0)
-    return np.divide((alike * telling).sum(axis=0), expected, out=np.ones_like(expected), where=enough)
+    return np.asarray(np.divide((alike * telling).sum(axis=0), expected, out=np.ones_like(expected), where=enough))
