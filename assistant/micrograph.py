@@ -90,14 +90,15 @@ class Micrograph:
     @cached_property
     def part(self) -> tuple[slice, slice]:
         """Rows and columns of the smallest rectangle with all of the sample: the larger part where a bar splits it."""
-        rows, columns = slice(0, self.pixels.shape[0]), slice(0, self.pixels.shape[1])
-        if self.banner is not None and (self.sample is None or not self.sample[slice(*self.banner)].any()):
-            rows = slice(0, self.banner[0])
-            if self.banner[0] < self.pixels.shape[0] - self.banner[1]:
-                rows = slice(self.banner[1], self.pixels.shape[0])
+        height, width = self.pixels.shape
+        sample = np.broadcast_to(True, (height, width)) if self.sample is None else self.sample
+        rows, columns = slice(0, height), slice(0, width)
+        if self.banner is not None and (self.sample is None or not sample[slice(*self.banner)].any()):
+            sides = slice(0, self.banner[0]), slice(self.banner[1], height)
+            rows = max(sides, key=lambda side: np.count_nonzero(sample[side]))
         if self.sample is None:
             return rows, columns
-        high, wide = (np.flatnonzero(self.sample[rows].any(axis=axis)) for axis in (1, 0))
+        high, wide = (np.flatnonzero(sample[rows].any(axis=axis)) for axis in (1, 0))
         if len(high) == 0:
             return rows, columns
         return slice(rows.start + int(high[0]), rows.start + int(high[-1]) + 1), slice(int(wide[0]), int(wide[-1]) + 1)
@@ -308,7 +309,7 @@ def _assembled(
     found = annotation_of(frame, scan_rows=_scan_rows(frame, records))
     width = frame.pixels.shape[1]
     calibration, remarks = calibrate(records, found, width=width, user_nm=pixel_size_nm, read_bar=read_bar)
-    notes += remarks
+    notes += [*remarks, *found.remarks()]
     if frame.pixels.dtype.kind == "f" and (bad := int(frame.pixels.size - np.isfinite(frame.pixels).sum())):
         notes.append(f"{bad} pixel(s) are NaN or infinite; they are left out of the window.")
     micrograph = Micrograph(

@@ -155,6 +155,7 @@ class TestWords:
         [
             ("10.0kV 11.2mm x4.00k SE(UL) 3/31/2025 16:05", "date", "2025-03-31"),
             ("10.0kV 11.2mm x4.00k SE(UL) 3/31/2025 16:05", "wd_mm", 11.2),
+            ("10.0kV 11.2mm x4.00k SE(UL) 3/31/2025 16:05", "detector", "SE(UL)"),
             ("SU3500 15.0kV 9.1mm X3.50k BSE-COMP", "detector", "BSE-COMP"),
             ("Signal A = HE-SE2", "detector", "HE-SE2"), ("Det: SE", "detector", "SE"), ("10.OkV COMPO", "hv_kv", 10),
             ("SEM HV: 10.0 kV", "hv_kv", 10), ("EHT = 25.00 kV", "hv_kv", 25), ("WD = 14.8 mm", "wd_mm", 14.8),
@@ -253,6 +254,19 @@ class TestSample:
         assert not m.sample[97:106, 50:250].any()
         assert m.sample[:90].all()
         assert m.specimen[101, 60:240].std() > 5
+
+    @pytest.mark.parametrize("level", [60, 128, 200])
+    def test_grey_arrow(self, level: int) -> None:
+        """Also at a level that the specimen has everywhere."""
+        clean = specimen(300, 400)
+        image = Image.fromarray(clean)
+        pen = ImageDraw.Draw(image)
+        pen.line((60, 80, 160, 130), fill=level, width=6)
+        pen.polygon([(185, 142), (150, 140), (162, 112)], fill=level)
+        m = read_micrograph(encoded(image, "PNG"))
+        assert m.sample is not None
+        assert m.sample[np.asarray(image) != clean].mean() < 0.05
+        assert m.sample_fraction > 0.97
 
     def test_false_colour_is_no_drawing(self) -> None:
         grey = specimen(300, 400)

@@ -290,10 +290,19 @@ def sheet(micrograph: Micrograph) -> Calibration | None:
 @needs_ocr
 @pytest.mark.slow
 def test_real_info_bars() -> None:
-    """All real files whose metadata calibrate: their bar alone gives that size within 2 %, or nothing."""
+    """All real files whose metadata calibrate: their bar alone gives that size within 2 % or a pixel, or nothing.
+
+    Side-cars give the bar in whole pixels: of 46 drawn, one may say 45, and the magnification sides with the drawing.
+    """
     truths = {p: m for p in find_micrographs(DATA / "vendor_meta") if (m := read_micrograph(p, read_bar=False)).banner}
     read = {p: c for p, m in truths.items() if (c := sheet(m))}
-    wrong = [p.name for p, c in read.items() if abs(c.nm_per_pixel / truths[p].calibration.nm_per_pixel - 1) > 0.02]  # type: ignore[union-attr]
+    wrong = []
+    for path, calibration in read.items():
+        m = truths[path]
+        assert m.banner is not None
+        assert m.calibration is not None
+        within = max(0.02, 1.1 / scale_bar.find_bars(m.pixels[slice(*m.banner)])[0].length)
+        wrong += [path.name] if abs(calibration.nm_per_pixel / m.calibration.nm_per_pixel - 1) > within else []
     assert wrong == []
     assert len(read) >= 16
     nanowires = [read_micrograph(p).calibration for p in find_micrographs(DATA / "open_sem" / "nanowire")]

@@ -13,7 +13,8 @@ import numpy as np
 from assistant.arrays import Mask, Pixels
 from assistant.readers.banner import find_banner
 from assistant.readers.bar_text import read_instrument, tells_instrument
-from assistant.readers.drawings import SOLID, Box, Ink, constant_parts, flat_boxes, inks
+from assistant.readers.drawings import RIM, SOLID, Box, Ink, constant_parts, flat_boxes, flat_strokes, inks
+from assistant.readers.fields import fields_of
 from assistant.readers.frame import Frame
 from assistant.readers.label import cut, ink_of, read_scale
 from assistant.readers.ocr import Line, read_line, read_lines
@@ -28,7 +29,6 @@ MOST_TEXTS = 20  # rows of letters looked at per ink
 MOST_BARS = 6  # scale bars looked at
 _LONGEST_SIDE = 3072  # [px] of a frame in which every pixel is looked at
 _REACH = 90  # [px] around a scale bar in which its label lies, or three of its heights
-RIM = 3  # [px] around a drawing that smoothing and JPEG reach
 AGAIN = 4  # [px] more on every side when a line is read for the second time
 
 
@@ -69,24 +69,75 @@ class Annotation:
     """What is worth reading, the info bar first."""
     boxes: list[Box] = field(default_factory=list)
     """What is no sample: boxes with text, drawn scale bars and their labels."""
-    ink: tuple[int, int, Mask] | None = None
-    """What is no sample: strokes on a level or in a colour that the specimen does not have. First row, step, mask."""
+    ink: Mask | None = None
+    """What is no sample in `place`: strokes on a level or in a colour that the specimen does not have."""
+    fields: list[Box] = field(default_factory=list)
+    """The pictures that the frame was put together from; one where it is one picture."""
+    place: Box = field(default_factory=lambda: Box(0, 0, 0, 0))
+    """The field that is read, without its info bar."""
+
+    def remarks(self) -> list[str]:
+        """What a person must know of the fields."""
+        if len(self.fields) < 2:
+            return []
+        first, second = self.fields[:2]
+        if len(self.fields) > 2:
+            how, which = (
+                f"{len(self.fields)} pictures",
+                f"the one that begins at column {self.place.left}, row {self.place.top}",
+            )
+        elif first.right <= second.left:
+            how, which = (
+                "two pictures side by side",
+                "the left one" if self.place.left < second.left else "the right one",
+            )
+        else:
+            how, which = (
+                "two pictures, one above the other",
+                "the upper one" if self.place.top < second.top else "the lower one",
+            )
+        return [f"The frame holds {how}: only {which} is read and measured. Crop the others to measure them."]
 
 
 def annotation_of(frame: Frame, *, scan_rows: int | None) -> Annotation:
     """What is written on a frame; `scan_rows` is where the info bar begins by the metadata, if they say so."""
-    told = (scan_rows, len(frame.pixels)) if scan_rows is not None else find_banner(frame.pixels)
+    height, width = frame.pixels.shape
+    told = (scan_rows, height) if scan_rows is not None else find_banner(frame.pixels)
     found = Annotation(told)
+    place = Box(0, 0, width, height)
     if told is not None:
-        bar = Box(0, told[0], frame.pixels.shape[1], told[1])
-        found.strips.append(Strip(bar, _contrast(frame, bar), "banner"))
-    part = slice(0, None) if told is None else _larger_part(told, len(frame.pixels))
-    step = -(-max(frame.pixels.shape) // _LONGEST_SIDE)  # what is drawn on a larger frame is larger
-    rest = Frame(
-        frame.pixels[part][::step, ::step], colour=None if frame.colour is None else frame.colour[part][::step, ::step]
-    )
-    _add(found, _written_over(rest, bar_known=told is not None), step=step, first_row=part.start)
+        place = _beside_bar(found, frame, place, told)
+    found.fields = [box.moved(1, place) for box in fields_of(frame.pixels[place.rows, place.columns])]
+    place = max(found.fields, key=lambda box: round(box.area / place.area, 1))  # of equal ones the first
+    if len(found.fields) > 1 and told is None and (own := find_banner(frame.pixels[place.rows, place.columns])):
+        place = _beside_bar(found, frame, place, own)
+    found.place = place
+    step = -(-max(height, width) // _LONGEST_SIDE)  # what is drawn on a larger frame is larger
+    shown = (slice(place.top, place.bottom, step), slice(place.left, place.right, step))
+    rest = Frame(frame.pixels[shown], colour=None if frame.colour is None else frame.colour[shown])
+    more = _written_over(rest, bar_known=bool(found.strips))
+    if more.banner is not None:
+        found.banner = (place.top + step * more.banner[0], place.top + step * more.banner[1])
+    found.boxes += [box.moved(step, place) for box in more.boxes]
+    found.strips += [replace(strip, box=strip.box.moved(step, place), step=step) for strip in more.strips]
+    if more.ink is not None:
+        found.ink = np.repeat(np.repeat(more.ink, step, axis=0), step, axis=1)[: place.high, : place.wide]
     return found
+
+
+def _beside_bar(found: Annotation, frame: Frame, place: Box, rows: tuple[int, int]) -> Box:
+    """Notes the info bar in these rows of a place; what is left is the larger part of it."""
+    bar = Box(place.left, place.top + rows[0], place.right, place.top + rows[1])
+    found.strips.append(Strip(bar, _contrast(frame, bar), "banner"))
+    found.boxes.append(bar)
+    return _larger_part(place, (bar.top, bar.bottom))
+
+
+def _larger_part(place: Box, bar: tuple[int, int]) -> Box:
+    """What of a place lies above or below an info bar in these rows of the frame, whichever is more."""
+    if bar[0] - place.top >= place.bottom - bar[1]:
+        return replace(place, bottom=min(place.bottom, bar[0]))
+    return replace(place, top=max(place.top, bar[1]))
 
 
 def _written_over(frame: Frame, *, bar_known: bool) -> Annotation:
@@ -99,43 +150,31 @@ def _written_over(frame: Frame, *, bar_known: bool) -> Annotation:
     _add_scale_bars(found, frame, drawn)
     _add_letters(found, drawn)
     strokes = _strokes(drawn)
-    found.ink = None if strokes is None else (0, 1, strokes)
+    flat = flat_strokes(frame.pixels)
+    found.ink = strokes if flat is None else flat if strokes is None else strokes | flat
     return found
-
-
-def _add(found: Annotation, more: Annotation, *, step: int, first_row: int) -> None:
-    """Add what was found on a part of the frame of which every `step`-th pixel was looked at."""
-    if more.banner is not None:
-        found.banner = (first_row + step * more.banner[0], first_row + step * more.banner[1])
-    found.boxes += [box.moved(step, first_row) for box in more.boxes]
-    found.strips += [replace(strip, box=strip.box.moved(step, first_row), step=step) for strip in more.strips]
-    if more.ink is not None:
-        found.ink = (first_row, step, more.ink[2])
 
 
 def sample_of(frame: Frame, found: Annotation) -> Mask | None:
     """True where the specimen is [H, W]; None where all of the frame is specimen."""
     sample = np.ones(frame.pixels.shape, bool)
+    if len(found.fields) > 1:
+        sample[:] = False
+        sample[found.place.rows, found.place.columns] = True
     if found.banner is not None and not any(box.rows == slice(*found.banner) for box in found.boxes):
         sample[slice(*found.banner)] = False
     for box in found.boxes:
         sample[box.rows, box.columns] = False
     if found.ink is not None:
-        first, step, ink = found.ink
-        below = sample[first:]
-        wide = np.repeat(np.repeat(ink, step, axis=0), step, axis=1)[: below.shape[0], : below.shape[1]]
-        below[: wide.shape[0], : wide.shape[1]] &= ~wide
-    inner = slice(0, None) if found.banner is None else _larger_part(found.banner, len(sample))
-    constant = constant_parts(frame.pixels[inner])
+        inner = sample[found.place.rows, found.place.columns]
+        inner[: found.ink.shape[0], : found.ink.shape[1]] &= ~found.ink
+    clear = found.place if found.banner is None else _larger_part(found.place, found.banner)
+    constant = constant_parts(frame.pixels[clear.rows, clear.columns])
     if constant is not None:
-        sample[inner] &= ~constant
+        sample[clear.rows, clear.columns] &= ~constant
     if frame.opaque is not None:
         sample &= frame.opaque
     return None if sample.all() or not sample.any() else sample
-
-
-def _larger_part(banner: tuple[int, int], height: int) -> slice:
-    return slice(0, banner[0]) if banner[0] >= height - banner[1] else slice(banner[1], height)
 
 
 def _contrast(frame: Frame, box: Box) -> Pixels:

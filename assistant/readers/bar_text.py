@@ -125,7 +125,8 @@ def _detector(lines: Sequence[Line]) -> str | None:
 
 
 def _words(text: str) -> Iterator[str]:
-    """The words of a text, but not of one that names something else ("SEM HV: 10.0 kV")."""
+    """The words of a text, but not of one that names something else ("SEM HV: 10.0 kV"), as a time of day does not."""
+    text = re.sub(r"\b\d{1,2}:\d{2}(?::\d{2})?\b", "", text)
     if ":" not in text and "=" not in text:
         yield from text.split()
 

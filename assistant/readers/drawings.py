@@ -30,6 +30,12 @@ SOLID, SMEARED = 0.85, 0.75  # share of a bar's box that is ink, and of a colour
 BOX_WIDTH, BOX_ROWS, BOX_HEIGHT = 0.15, 10, 0.35  # of a flat box: least share of the width, rows, largest share
 BOX_SHARE = 0.005  # of the frame
 FLAT_EDGE, FLAT_INSIDE, OTHER_OUTSIDE = 0.85, 0.5, 0.5
+FEWEST_CORNERS = 40  # of a grey stroke: places where four pixels have its level
+SMOOTH_SHARE = 0.02  # share of a picture that may be as flat as a stroke: in noise hardly any is
+GREY_INK = (24, 232)  # levels that no specimen is clipped to
+STROKE_RING, STROKE_CONTRAST, STROKE_EDGE = 4, 6, 0.75  # [px] around a stroke; levels by which how much of it differs
+MOST_STROKES = 100
+RIM = 3  # [px] around a drawing that smoothing and JPEG reach
 TILE_SIDE = 15  # [px] a missing tile has at least
 TILE_SHARE, TILE_FILLED = 0.01, 0.98  # of a missing tile: least share of the frame, and of its box that is constant
 TILE_OF_PIECE = 0.8  # share of a constant piece that is its largest rectangle: of a round pore 0.64
@@ -54,6 +60,18 @@ class Box:
     def columns(self) -> slice:
         return slice(self.left, self.right)
 
+    @property
+    def high(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def wide(self) -> int:
+        return self.right - self.left
+
+    @property
+    def area(self) -> int:
+        return self.high * self.wide
+
     def grown(self, by: int, shape: tuple[int, ...]) -> "Box":
         """The box with `by` more pixels on every side, within a picture of `shape`."""
         return Box(
@@ -63,10 +81,10 @@ class Box:
             min(shape[0], self.bottom + by),
         )
 
-    def moved(self, step: int, first_row: int) -> "Box":
-        """The same place where every pixel became `step` pixels a side and rows were put above."""
+    def moved(self, step: int, place: "Box") -> "Box":
+        """The same box where every pixel became `step` pixels a side, seen from the frame that holds `place`."""
         left, top, right, bottom = (step * edge for edge in (self.left, self.top, self.right, self.bottom))
-        return Box(left, top + first_row, right, bottom + first_row)
+        return Box(left + place.left, top + place.top, right + place.left, bottom + place.top)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,14 +177,14 @@ def inks(pixels: Pixels, colour: Pixels | None) -> Iterator[Ink]:
         mask = vivid >= VIVID
         if _FEWEST <= np.count_nonzero(mask) <= MOST_COLOUR * mask.size:
             yield Ink(mask, np.minimum(255, vivid.astype(np.uint16) * 2).astype(np.uint8), grey=None, alone=True)
-    grey = _eight_bits(pixels)
+    grey = eight_bits(pixels)
     counts = np.bincount(grey.ravel(), minlength=256)
     used = np.flatnonzero(counts)
     for level, inward in ((int(used[-1]), -1), (int(used[0]), 1)):
         if counts[level] < _FEWEST or counts[level] > LARGEST_SHARE * grey.size:
             continue
         near = counts[[level + inward * step for step in range(1, NEAR + 1) if 0 <= level + inward * step < 256]]
-        alone = (level >= 250 or level <= 5) and near.mean() <= _EMPTY * counts[level] and _many_levels(counts)
+        alone = (level >= 250 or level <= 5) and near.mean() <= _EMPTY * counts[level] and many_levels(counts)
         mask = np.asarray(grey == level)
         yield Ink(mask, mask.astype(np.uint8) * np.uint8(255), grey=grey, alone=bool(alone))
         if not alone:
@@ -180,12 +198,12 @@ def _smoothed(grey: Pixels, level: int, inward: int) -> Ink:
     return Ink(np.asarray((distance <= NEAR)[grey]), fade[grey], grey=grey, alone=False)
 
 
-def _many_levels(counts: Pixels) -> bool:
+def many_levels(counts: Pixels) -> bool:
     """Whether there is a picture beside the drawing."""
     return int(np.count_nonzero(counts > 1e-5 * counts.sum())) >= FEWEST_LEVELS
 
 
-def _eight_bits(pixels: Pixels) -> Pixels:
+def eight_bits(pixels: Pixels) -> Pixels:
     """uint8 [H, W] over the full range of finite values; eight-bit pictures as they are."""
     if pixels.dtype == np.uint8:
         return pixels
@@ -213,12 +231,46 @@ def _neighbours(letters: Pixels) -> Iterator[Pixels]:
             yield members
 
 
+def flat_strokes(pixels: Pixels) -> Mask | None:
+    """Strokes of one exact grey level in a picture [H, W] whose specimen has noise; None where there are none.
+
+    Nothing is told in a picture that is smooth in more than a few places: there a specimen has such areas too. JPEG
+    spoils the level, so that nothing is found there either.
+    """
+    from scipy import ndimage
+
+    grey = eight_bits(pixels)
+    same = (grey[1:, 1:] == grey[:-1, :-1]) & (grey[1:, 1:] == grey[1:, :-1]) & (grey[1:, 1:] == grey[:-1, 1:])
+    if not _FEWEST <= np.count_nonzero(same) <= SMOOTH_SHARE * same.size:
+        return None
+    names, count = ndimage.label(same)
+    areas = np.bincount(names.ravel(), minlength=count + 1)
+    areas[0] = 0
+    boxes = ndimage.find_objects(names)
+    out = np.zeros(grey.shape, bool)
+    for name in np.flatnonzero(areas >= FEWEST_CORNERS)[:MOST_STROKES].tolist():
+        rows, columns = boxes[name - 1]
+        place = Box(columns.start, rows.start, columns.stop, rows.stop).grown(STROKE_RING + 1, same.shape)
+        piece = names[place.rows, place.columns] == name
+        corner = np.ones((2, 2), bool)  # stands for the four pixels it touches
+        ink = ndimage.binary_dilation(np.pad(piece, ((0, 1), (0, 1))), corner, origin=(-1, -1))
+        around = grey[place.top : place.bottom + 1, place.left : place.right + 1].astype(np.int16)
+        level = int(np.median(around[ink]))
+        ring = ndimage.binary_dilation(ink, iterations=STROKE_RING) & ~ndimage.binary_dilation(ink, iterations=2)
+        apart = (np.abs(around[ring] - level) >= STROKE_CONTRAST).mean()
+        if GREY_INK[0] <= level <= GREY_INK[1] and apart >= STROKE_EDGE:
+            out[place.top : place.bottom + 1, place.left : place.right + 1] |= ndimage.binary_dilation(
+                ink, iterations=RIM
+            )
+    return out if out.any() else None
+
+
 def flat_boxes(pixels: Pixels) -> list[Box]:
     """Rectangles filled with one level, text on them included, that are something else than what lies around them."""
-    grey = _eight_bits(pixels)
+    grey = eight_bits(pixels)
     counts = np.bincount(grey.ravel(), minlength=256)
     found: list[Box] = []
-    if not _many_levels(counts):
+    if not many_levels(counts):
         return found
     for level in np.argsort(counts)[-3:][::-1].tolist():
         if counts[level] >= BOX_SHARE * grey.size and _owns_rows(grey, level):
