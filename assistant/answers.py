@@ -95,7 +95,7 @@ def composed(question: str, known: Sequence[Known], *, about: Sequence[int] = ()
             return list(_compared({number: known[number - 1] for number in numbers}))
         return [
             ("", "There is one image here, so nothing to compare it with: add another."),
-            *_seen(known[numbers[0] - 1]),
+            *_seen(known[numbers[0] - 1], wholly=True, reasoned=False),
         ]
     parts: list[tuple[str, str]] = []
     for number in numbers:
@@ -114,10 +114,10 @@ ABOUT_ITSELF = {
 
 
 def _composed_of(intents: Sequence[str], question: str, known: Known) -> Iterator[tuple[str, str]]:
-    """Intent by intent; what can be seen follows once, where that is asked or what is asked is not known."""
-    seen = not intents
+    """What is known, intent by intent; what is not; and what can be seen, where that is asked or something is not."""
     if not intents:
         yield "", "What is asked cannot be told from the image, its file or the measurements."
+    lost: list[str] = []
     for intent in intents:
         names = facts_asked(intent, question)
         facts = [fact for name in names if (fact := known.get(name)) is not None]
@@ -125,14 +125,15 @@ def _composed_of(intents: Sequence[str], question: str, known: Known) -> Iterato
             yield from _named(known)
         elif intent == "defects":
             yield "", "Whether there are defects cannot be told: nothing here recognises them."
-        yield from ((fact.name, _said(fact)) for fact in facts if fact.name != "class")
-        withheld = names and (not facts or (QUANTITIES[names[0]].source == "predicted" and facts[0].name != names[0]))
-        if withheld:
-            yield names[0], _missing(names[0], known)
-        seen = seen or intent in ("what", "describe", "defects")
-        seen = seen or bool(withheld and QUANTITIES[names[0]].source != "read")
-    if seen:
-        yield from _seen(known)
+        yield from ((fact.name, _said(fact)) for fact in facts if intent not in ("what", "describe"))
+        if names and (not facts or (QUANTITIES[names[0]].source == "predicted" and facts[0].name != names[0])):
+            lost.append(names[0])
+    told = list(_lost(lost, known))
+    yield from told
+    asked = not intents or bool({"what", "describe", "defects"} & set(intents))
+    if asked or any(QUANTITIES[name].source != "read" for name in lost):
+        wholly = asked and ("what" not in intents or known.get("class") is None)
+        yield from _seen(known, wholly=wholly, reasoned=any(NONE_APART in text for _, text in told))
     if "describe" in intents:
         yield from _imaging(known)
 
@@ -149,30 +150,48 @@ def _said(fact: Fact) -> str:
     return sentence_of(fact)
 
 
-def _missing(name: str, known: Known) -> str:
-    """That a quantity is not known, with what the measurement says of the reason."""
-    text, fact = missing(name, calibrated=True)[:-1], known.facts.get(name)
-    if fact is not None and fact.applies:
-        return f"{text} with any confidence."
-    if name in ("count", "mean_diameter") and known.facts.items:
-        bodies = known.facts.kind in ("particles", "pores", "fibres")
-        why = "the bodies are not clear enough to be outlined" if bodies else "no separate bodies were told apart"
-        return f"{text}: {why}."
-    return f"{text}."
+NONE_APART = "no separate bodies were told apart"
+
+
+def _lost(names: Sequence[str], known: Known) -> Iterator[tuple[str, str]]:
+    """That quantities are not known, with the reason; those with one reason in one sentence."""
+    reasons: dict[str, list[str]] = {}
+    for name in names:
+        fact = known.facts.get(name)
+        if QUANTITIES[name].source != "measured":
+            yield name, _untold(name, known)
+        elif fact is not None and fact.applies:
+            reasons.setdefault(" with any confidence", []).append(name)
+        elif name in ("count", "mean_diameter") and known.facts.items:
+            bodies = known.facts.kind in ("particles", "pores", "fibres")
+            why = "the bodies are not clear enough to be outlined" if bodies else NONE_APART
+            reasons.setdefault(f": {why}", []).append(name)
+        else:
+            reasons.setdefault("", []).append(name)
+    for why, without in reasons.items():
+        subjects = " and ".join(f"the {QUANTITIES[name].said}" for name in without)
+        yield without[0], f"{subjects[0].upper()}{subjects[1:]} could not be measured in this image{why}."
+
+
+def _untold(name: str, known: Known) -> str:
+    """That nothing reads or predicts a quantity; with the reason of the head that was asked."""
+    text = missing(name, calibrated=True)
+    silent = next((fact for fact in known.predicted if fact.name == name and fact.note), None)
+    return text if silent is None else f"{text.split(': ')[0]}: {silent.note}."
 
 
 def _named(known: Known) -> Iterator[tuple[str, str]]:
-    """What the sample is, where a head or a person says so."""
-    fact = known.get("class")
-    if fact is not None:
-        yield "class", f"It shows {fact.text}." if fact.sure else f"It may show {fact.text}, which is uncertain."
-    words = [
-        f"{QUANTITIES[fact.name].said} {fact.text}{'' if fact.sure else ' (uncertain)'}"
-        for name in ("shape", "surface", "arrangement")
-        if (fact := known.get(name)) is not None
-    ]
-    if words:
-        yield "", f"Seen: {'; '.join(words)}."
+    """What the sample is and looks like, where a head or a person says so."""
+    for names in (("class",), ("shape", "surface", "arrangement")):
+        for sure, doubt in ((True, ""), (False, ", which is uncertain")):
+            words = [
+                f"the {QUANTITIES[name].said} is {fact.text}"
+                for name in names
+                if (fact := known.get(name)) is not None and fact.sure is sure
+            ]
+            if words:
+                said = " and ".join(words)
+                yield (names[0] if len(names) == 1 else ""), f"{said[0].upper()}{said[1:]}{doubt}."
 
 
 KIND_WORDS = {
@@ -191,13 +210,16 @@ NOISY = 5.0
 _LEAVES_OUT = frozenset({"anisotropy", "orientation", "contrast", "noise", "orientation_spread"})
 
 
-def _seen(known: Known) -> Iterator[tuple[str, str]]:
-    """What can be seen, as far as it is measured: bodies, their direction, tone."""
+def _seen(known: Known, *, wholly: bool, reasoned: bool) -> Iterator[tuple[str, str]]:
+    """What can be seen, as far as it is measured: bodies and, `wholly`, their direction and the tone.
+
+    `reasoned`: that no bodies were told apart has been said already.
+    """
     kind, sure = known.facts.kind, known.facts.kind_confidence
     if kind in KIND_WORDS and sure >= LIKELY:
         yield "", f"The image {'shows' if sure >= SURE else 'seems to show'} {KIND_WORDS[kind]}."
-    elif known.facts.items:
-        yield "", "The measurement told no separate bodies apart in this image."
+    elif known.facts.items and wholly and not reasoned:
+        yield "", f"{NONE_APART.capitalize()} in this image."
     facts = [fact for name in LINE_ORDER if (fact := known.get(name)) is not None]
     measured = [
         f"{QUANTITIES[fact.name].said} {fact.written}{'' if fact.sure else ' (uncertain)'}"
@@ -206,13 +228,15 @@ def _seen(known: Known) -> Iterator[tuple[str, str]]:
     ]
     if measured:
         yield "", f"Measured: {'; '.join(measured[:MOST_FACTS])}."
+    if not facts:
+        yield "", "Nothing could be measured in this image."
+    if not wholly:
+        return
     turn, clear = known.get("orientation"), known.get("anisotropy")
     if turn is not None:
         yield "orientation", _said(turn)
     elif clear is not None and clear.sure and (clear.value or 0) < UNDIRECTED:
         yield "anisotropy", _said(clear)
-    if not facts:
-        yield "", "Nothing could be measured in this image."
     tone = [fact for name in ("contrast", "noise") if (fact := known.get(name)) is not None]
     if tone:
         words = [f"{fact.name} is {fact.written}{'' if fact.sure else ' (uncertain)'}" for fact in tone]

@@ -322,13 +322,17 @@ def load_heads(directory: Path) -> Heads:
         space = Space(*(tensors[name].astype(np.float32) for name in ("mean", "scale", "directions", "spread")))
         heads = tuple(
             Head(
-                words=tuple(kept.pop("words")),
-                calibration=tuple(kept.pop("calibration")),
+                name=str(kept["name"]),
+                words=tuple(kept["words"]),
+                weight=tensors[f"{kept['name']}.weight"].astype(np.float32),
+                bias=tensors[f"{kept['name']}.bias"].astype(np.float32),
+                bank=tensors[f"{kept['name']}.bank"].astype(np.float32),
                 taught=tensors[f"{kept['name']}.taught"],
-                **{part: tensors[f"{kept['name']}.{part}"].astype(np.float32) for part in ("weight", "bias", "bank")},
-                **{name: kept[name] for name in HEAD_SETTINGS if name in kept},
+                calibration=tuple(kept["calibration"]),
+                threshold=float(kept["threshold"]),
+                reach=float(kept["reach"]),
             )
-            for kept in map(dict, settings["heads"])
+            for kept in settings["heads"]
         )
         for head in heads:
             if head.weight.shape != (space.directions.shape[1], len(head.words)):

@@ -25,7 +25,7 @@ from assistant.chat import (
     auxiliary_text,
     number_lines,
 )
-from assistant.checkpoint import BUNDLED, Run, load_run
+from assistant.checkpoint import Run, load_run
 from assistant.config import TOWER_SIDE
 from assistant.decoder import VisualContext
 from assistant.demonstrations import Shots
@@ -39,6 +39,7 @@ from assistant.labelling import Labeller
 from assistant.measure import READ, Facts, Known, Statement, disagreements, fact_line, measure, quoted, read_statements
 from assistant.micrograph import Instrument, Micrograph, read_micrograph, to_model_input
 from assistant.recall import Recall
+from assistant.starts import BUNDLED
 from assistant.towers import load_tower, see
 
 Image = Path | str | bytes | Micrograph

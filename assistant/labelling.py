@@ -66,7 +66,8 @@ class Labeller:
         words = self._head_words(labels)
         if look.features is not None and all(words.values()):
             shares = self._shares(look, list(words.values()))
-            return shares / shares.sum()
+            among: np.ndarray = shares / shares.sum()
+            return among
         return self._gained([look], demonstrate([], look.aux), labels)[0]
 
     def _by_heads(self, look: Look, labels: Sequence[str]) -> Ranked:

@@ -110,8 +110,7 @@ def test_an_answer_says_its_doubts_and_withholds_what_is_unlikely() -> None:
     question = "How many structures are there, and how large?"
     assert answer("There are 24 structures. The mean diameter is 312 nm.", question, unsure) == (
         "24 structures were counted, which is uncertain. The mean diameter could not be measured in this image with "
-        "any confidence. The image shows bright bodies on a darker ground. Measured: count 24 (uncertain). "
-        "The contrast is 20 %."
+        "any confidence. The image shows bright bodies on a darker ground. Measured: count 24 (uncertain)."
     )
     assert "Measured: count 24 (uncertain). The contrast is 20 %." in answer("", "Describe this micrograph.", unsure)
 
@@ -147,7 +146,7 @@ def test_no_draft_brings_a_number_that_is_no_fact(draft: str, question: str) -> 
     [
         ("Is it noisy?", "The noise is 1.2 %, so the image is not noisy."),
         ("Which way do they run?", "No direction is preferred: the anisotropy is 0.1."),
-        ("What is this?", "It shows porous shale. The image shows bright bodies"),
+        ("What is this?", "The class is porous shale. The image shows bright bodies"),
         ("any craks?", "Whether there are defects cannot be told"),
         ("Hallo", "Hello. Ask about the image"),
         ("What can I ask you?", "I answer from what is measured"),

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from assistant.bases import BASES, canonical
-from assistant.checkpoint import BUNDLED, load_run, write_model
+from assistant.checkpoint import load_run, write_model
 from assistant.disk import write_directory
+from assistant.starts import BUNDLED
 from training.pretrain import BASE_NAME
 
 _ABOUT = """\

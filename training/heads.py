@@ -50,11 +50,14 @@ CLASS_OF: Mapping[str, str] = {
     "nanowire": "nanowires",
     "powder": "powder",
     "nanocomposite": "nanocomposite",
-    "plant_section": "biological",
+    "plant_section": "biological sample",
     "cellulose_fibre": "fibres",
     "electrospun_fibre": "fibres",
+    "biological": "biological sample",
+    "films_coated_surface": "film or coated surface",
+    "mems_devices_electrodes": "MEMS device",
 }
-"""What a real picture's label is called: the family where several sources share one."""
+"""What a picture's label is called: the family where several sources share one, in words that a sentence takes."""
 SEEN_IN: Mapping[str, Mapping[str, str]] = {
     "ncm333_pristine": {"shape": "spherical", "surface": "rough", "arrangement": "random"},
     "ncm333_formation": {"shape": "spherical", "surface": "rough", "arrangement": "random"},
@@ -120,7 +123,8 @@ def drawn(folder: Path, cache: Path) -> list[Specimen]:
             row["path"],
             row["group"],
             "",
-            {"class": row["label"].replace("_", " ")} | {n: row["truth"][n] for n in HEADS[1:] if n in row["truth"]},
+            {"class": CLASS_OF.get(row["label"], row["label"].replace("_", " "))}
+            | {n: row["truth"][n] for n in HEADS[1:] if n in row["truth"]},
         )
         for row in rows
     ]
