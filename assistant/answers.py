@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from assistant.measure import LINE_ORDER, Fact, Known, filled, missing, read_statements, sentence_of, sentences
 from assistant.measurements.facts import LIKELY, SURE
 from assistant.quantities import QUANTITIES, read_amounts
-from assistant.questions import asked_for, facts_asked, intents_of
+from assistant.questions import INTENTS, asked_for, facts_asked, intents_of
 
 MOST_FACTS = 8
 """Measured facts of a description."""
@@ -126,7 +126,9 @@ def _composed_of(intents: Sequence[str], question: str, known: Known) -> Iterato
         elif intent == "defects":
             yield "", "Whether there are defects cannot be told: nothing here recognises them."
         yield from ((fact.name, _said(fact)) for fact in facts if intent not in ("what", "describe"))
-        if names and (not facts or (QUANTITIES[names[0]].source == "predicted" and facts[0].name != names[0])):
+        if intent == "instrument" and names != INTENTS[intent].facts:  # each was asked for by its name
+            lost += [name for name in names if known.get(name) is None]
+        elif names and (not facts or (QUANTITIES[names[0]].source == "predicted" and facts[0].name != names[0])):
             lost.append(names[0])
     told = list(_lost(lost, known))
     yield from told
@@ -180,12 +182,15 @@ def _untold(name: str, known: Known) -> str:
     return text if silent is None else f"{text.split(': ')[0]}: {silent.note}."
 
 
+_AS_SAID = {"network": "a network"}
+
+
 def _named(known: Known) -> Iterator[tuple[str, str]]:
     """What the sample is and looks like, where a head or a person says so."""
     for names in (("class",), ("shape", "surface", "arrangement")):
         for sure, doubt in ((True, ""), (False, ", which is uncertain")):
             words = [
-                f"the {QUANTITIES[name].said} is {fact.text}"
+                f"the {QUANTITIES[name].said} is {_AS_SAID.get(fact.text, fact.text)}"
                 for name in names
                 if (fact := known.get(name)) is not None and fact.sure is sure
             ]

@@ -253,7 +253,7 @@ class TeachConfig(Section):
     asked_per_image: Annotated[int, Field(ge=0, le=16)] = 0
     """Questions as people ask them, each of another intent, with one general question beside; 0 leaves them out."""
     kept_answers: Path | None = None
-    """Answers of the base itself to general questions (`python -m data_gen.questions.keep`)."""
+    """Answers of the base itself to general questions (`python -m serve.batch.keep`)."""
     paraphrases: Positive = 5
     samples: Positive = 1
     """How often a hosted teacher is asked the same; what it does not answer alike each time is left out."""

@@ -297,7 +297,8 @@ def test_train_evaluate_export_and_plan(
     from assistant.config import dump_config
 
     data, run = write_dataset(tmp_path / "data", per_class=2), tmp_path / "run"
-    config = tiny_config("none", "adapter.r_min=2", "adapter.r_max=4", "training.steps=1", "training.turns=1")
+    shapes = ("init=bundled", "decoder.base=null", "adapter.r_min=2", "adapter.r_max=4")
+    config = tiny_config("", *shapes, "training.steps=1", "training.turns=1")
     (tmp_path / "tiny.yaml").write_text(dump_config(config))
     settings = ("--config", tmp_path / "tiny.yaml", "--set", f"init={student}")
     code, out, err = maemi("train", *settings, "--data", data, "--out", run, "--json")

@@ -47,11 +47,11 @@ def test_statements_of_drafts_and_of_what_is_shown_are_counted(tmp_path: Path) -
 def test_a_student_that_quotes_by_reference_is_trained_and_asked_with_facts_by_name(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", per_class=2)
     examples = [e for e in load_split(data, "train") if e.task == "caption"]
-    settings = TrainingConfig(turns=1, aux_dropout=0.0)
+    settings = TrainingConfig(turns=1, aux_dropout=0.0, fact_dropout=0.0)
     shown = replace(examples[0], answer="It shows 12 bodies, taken at 5 kV.")
     item = Conversations([shown], image_size=32, settings=settings, seed=0, references=True)[0]
     question, answer = item.conversation.messages
-    assert question.aux.startswith("{count} = 12; ")
+    assert "{count} = 12" in question.aux
     assert "{voltage} = 5 kV" in question.aux
     assert answer.text == "It shows {count} bodies, taken at {voltage}."
 

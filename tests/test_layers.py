@@ -20,6 +20,7 @@ LEAVES = ("micrograph", "measure", "chat", "vit", "hnf", "grounding", "decoder",
 LEAVES += ("evidence", "conformal")
 TEACHER_MAY_USE = frozenset(
     [
+        "answers",
         "arrays",
         "chat",
         "config",
@@ -31,6 +32,7 @@ TEACHER_MAY_USE = frozenset(
         "orphans",
         "progress",
         "quantities",
+        "questions",
     ]
 )
 FORBIDDEN_NAMES = {"utils.py", "common.py", "helpers.py"}

@@ -89,6 +89,7 @@ def test_a_run_decides_once_and_says_so(
 ) -> None:
     """And training autocasts as decided, on whatever processor it goes on."""
     processor(kind)
+    (tmp_path / "base").mkdir()
     with caplog.at_level(logging.INFO, "maemi.training"):
         config = claim(tmp_path, tiny_config(tmp_path / "base", "training.precision=auto"), "rows", device="cpu")
     expected = "bf16" if kind in MADE_FOR_IT else "fp32"

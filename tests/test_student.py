@@ -12,7 +12,7 @@ from assistant.inference import Assistant
 from data_gen.questions.asked import general_questions, questions_as_asked
 from data_gen.questions.bank import wordings
 from data_gen.questions.evidence import Evidence
-from data_gen.questions.keep import keep
+from serve.batch.keep import keep
 from tests.instruction_data import write_dataset
 from training.evaluate import evaluate_assistant
 from training.trainer import start_student, train

@@ -28,7 +28,7 @@ OF_SEVERAL = frozenset({"compare"})
 def questions_as_asked(evidence: Evidence, *, seed: int, count: int, kept: Path | None = None) -> list[TaughtQuestion]:
     """`count` questions about a picture, each of another intent, and one general question.
 
-    `kept` is a file of answers of the base itself (`python -m data_gen.questions.keep`), drawn as often as ours.
+    `kept` is a file of answers of the base itself (`python -m serve.batch.keep`), drawn as often as ours.
     Raises DatasetError `bad_kept`.
     """
     known, rng = known_of(evidence), chance(seed, evidence.sha256, "asked")
@@ -74,7 +74,7 @@ def kept_answers(file: Path) -> tuple[tuple[str, str], ...]:
         return tuple((row["question"], row["answer"]) for row in rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(
-            "bad_kept", f"{file} holds no kept answers ({error}). Make it by `python -m data_gen.questions.keep`."
+            "bad_kept", f"{file} holds no kept answers ({error}). Make it by `python -m serve.batch.keep`."
         ) from None
 
 

@@ -1,6 +1,6 @@
 """What a language model answers to general questions by itself, kept so that a student does not forget it.
 
-    python -m data_gen.questions.keep --run RUN --out kept.jsonl
+    python -m serve.batch.keep --run RUN --out kept.jsonl
 
 The same command goes on after an interruption. Knows nothing about pictures or training.
 """
@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from assistant.disk import write_file
 from data_gen.questions.asked import general_questions
 from data_gen.questions.bank import wordings
 
@@ -23,9 +24,10 @@ def keep(questions: Iterable[str], answer: Callable[[str], str], out: Path) -> i
 
     A line that a kill cut is written anew.
     """
-    whole = [line for line in _lines(out) if line.endswith("}\n")]
+    lines = out.read_text(encoding="utf-8").splitlines(keepends=True) if out.exists() else []
+    whole = [line for line in lines if line.endswith("}\n")]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(whole), encoding="utf-8")
+    write_file(out, "".join(whole))
     held = {json.loads(line)["question"] for line in whole}
     with out.open("a", encoding="utf-8") as file:
         for question in dict.fromkeys(questions):
@@ -36,15 +38,11 @@ def keep(questions: Iterable[str], answer: Callable[[str], str], out: Path) -> i
     return len(held)
 
 
-def _lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the module. Raises RunError for a run that cannot be loaded."""
     from assistant.inference import Assistant
 
-    parser = argparse.ArgumentParser(prog="python -m data_gen.questions.keep", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m serve.batch.keep", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a student on the base that is not yet fine-tuned")
     parser.add_argument("--out", type=Path, required=True)
     parsed = parser.parse_args(arguments)
