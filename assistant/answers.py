@@ -146,7 +146,7 @@ def _said(fact: Fact) -> str:
         if fact.name == "anisotropy" and fact.value < UNDIRECTED:
             return f"No direction is preferred: the anisotropy is {fact.written}."
         if fact.name == "noise":
-            return f"The noise is {fact.written}, so the image is {'noisy' if fact.value >= NOISY else 'not noisy'}."
+            return f"The noise is {fact.written}, so the image is {'noisy' if fact.value >= _NOISY else 'not noisy'}."
         if fact.name == "orientation":
             return f"The main direction is {fact.written}, counter-clockwise from the horizontal."
     return sentence_of(fact)
@@ -183,6 +183,8 @@ def _untold(name: str, known: Known) -> str:
 
 
 _AS_SAID = {"network": "a network"}
+_NO_BODIES = frozenset({"network", "layered"})
+"""Arrangements that separate bodies do not have."""
 
 
 def _named(known: Known) -> Iterator[tuple[str, str]]:
@@ -210,7 +212,7 @@ KIND_WORDS = {
 """What a kind of picture looks like."""
 UNDIRECTED = 0.25
 """Anisotropy below which no direction is preferred."""
-NOISY = 5.0
+_NOISY = 5.0
 """Noise from which an image is called noisy [%]."""
 _LEAVES_OUT = frozenset({"anisotropy", "orientation", "contrast", "noise", "orientation_spread"})
 
@@ -221,6 +223,9 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool) -> Iterator[tuple[str, 
     `reasoned`: that no bodies were told apart has been said already.
     """
     kind, sure = known.facts.kind, known.facts.kind_confidence
+    arranged = known.get("arrangement")
+    if kind == "particles" and arranged is not None and arranged.text in _NO_BODIES:
+        sure = 0.0  # a head sees walls or layers where the measurement took bright parts for bodies
     if kind in KIND_WORDS and sure >= LIKELY:
         yield "", f"The image {'shows' if sure >= SURE else 'seems to show'} {KIND_WORDS[kind]}."
     elif known.facts.items and wholly and not reasoned:

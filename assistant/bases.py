@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from assistant.disk import (
     disk_errors,
     fingerprint,
     locked,
+    models_folder,
     read_manifest,
     recover,
     verify_directory,
@@ -33,8 +33,6 @@ from assistant.disk import (
 from assistant.errors import RunError
 from assistant.inspection import loading
 
-PLACE = "MAEMI_BASES"
-"""Environment variable that names the folder of converted bases."""
 BUNDLED_BASE = Path(__file__).parent / "weights" / "base"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
@@ -130,7 +128,7 @@ def resolve_base(source: str) -> Base:
         hint = f"Did you mean {near[0]!r}?" if near else f"Known names: {', '.join(BASES)}."
         raise RunError("no_base", f"{source!r} is no base, local directory or hub id. {hint}")
     if named is not None and named.package is not None:
-        return Base(source, _converted(source, named.package, bases_folder() / source))
+        return Base(source, _converted(source, named.package, models_folder() / source))
     hub = source if named is None else named.hub
     return Base(canonical(source), BUNDLED_BASE if hub is None else _from_hub(hub))
 
@@ -158,17 +156,10 @@ def describe_base(source: str) -> str:
     package = BASES[source].package
     if package is None:
         return "inside maemi" if BASES[source].hub is None else f"by hub id {BASES[source].hub} with --online"
-    place = bases_folder() / source
+    place = models_folder() / source
     if (place / MANIFEST).is_file():
         return f"converted in {place}"
     return "installed, converted at its first use" if _installed(package) else _not_installed(source, package)
-
-
-def bases_folder() -> Path:
-    """Where converted bases lie: $MAEMI_BASES, or the user's folder for data of programs."""
-    if named := os.environ.get(PLACE):
-        return Path(named)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "maemi" / "bases"
 
 
 def _converted(name: str, package: Package, place: Path) -> Path:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FARTHEST = 99.0
+_FARTHEST = 99.0
 """Percentile of the training rows' distances beyond which a row is unknown."""
-NEIGHBOURS = 3
+_NEIGHBOURS = 3
 COMPONENTS = 32
 
 
@@ -78,15 +78,15 @@ class Familiarity:
         marks = np.array([codes[group] for group in groups])
         lengths = _lengths(known, known)
         lengths[marks[:, None] == marks[None]] = np.inf
-        near = np.sort(lengths, axis=1)[:, :NEIGHBOURS]
+        near = np.sort(lengths, axis=1)[:, :_NEIGHBOURS]
         near = near[np.isfinite(near).all(axis=1)]
-        limit = float(np.percentile(near.mean(axis=1), FARTHEST)) if len(near) else math.inf
+        limit = float(np.percentile(near.mean(axis=1), _FARTHEST)) if len(near) else math.inf
         return cls(centre, scaled, known, limit)
 
     def distances(self, features: np.ndarray) -> np.ndarray:
         """Distance of rows [I, F] from training, in units of the limit: above 1 is unknown."""
         lengths = _lengths((features - self.centre) @ self.axes, self.known)
-        near: np.ndarray = np.sort(lengths, axis=1)[:, :NEIGHBOURS].mean(axis=1)
+        near: np.ndarray = np.sort(lengths, axis=1)[:, :_NEIGHBOURS].mean(axis=1)
         return near / self.limit
 
 

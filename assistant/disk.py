@@ -22,7 +22,9 @@ from typing import Any
 from assistant.errors import MaemiError, RunError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+MODELS = "MAEMI_BASES"
+"""Environment variable that names the folder of converted weights."""
+_FORMAT = 1
 MANIFEST_LIMIT = 2**22
 """Largest manifest that is read [byte]."""
 FULL = re.compile(
@@ -96,6 +98,13 @@ def write_directory(final: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def models_folder() -> Path:
+    """Where converted weights lie: $MAEMI_BASES, or the user's folder for data of programs."""
+    if named := os.environ.get(MODELS):
+        return Path(named)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "maemi" / "bases"
+
+
 def recover(final: Path) -> None:
     """Put back the old directory where a write was killed between moving it away and moving the new one in."""
     if not final.exists() and _replaced(final).is_dir():
@@ -131,8 +140,8 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
         ) from None
     except (OSError, ValueError, RecursionError):
         raise RunError("damaged_run", f"{file} cannot be read. Train again or restore the run.") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise RunError("unknown_format", f"{file} is not of format {FORMAT}. Use the version of maemi that wrote it.")
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise RunError("unknown_format", f"{file} is not of format {_FORMAT}. Use the version of maemi that wrote it.")
     entries = document.get("files")
     if not isinstance(entries, dict) or not entries or not all(map(_is_inside, entries)):
         raise RunError("damaged_run", f"{file} does not list the files it protects. Train again or restore the run.")
@@ -222,7 +231,7 @@ def _fill(staging: Path, write: Callable[[Path], None]) -> None:
     write(staging)
     files = sorted(path for path in staging.rglob("*") if path.is_file())
     entries = {path.relative_to(staging).as_posix(): _entry(path) for path in files}
-    (staging / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": entries}, indent=1, sort_keys=True) + "\n")
+    (staging / MANIFEST).write_text(json.dumps({"format": _FORMAT, "files": entries}, indent=1, sort_keys=True) + "\n")
     for path in [*files, staging / MANIFEST, *(p for p in staging.rglob("*") if p.is_dir()), staging]:
         fsync(path)
 

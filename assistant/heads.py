@@ -23,9 +23,9 @@ from assistant.measure import Fact
 
 Array = np.ndarray[Any, np.dtype[Any]]
 METHOD = "head on frozen features"
-WIDTH = 96
+_WIDTH = 96
 """Most directions K of the space."""
-NEIGHBOURS = 5
+_NEIGHBOURS = 5
 PURITY = 0.95
 """Share of its verdicts that must be right before a head speaks."""
 STRENGTH = 0.02
@@ -37,7 +37,7 @@ FEWEST = 20
 """Verdicts on pictures left out that a calibration needs."""
 FEW_STRENGTH = 10.0
 FEW_CALIBRATION = (-6.0, 5.0)
-FORMAT = 1
+_FORMAT = 1
 HEAD_SETTINGS = ("name", "words", "calibration", "threshold", "reach")
 TENSORS, SETTINGS = "heads.safetensors", "heads.json"
 NEVER = 1.1
@@ -86,7 +86,7 @@ class Head:
         probabilities = raised / raised.sum(axis=1, keepdims=True)
         apart = 1 - _unit(embedded / spread) @ self.bank.T
         apart[self.taught[None] != probabilities.argmax(axis=1)[:, None]] = 2.0
-        nearest = np.sort(apart, axis=1)[:, :NEIGHBOURS]
+        nearest = np.sort(apart, axis=1)[:, :_NEIGHBOURS]
         return probabilities, nearest.mean(axis=1)
 
     def confidence(self, probabilities: Array, distance: Array) -> Array:
@@ -144,11 +144,13 @@ class Heads:
 
 
 def verdicts(several: Sequence[Heads], features: Array) -> list[tuple[Verdict, ...]]:
-    """What heads say of pictures [N, D], one verdict to each name: of the first that know it."""
+    """What heads say of pictures [N, D], one verdict to each name: of the first that is sure, else of the first."""
     rows: list[dict[str, Verdict]] = [{} for _ in features]
     for heads in several:
         for row, told in zip(rows, heads.verdicts(features), strict=True):
-            row.update({verdict.name: verdict for verdict in told if verdict.name not in row})
+            for verdict in told:
+                if verdict.name not in row or (row[verdict.name].reason and not verdict.reason):
+                    row[verdict.name] = verdict
     return [tuple(row.values()) for row in rows]
 
 
@@ -301,7 +303,7 @@ def write_heads(heads: Heads, directory: Path, *, about: Mapping[str, Any]) -> N
         tensors |= {f"{head.name}.bank": head.bank.astype(np.float16), f"{head.name}.taught": head.taught}
     save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, str(directory / TENSORS))
     settings = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "origin": heads.origin,
         "heads": [{name: getattr(head, name) for name in HEAD_SETTINGS} for head in heads.heads],
         "about": dict(about),
@@ -316,7 +318,7 @@ def load_heads(directory: Path) -> Heads:
 
     try:
         settings = json.loads((directory / SETTINGS).read_bytes())
-        if settings["format"] != FORMAT:
+        if settings["format"] != _FORMAT:
             raise ValueError(f"format {settings['format']}")
         tensors = load_file(str(directory / TENSORS))
         space = Space(*(tensors[name].astype(np.float32) for name in ("mean", "scale", "directions", "spread")))
@@ -348,7 +350,7 @@ def fit_space(features: Array) -> Space:
     """The space of pictures [N, D]."""
     mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-3
     _, singular, directions = np.linalg.svd((features - mean) / scale, full_matrices=False)
-    width = min(WIDTH, len(features) - 1)
+    width = min(_WIDTH, len(features) - 1)
     variance = singular[:width] ** 2 / len(features)
     return Space(mean, scale, directions[:width].T, np.sqrt(variance + variance[-1]))
 

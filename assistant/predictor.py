@@ -34,15 +34,15 @@ from assistant.evidence import number_evidence
 from assistant.fusion import ClassTexts, Fused, Fusion
 from assistant.inspection import loading
 
-KINDS: dict[str, type[Encoder]] = {
+_KINDS: dict[str, type[Encoder]] = {
     kind.kind: kind
     for kind in (VectorEncoder, TableEncoder, CompositionEncoder, CrystalEncoder, TextEncoder, FrozenTextEncoder)
 }
-SETTINGS, WEIGHTS = "head.json", "head.safetensors"
-FORMAT = 1
-WIDEST = 1024
+_SETTINGS, _WEIGHTS = "head.json", "head.safetensors"
+_FORMAT = 1
+_WIDEST = 1024
 BATCH = 256
-UNKNOWN = "unknown"
+_UNKNOWN = "unknown"
 
 Row = Mapping[str, Any]
 """A value per modality; absent ones are left out."""
@@ -239,7 +239,7 @@ class Predictor(nn.Module):
         predicted = []
         for row, distance in zip(rows, distances, strict=True):
             likely = tuple(target.classes[c] for c in class_set(row, target.quantile))
-            verdict = UNKNOWN if not likely or distance > 1.0 else target.classes[int(row.argmax())]
+            verdict = _UNKNOWN if not likely or distance > 1.0 else target.classes[int(row.argmax())]
             predicted.append(Predicted(target, probabilities=tuple(row.tolist()), likely=likely, verdict=verdict))
         return predicted
 
@@ -265,7 +265,7 @@ class Predictor(nn.Module):
         if self.familiarity is not None:
             known = {name: np.ascontiguousarray(value, np.float32) for name, value in asdict(self.familiarity).items()}
         document = {
-            "format": FORMAT,
+            "format": _FORMAT,
             "about": dict(about),
             "modalities": [
                 {"name": name, **_described(encoder)}
@@ -280,10 +280,12 @@ class Predictor(nn.Module):
         }
 
         def write(staging: Path) -> None:
-            (staging / SETTINGS).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            (staging / _SETTINGS).write_text(
+                json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
             tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
             tensors |= {f"familiarity.{name}": torch.from_numpy(value) for name, value in known.items()}
-            save_file(tensors, staging / WEIGHTS)
+            save_file(tensors, staging / _WEIGHTS)
 
         write_directory(directory, write)
 
@@ -294,21 +296,21 @@ class Predictor(nn.Module):
 
         verify_directory(directory)
         with loading(directory):
-            document = json.loads((directory / SETTINGS).read_bytes())
-            if document["format"] != FORMAT:
+            document = json.loads((directory / _SETTINGS).read_bytes())
+            if document["format"] != _FORMAT:
                 raise RunError("unknown_format", f"{directory} is of another version. Fit again.")
             design = Design(**document["design"])
-            if not 0 < design.dim <= WIDEST or max(design.depth, design.experts, design.heads) > WIDEST:
+            if not 0 < design.dim <= _WIDEST or max(design.depth, design.experts, design.heads) > _WIDEST:
                 raise RunError("damaged_run", f"{directory}: {design.dim} is no width. Fit again.")
             targets = [
                 Target(**{**t, "classes": tuple(t["classes"]), "quantile": float(t["quantile"] or math.inf)})
                 for t in document["targets"]
             ]
-            encoders = {part["name"]: KINDS[part["kind"]](**part["settings"]) for part in document["modalities"]}
+            encoders = {part["name"]: _KINDS[part["kind"]](**part["settings"]) for part in document["modalities"]}
             about = document["knowledge"]
-            knowledge = (KINDS[about["kind"]](**about["settings"]), document["class_texts"]) if about else None
+            knowledge = (_KINDS[about["kind"]](**about["settings"]), document["class_texts"]) if about else None
             predictor = cls(encoders, targets, design, knowledge)
-            tensors = load_file(directory / WEIGHTS)
+            tensors = load_file(directory / _WEIGHTS)
             known = {
                 name.partition(".")[2]: tensors.pop(name).double().numpy()
                 for name in list(tensors)

@@ -17,7 +17,7 @@ from assistant.errors import ConfigError
 BUNDLED = Path(__file__).parent / "weights"
 VISION = ("image_size", "vit", "hnf")
 """Settings that the vision parts of a start decide."""
-WHOLE = (*VISION, "text_encoder", "decoder")
+_WHOLE = (*VISION, "text_encoder", "decoder")
 """Settings that a student decides that is taken as it is."""
 
 
@@ -44,5 +44,5 @@ def start_of(config: Config) -> Start:
         return Start(directory, True, config)  # loading it says what is wrong
     start, wanted = load_config(directory / "config.yaml"), config.decoder.base
     whole = wanted is None or (start.decoder.base is not None and canonical(wanted) == canonical(start.decoder.base))
-    shapes = {name: getattr(start, name) for name in (WHOLE if whole else VISION)}
+    shapes = {name: getattr(start, name) for name in (_WHOLE if whole else VISION)}
     return Start(directory, whole, config.model_copy(update=shapes))

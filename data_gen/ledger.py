@@ -37,7 +37,7 @@ from data_gen.tables import (
     seal,
 )  # fmt: skip
 
-VERSION = 3
+_VERSION = 3
 """Of the tables; 1 had no checksums, 2 no adaptations."""
 SEALED: dict[str, type[Exchange] | type[Measurement]] = {"exchanges": Exchange, "measurements": Measurement}
 
@@ -73,12 +73,12 @@ class Ledger(Database):
     def _prepare(self, connection: Connection, tables: type[DeclarativeBase]) -> None:
         """Make the tables, or bring those of an older version up to this one."""
         version = int(connection.scalar(text("PRAGMA user_version")) or 0)
-        if version > VERSION:
+        if version > _VERSION:
             raise DatasetError(
                 "newer_ledger",
-                f"{self._path} was written by a newer version (tables {version}, known {VERSION}). Update MAEMI.",
+                f"{self._path} was written by a newer version (tables {version}, known {_VERSION}). Update MAEMI.",
             )
-        if version < VERSION:
+        if version < _VERSION:
             tables.metadata.create_all(connection)
             for name, table in SEALED.items():
                 # Every row gets a checksum that has none; this may be cut off and begun again at any point.
@@ -87,7 +87,7 @@ class Ledger(Database):
                 for key in connection.scalars(select(table.key).where(table.digest == "")).all():
                     row = connection.execute(select(table).where(table.key == key)).one()
                     connection.execute(update(table).where(table.key == key).values(digest=seal(row._asdict())))
-            connection.execute(text(f"PRAGMA user_version = {VERSION}"))
+            connection.execute(text(f"PRAGMA user_version = {_VERSION}"))
 
     def _quarantine(self) -> None:
         """Set rows with a wrong checksum aside: what was measured is measured again, what was told is not used."""

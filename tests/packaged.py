@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from assistant import bases
+from assistant import bases, disk
 from assistant.bases import CHATML, NamedBase, Package
 from assistant.disk import fingerprint
 
@@ -68,7 +68,7 @@ def little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A base called `little` whose package is installed and not yet converted. Gives the package's model file."""
     file = write_package(tmp_path / "site")
     monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setenv(bases.PLACE, str(tmp_path / "bases"))
+    monkeypatch.setenv(disk.MODELS, str(tmp_path / "bases"))
     once = tmp_path / "once"
     once.mkdir()
     package = Package("llm-little", "1.0", FILE, fingerprint(file), "", CHATML)

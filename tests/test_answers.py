@@ -1,5 +1,7 @@
 """Answers: what of a draft is fact stays, the rest gives way to facts or to what is missing."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -171,3 +173,12 @@ def test_pictures_are_compared_quantity_by_quantity() -> None:
 def test_whatever_is_asked_nothing_but_facts_is_said(wording: Wording) -> None:
     said = answer("", wording.text)
     assert all(s.verdict in ("true", "withheld") for s in read_statements(said, [KNOWN])), said
+
+
+def test_a_network_is_no_crowd_of_bodies() -> None:
+    """Seen failing on a plant's stem, whose bright walls were called bright bodies."""
+    network = Fact("arrangement", None, "", "head", 0.97, source="predicted", text="network")
+    known = replace(KNOWN, predicted=(network,))
+    said = answer("", "What is this?", known)
+    assert said.startswith("The arrangement is a network.")
+    assert "bright bodies" not in said

@@ -16,11 +16,11 @@ from students import conversation, open_gates, picture, tiny_config, tiny_run, w
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from assistant import bases, checkpoint
-from assistant.bases import bases_folder, canonical, describe_base, obtain_base, resolve_base
+from assistant.bases import canonical, describe_base, obtain_base, resolve_base
 from assistant.checkpoint import load_run, new_run, resolve_run, save_model, start_run
 from assistant.config import load_config, parse_config
 from assistant.decoder import load_language_model
-from assistant.disk import MANIFEST
+from assistant.disk import MANIFEST, models_folder
 from assistant.errors import ConfigError, RunError
 from assistant.generation import complete
 from training.planning.bases import BASES, table
@@ -100,7 +100,7 @@ def test_other_bytes_are_refused_before_they_are_read(little: Path) -> None:
         file.write(b"\xff")
     with pytest.raises(RunError, match=r"wrong_hash: .*little.gguf is not what llm-little 1.0 holds"):
         resolve_base("little")
-    assert not (bases_folder() / "little").exists()
+    assert not (models_folder() / "little").exists()
 
 
 def test_a_base_that_has_changed_is_refused_at_every_load(little: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_full_disk_has_its_name_and_leaves_nothing(little: Path, monkeypatch: 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(RunError, match="disk_full"):
         resolve_base("little")
-    assert [path.name for path in bases_folder().iterdir()] == [".little.lock"]
+    assert [path.name for path in models_folder().iterdir()] == [".little.lock"]
 
 
 def test_it_is_written_where_out_says(little: Path, tmp_path: Path, maemi: Callable[..., tuple[int, str, str]]) -> None:
@@ -157,7 +157,7 @@ def test_it_is_written_where_out_says(little: Path, tmp_path: Path, maemi: Calla
     assert code == 0
     assert json.loads(out)["directory"] == str(tmp_path / "here")
     assert (tmp_path / "here" / MANIFEST).is_file()
-    assert not bases_folder().exists()
+    assert not models_folder().exists()
 
 
 # -------------------------------------------------------------------------------------------------------- by name
@@ -251,7 +251,7 @@ def test_without_its_base_the_tiny_student_answers(
     save_model(new_run(tiny_config("little"), device="cpu"), tmp_path / "student")
     monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "student")
     assert load_run(None, device="cpu").name == "maemi-little"
-    shutil.rmtree(bases_folder())
+    shutil.rmtree(models_folder())
     shutil.rmtree(little.parents[1])
     assert resolve_run(None) == checkpoint.BUNDLED
     assert "the tiny student answers: little: not installed" in caplog.text

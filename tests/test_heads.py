@@ -116,6 +116,9 @@ def test_of_several_heads_the_first_that_knows_a_name_speaks() -> None:
     first = replace(first, heads=(replace(first.heads[0], words=("", "a", "b", "c")),))
     (told,) = verdicts([first, other], data.features[:1])
     assert [(v.name, v.word in ("a", "b", "c")) for v in told] == [("class", True), ("shape", False)]
+    silent = replace(first, heads=(replace(first.heads[0], threshold=NEVER),))
+    (told,) = verdicts([silent, other], data.features[:1])
+    assert [(v.name, v.word in ("a", "b", "c"), v.reason) for v in told] == [("class", False, ""), ("shape", False, "")]
 
 
 def test_heads_survive_the_disk(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ from instruction_data import write_dataset
 from students import conversation, picture
 from transformers import AutoModelForCausalLM
 
-from assistant.bases import bases_folder
 from assistant.chat import Conversation, Message
 from assistant.checkpoint import load_run, new_run
 from assistant.config import Config, load_config
-from assistant.disk import MANIFEST, fingerprint
+from assistant.disk import MANIFEST, fingerprint, models_folder
 from assistant.inference import Assistant
 from training.data import Conversations, load_split
 from training.trainer import train
@@ -24,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.filterwar
 
 @pytest.fixture(autouse=True)
 def _here() -> None:
-    if not (bases_folder() / "smollm2-135m" / MANIFEST).is_file():
+    if not (models_folder() / "smollm2-135m" / MANIFEST).is_file():
         pytest.skip("smollm2-135m is not here: make models")
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from assistant import towers
+from assistant import disk, towers
 from assistant.errors import RunError
 from assistant.towers import STAGES, EfficientNetLite0, load_tower, see
 
@@ -20,7 +20,7 @@ CATS = range(281, 286)
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty place for converted weights, and a tower that is loaded anew."""
-    monkeypatch.setenv(towers.PLACE, str(tmp_path))
+    monkeypatch.setenv(disk.MODELS, str(tmp_path))
     load_tower.cache_clear()
     yield tmp_path
     load_tower.cache_clear()

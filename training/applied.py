@@ -20,7 +20,7 @@ from training.labelled import LabelledRow, read_cells, rows_of
 from training.pictures import FeatureExtractor, computed, student_features
 
 TILES = 6
-SIDE = 256
+_SIDE = 256
 
 
 class Applied:
@@ -93,8 +93,8 @@ class Applied:
     def carried_by(self, row: LabelledRow, prediction: Prediction) -> np.ndarray:
         """How much less sure, or how much other, the first target is with each tile of the picture covered [T, T]."""
         assert row.picture is not None
-        square, _ = to_model_input(read_micrograph(row.picture), SIDE)
-        edges = np.linspace(0, SIDE, TILES + 1).astype(int)
+        square, _ = to_model_input(read_micrograph(row.picture), _SIDE)
+        edges = np.linspace(0, _SIDE, TILES + 1).astype(int)
         carried = np.zeros((TILES, TILES))
         for i in range(TILES):
             for j in range(TILES):
@@ -113,10 +113,10 @@ class Applied:
         from PIL import Image
 
         assert row.picture is not None
-        square, _ = to_model_input(read_micrograph(row.picture), 2 * SIDE)
+        square, _ = to_model_input(read_micrograph(row.picture), 2 * _SIDE)
         carried = np.maximum(self.carried_by(row, prediction), 0.0)
         heat = Image.fromarray((carried / max(carried.max(), 1e-12)).astype(np.float32))
-        shade = np.asarray(heat.resize((2 * SIDE, 2 * SIDE), Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+        shade = np.asarray(heat.resize((2 * _SIDE, 2 * _SIDE), Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
         grey = np.repeat(square[..., None], 3, axis=2)
         drawn = grey * (1 - 0.5 * shade) + 0.5 * shade * np.array([1.0, 0.55, 0.0])
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ _VALUE_TYPES: Mapping[FactKind, tuple[type, ...]] = {
     "orientation": _NUMERIC,
 }
 
-TOLERANCE = 0.2
+_TOLERANCE = 0.2
 ORIENTATION_TOLERANCE = 15.0  # [deg]; a share of the angle would ask more of 5 deg than of 175 deg
 COUNT_WORDS = NUMBER_WORDS[2:13]
 
@@ -66,7 +66,7 @@ class FactTarget:
     kind: FactKind
     value: str | bool | float | None
     unit: str = ""
-    tolerance: float = TOLERANCE
+    tolerance: float = _TOLERANCE
     choices: tuple[str, ...] = ()
 
     @classmethod
@@ -87,7 +87,7 @@ class FactTarget:
         if not _fits(value, kind):
             raise DatasetError("bad_fact", f"Value {value!r} is no fact of kind {kind!r}. Correct the value.")
         choices = tuple(str(choice) for choice in record.get("choices") or ())
-        return cls(kind, value, unit, float(record.get("tolerance", TOLERANCE)), choices)
+        return cls(kind, value, unit, float(record.get("tolerance", _TOLERANCE)), choices)
 
 
 def _known_unit(unit: str) -> str:
@@ -236,7 +236,7 @@ def _is_stated(fact: Claim, stated: Sequence[Claim]) -> bool:
         return False
     if fact.amount.unit == "deg":
         return angle_between(amount.value, expected) <= ORIENTATION_TOLERANCE
-    return _near(amount, expected, TOLERANCE)
+    return _near(amount, expected, _TOLERANCE)
 
 
 def yes_no_balance(answers: Sequence[str], expected: Sequence[bool]) -> dict[str, float | None]:

@@ -28,7 +28,7 @@ from assistant.config import TOWER_SIDE
 from assistant.disk import MANIFEST, fingerprint, verify_directory, write_directory
 from assistant.heads import Array, Heads, Labelled, fit_heads, write_heads
 
-HEADS = ("class", "shape", "surface", "arrangement")
+_HEADS = ("class", "shape", "surface", "arrangement")
 COPIES = 3
 """Further recordings of each picture."""
 MOST = 30
@@ -124,7 +124,7 @@ def drawn(folder: Path, cache: Path) -> list[Specimen]:
             row["group"],
             "",
             {"class": CLASS_OF.get(row["label"], row["label"].replace("_", " "))}
-            | {n: row["truth"][n] for n in HEADS[1:] if n in row["truth"]},
+            | {n: row["truth"][n] for n in _HEADS[1:] if n in row["truth"]},
         )
         for row in rows
     ]
@@ -153,7 +153,7 @@ def real(folder: Path, cache: Path, *, splits: Sequence[str] = ("train",)) -> li
 def foreign(seed: int, *, each: int = FOREIGN_EACH) -> list[Specimen]:
     """Pages of text, charts, noise, shapes, gradients and boards: what people show by mistake, and no micrograph."""
     specimens = []
-    for kind, draw in FOREIGN.items():
+    for kind, draw in STRANGE.items():
         rng = np.random.default_rng([seed, zlib.crc32(kind.encode())])
         for number in range(each):
             pixels = _grey(draw(rng))
@@ -172,7 +172,7 @@ def labelled(specimens: Sequence[Specimen], *, seed: int, copies: int = COPIES) 
         extra = [] if specimen.foreign else [recorded_again(plain, rng) for _ in range(copies)]
         pictures += [plain, *extra]
         of += [specimen] * (1 + len(extra))
-    words = {name: tuple(s.words.get(name) for s in of) for name in HEADS}
+    words = {name: tuple(s.words.get(name) for s in of) for name in _HEADS}
     groups, sources = tuple(s.group for s in of), tuple(s.source for s in of)
     return Labelled(see(pictures), groups, sources, words, tuple(s.foreign for s in of))
 
@@ -315,7 +315,7 @@ def _board(rng: np.random.Generator) -> Array:
     return turned
 
 
-FOREIGN: Mapping[str, Callable[[np.random.Generator], Array]] = {
+STRANGE: Mapping[str, Callable[[np.random.Generator], Array]] = {
     "page": _page,
     "chart": _chart,
     "noise": _noise,

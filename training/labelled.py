@@ -31,8 +31,8 @@ ROLES = {
     "crystal": ("cif", "crystal", "structure"),
 }
 """Columns whose name tells what they are."""
-SPLITS = {"train": "train", "training": "train", "val": "calibration", "valid": "calibration"}
-SPLITS |= {"validation": "calibration", "calibration": "calibration", "test": "test"}
+_SPLITS = {"train": "train", "training": "train", "val": "calibration", "valid": "calibration"}
+_SPLITS |= {"validation": "calibration", "calibration": "calibration", "test": "test"}
 WORDS_OF_TEXT = 4.0
 """A column whose cells have this many words in the mean is a text."""
 MOST_CATEGORIES = 50
@@ -186,9 +186,9 @@ def rows_of(
         row.values = {name: value for name, value in values.items() if value is not None}
         row.group = first("group") or ""
         split = first("split")
-        if split is not None and split.lower() not in SPLITS:
+        if split is not None and split.lower() not in _SPLITS:
             raise DatasetError("bad_split", f"{source}, line {place + 2}: {split!r} is no split. Write train or test.")
-        row.split = SPLITS[split.lower()] if split else None
+        row.split = _SPLITS[split.lower()] if split else None
         yield row
 
 

@@ -20,7 +20,7 @@ from assistant.disk import fingerprint, replacing
 from assistant.micrograph import Micrograph, ReadLimits, read_micrograph, to_model_input
 from assistant.readers.files import sidecar_texts
 
-VERSION = "1"
+_VERSION = "1"
 """Of what is computed; another one is not read back."""
 INSTRUMENT = ("hv_kv", "wd_mm", "magnification", "detector", "vendor")
 See = Callable[[Micrograph], np.ndarray]
@@ -95,7 +95,7 @@ def _key(path: Path, extractor: FeatureExtractor | None) -> str:
     digest = hashlib.sha256(fingerprint(path).encode())
     for _, text in sidecar_texts(path, ReadLimits().max_sidecar_bytes):
         digest.update((text or "").encode())
-    return "-".join((digest.hexdigest(), VERSION, *((extractor.name,) if extractor else ())))
+    return "-".join((digest.hexdigest(), _VERSION, *((extractor.name,) if extractor else ())))
 
 
 def _kept(file: Path) -> dict[str, Any] | None:

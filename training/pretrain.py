@@ -29,7 +29,7 @@ from training.data import Collator, Conversations, Example, load_split
 from training.stages import PretrainStage, VisionStage
 from training.trainer import fit
 
-VOCABULARY = 1024
+_VOCABULARY = 1024
 VISION_BATCH = 32
 BASE_NAME = "maemi-tiny-base"
 """What runs call this language model; it travels inside them."""
@@ -95,7 +95,7 @@ def train_tokenizer(texts: Sequence[str], *, whole: Sequence[str] = ()) -> PreTr
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=_VOCABULARY,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -44,7 +44,7 @@ from training.heads import own_heads
 from training.stages import InstructionStage, LanguageStage
 from training.state import load_optimizer, load_random_state, save_training_state
 
-VISION_PARTS = ("vit", "hnf", "vit_projection", "hnf_projection")
+_VISION_PARTS = ("vit", "hnf", "vit_projection", "hnf_projection")
 MATCHING_PARTS = ("text_encoder", "grounded", "matching", "image_match", "text_match")
 STAGE_WEIGHTS = "stage.safetensors"
 PROGRESS = "trainer_state.json"
@@ -115,7 +115,7 @@ def parameter_groups(run: Run) -> list[dict[str, Any]]:
     """Thaw what fine-tuning trains: adapter B matrices, cross-attention and grounding, and the encoders more slowly."""
     settings = run.config.training
     student = run.student
-    vision = [p for part in VISION_PARTS for p in getattr(student, part).parameters()]
+    vision = [p for part in _VISION_PARTS for p in getattr(student, part).parameters()]
     if run.config.vit.trainable is False:
         student.vit.requires_grad_(False)  # else it keeps activations and gradients nobody uses
         frozen = {id(p) for p in student.vit.parameters()}

@@ -29,7 +29,7 @@ from assistant.errors import DatasetError
 
 LONGEST = 400
 """Characters of a formula that are read."""
-HEADS, DEPTH = 4, 2
+_HEADS, _DEPTH = 4, 2
 _PART = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)|([(\[])|[)\]](\d*\.?\d*)")
 
 
@@ -99,7 +99,7 @@ class CompositionEncoder(Encoder):
         self.element = nn.Linear(table.shape[1], dim)
         self.name = nn.Embedding(len(table), dim)
         self.share = nn.Linear(2, dim)
-        self.blocks = nn.ModuleList(Block(dim, HEADS, mlp_ratio=2) for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(Block(dim, _HEADS, mlp_ratio=2) for _ in range(_DEPTH))
         self.norm = nn.LayerNorm(dim)
 
     @classmethod

@@ -23,13 +23,13 @@ from assistant.encoders.composition import element_table
 from assistant.encoders.encoder import Encoder, Item
 from assistant.errors import DatasetError
 
-NEIGHBOURS, RADIUS, BIN = 12, 8.0, 0.4
+_NEIGHBOURS, RADIUS, BIN = 12, 8.0, 0.4
 """Neighbours of an atom that are looked at, how far they are looked for [A], and width of the distance bins [A]."""
-DEPTH = 3
+_DEPTH = 3
 MOST_ATOMS = 400
-LARGEST = 2**20
+_LARGEST = 2**20
 """Largest CIF that is read [byte]."""
-TOLERANCE = 0.01
+_TOLERANCE = 0.01
 """How far an atom may lie off its symmetric place [A]."""
 _SYSTEMS = (
     (2, "triclinic"),
@@ -97,11 +97,11 @@ def nearest(structure: Any) -> tuple[np.ndarray, np.ndarray]:
     """The K nearest neighbours of every atom of a pymatgen structure, images in other cells too: places, distances."""
     count = len(structure)
     centres, places, _, lengths = structure.get_neighbor_list(RADIUS)
-    neighbours = np.tile(np.arange(count)[:, None], (1, NEIGHBOURS))
-    distances = np.full((count, NEIGHBOURS), np.inf, dtype=np.float32)
+    neighbours = np.tile(np.arange(count)[:, None], (1, _NEIGHBOURS))
+    distances = np.full((count, _NEIGHBOURS), np.inf, dtype=np.float32)
     order = np.lexsort((places, lengths.round(4), centres))  # equal lengths by place, so that a file reads alike
     for atom in range(count):
-        chosen = order[centres[order] == atom][:NEIGHBOURS]
+        chosen = order[centres[order] == atom][:_NEIGHBOURS]
         neighbours[atom, : len(chosen)], distances[atom, : len(chosen)] = places[chosen], lengths[chosen]
     return neighbours, distances
 
@@ -110,7 +110,7 @@ def sentence(matrix: np.ndarray, places: np.ndarray, numbers: np.ndarray, lattic
     """A cell in words: "Pm-3m, cubic, 5 atoms, a = 4.06 A"; lengths and angles that repeat are said once."""
     import spglib
 
-    found = spglib.get_symmetry_dataset((matrix, places, numbers), symprec=TOLERANCE)
+    found = spglib.get_symmetry_dataset((matrix, places, numbers), symprec=_TOLERANCE)
     group = 1 if found is None else found.number
     symbol = "P1" if found is None else found.international
     system = next(name for last, name in _SYSTEMS if group <= last)
@@ -129,8 +129,8 @@ def sentence(matrix: np.ndarray, places: np.ndarray, numbers: np.ndarray, lattic
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > LARGEST:
-            raise DatasetError("bad_crystal", f"{path} has more than {LARGEST} bytes. Give one structure per file.")
+        if path.stat().st_size > _LARGEST:
+            raise DatasetError("bad_crystal", f"{path} has more than {_LARGEST} bytes. Give one structure per file.")
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise DatasetError("bad_crystal", f"{path} cannot be read ({error.strerror}). Correct the path.") from None
@@ -169,7 +169,7 @@ class CrystalEncoder(Encoder):
         self.properties: Tensor
         self.centres: Tensor
         self.element, self.name = nn.Linear(table.shape[1], dim), nn.Embedding(len(table), dim)
-        self.layers = nn.ModuleList(GatedConvolution(dim, len(self.centres)) for _ in range(DEPTH))
+        self.layers = nn.ModuleList(GatedConvolution(dim, len(self.centres)) for _ in range(_DEPTH))
         self.out = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.LayerNorm(dim))
 
     @classmethod

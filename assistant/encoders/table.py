@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from assistant.attention import Block
 from assistant.encoders.encoder import Encoder, Item, Standard
 
-HEADS, DEPTH = 4, 2
+_HEADS, _DEPTH = 4, 2
 
 
 class TableEncoder(Encoder):
@@ -37,7 +37,7 @@ class TableEncoder(Encoder):
         )
         self.embeddings = nn.ModuleList(nn.Embedding(1 + len(known), dim) for known in self.categories.values())
         self.summary = nn.Parameter(torch.empty(1, 1, dim).uniform_(-bound, bound))
-        self.blocks = nn.ModuleList(Block(dim, HEADS, mlp_ratio=2) for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(Block(dim, _HEADS, mlp_ratio=2) for _ in range(_DEPTH))
         self.norm = nn.LayerNorm(dim)
 
     @classmethod

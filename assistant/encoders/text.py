@@ -18,12 +18,12 @@ from assistant.attention import Block
 from assistant.encoders.encoder import Encoder, Item, padded
 from assistant.errors import ConfigError
 
-PAD, UNKNOWN, MASK = 0, 1, 2
+PAD, _UNKNOWN, MASK = 0, 1, 2
 SPECIAL = ("[PAD]", "[UNK]", "[MASK]")
-VOCABULARY, MOST_TOKENS = 2000, 96
-HEADS, DEPTH = 4, 2
+_VOCABULARY, MOST_TOKENS = 2000, 96
+_HEADS, _DEPTH = 4, 2
 MASKED = 0.15
-STEPS, BATCH, RATE = 200, 32, 1e-3
+_STEPS, BATCH, RATE = 200, 32, 1e-3
 """Of masked language modelling."""
 
 
@@ -57,11 +57,11 @@ class TextEncoder(Encoder):
         self.embedding = nn.Embedding(self.tokenizer.get_vocab_size(), dim, padding_idx=PAD)
         self.positions = nn.Parameter(torch.randn(MOST_TOKENS, dim) * 0.02)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
-        self.blocks = nn.ModuleList(Block(dim, HEADS, mlp_ratio=2) for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(Block(dim, _HEADS, mlp_ratio=2) for _ in range(_DEPTH))
         self.last, self.pooling, self.norm = nn.LayerNorm(dim), AttentionPooling(dim), nn.LayerNorm(dim)
 
     @classmethod
-    def fit(cls, values: Sequence[Any], dim: int, steps: int = STEPS) -> Self:
+    def fit(cls, values: Sequence[Any], dim: int, steps: int = _STEPS) -> Self:
         """Word pieces from the texts of training rows, then weights by predicting masked ones."""
         texts = [str(value) for value in values]
         encoder = cls(learn_pieces(texts), dim)
@@ -70,7 +70,7 @@ class TextEncoder(Encoder):
 
     def item(self, value: Any) -> Item:
         """A text as numbers of its pieces [T], cut at `MOST_TOKENS`."""
-        numbers = self.tokenizer.encode(str(value)).ids[:MOST_TOKENS] or [UNKNOWN]
+        numbers = self.tokenizer.encode(str(value)).ids[:MOST_TOKENS] or [_UNKNOWN]
         return {"tokens": torch.tensor(numbers)}
 
     def states(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class TextEncoder(Encoder):
         vectors: Tensor = self.norm(self.pooling(self.states(tokens, mask), mask))
         return vectors
 
-    def pretrain(self, texts: Sequence[str], steps: int = STEPS) -> list[float]:
+    def pretrain(self, texts: Sequence[str], steps: int = _STEPS) -> list[float]:
         """Predict masked pieces of the texts; the loss [nat per masked piece] of every step."""
         items = [self.item(text)["tokens"] for text in texts]
         optimizer = torch.optim.AdamW(self.parameters(), lr=RATE, weight_decay=0.01)
@@ -157,12 +157,12 @@ def learn_pieces(texts: Sequence[str]) -> str:
     """A word-piece tokenizer learned from texts, as its JSON; every digit stands alone."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL[UNKNOWN]))
+    tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL[_UNKNOWN]))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.BertPreTokenizer()]
     )
     trainer = trainers.WordPieceTrainer(
-        vocab_size=VOCABULARY, min_frequency=2, special_tokens=list(SPECIAL), show_progress=False
+        vocab_size=_VOCABULARY, min_frequency=2, special_tokens=list(SPECIAL), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     return str(tokenizer.to_str())

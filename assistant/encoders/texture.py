@@ -12,8 +12,8 @@ import numpy as np
 
 SIDE = 256
 """The picture's side at the finest scale [px]."""
-SCALES = (1, 2, 4)
-LEVELS = 16
+_SCALES = (1, 2, 4)
+_LEVELS = 16
 RINGS, SECTORS = 12, 6
 DISTANCES = (1, 3)
 
@@ -25,7 +25,7 @@ def texture_descriptors(picture: np.ndarray) -> np.ndarray:
     fine = resize(picture, (SIDE, SIDE), anti_aliasing=True) if picture.shape != (SIDE, SIDE) else picture
     ranks = equalised(fine)
     parts = [spectrum(ranks)]
-    for scale in SCALES:
+    for scale in _SCALES:
         small = ranks.reshape(SIDE // scale, scale, SIDE // scale, scale).mean(axis=(1, 3))
         parts += [patterns(small), co_occurrence(small), gradients(small)]
     return np.concatenate(parts).astype(np.float32)
@@ -56,9 +56,9 @@ def co_occurrence(picture: np.ndarray) -> np.ndarray:
     """Mean and range over four directions of five Haralick figures at two distances [20]."""
     from skimage.feature import graycomatrix, graycoprops
 
-    levels = np.minimum((picture * LEVELS).astype(np.uint8), LEVELS - 1)
+    levels = np.minimum((picture * _LEVELS).astype(np.uint8), _LEVELS - 1)
     angles = [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4]
-    matrix = graycomatrix(levels, DISTANCES, angles, LEVELS, symmetric=True, normed=True)
+    matrix = graycomatrix(levels, DISTANCES, angles, _LEVELS, symmetric=True, normed=True)
     names = ("contrast", "homogeneity", "energy", "correlation", "dissimilarity")
     found = np.stack([graycoprops(matrix, name) for name in names])  # [5, 2, 4]
     return np.concatenate([found.mean(axis=2).ravel(), np.ptp(found, axis=2).ravel()])

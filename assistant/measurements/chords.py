@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from assistant.measurements.picture import F32, F64, Mask, Picture, block_mean, blurred
 
-SCALES = 3
+_SCALES = 3
 MOST_RAYS = 2500
 """Rays per scale; of more edges those of evenly spread tiles are taken."""
 TILE = 64
@@ -38,7 +38,7 @@ STANDS_OUT, THIN_STANDS_OUT = 0.15, 0.4
 of a wide body is thin, and bright against one side only."""
 ONE_SIDED, THIN_ONE_SIDED = 0.2, 0.6
 """Least ratio of the contrasts against the two sides."""
-ALIKE = 0.15
+_ALIKE = 0.15
 """Largest relative difference between the widths of neighbours."""
 SAME_AXIS = 20.0
 """Angle up to which a narrow chord inside a wide one is a rim or groove of the same body [deg]."""
@@ -123,7 +123,7 @@ def _scales(picture: Picture) -> Iterator[_Scale]:
     """The small copy, and halved again and again."""
     grey, size, (gx, gy), steep = picture.calm, 1, picture.gradients, picture.slope
     noise = picture.small_noise / (2 * np.sqrt(2 * np.pi) * picture.sigma**2)  # of the gradient of blurred noise
-    for _ in range(SCALES):
+    for _ in range(_SCALES):
         if min(grey.shape) < 2 * REACH:
             return
         if size > 1:
@@ -240,7 +240,7 @@ def _are_steady(shape: tuple[int, ...], x: F32, y: F32, width: F32, along: F32) 
             for away in BESIDE_WIDTHS:
                 step = sign * np.maximum(away * width, 2.0)
                 there = drawn[_pixels(shape, y + step * np.sin(along), x + step * np.cos(along))]
-                found |= np.abs(there - width) <= np.maximum(ALIKE * width, ALIKE_PIXELS)
+                found |= np.abs(there - width) <= np.maximum(_ALIKE * width, ALIKE_PIXELS)
             both &= found
         return both
 

@@ -23,7 +23,7 @@ CLOSE = 448
 """Side of the crop in which thin fibres of a reduced picture are looked for [px]."""
 _STRETCH = (-1.0, -0.67, -0.33, 0.0, 0.33, 0.67, 1.0)
 """Where along the axis profiles are averaged [widths]."""
-FAR, STEPS = 1.25, 40
+FAR, _STEPS = 1.25, 40
 """Profiles reach so far to both sides [widths], in so many steps."""
 BODY, INSIDE, OUTSIDE = 0.2, 0.55, 1.0
 """Up to where the profile is the middle of the body, up to where its crest is looked for, and its ground [widths]."""
@@ -126,13 +126,13 @@ def _widths(picture: Picture, axes: Chords, *, bright: bool) -> tuple[F64, Mask]
     for some, image, factor in ((fine, picture.grey, picture.factor), (~fine, picture.small, 1)):
         profiles = _profiles(image, axes[some], factor) * np.float32(1 if bright else -1)
         body = np.median(profiles[:, np.abs(_ACROSS) < BODY], axis=1)
-        sides = [_half_width(half, body) for half in (profiles[:, STEPS // 2 :], profiles[:, STEPS // 2 :: -1])]
+        sides = [_half_width(half, body) for half in (profiles[:, _STEPS // 2 :], profiles[:, _STEPS // 2 :: -1])]
         width[some] = (sides[0] + sides[1]) * axes.width[some]
     change = np.abs(width / np.maximum(axes.width, 1e-6) - 1)
     return width, np.asarray(np.isfinite(width) & (change < CHANGE), dtype=np.bool_)
 
 
-_ACROSS: F32 = np.linspace(-FAR, FAR, STEPS + 1, dtype=np.float32)
+_ACROSS: F32 = np.linspace(-FAR, FAR, _STEPS + 1, dtype=np.float32)
 
 
 def _profiles(image: F32, axes: Chords, factor: int) -> F32:

@@ -32,7 +32,7 @@ PLAINLY_LONG, LONG = 0.5, 0.4
 """Likelihood of fibres from which no compact bodies speak against them, and from which they are looked for."""
 FOLLOWED = 0.8
 """Likelihood from which fibres have a width: under it rims of bodies, beams and walls were followed as often."""
-ONE_WAY, ALIKE, STRAIGHT = 0.9, -0.6, 0.66
+ONE_WAY, _ALIKE, STRAIGHT = 0.9, -0.6, 0.66
 """Alignment, and share of the dark long bodies over the bright ones [log], from which nothing tells fibres from the
 gaps between them, as in a wrinkled film. Wrinkles bend; wires whose edges keep to one direction so far do not."""
 BY_DESIGN = 0.3
@@ -306,7 +306,7 @@ def _as_fibres(it: Signs) -> Findings | None:
     if fibres is None:
         return None
     found = _seen(it, "fibres")
-    wrinkled = fibres.alignment > ONE_WAY and fibres.gaps > ALIKE and it.direction.right_angled < STRAIGHT
+    wrinkled = fibres.alignment > ONE_WAY and fibres.gaps > _ALIKE and it.direction.right_angled < STRAIGHT
     found.fibres = fibres if it.likelihoods["fibres"] > FOLLOWED and not wrinkled else None
     found.share_of_bright = bright
     # Wires that lie apart can be counted as well; cut pieces of a network cannot.

@@ -16,7 +16,7 @@ from assistant.measurements.facts import Known
 from assistant.measurements.statements import read_statements
 from assistant.quantities import QUANTITIES
 
-NOT_MEASURED, DOUBT = "not measured", "uncertain"
+NOT_MEASURED, _DOUBT = "not measured", "uncertain"
 """What stands in a prompt for a quantity that is missing, and behind one that may be wrong."""
 _REFERENCE = re.compile(r"\{(?:(\d{1,3})\.)?([a-z][a-z0-9_]*)\}")
 _LONGEST = 40
@@ -30,7 +30,7 @@ def fact_entries(known: Known, *, number: int | None = None) -> list[str]:
     A quantity that is asked for and was not measured is an entry too, so that a model learns to say so.
     """
     prefix = "" if number is None else f"{number}."
-    facts = {fact.name: fact.written if fact.sure else f"{fact.written} ({DOUBT})" for fact in known}
+    facts = {fact.name: fact.written if fact.sure else f"{fact.written} ({_DOUBT})" for fact in known}
     facts |= {name: NOT_MEASURED for name, quantity in QUANTITIES.items() if quantity.asked and name not in facts}
     names = sorted(facts, key=lambda name: _PLACE.get(name, len(QUANTITIES)))
     return [f"{{{prefix}{name}}} = {facts[name]}" for name in names]

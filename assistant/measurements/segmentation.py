@@ -35,7 +35,7 @@ COMPACT = 0.87
 CUT_COMPACT = 0.9
 OWN_OUTLINE = 0.45
 """Least share of an object's outline that is edge of the foreground, not a cut between neighbours."""
-LARGEST = 0.45
+_LARGEST = 0.45
 """Share of the frame above which a body is background or a support."""
 GAP = 0.25
 """A hole whose level is nearer than this to the background's, on the way to the foreground's, is a gap and stays."""
@@ -202,7 +202,7 @@ def _assess(
         return None
     labels, count = label(mask) if parts is None else parts
     shape = geometry_of(labels, count)
-    large = shape.area > LARGEST * mask.size
+    large = shape.area > _LARGEST * mask.size
     compact = shape.area[(shape.compactness > COMPACT) & ~large].sum() / shape.area.sum()
     outline = mask & ~eroded(mask)
     typical = float((shape.area**2).sum() / shape.area.sum())
@@ -288,7 +288,7 @@ def assembled(picture: Picture, candidate: Candidate, mask: Mask, labels: I32, c
     """Bodies with all that is measured of them; good and sized is what is neither a speck nor a support."""
     shape = geometry_of(labels, count)
     border = at_border(labels, count)
-    sized = (shape.area >= SMALLEST_AREA) & (shape.area < LARGEST * mask.size) & ~spanning(labels, count)
+    sized = (shape.area >= SMALLEST_AREA) & (shape.area < _LARGEST * mask.size) & ~spanning(labels, count)
     inside, outset = centre_inside(labels, shape, border), _outset(picture, mask)
     return Objects(candidate, mask, labels, shape, perimeters(labels, count), outset, sized, sized, ~border, inside)
 

@@ -17,7 +17,7 @@ from assistant.measurements.bodies import SMALLEST_AREA
 from assistant.measurements.picture import F32, F64, I32, Mask, Picture, eroded, opened
 from assistant.measurements.segmentation import Candidate, Objects, assembled, fill_interiors, separability
 
-LEVELS = 48
+_LEVELS = 48
 """Grey levels at which the slope of the outlines is compared."""
 LEAST_GROUND, LEAST_BRIGHT_GROUND, MOST_GROUND = 0.05, 0.25, 0.85
 """Share of the frame that a ground takes up; less of what is bright are the edges of bodies."""
@@ -27,7 +27,7 @@ FALL = 0.87
 """The slope is at its crest where it then falls below this share of it."""
 SEAM = 0.14
 """Curvature of a seam [contrasts per px2]."""
-DOUBT = 1.0
+_DOUBT = 1.0
 """How much surer and less sure a join must be for the two other counts [log-odds]."""
 EVIDENCE = ("shape", "seam", "seam over inside", "border", "grey", "size", "edge over inside", "roundness", "free")
 WEIGHTS = np.array(
@@ -69,9 +69,9 @@ def ground_of(calm: F32, slope: F32, least: float = LEAST_GROUND) -> Ground | No
 
     The mean slope along the isolines of each grey level has a crest where the isolines are outlines of bodies.
     """
-    at = np.minimum((calm * LEVELS).astype(np.intp), LEVELS - 1).ravel()
-    size = np.bincount(at, minlength=LEVELS).astype(np.float64)
-    steep = np.bincount(at, slope.ravel(), LEVELS)
+    at = np.minimum((calm * _LEVELS).astype(np.intp), _LEVELS - 1).ravel()
+    size = np.bincount(at, minlength=_LEVELS).astype(np.float64)
+    steep = np.bincount(at, slope.ravel(), _LEVELS)
     smooth = np.array([1.0, 2.0, 1.0])
     curve = np.convolve(steep, smooth, "same") / np.maximum(np.convolve(size, smooth, "same"), 1)
     below = np.cumsum(size) / calm.size
@@ -79,7 +79,7 @@ def ground_of(calm: F32, slope: F32, least: float = LEAST_GROUND) -> Ground | No
     found = _first_crest(curve, below, least=least, mean=mean)
     if found is None:
         return None
-    level = (found + 0.5) / LEVELS
+    level = (found + 0.5) / _LEVELS
     mask = fill_interiors(opened(calm > level), calm, rings=False)
     outline = mask & ~eroded(mask)
     if not outline.any() or float(slope[outline].mean()) < STEEPEST * mean:
@@ -88,7 +88,7 @@ def ground_of(calm: F32, slope: F32, least: float = LEAST_GROUND) -> Ground | No
 
 
 def _first_crest(curve: F64, below: F64, *, least: float, mean: float) -> int | None:
-    for i in range(1, LEVELS - 4):
+    for i in range(1, _LEVELS - 4):
         if below[i] > MOST_GROUND:
             return None
         if below[i] < least or curve[i] < max(mean, curve[i - 1]) or curve[i] <= curve[i + 1]:
@@ -284,7 +284,7 @@ def tell_apart(calm: F32, slope: F32, least: float = LEAST_GROUND) -> Touching |
     parts = Parts(labels, count, calm=calm, slope=slope, seams=seams, contrast=ground.contrast)
     counts = []
     names, doubt = parts.joined, 0.0
-    for demand in (DOUBT, 0.0, -DOUBT):
+    for demand in (_DOUBT, 0.0, -_DOUBT):
         odds = log_odds(parts)
         while parts.join(odds - demand):
             odds = log_odds(parts)

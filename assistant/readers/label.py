@@ -20,7 +20,7 @@ from assistant.readers.scale_bar import ScaleBar, find_bars, length_between_edge
 SHORTEST_READ = 50  # [px]: one pixel of a bar this long is 2 %, the most a pixel size may be off
 SHORTEST_CONFIRMED = 24  # [px]: ... where the magnification or the field's width says the same
 _ROUND = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 9.0)
-FARTHEST = 0.2  # between bar and label, as a share of the width
+_FARTHEST = 0.2  # between bar and label, as a share of the width
 NEXT_BEST = 2.0  # another label must be this many times as far
 DISPLAY_MM = (60.0, 700.0)  # field width x magnification: a polaroid is 89 to 127 wide, a screen or print up to 500
 USUAL_DISPLAYS_MM = (120.0, 127.0)  # JEOL's; Hitachi's and Thermo's
@@ -141,7 +141,7 @@ def _matched(bars: Sequence[ScaleBar], lines: Sequence[Line], width: int) -> tup
         ),
         key=lambda pair: pair[:2],
     )
-    if not pairs or pairs[0][0] > FARTHEST * width:
+    if not pairs or pairs[0][0] > _FARTHEST * width:
         return None
     distance, _, bar, line, nm = pairs[0]
     rivals = [p for p in pairs[1:] if p[0] <= max(NEXT_BEST * distance, 4) and p[4] / p[2].length != nm / bar.length]

@@ -6,7 +6,7 @@ from assistant.arrays import Mask, Pixels
 
 _NEAR = 12  # [px] half the width of a gap up to which it takes the nearest pixels; a wider one is ground
 ROWS = 1024  # of the picture that are enough to know its ground
-_BLOCK, WHOLE = 48, 0.5  # [px] of the grid on which large gaps are looked for, and the share of a block that is sample
+_BLOCK, _WHOLE = 48, 0.5  # [px] of the grid on which large gaps are looked for, and the share of a block that is sample
 
 
 def without_gaps(pixels: Pixels, sample: Mask) -> Pixels:
@@ -58,7 +58,7 @@ def largest_rectangle(sample: Mask) -> tuple[slice, slice]:
     """Rows and columns of the largest rectangle without a large gap; small drawings in it do not count."""
     grid = [np.linspace(0, side, max(1, side // _BLOCK) + 1).round().astype(int) for side in sample.shape]
     sums = np.add.reduceat(np.add.reduceat(sample, grid[0][:-1], axis=0, dtype=np.int32), grid[1][:-1], axis=1)
-    whole = sums >= WHOLE * np.outer(np.diff(grid[0]), np.diff(grid[1]))  # [rows, columns] of blocks
+    whole = sums >= _WHOLE * np.outer(np.diff(grid[0]), np.diff(grid[1]))  # [rows, columns] of blocks
     best, heights = (0, 0, 0, 0, 0), np.zeros(whole.shape[1], int)
     for row, line in enumerate(whole):
         heights = np.where(line, heights + 1, 0)

@@ -13,7 +13,7 @@ import numpy as np
 from assistant.arrays import Pixels
 
 SHORTEST = 12  # length of a bar [px]
-WIDEST = 0.65  # ... as a share of the width: what is longer is a frame
+_WIDEST = 0.65  # ... as a share of the width: what is longer is a frame
 FULL_ROW = 0.97  # share of a line's length that is ink in its fullest row
 _SLENDER = 2.0  # a bar is at least this many times as long as high, caps and ticks included: no letter, no logo is
 BLOCK = 3  # rows of a line without caps from which it is a block; thinner at the edge, it is what JPEG leaves there
@@ -62,7 +62,7 @@ def find_bars(band: Pixels, *, width: int | None = None) -> list[ScaleBar]:
     `width` is that of the whole picture where the band is a piece of it [px].
     """
     grey = normalised(band)
-    parts = list(_parts(grey > 0.5, longest=WIDEST * (width or grey.shape[1])))
+    parts = list(_parts(grey > 0.5, longest=_WIDEST * (width or grey.shape[1])))
     lines = [part for part in parts if part.line is not None]
     halves = _halves(lines)
     used = {id(part) for pair in halves for part in pair}

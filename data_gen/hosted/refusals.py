@@ -19,7 +19,7 @@ from data_gen.hosted.replies import retry_after
 from data_gen.teacher import Rejection
 
 REASON_CHARS = 300
-DEPTH = 8
+_DEPTH = 8
 """As far as the body of an error is looked into."""
 LIMITS = {"max_completion_tokens": "max_tokens", "max_tokens": "max_completion_tokens"}
 """The two names of the limit of output tokens, each with the other."""
@@ -146,7 +146,7 @@ def verdict_of(refusal: EndpointRefusal, *, host: str, model: str, api_key_env: 
             return Rejection("bad_request", raw, billed=False, end=end)
 
 
-def _messages(said: Any, depth: int = DEPTH) -> Iterator[str]:
+def _messages(said: Any, depth: int = _DEPTH) -> Iterator[str]:
     """The words in the body of an error, outermost first."""
     match said:
         case str():
@@ -161,7 +161,7 @@ def _messages(said: Any, depth: int = DEPTH) -> Iterator[str]:
                 yield from _messages(said.get(key), depth - 1)
 
 
-def _places(said: Any, depth: int = DEPTH) -> Iterator[str]:
+def _places(said: Any, depth: int = _DEPTH) -> Iterator[str]:
     """The parameters that the body of an error names in fields of their own."""
     match said:
         case list() if depth:

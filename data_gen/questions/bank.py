@@ -14,7 +14,7 @@ from typing import Literal
 from data_gen.questions.evidence import prompt_lines
 
 BANK = Path(__file__).parent / "bank"
-OPEN = frozenset({"greeting", "help", "offtopic"})
+_OPEN = frozenset({"greeting", "help", "offtopic"})
 """Intents that are about no picture."""
 
 

@@ -39,7 +39,7 @@ _ROUND, _LONG = 1.3, 1.6
 """Aspect ratio below which structures are nearly round, and from which they are long."""
 _NARROW, _BROAD = 1.5, 2.0
 """Ratio of the 90th to the 10th percentile of the diameters below which sizes are alike, and from which they vary."""
-NOISY = 5.0
+_NOISY = 5.0
 """[%]"""
 COMPARED = {"mean_diameter": "larger", "count": "more", "coverage": "more_covered", "noise": "noisier"}
 """Quantities of two pictures that are compared, and the slot that says which is the larger."""
@@ -50,7 +50,7 @@ PLURAL_FORMS = frozenset({"lines", "pillars", "holes"})
 REGULARITY = {"periodic": 3, "aligned": 2, "layered": 2, "random": 1, "network": 1, "clustered": 1}
 FIBROUS = ("fibre", "fiber", "filament", "wire", "whisker", "tube", "hair", "yarn")
 """What the name of a class of long thin things has in it."""
-FOREIGN = frozenset({"debris", "contamination"})
+_FOREIGN = frozenset({"debris", "contamination"})
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _verdict_slots(values: Mapping[str, float], body: str) -> dict[str, str]:
     if "coverage" in values:
         slots["half_covered"] = "yes" if values["coverage"] > 50 else "no"
     if "noise" in values:
-        slots["noisy"] = "yes" if values["noise"] >= NOISY else "no"
+        slots["noisy"] = "yes" if values["noise"] >= _NOISY else "no"
     return slots
 
 
@@ -270,7 +270,7 @@ def _truth_slots(evidence: Evidence) -> dict[str, str]:
         slots["polarity"] = polarity.split()[0]
     if (defects := truth.get("defects")) is not None:
         slots["has_defects"] = "yes" if defects else "no"
-        foreign = [word for word in defects if word in FOREIGN]
+        foreign = [word for word in defects if word in _FOREIGN]
         slots["foreign"] = "yes" if foreign else "no"
         slots |= {"defects": _listed(defects)} if defects else {}
         slots |= {"foreign_objects": _listed(foreign)} if foreign else {}

@@ -16,7 +16,7 @@ from assistant.disk import write_file
 from data_gen.questions.asked import general_questions
 from data_gen.questions.bank import wordings
 
-ANSWER_TOKENS = 96
+_ANSWER_TOKENS = 96
 
 
 def keep(questions: Iterable[str], answer: Callable[[str], str], out: Path) -> int:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assistant = Assistant.load(parsed.run)
     asked = [question for question, _ in general_questions()]
     asked += [wording.text for wording in wordings("train") if wording.part in ("greeting", "offtopic", "help")]
-    kept = keep(asked, lambda q: "".join(assistant.converse(q, max_new_tokens=ANSWER_TOKENS)), parsed.out)
+    kept = keep(asked, lambda q: "".join(assistant.converse(q, max_new_tokens=_ANSWER_TOKENS)), parsed.out)
     print(f"{parsed.out}: {kept} answers")  # noqa: T201
 
 
