@@ -188,14 +188,10 @@ def inks(pixels: Pixels, colour: Pixels | None) -> Iterator[Ink]:
         mask = np.asarray(grey == level)
         yield Ink(mask, mask.astype(np.uint8) * np.uint8(255), grey=grey, alone=bool(alone))
         if not alone:
-            yield _smoothed(grey, level, inward)
-
-
-def _smoothed(grey: Pixels, level: int, inward: int) -> Ink:
-    """Ink that JPEG or smoothing took off its level: near it more than half, so that strokes stay apart."""
-    distance = (np.arange(256) - level) * inward
-    fade = np.rint(np.interp(distance, [0, NEAR, 255 * SOFT], [255, 130, 0])).astype(np.uint8)
-    return Ink(np.asarray((distance <= NEAR)[grey]), fade[grey], grey=grey, alone=False)
+            # What JPEG or smoothing took off its level: near it more than half, so that strokes stay apart.
+            distance = (np.arange(256) - level) * inward
+            fade = np.rint(np.interp(distance, [0, NEAR, 255 * SOFT], [255, 130, 0])).astype(np.uint8)
+            yield Ink(np.asarray((distance <= NEAR)[grey]), fade[grey], grey=grey, alone=False)
 
 
 def many_levels(counts: Pixels) -> bool:
@@ -273,15 +269,13 @@ def flat_boxes(pixels: Pixels) -> list[Box]:
     if not many_levels(counts):
         return found
     for level in np.argsort(counts)[-3:][::-1].tolist():
-        if counts[level] >= BOX_SHARE * grey.size and _owns_rows(grey, level):
+        if counts[level] < BOX_SHARE * grey.size:
+            continue
+        same = grey == level
+        beside_itself = (same[:, 1:] & same[:, :-1]).mean(axis=1)  # of each row; in noise it seldom is
+        if np.count_nonzero(beside_itself >= BOX_WIDTH / 3) >= BOX_ROWS:
             found += [box for box in _boxes_of(grey, level) if not any(_overlap(box, other) for other in found)]
     return found
-
-
-def _owns_rows(grey: Pixels, level: int) -> bool:
-    """Whether a level stands beside itself in as many rows as a box has at least; in noise it seldom does."""
-    same = grey == level
-    return bool(np.count_nonzero((same[:, 1:] & same[:, :-1]).mean(axis=1) >= BOX_WIDTH / 3) >= BOX_ROWS)
 
 
 def _boxes_of(grey: Pixels, level: int) -> Iterator[Box]:
