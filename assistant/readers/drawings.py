@@ -289,21 +289,16 @@ def _boxes_of(grey: Pixels, level: int) -> Iterator[Box]:
         return
     for rows, columns in ndimage.find_objects(names):
         box = Box(2 * columns.start, 2 * rows.start, min(wide, 2 * columns.stop), min(high, 2 * rows.stop))
-        if box.right - box.left >= BOX_WIDTH * wide and BOX_ROWS <= box.bottom - box.top <= BOX_HEIGHT * high:
-            tight = _tight(fill, box)
-            if tight is not None and _stands_apart(fill, tight):
-                yield tight
-
-
-def _tight(fill: Mask, box: Box) -> Box | None:
-    """The box without the rows and columns at its sides that the fill does not own."""
-    part = fill[box.rows, box.columns]
-    rows, columns = np.flatnonzero(part.mean(axis=1) >= FLAT_EDGE), np.flatnonzero(part.mean(axis=0) >= FLAT_INSIDE)
-    if len(rows) < 4 or len(columns) < 4:
-        return None
-    return Box(
-        box.left + int(columns[0]), box.top + int(rows[0]), box.left + int(columns[-1]) + 1, box.top + int(rows[-1]) + 1
-    )
+        if box.wide < BOX_WIDTH * wide or not BOX_ROWS <= box.high <= BOX_HEIGHT * high:
+            continue
+        part = fill[box.rows, box.columns]
+        owned = np.flatnonzero(part.mean(axis=1) >= FLAT_EDGE), np.flatnonzero(part.mean(axis=0) >= FLAT_INSIDE)
+        if min(len(side) for side in owned) < 4:
+            continue
+        (top, bottom), (left, right) = ((int(side[0]), int(side[-1]) + 1) for side in owned)
+        tight = Box(left, top, right, bottom).moved(1, box)  # without what the fill does not own at the sides
+        if _stands_apart(fill, tight):
+            yield tight
 
 
 def _stands_apart(fill: Mask, box: Box) -> bool:
