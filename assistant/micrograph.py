@@ -306,8 +306,10 @@ def _assembled(
     read_bar: bool | None,
 ) -> Micrograph:
     notes = [*frame.warnings, *(note for record, _ in records for note in record.warnings)]
-    found = annotation_of(frame, scan_rows=_scan_rows(frame, records))
-    width = frame.pixels.shape[1]
+    height, width = frame.pixels.shape
+    told = next((r.scan_rows for r, _ in records if r.scan_rows is not None and r.scan_rows < height), None)
+    scan_rows = told if told is not None and told >= height // 2 and not frame.turned else None
+    found = annotation_of(frame, scan_rows=scan_rows)
     calibration, remarks = calibrate(records, found, width=width, user_nm=pixel_size_nm, read_bar=read_bar)
     notes += [*remarks, *found.remarks()]
     if frame.pixels.dtype.kind == "f" and (bad := int(frame.pixels.size - np.isfinite(frame.pixels).sum())):
@@ -329,13 +331,6 @@ def _assembled(
     finished = replace(micrograph, warnings=tuple(dict.fromkeys(notes)))
     finished.__dict__["_window"] = window  # the costliest thing about most images, and everyone asks for it next
     return finished
-
-
-def _scan_rows(frame: Frame, records: list[tuple[Record, str]]) -> int | None:
-    """Where the info bar begins by the metadata, if they tell and the file is taller than the scan."""
-    height = len(frame.pixels)
-    told = next((r.scan_rows for r, _ in records if r.scan_rows is not None and r.scan_rows < height), None)
-    return told if told is not None and told >= height // 2 and not frame.turned else None
 
 
 def _instrument(records: list[tuple[Record, str]], found: Annotation, *, read_bar: bool | None) -> Instrument:

@@ -142,16 +142,23 @@ def _larger_part(place: Box, bar: tuple[int, int]) -> Box:
 
 def _written_over(frame: Frame, *, bar_known: bool) -> Annotation:
     """What is written on the specimen itself, in the rows and columns of this frame."""
+    from scipy import ndimage
+
     found, drawn = Annotation(), list(inks(frame.pixels, frame.colour))
     if not bar_known:
         _add_boxes(found, frame)
         if found.banner is None:
             _add_lettering(found, frame, drawn)
     _add_scale_bars(found, frame, drawn)
-    _add_letters(found, drawn)
-    strokes = _strokes(drawn)
-    flat = flat_strokes(frame.pixels)
-    found.ink = strokes if flat is None else flat if strokes is None else strokes | flat
+    for ink in drawn:
+        if not ink.alone:  # the specimen has this level too: only sharp edges say that letters and bars were drawn
+            boxes = [box for box, _ in ink.lines[:MOST_TEXTS]] + ink.bars[:MOST_BARS]
+            found.boxes += [box.grown(RIM, ink.mask.shape) for box in boxes if ink.is_sharp(box)]
+    found.ink = flat_strokes(frame.pixels)
+    sure = [ink.mask for ink in drawn if ink.alone]
+    if sure:  # with the rim that smoothing and JPEG reach
+        grown = ndimage.binary_dilation(np.logical_or.reduce(sure), np.ones((3, 3), bool), iterations=RIM)
+        found.ink = np.asarray(grown if found.ink is None else grown | found.ink)
     return found
 
 
@@ -190,7 +197,11 @@ def _add_boxes(found: Annotation, frame: Frame) -> None:
     """Flat boxes inside the frame; a wide one is the info bar, a small one may hold a scale bar."""
     boxes = flat_boxes(frame.pixels)
     while pair := next(((a, b) for a in boxes for b in boxes if a is not b and _on_one_row(a, b)), None):
-        boxes = [box for box in boxes if box not in pair] + [_hull(pair)]
+        around = Box(
+            min(box.left for box in pair), min(box.top for box in pair),
+            max(box.right for box in pair), max(box.bottom for box in pair),
+        )  # fmt: skip
+        boxes = [box for box in boxes if box not in pair] + [around]
     for box in boxes:
         wide = box.right - box.left >= WIDE_BOX * frame.pixels.shape[1]
         if wide and found.banner is None:
@@ -204,13 +215,6 @@ def _on_one_row(a: Box, b: Box) -> bool:
     return shared > 0.5 * min(a.bottom - a.top, b.bottom - b.top)
 
 
-def _hull(boxes: Sequence[Box]) -> Box:
-    return Box(
-        min(box.left for box in boxes), min(box.top for box in boxes),
-        max(box.right for box in boxes), max(box.bottom for box in boxes),
-    )  # fmt: skip
-
-
 def _add_lettering(found: Annotation, frame: Frame, drawn: Sequence[Ink]) -> None:
     """Text written over the picture, or on a ground as dark as the specimen's: the words decide whether it is a bar."""
     best: tuple[int, Strip] | None = None
@@ -218,12 +222,22 @@ def _add_lettering(found: Annotation, frame: Frame, drawn: Sequence[Ink]) -> Non
         lines = [box for box, letters in ink.lines if letters >= INFO_LETTERS or ink.on_row(box) >= ROW_LETTERS]
         if not lines or (best is not None and best[0] >= LEGIBLE):
             continue
-        strip = _strip_of(ink, lines[0])
+        high, (rows, width) = lines[0].high, ink.mask.shape
+        top, bottom = round(lines[0].top - _ABOVE * high), round(lines[0].bottom + _BELOW * high)
+        box = Box(0, max(0, top), width, min(rows, bottom))
+        strip = Strip(box, ink.soft[box.rows, box.columns], "banner")
         if tells_instrument(strip.lines) and (best is None or _legible(strip) > best[0]):
             best = _legible(strip), strip
-    if best is not None:
-        found.banner = _rows_of(best[1], len(frame.pixels))
-        found.strips.append(best[1])
+    if best is None:
+        return
+    strip = best[1]
+    found.strips.append(strip)
+    bars = [(bar.top, bar.bottom) for bar in find_bars(strip.band)[:1]]
+    texts = [(line.top, line.bottom) for line in strip.lines if len(line.text) > 2]
+    top = strip.box.top + min(first for first, _ in texts + bars) - RIM
+    bottom = strip.box.top + max(last for _, last in texts + bars) + RIM
+    margin, height = bottom - top, len(frame.pixels)  # the bar goes on to the frame's edge where that is near
+    found.banner = (0 if top <= margin else top, height if bottom >= height - margin else bottom)
 
 
 def _legible(strip: Strip) -> int:
@@ -231,29 +245,17 @@ def _legible(strip: Strip) -> int:
     return len(strip.instrument().sources) + 2 * (read_scale(strip.band) is not None)
 
 
-def _strip_of(ink: Ink, line: Box) -> Strip:
-    """The rows around a row of text, in ink alone."""
-    high, (rows, width) = line.bottom - line.top, ink.mask.shape
-    box = Box(0, max(0, round(line.top - _ABOVE * high)), width, min(rows, round(line.bottom + _BELOW * high)))
-    return Strip(box, ink.soft[box.rows, box.columns], "banner")
-
-
-def _rows_of(strip: Strip, height: int) -> tuple[int, int]:
-    """The rows of the frame that text and scale bar take up, to the frame's edge where it is near."""
-    bars = [(bar.top, bar.bottom) for bar in find_bars(strip.band)[:1]]
-    texts = [(line.top, line.bottom) for line in strip.lines if len(line.text) > 2]
-    top = strip.box.top + min(first for first, _ in texts + bars) - RIM
-    bottom = strip.box.top + max(last for _, last in texts + bars) + RIM
-    margin = bottom - top
-    return (0 if top <= margin else top, height if bottom >= height - margin else bottom)
-
-
 def _add_scale_bars(found: Annotation, frame: Frame, drawn: Sequence[Ink]) -> None:
     """Scale bars drawn over the specimen, each with the window in which its label lies."""
     taken = list(found.boxes)
     if found.banner is not None:
         taken.append(Box(0, found.banner[0], frame.pixels.shape[1], found.banner[1]))
-    bars = [(ink, bar) for ink in drawn for bar in ink.bars if not any(_covers(box, bar) for box in taken)]
+    bars = [
+        (ink, bar)
+        for ink in drawn
+        for bar in ink.bars
+        if not any(box.top <= bar.top < box.bottom and box.left <= bar.left < box.right for box in taken)
+    ]
     for ink, bar in bars[:MOST_BARS]:
         window = bar.grown(max(_REACH, 3 * (bar.bottom - bar.top)), ink.mask.shape)
         area = (bar.right - bar.left) * (bar.bottom - bar.top)
@@ -261,25 +263,3 @@ def _add_scale_bars(found: Annotation, frame: Frame, drawn: Sequence[Ink]) -> No
         soft, grey = (whole[window.rows, window.columns] for whole in (ink.soft, frame.pixels))
         edges = (grey, soft) if ink.grey is None else (grey,) if block else ()  # JPEG keeps half of a colour's detail
         found.strips.append(Strip(window, soft, "scale_bar", edges))
-
-
-def _covers(box: Box, bar: Box) -> bool:
-    return box.top <= bar.top < box.bottom and box.left <= bar.left < box.right
-
-
-def _add_letters(found: Annotation, drawn: Sequence[Ink]) -> None:
-    """Letters and bars on a level that the specimen has too: no sample where their edges say that they were drawn."""
-    for ink in drawn:
-        if not ink.alone:
-            boxes = [box for box, _ in ink.lines[:MOST_TEXTS]] + ink.bars[:MOST_BARS]
-            found.boxes += [box.grown(RIM, ink.mask.shape) for box in boxes if ink.is_sharp(box)]
-
-
-def _strokes(drawn: Sequence[Ink]) -> Mask | None:
-    """Strokes that were surely drawn, with the rim that smoothing and JPEG reach."""
-    from scipy import ndimage
-
-    sure = [ink.mask for ink in drawn if ink.alone]
-    if not sure:
-        return None
-    return np.asarray(ndimage.binary_dilation(np.logical_or.reduce(sure), np.ones((3, 3), bool), iterations=RIM))

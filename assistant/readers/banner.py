@@ -42,14 +42,13 @@ def _levels(pixels: Pixels) -> tuple[Pixels, int, float]:
     """
     if pixels.dtype == np.uint8:
         return pixels.astype(np.int32), 4, 64.0
-    exact = pixels.astype(np.int32) if pixels.dtype.itemsize < 4 and pixels.dtype.kind in "iu" else _finite(pixels)
+    if pixels.dtype.itemsize < 4 and pixels.dtype.kind in "iu":
+        exact = pixels.astype(np.int32)
+    else:
+        wide = pixels.astype(np.float64)
+        exact = np.where(np.isfinite(wide), np.clip(wide, -1e30, 1e30), 0)
     low, high = np.percentile(exact[::2, ::2], [1, 99])
     return exact, 0, 0.16 * float(high - low)
-
-
-def _finite(pixels: Pixels) -> Pixels:
-    wide = pixels.astype(np.float64)
-    return np.where(np.isfinite(wide), np.clip(wide, -1e30, 1e30), 0)
 
 
 def _edge(levels: tuple[Pixels, int, float]) -> int | None:
@@ -108,11 +107,8 @@ def _is_rule(row: Pixels, tolerance: int) -> bool:
 def _above_rule(rows: Pixels, row: int, tolerance: int, ink: float) -> int:
     """The first row of a line drawn along the bar's edge, or `row`: a line stands out from the row above it."""
     for thick in range(1, RULES):
-        if not _is_rule(rows[row - thick], tolerance):
-            return row - thick + 1 if thick > 1 and _stands_out(rows, row - thick, ink) else row
+        above = row - thick
+        if not _is_rule(rows[above], tolerance):
+            contrast = np.abs(rows[above + 1] - rows[above]) > ink / 2
+            return above + 1 if thick > 1 and contrast.mean() >= OTHER_ABOVE else row
     return row
-
-
-def _stands_out(rows: Pixels, above: int, ink: float) -> bool:
-    contrast = np.abs(rows[above + 1] - rows[above]) > ink / 2
-    return bool(contrast.mean() >= OTHER_ABOVE)

@@ -119,16 +119,12 @@ def _detector(lines: Sequence[Line]) -> str | None:
     named += [cell.text for head in heads if (cell := _cell_of(head, lines))]
     words = [word for word in named if _DETECTOR.fullmatch(word)]
     if not named:
-        words = [word for line in lines for word in _words(line.text) if _DETECTOR.fullmatch(word)]
+        # A line that names something else ("SEM HV: 10.0 kV") holds no detector; a time of day names nothing.
+        texts = [re.sub(r"\b\d{1,2}:\d{2}(?::\d{2})?\b", "", line.text) for line in lines]
+        bare = [word for text in texts if ":" not in text and "=" not in text for word in text.split()]
+        words = [word for word in bare if _DETECTOR.fullmatch(word)]
     found = set(words)
     return found.pop() if len(found) == 1 else None
-
-
-def _words(text: str) -> Iterator[str]:
-    """The words of a text, but not of one that names something else ("SEM HV: 10.0 kV"), as a time of day does not."""
-    text = re.sub(r"\b\d{1,2}:\d{2}(?::\d{2})?\b", "", text)
-    if ":" not in text and "=" not in text:
-        yield from text.split()
 
 
 def _date(text: str) -> str | None:

@@ -45,18 +45,18 @@ def calibrate(
     reading, strip = _first_scale(records, found, width) if wanted else (None, None)
     if stated is None:
         from_bar = _from_bar(reading, strip, notes)
-        if from_bar is None and not notes and _has_unread_bar(found):
-            notes.append(UNREAD)
-        return from_bar, notes or _uncalibrated(from_bar)
+        if from_bar is None and not notes:
+            drawn = any(strip.source != "banner" or find_bars(strip.band) for strip in found.strips)
+            notes.append(UNREAD if drawn else "No pixel size with a unit was found: lengths are in pixels.")
+        return from_bar, notes
     return _compared(stated, reading, notes), notes
 
 
 def _first_scale(records: Sequence[Sourced], found: Annotation, width: int) -> tuple[BarReading | None, Strip | None]:
     """The first scale bar that can be read; bar and label of one drawn over the specimen are no sample."""
+    magnification = next((r.instrument.magnification for r, _ in records if r.instrument.magnification), None)
     for strip in found.strips:
-        reading = read_scale(
-            strip.band, magnification=_magnification(records), width=-(-width // strip.step), edges=strip.edges
-        )
+        reading = read_scale(strip.band, magnification=magnification, width=-(-width // strip.step), edges=strip.edges)
         if reading is not None:
             left, top, right, bottom = (edge * strip.step for edge in reading.box)
             first = strip.box
@@ -64,10 +64,6 @@ def _first_scale(records: Sequence[Sourced], found: Annotation, width: int) -> t
             reading = replace(reading, pixels=reading.pixels * strip.step)
             return reading, strip
     return None, None
-
-
-def _has_unread_bar(found: Annotation) -> bool:
-    return any(find_bars(strip.band) if strip.source == "banner" else True for strip in found.strips)
 
 
 def _stated(records: Sequence[Sourced], user_nm: float | None) -> tuple[Calibration | None, list[str]]:
@@ -92,14 +88,6 @@ def _stated(records: Sequence[Sourced], user_nm: float | None) -> tuple[Calibrat
 
 def _doubted(calibration: Calibration) -> Calibration:
     return calibration if calibration.source == "user" else replace(calibration, confidence=DOUBTFUL)
-
-
-def _uncalibrated(calibration: Calibration | None) -> list[str]:
-    return [] if calibration else ["No pixel size with a unit was found: lengths are in pixels."]
-
-
-def _magnification(records: Sequence[Sourced]) -> float | None:
-    return next((r.instrument.magnification for r, _ in records if r.instrument.magnification), None)
 
 
 def _unlike_sidecar(records: Sequence[Sourced], band: Pixels, notes: list[str]) -> bool:

@@ -188,14 +188,10 @@ def inks(pixels: Pixels, colour: Pixels | None) -> Iterator[Ink]:
         mask = np.asarray(grey == level)
         yield Ink(mask, mask.astype(np.uint8) * np.uint8(255), grey=grey, alone=bool(alone))
         if not alone:
-            yield _smoothed(grey, level, inward)
-
-
-def _smoothed(grey: Pixels, level: int, inward: int) -> Ink:
-    """Ink that JPEG or smoothing took off its level: near it more than half, so that strokes stay apart."""
-    distance = (np.arange(256) - level) * inward
-    fade = np.rint(np.interp(distance, [0, NEAR, 255 * SOFT], [255, 130, 0])).astype(np.uint8)
-    return Ink(np.asarray((distance <= NEAR)[grey]), fade[grey], grey=grey, alone=False)
+            # What JPEG or smoothing took off its level: near it more than half, so that strokes stay apart.
+            distance = (np.arange(256) - level) * inward
+            fade = np.rint(np.interp(distance, [0, NEAR, 255 * SOFT], [255, 130, 0])).astype(np.uint8)
+            yield Ink(np.asarray((distance <= NEAR)[grey]), fade[grey], grey=grey, alone=False)
 
 
 def many_levels(counts: Pixels) -> bool:
@@ -273,15 +269,13 @@ def flat_boxes(pixels: Pixels) -> list[Box]:
     if not many_levels(counts):
         return found
     for level in np.argsort(counts)[-3:][::-1].tolist():
-        if counts[level] >= BOX_SHARE * grey.size and _owns_rows(grey, level):
+        if counts[level] < BOX_SHARE * grey.size:
+            continue
+        same = grey == level
+        beside_itself = (same[:, 1:] & same[:, :-1]).mean(axis=1)  # of each row; in noise it seldom is
+        if np.count_nonzero(beside_itself >= BOX_WIDTH / 3) >= BOX_ROWS:
             found += [box for box in _boxes_of(grey, level) if not any(_overlap(box, other) for other in found)]
     return found
-
-
-def _owns_rows(grey: Pixels, level: int) -> bool:
-    """Whether a level stands beside itself in as many rows as a box has at least; in noise it seldom does."""
-    same = grey == level
-    return bool(np.count_nonzero((same[:, 1:] & same[:, :-1]).mean(axis=1) >= BOX_WIDTH / 3) >= BOX_ROWS)
 
 
 def _boxes_of(grey: Pixels, level: int) -> Iterator[Box]:
@@ -295,21 +289,16 @@ def _boxes_of(grey: Pixels, level: int) -> Iterator[Box]:
         return
     for rows, columns in ndimage.find_objects(names):
         box = Box(2 * columns.start, 2 * rows.start, min(wide, 2 * columns.stop), min(high, 2 * rows.stop))
-        if box.right - box.left >= BOX_WIDTH * wide and BOX_ROWS <= box.bottom - box.top <= BOX_HEIGHT * high:
-            tight = _tight(fill, box)
-            if tight is not None and _stands_apart(fill, tight):
-                yield tight
-
-
-def _tight(fill: Mask, box: Box) -> Box | None:
-    """The box without the rows and columns at its sides that the fill does not own."""
-    part = fill[box.rows, box.columns]
-    rows, columns = np.flatnonzero(part.mean(axis=1) >= FLAT_EDGE), np.flatnonzero(part.mean(axis=0) >= FLAT_INSIDE)
-    if len(rows) < 4 or len(columns) < 4:
-        return None
-    return Box(
-        box.left + int(columns[0]), box.top + int(rows[0]), box.left + int(columns[-1]) + 1, box.top + int(rows[-1]) + 1
-    )
+        if box.wide < BOX_WIDTH * wide or not BOX_ROWS <= box.high <= BOX_HEIGHT * high:
+            continue
+        part = fill[box.rows, box.columns]
+        owned = np.flatnonzero(part.mean(axis=1) >= FLAT_EDGE), np.flatnonzero(part.mean(axis=0) >= FLAT_INSIDE)
+        if min(len(side) for side in owned) < 4:
+            continue
+        (top, bottom), (left, right) = ((int(side[0]), int(side[-1]) + 1) for side in owned)
+        tight = Box(left, top, right, bottom).moved(1, box)  # without what the fill does not own at the sides
+        if _stands_apart(fill, tight):
+            yield tight
 
 
 def _stands_apart(fill: Mask, box: Box) -> bool:

@@ -51,7 +51,10 @@ def file_bytes(path: Path, limits: ReadLimits) -> bytes:
 
 def sidecar_texts(image: Path, max_bytes: int) -> Iterator[tuple[str, str | None]]:
     """(name, text) of each side-car there is, best first; the text is None where the file is too large to be one."""
-    for path in _sidecars(image):
+    stem, extension = image.stem, image.suffix.lstrip(".")
+    # `NAME.ext.txt` before `NAME.txt`, then TESCAN's three ways to name a `.hdr`; each also with an upper suffix.
+    names = (f"{image.name}.txt", f"{stem}.txt", f"{stem}-{extension}.hdr", f"{image.name}.hdr", f"{stem}.hdr")
+    for path in [image.with_name(name) for base in names for name in (base, base[:-4] + base[-4:].upper())]:
         try:
             if not stat.S_ISREG(os.lstat(path).st_mode):
                 continue
@@ -60,10 +63,3 @@ def sidecar_texts(image: Path, max_bytes: int) -> Iterator[tuple[str, str | None
         except (OSError, ValueError):
             continue
         yield path.name, decode_text(data) if len(data) <= max_bytes else None
-
-
-def _sidecars(image: Path) -> list[Path]:
-    """`NAME.ext.txt` before `NAME.txt`, then TESCAN's three ways to name a `.hdr`; each also with an upper suffix."""
-    stem, extension = image.stem, image.suffix.lstrip(".")
-    names = (f"{image.name}.txt", f"{stem}.txt", f"{stem}-{extension}.hdr", f"{image.name}.hdr", f"{stem}.hdr")
-    return [image.with_name(name) for base in names for name in (base, base[:-4] + base[-4:].upper())]

@@ -28,8 +28,11 @@ def from_text(text: str, size: tuple[int, int]) -> Record | None:
             entries.setdefault(key.lstrip("$"), value.strip())
     if not any(key.startswith(("CM_", "SM_")) for key in entries):
         return None
-    scan = _scan_size(entries.get("CM_FULL_SIZE"))
-    bar_px, bar_nm = _bar(entries, size[0] / scan[0])
+    sides = [positive(part) for part in entries.get("CM_FULL_SIZE", "").split()]
+    scan = (sides[0], sides[1]) if len(sides) == 2 and sides[0] and sides[1] else _USUAL_SCAN
+    scanned_px, marker = positive(entries.get("SM_MICRON_BAR")), stated_quantity(entries.get("SM_MICRON_MARKER"))
+    bar_px = None if scanned_px is None else scanned_px * (size[0] / scan[0])  # in this file
+    bar_nm = length_nm(marker[0], marker[1]) if marker and marker[0] > 0 else None
     pixel, warnings = square_pixel(bar_nm / bar_px if bar_px and bar_nm else None, None)
     instrument = Instrument(
         vendor="jeol",
@@ -42,17 +45,3 @@ def from_text(text: str, size: tuple[int, int]) -> Record | None:
     )
     scan_rows = round(size[0] * scan[1] / scan[0])
     return Record(instrument, "sidecar", pixel, confidence=0.95, scan_rows=scan_rows, bar_px=bar_px, warnings=warnings)
-
-
-def _scan_size(text: str | None) -> tuple[float, float]:
-    parts = [positive(part) for part in (text or "").split()]
-    if len(parts) == 2 and parts[0] and parts[1]:
-        return parts[0], parts[1]
-    return _USUAL_SCAN
-
-
-def _bar(entries: dict[str, str], zoom: float) -> tuple[float | None, float | None]:
-    """The scale bar's length in this file [px] and on the specimen [nm]."""
-    pixels, marker = positive(entries.get("SM_MICRON_BAR")), stated_quantity(entries.get("SM_MICRON_MARKER"))
-    length = length_nm(marker[0], marker[1]) if marker and marker[0] > 0 else None
-    return (None if pixels is None else pixels * zoom), length

@@ -174,7 +174,8 @@ def _confidence(field_nm: float, lines: Sequence[Line], magnification: float | N
 
     A display of an unknown maker has an unknown width: that rules out a slip of ten, and confirms nothing.
     """
-    widths = [length for line in lines for length in _lengths(line.text)]
+    lengths = [length_nm(float(number), unit) for line in lines for number, unit in _LENGTH.findall(line.text)]
+    widths = [length for length in lengths if length is not None and length > SMALLEST_PIXEL]
     if any(abs(length / field_nm - 1) <= SAME_FIELD for length in widths):
         return CONFIRMED
     stated = [magnification] if magnification else list(magnifications(lines))
@@ -184,9 +185,3 @@ def _confidence(field_nm: float, lines: Sequence[Line], magnification: float | N
     if any(abs(display / usual - 1) <= SAME_FIELD for display in displays for usual in USUAL_DISPLAYS_MM):
         return CONFIRMED
     return UNCONFIRMED if any(DISPLAY_MM[0] <= display <= DISPLAY_MM[1] for display in displays) else 0.0
-
-
-def _lengths(text: str) -> Iterator[float]:
-    for number, unit in _LENGTH.findall(text):
-        if (nm := length_nm(float(number), unit) or 0.0) > SMALLEST_PIXEL:
-            yield nm

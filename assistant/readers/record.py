@@ -140,16 +140,12 @@ def stated_quantity(text: str | None) -> tuple[float, str] | None:
 
 def two_readings(*texts: str | None) -> tuple[str, ...]:
     """A warning for each number that a comma makes ambiguous."""
-    found = dict.fromkeys(name(text) for text in texts if text and _ambiguous(text))
+    numbers = [(text, _NUMBER.match(text.strip())) for text in texts if text]
+    found = dict.fromkeys(name(text) for text, number in numbers if number and _AMBIGUOUS.fullmatch(number[1]))
     return tuple(
         f'The pixel size "{text}" can be read in two ways (decimal or thousands comma); it is not used.'
         for text in found
     )
-
-
-def _ambiguous(text: str) -> bool:
-    match = _NUMBER.match(text.strip())
-    return match is not None and _AMBIGUOUS.fullmatch(match[1]) is not None
 
 
 def _decimal_point(number: str) -> str | None:

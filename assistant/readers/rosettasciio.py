@@ -92,7 +92,11 @@ def _frame(signals: list[dict[str, Any]], page: int | None, limits: ReadLimits) 
 
 def _record(signal: Mapping[str, Any]) -> Record:
     """Only a length with a unit counts: diffraction patterns come in 1/nm, uncalibrated data without unit."""
-    y_nm, x_nm = (_axis_nm(axis) for axis in signal["axes"])
+    steps = [(axis.get("scale"), axis.get("units")) for axis in signal["axes"]]
+    y_nm, x_nm = (
+        length_nm(abs(float(step)), unit) if step is not None and isinstance(unit, str) else None
+        for step, unit in steps
+    )
     pixel, warnings = square_pixel(x_nm, y_nm)
     metadata = signal.get("metadata", {})
     microscope = metadata.get("Acquisition_instrument", {})
@@ -107,11 +111,6 @@ def _record(signal: Mapping[str, Any]) -> Record:
         date=name(metadata.get("General", {}).get("date")),
     )
     return Record(instrument, "tag", pixel, warnings=warnings)
-
-
-def _axis_nm(axis: Mapping[str, Any]) -> float | None:
-    scale, unit = axis.get("scale"), axis.get("units")
-    return length_nm(abs(float(scale)), unit) if scale is not None and isinstance(unit, str) else None
 
 
 def _positive(value: Any) -> float | None:

@@ -17,8 +17,10 @@ def without_gaps(pixels: Pixels, sample: Mask) -> Pixels:
     from scipy import ndimage
 
     out = pixels.copy()
-    place = _around(~sample, by=_NEAR + 1)
-    gap, there = ~sample[place], out[place]
+    gaps, margin = ~sample, _NEAR + 1
+    sides = [np.flatnonzero(gaps.any(axis=axis)) for axis in (1, 0)]
+    place = tuple(slice(max(0, int(side[0]) - margin), int(side[-1]) + 1 + margin) for side in sides)
+    gap, there = gaps[place], out[place]
     distance, (rows, columns) = ndimage.distance_transform_edt(gap, return_indices=True)
     names, count = ndimage.label(gap)
     deepest = ndimage.maximum(distance, names, np.arange(count + 1))
@@ -28,13 +30,6 @@ def without_gaps(pixels: Pixels, sample: Mask) -> Pixels:
     if wide.any():
         there[wide] = _ground(pixels, sample, int(wide.sum()))
     return out
-
-
-def _around(mask: Mask, *, by: int) -> tuple[slice, slice]:
-    """The rows and columns of all that is set, and so many more."""
-    sides = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    rows, columns = (slice(max(0, int(side[0]) - by), int(side[-1]) + 1 + by) for side in sides)
-    return rows, columns
 
 
 def _ground(pixels: Pixels, sample: Mask, count: int) -> Pixels:

@@ -100,17 +100,14 @@ def length_between_edges(grey: Pixels, bar: ScaleBar) -> float | None:
 def normalised(band: Pixels) -> Pixels:
     """The info bar as contrast with its fill, float32 [R, W] in 0..1: ink is 1 whether it is light or dark."""
     wide = np.nan_to_num(band.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    contrast = np.abs(wide - _commonest(band if band.dtype in (np.uint8, np.uint16) else wide))
+    if band.dtype in (np.uint8, np.uint16):
+        fill = float(np.bincount(band.ravel()).argmax())
+    else:
+        values, counts = np.unique(wide, return_counts=True)
+        fill = float(values[counts.argmax()])
+    contrast = np.abs(wide - fill)
     top = float(contrast.max(initial=0))
     return np.asarray(contrast / top if top > 0 else contrast)
-
-
-def _commonest(levels: Pixels) -> float:
-    """The fill of an info bar: the level that most of its pixels have."""
-    if levels.dtype.kind == "u":
-        return float(np.bincount(levels.ravel()).argmax())
-    values, counts = np.unique(levels, return_counts=True)
-    return float(values[counts.argmax()])
 
 
 def _parts(ink: Pixels, *, longest: float) -> Iterator[_Part]:
@@ -130,16 +127,11 @@ def _parts(ink: Pixels, *, longest: float) -> Iterator[_Part]:
         like_tick = high >= 2 * wide and areas[name] > _SOLID * high * wide
         if touched < 2 and wide <= longest and (like_line or like_tick):
             piece = names[box] == name
-            line = _line(piece) if like_line else None
+            full = np.flatnonzero(piece.mean(axis=1) >= FULL_ROW)
+            line = (int(full[0]), int(full[-1]) + 1) if like_line and full.size else None
             fringe = line is not None and line[1] - line[0] < BLOCK and (top == 0 or bottom == rows)
             if not fringe:
                 yield _Part(left, top, right, bottom, piece, line)
-
-
-def _line(piece: Pixels) -> tuple[int, int] | None:
-    """The rows that are ink from end to end."""
-    full = np.flatnonzero(piece.mean(axis=1) >= FULL_ROW)
-    return (int(full[0]), int(full[-1]) + 1) if full.size else None
 
 
 def _halves(lines: Sequence[_Part]) -> list[tuple[_Part, _Part]]:
@@ -194,8 +186,12 @@ def _combs(parts: Sequence[_Part], grey: Pixels) -> list[ScaleBar]:
     for side in ("top", "bottom"):
         for level in {getattr(tick, side) for tick in ticks}:
             row = sorted((t for t in ticks if getattr(t, side) == level), key=lambda t: t.left)
+            if len(row) not in _TICKS:
+                continue
             places = [_centre(tick, grey) for tick in row]
-            if len(row) in _TICKS and _even(places):
+            steps = np.diff(places)
+            mean = float(steps.mean())
+            if mean >= 2 and np.abs(steps - mean).max() <= max(1.0, TICK_SPREAD * mean):
                 bottom = max(t.bottom for t in row)
                 found[row[0].left, row[-1].right] = ScaleBar(
                     places[-1] - places[0], row[0].left, min(t.top for t in row), row[-1].right, bottom
@@ -208,9 +204,3 @@ def _centre(tick: _Part, grey: Pixels) -> float:
     left, right = max(0, tick.left - 1), tick.right + 1
     profile = grey[tick.top : tick.bottom, left:right].sum(axis=0)
     return float(left + (profile * np.arange(len(profile))).sum() / profile.sum())
-
-
-def _even(places: Sequence[float]) -> bool:
-    steps = np.diff(places)
-    mean = float(steps.mean())
-    return mean >= 2 and bool(np.abs(steps - mean).max() <= max(1.0, TICK_SPREAD * mean))

@@ -25,23 +25,16 @@ def from_text(text: str, size: tuple[int, int]) -> Record | None:
         return None
     distance = stated_quantity(sections.get("- Working Distance", {}).get("Working Distance"))
     length = length_nm(*distance) if distance and distance[0] > 0 else None
+    volts = stated_quantity(image.get("Acceleated Voltage") or image.get("Accelerated Voltage"))  # sic
     instrument = Instrument(
         vendor="sec",
         model=name(image["Model"]),
-        hv_kv=_kilovolts(image.get("Acceleated Voltage") or image.get("Accelerated Voltage")),  # sic
+        hv_kv=volts[0] if volts and volts[0] > 0 and volts[1].lower() == "kv" else None,
         wd_mm=None if length is None else length / 1e6,
         magnification=positive(image.get("Magnification")),
         detector=name(image.get("Detector Mode")),
         date=iso_date(f"{image.get('Date', '').split(' ')[0]} {image.get('Time', '')}"),
     )
-    return Record(instrument, "sidecar", warnings=_unused_pixel_size(sections))
-
-
-def _kilovolts(text: str | None) -> float | None:
-    found = stated_quantity(text)
-    return found[0] if found and found[0] > 0 and found[1].lower() == "kv" else None
-
-
-def _unused_pixel_size(sections: dict[str, dict[str, str]]) -> tuple[str, ...]:
     stated = sections.get("Active Scan", {}).get("Pixel Size")
-    return (f'The side-car\'s "Pixel Size : {name(stated)}" has no unit and is not used.',) if stated else ()
+    unused = (f'The side-car\'s "Pixel Size : {name(stated)}" has no unit and is not used.',) if stated else ()
+    return Record(instrument, "sidecar", warnings=unused)

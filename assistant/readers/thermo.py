@@ -5,7 +5,6 @@ import xml.etree.ElementTree as ET
 from assistant.quantities import canonical_unit, converted
 from assistant.readers.record import (
     STATED,
-    Ini,
     Instrument,
     Record,
     TagBytes,
@@ -72,29 +71,21 @@ def _from_ini(data: bytes | None, size: tuple[int, int]) -> Record | None:
     warnings += two_readings(*texts)
     field = positive(scan.get("HorFieldsize"), _METRE)
     wd = column.get("WD") or stage.get("WorkingDistance")
+    # TimeOfCreation stands day first on every system; [User] Date follows the locale, so it is passed on as it is.
+    created = iso_date(sections.get("PrivateFei", {}).get("TimeOfCreation"), order="dmy")
+    user, image = sections.get("User", {}), sections.get("Image", {})
     instrument = Instrument(
         vendor="thermo",
         model=name(sections.get("System", {}).get("SystemType")),
         hv_kv=positive(column.get("HV") or beam.get("HV"), _KILO),
         wd_mm=positive(wd, _MILLI),
         detector=name(sections.get("Detectors", {}).get("Name")),
-        date=_date(sections),
+        date=created or name(f"{user.get('Date', '')} {user.get('Time', '')}"),
     )
     second = () if field is None else (field / size[0],)
-    return Record(instrument, "tag", pixel, second, scan_rows=_scan_rows(sections, size), warnings=warnings)
-
-
-def _scan_rows(sections: Ini, size: tuple[int, int]) -> int | None:
-    """The file is taller than the scan by exactly the info bar, provided it was not resized since."""
-    image = sections.get("Image", {})
-    return whole(image.get("ResolutionY")) if whole(image.get("ResolutionX")) == size[0] else None
-
-
-def _date(sections: Ini) -> str | None:
-    """TimeOfCreation stands day first on every system; [User] Date follows the locale, so it is passed on as it is."""
-    created = iso_date(sections.get("PrivateFei", {}).get("TimeOfCreation"), order="dmy")
-    user = sections.get("User", {})
-    return created or name(f"{user.get('Date', '')} {user.get('Time', '')}")
+    # The file is taller than the scan by exactly the info bar, provided it was not resized since.
+    scan_rows = whole(image.get("ResolutionY")) if whole(image.get("ResolutionX")) == size[0] else None
+    return Record(instrument, "tag", pixel, second, scan_rows=scan_rows, warnings=warnings)
 
 
 def _from_xml(data: bytes | None, size: tuple[int, int]) -> Record | None:
@@ -123,25 +114,22 @@ def _from_phenom(root: ET.Element, size: tuple[int, int]) -> Record:
     sizes = [_pixel_nm(root.find(f".//{{*}}pixel{side}")) for side in ("Width", "Height")]
     pixel, warnings = square_pixel(*sizes)
     texts = [root.findtext(f".//{{*}}pixel{side}") for side in ("Width", "Height")]
-    bar, kilovolts = whole(root.findtext(".//{*}databarHeight")), root.find(".//{*}highVoltage")
+    bar, voltage = whole(root.findtext(".//{*}databarHeight")), root.find(".//{*}highVoltage")
+    volts = kilo = None
+    if voltage is not None:
+        volts = positive((voltage.text or "").strip().lstrip("-"))  # negative where that of the cathode is meant
+        kilo = converted(1.0, canonical_unit(voltage.get("unit", "")) or "", "kV")
     distance = _pixel_nm(root.find(".//{*}workingDistance"))
     instrument = Instrument(
         vendor="thermo",
         model=name(root.findtext("{*}instrument/{*}edition") or root.findtext("{*}instrument/{*}type")),
-        hv_kv=None if kilovolts is None else _kilovolts(kilovolts.text, kilovolts.get("unit", "")),
+        hv_kv=None if volts is None or kilo is None else float(f"{volts * kilo:.9g}"),
         wd_mm=float(f"{distance / 1e6:.9g}") if distance and distance > 0 else None,
         detector=name(root.findtext(".//{*}detector")),
         date=iso_date(root.findtext(".//{*}time")),
     )
     scan_rows = size[1] - bar if bar and bar < size[1] else None
     return Record(instrument, "tag", pixel, scan_rows=scan_rows, warnings=warnings + two_readings(*texts))
-
-
-def _kilovolts(text: str | None, unit: str) -> float | None:
-    """Negative where the voltage of the cathode is meant."""
-    value = positive((text or "").strip().lstrip("-"))
-    kilo = converted(1.0, canonical_unit(unit) or "", "kV")
-    return None if value is None or kilo is None else float(f"{value * kilo:.9g}")
 
 
 def _pixel_nm(element: ET.Element | None) -> float | None:

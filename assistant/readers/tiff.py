@@ -237,8 +237,14 @@ def refuse(directory: Directory, file_size: int, limits: ReadLimits) -> None:
     if any(value in (5, 6) for value in directory.integers(SAMPLE_FORMAT, first=8)):
         raise MicrographError("unsupported_format", "The TIFF holds complex numbers. Save their magnitude instead.")
     _refuse_segments(directory, file_size)
-    if codec == JPEG:
-        _refuse_jpeg(directory)
+    if codec != JPEG:
+        return
+    # A JPEG segment sizes its own output, so its frame header must agree with the strip or tile it fills.
+    tags = (TILE_OFFSETS, TILE_COUNTS) if directory.tiled else (OFFSETS, COUNTS)
+    for offset, count in zip(*(directory.integers(tag).tolist() for tag in tags), strict=False):
+        size = jpeg_size(directory.data[offset : offset + count])
+        if size is None or size[0] > wide + JPEG_BLOCK or size[1] > high + JPEG_BLOCK:
+            raise MicrographError("unreadable", "A JPEG strip in the TIFF does not fit its place. Check the file.")
 
 
 def _refuse_segments(directory: Directory, file_size: int) -> None:
@@ -261,16 +267,6 @@ def _refuse_segments(directory: Directory, file_size: int) -> None:
         or int((offsets[:needed] + counts[:needed]).max()) > file_size
     ):
         raise MicrographError("unreadable", "The TIFF ends before its image data does. Copy the file again.")
-
-
-def _refuse_jpeg(directory: Directory) -> None:
-    """A JPEG segment sizes its own output, so its frame header must agree with the strip or tile it fills."""
-    tags = (TILE_OFFSETS, TILE_COUNTS) if directory.tiled else (OFFSETS, COUNTS)
-    limit = tuple(side + JPEG_BLOCK for side in directory.segment_size)
-    for offset, count in zip(*(directory.integers(tag).tolist() for tag in tags), strict=False):
-        size = jpeg_size(directory.data[offset : offset + count])
-        if size is None or size[0] > limit[0] or size[1] > limit[1]:
-            raise MicrographError("unreadable", "A JPEG strip in the TIFF does not fit its place. Check the file.")
 
 
 def jpeg_size(data: memoryview) -> tuple[int, int] | None:

@@ -27,7 +27,7 @@ class Window:
 def window_of(pixels: Pixels) -> Window:
     """The 0.1 and 99.9 percentiles of the finite values; the full range where these coincide; (0, 0) without any."""
     if pixels.dtype in (np.uint8, np.uint16):
-        return _from_histogram(_histogram(pixels), pixels.size)
+        return _from_histogram(pixels)
     values = pixels[np.isfinite(pixels)] if pixels.dtype.kind == "f" else pixels.flatten()
     if values.size == 0:
         return Window(0.0, 0.0)
@@ -38,20 +38,15 @@ def window_of(pixels: Pixels) -> Window:
     return Window(low, high) if high > low else Window(bottom, top)
 
 
-def _histogram(pixels: Pixels) -> Pixels:
-    """How often each value of an 8- or 16-bit image occurs, a piece at a time: bincount widens its input eightfold."""
+def _from_histogram(pixels: Pixels) -> Window:
+    """The same as numpy's linear percentile, from how often each value of an 8- or 16-bit image occurs."""
     flat, counts = pixels.ravel(), np.zeros(np.iinfo(pixels.dtype).max + 1, np.int64)
-    for start in range(0, flat.size, _COUNTED_AT_ONCE):
+    for start in range(0, flat.size, _COUNTED_AT_ONCE):  # bincount widens its input eightfold
         counts += np.bincount(flat[start : start + _COUNTED_AT_ONCE], minlength=counts.size)
-    return counts
-
-
-def _from_histogram(counts: Pixels, total: int) -> Window:
-    """The same as numpy's linear percentile, from how often each value occurs."""
     reached = np.cumsum(counts)
     ends = []
     for percent in _PERCENTILES:
-        place = percent / 100 * (total - 1)
+        place = percent / 100 * (flat.size - 1)
         below, above = np.searchsorted(reached, [math.floor(place), math.ceil(place)], side="right").tolist()
         ends.append(below + (above - below) * (place - math.floor(place)))
     if not ends[1] > ends[0]:

@@ -29,7 +29,9 @@ _HEAD_PIXEL, _MONITOR_WIDTH = 3, 1024
 
 def from_tags(tags: TagBytes, size: tuple[int, int]) -> Record | None:
     """The record of a SmartSEM TIFF of `size` (width, height), or None."""
-    entries = _entries(tags.get(CZ_SEM, b""))
+    text = tags.get(CZ_SEM, b"").decode("cp1252", errors="replace")
+    lines = _ENTRY.findall(text)
+    entries = {key: re.split(r"\s*[=:]\s*", line, maxsplit=1)[-1].strip() for key, line in lines}
     if not entries:
         return None
     pixel, field = _length(entries.get("AP_IMAGE_PIXEL_SIZE")), _length(entries.get("AP_WIDTH"))
@@ -37,24 +39,20 @@ def from_tags(tags: TagBytes, size: tuple[int, int]) -> Record | None:
     doubt = two_readings(entries.get("AP_IMAGE_PIXEL_SIZE"))
     stated = None if doubt else pixel or across or _head_pixel(tags[CZ_SEM], size[0])
     checked, warnings = square_pixel(stated, None)
-    wd = _length(entries.get("AP_WD"))
+    wd, times = _length(entries.get("AP_WD")), stated_quantity(entries.get("AP_MAG"))
+    thousands = 1000 if times and times[1].upper().startswith("K") else 1
     instrument = Instrument(
         vendor="zeiss",
         model=name(entries.get("DP_SEM") or entries.get("SV_SERIAL_NUMBER")),
         hv_kv=_kilovolts(entries.get("AP_ACTUALKV") or entries.get("AP_MANUALKV")),
         wd_mm=None if wd is None else wd / _NM_PER_MM,
-        magnification=_magnification(entries.get("AP_MAG")),
+        magnification=times[0] * thousands if times and times[0] > 0 else None,
         detector=name(entries.get("DP_DETECTOR_CHANNEL") or entries.get("DP_DETECTOR_TYPE")),
         date=_date(entries),
     )
     second = (across,) if pixel and across else ()
     confidence = 0.99 if pixel else 0.9 if across else 0.8
     return Record(instrument, "tag", checked, second, confidence=confidence, warnings=(*doubt, *warnings))
-
-
-def _entries(data: bytes) -> dict[str, str]:
-    text = data.decode("cp1252", errors="replace")
-    return {key: re.split(r"\s*[=:]\s*", line, maxsplit=1)[-1].strip() for key, line in _ENTRY.findall(text)}
 
 
 def _head_pixel(data: bytes, width: int) -> float | None:
@@ -77,13 +75,6 @@ def _kilovolts(text: str | None) -> float | None:
     found = stated_quantity(text)
     scale = {"kv": 1.0, "v": 1e-3}.get(found[1].lower()) if found and found[0] > 0 else None
     return found[0] * scale if found and scale else None
-
-
-def _magnification(text: str | None) -> float | None:
-    found = stated_quantity(text)
-    if found is None or found[0] <= 0:
-        return None
-    return found[0] * (1000 if found[1].upper().startswith("K") else 1)
 
 
 def _date(entries: dict[str, str]) -> str | None:
