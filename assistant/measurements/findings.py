@@ -301,8 +301,13 @@ def _stable(picture: Picture, dark: Candidate) -> bool:
 
 def _as_fibres(it: Signs) -> Findings | None:
     """Bright fibres, or dark ones on a bright ground that is clearly another phase; None where none can be followed."""
-    bright = not (_dark_in_front(it) and it.traits[1].firm > it.traits[0].firm)
-    fibres = _followed(it, bright=bright)
+    dark_in_front = it.phases.separability > TWO_PHASES and it.phases.share > IN_FRONT
+    bright = not (dark_in_front and it.traits[1].firm > it.traits[0].firm)
+    fibres = fibres_of(it.picture, it.chords, bright=bright)
+    dense = it.picture.factor > 1 and it.traits[0 if bright else 1].crowd > DENSE
+    # The small copy drowns the thin fibres of a mat, so they are looked for again at full resolution.
+    if dense and (fibres is None or fibres.width <= THIN * it.picture.factor):
+        fibres = fibres_closer(it.picture, bright=bright) or fibres
     if fibres is None:
         return None
     found = _seen(it, "fibres")
@@ -318,19 +323,6 @@ def _as_fibres(it: Signs) -> Findings | None:
         found.share = _coverage(it, found.phase, bright=bright) / fibres.swelling
         found.share_confidence = 0.7 if it.phases.separability > TWO_PHASES else UNSURE
     return found
-
-
-def _dark_in_front(it: Signs) -> bool:
-    return it.phases.separability > TWO_PHASES and it.phases.share > IN_FRONT
-
-
-def _followed(it: Signs, *, bright: bool) -> Fibres | None:
-    """The fibres of one polarity; those of a dense mat that are thin in the small copy at full resolution."""
-    seen = fibres_of(it.picture, it.chords, bright=bright)
-    dense = it.traits[0 if bright else 1].crowd > DENSE
-    if it.picture.factor == 1 or not dense or (seen is not None and seen.width > THIN * it.picture.factor):
-        return seen
-    return fibres_closer(it.picture, bright=bright) or seen
 
 
 def _coverage(it: Signs, mask: Mask, *, bright: bool) -> float:
@@ -358,7 +350,7 @@ def _as_phases(it: Signs) -> Findings:
         found.share, found.share_confidence = 1 - opening if found.share_of_bright else opening, 0.5
         found.phase = rim.opening ^ found.share_of_bright
     rough = halved(found.picture)
-    dark = objects_of(rough, _inverse(bright))
+    dark = objects_of(rough, replace(bright, bright=False, share=1 - bright.share))
     if dark is not None and _are_pores(dark) and not rim.stands and _may_be_pores(it):
         light = objects_of(rough, bright)
         if light is None or light.share_good < dark.share_good:
@@ -381,7 +373,3 @@ def _angular(dark: Objects) -> bool:
     shape = dark.geometry
     aspect = (shape.major / shape.minor)[dark.good]
     return len(aspect) > 0 and float(np.average(aspect, weights=shape.area[dark.good])) > ANGULAR
-
-
-def _inverse(bright: Candidate) -> Candidate:
-    return replace(bright, bright=False, share=1 - bright.share)
