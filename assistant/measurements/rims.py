@@ -49,13 +49,6 @@ class Rim:
         return self.shade < SHADED
 
 
-def _signed_distance(mask: Mask) -> F32:
-    """Distance to the outline of a mask, negative inside. [h, w]"""
-    outside = np.asarray(ndimage.distance_transform_edt(~mask), dtype=np.float32)
-    inside = np.asarray(ndimage.distance_transform_edt(mask), dtype=np.float32)
-    return np.where(mask, np.float32(0.5) - inside, outside - np.float32(0.5)).astype(np.float32)
-
-
 def _profile(calm: F32, distance: F32) -> tuple[F64, F64]:
     """Mean grey level by distance from the outline, layers with too few pixels left out. [N] each"""
     count = int(2 * _REACH / STEP)
@@ -107,6 +100,9 @@ def _shade(calm: F32, distance: F32) -> float:
 
 def rim_of(picture: Picture, dark: Mask, *, sloping: bool = False) -> Rim:
     """Look around the dark bodies of the small copy; `sloping` where their walls are known to slope."""
-    distance = _signed_distance(dark)
+    outside = np.asarray(ndimage.distance_transform_edt(~dark), dtype=np.float32)
+    inside = np.asarray(ndimage.distance_transform_edt(dark), dtype=np.float32)
+    # To the outline of the bodies, negative inside them.
+    distance = np.where(dark, np.float32(0.5) - inside, outside - np.float32(0.5)).astype(np.float32)
     outset = _outset(*_profile(picture.calm, distance), picture.sigma, sloping=sloping)
     return Rim(_shade(picture.calm, distance), outset, np.asarray(distance < outset, dtype=np.bool_))
