@@ -22,12 +22,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from assistant.measurements.confidence import Traits
-    from assistant.measurements.fibres import Fibres
     from assistant.measurements.findings import Findings
     from assistant.measurements.objects import Body
     from assistant.measurements.picture import F64, Mask, Pixels
     from assistant.measurements.segmentation import Objects
-    from assistant.micrograph import Instrument, Micrograph
+    from assistant.micrograph import Micrograph
 
 __all__ = [
     "FACT_NAMES",
@@ -157,13 +156,6 @@ def _has_orientation(found: Findings, anisotropy: float) -> bool:
     return anisotropy >= (DIRECTED if found.period is None else DIRECTED_LATTICE)
 
 
-def _add_lines(sheet: _Sheet, found: Findings) -> None:
-    if found.lines is not None:
-        sheet.add_length("line_width", found.lines.width, confidence=0.8, note=f"{found.lines.count} lines")
-        sure = 0.6 if found.lines.roughness > 0.6 else 0.4
-        sheet.add_length("line_edge_roughness", found.lines.roughness, confidence=sure)
-
-
 def _add_sizes(sheet: _Sheet, objects: Objects, chosen: Mask, *, certainty: float, factor: int) -> None:
     import numpy as np
 
@@ -183,19 +175,10 @@ def _add_sizes(sheet: _Sheet, objects: Objects, chosen: Mask, *, certainty: floa
         sheet.add("circularity", roundness, confidence=0.8 * sure)
 
 
-def _add_neighbours(sheet: _Sheet, objects: Objects, *, certainty: float, factor: int) -> None:
+def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
     import numpy as np
     from scipy.spatial import cKDTree
 
-    centres = objects.geometry
-    points = np.stack([centres.x, centres.y], axis=1)[objects.counted]
-    if len(points) >= FEWEST_NEIGHBOURS:
-        distance, _ = cKDTree(points).query(points, k=2)
-        nearest = float(np.asarray(distance)[:, 1].mean())
-        sheet.add_length("nearest_neighbour", factor * nearest, confidence=0.9 * certainty)
-
-
-def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
     certainty = found.share_confidence
     note = "bright objects" if objects.candidate.bright else "dark objects"
     sheet.add("count", objects.count, confidence=certainty, note=note, method=WAYS[objects.way])
@@ -205,21 +188,11 @@ def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
         sheet.add("aspect_ratio", float((shape.major / shape.minor)[whole].mean()), confidence=0.8 * certainty)
     if whole.any() and found.kind != "fibres":  # a wire has a width and a length, but no diameter of equal area
         _add_sizes(sheet, objects, whole, certainty=certainty, factor=found.picture.factor)
-    _add_neighbours(sheet, objects, certainty=certainty, factor=found.picture.factor)
-
-
-def _add_fibres(sheet: _Sheet, fibres: Fibres) -> None:
-    sure, note = fibres.confidence, f"{len(fibres.places)} places"
-    sheet.add_length("fibre_width", fibres.width, confidence=sure, note=note)
-    sheet.add_length("fibre_width_spread", fibres.spread, confidence=0.8 * sure, note=note)
-    sheet.add("orientation_spread", fibres.turn, unit="deg", confidence=0.8 * sure, note=note)
-
-
-def _add_share(sheet: _Sheet, found: Findings) -> None:
-    if found.share is not None:
-        name = "porosity" if found.kind == "pores" else "coverage"
-        note = "bright phase" if found.share_of_bright else "dark phase"
-        sheet.add(name, 100 * found.share, unit="%", confidence=found.share_confidence, note=note)
+    points = np.stack([objects.geometry.x, objects.geometry.y], axis=1)[objects.counted]
+    if len(points) >= FEWEST_NEIGHBOURS:
+        distance, _ = cKDTree(points).query(points, k=2)
+        nearest = float(np.asarray(distance)[:, 1].mean())
+        sheet.add_length("nearest_neighbour", found.picture.factor * nearest, confidence=0.9 * certainty)
 
 
 def found_in(m: Micrograph) -> Findings | None:
@@ -227,8 +200,10 @@ def found_in(m: Micrograph) -> Findings | None:
 
     `figures` and `bodies` take it too, so that who wants both looks once.
     """
-    window = m.window()
-    found = _find(m.specimen, window.low, window.high, transmission=_in_transmission(m.instrument))
+    window, instrument = m.window(), m.instrument
+    # Electrons went through the specimen: no microscope that looks at surfaces has such a voltage.
+    through = _TRANSMISSION.search(instrument.detector or "") is not None or (instrument.hv_kv or 0.0) >= THROUGH_KV
+    found = _find(m.specimen, window.low, window.high, transmission=through)
     return _of_sample(found, m)
 
 
@@ -239,12 +214,6 @@ def _find(pixels: Pixels, low: float, high: float, *, transmission: bool = False
 
     picture = picture_of(pixels, low, high)
     return None if picture is None else find(picture, transmission=transmission)
-
-
-def _in_transmission(instrument: Instrument) -> bool:
-    """Whether electrons went through the specimen: no microscope that looks at surfaces has such a voltage."""
-    named = _TRANSMISSION.search(instrument.detector or "") is not None
-    return named or (instrument.hv_kv or 0.0) >= THROUGH_KV
 
 
 def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
@@ -259,14 +228,23 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
     if found.confidence < SURE_OF_KIND:
         reason = f"it is not sure what the picture shows: {found.kind} at {found.confidence:.0%}"
         return sheet.facts("unknown", reason, found.confidence)
-    _add_lines(sheet, found)
+    if found.lines is not None:
+        sheet.add_length("line_width", found.lines.width, confidence=0.8, note=f"{found.lines.count} lines")
+        sure = 0.6 if found.lines.roughness > 0.6 else 0.4
+        sheet.add_length("line_edge_roughness", found.lines.roughness, confidence=sure)
     if found.objects is not None:
         _add_objects(sheet, found, found.objects)
     if found.grain_size is not None:
         sheet.add_length("grain_size", found.grain_size, confidence=SURE_OF_GRAINS)
-    _add_share(sheet, found)
+    if found.share is not None:
+        name = "porosity" if found.kind == "pores" else "coverage"
+        note = "bright phase" if found.share_of_bright else "dark phase"
+        sheet.add(name, 100 * found.share, unit="%", confidence=found.share_confidence, note=note)
     if found.fibres is not None:
-        _add_fibres(sheet, found.fibres)
+        sure, note = found.fibres.confidence, f"{len(found.fibres.places)} places"
+        sheet.add_length("fibre_width", found.fibres.width, confidence=sure, note=note)
+        sheet.add_length("fibre_width_spread", found.fibres.spread, confidence=0.8 * sure, note=note)
+        sheet.add("orientation_spread", found.fibres.turn, unit="deg", confidence=0.8 * sure, note=note)
     reason = f"not a quantity of a picture of kind {found.kind}, or not clear enough"
     return sheet.facts(found.kind, reason, found.confidence)
 

@@ -76,7 +76,8 @@ def gradients(picture: np.ndarray) -> np.ndarray:
     tiles = doubled.reshape(2, 8, tile, 8, tile).sum(axis=(2, 4))
     weight = np.maximum((slope**2).reshape(8, tile, 8, tile).sum(axis=(1, 3)), 1e-12)
     local = np.hypot(*tiles) / weight
-    return np.concatenate([np.log(np.quantile(slope, (0.1, 0.5, 0.9, 0.99)) + 1e-3), [overall], _spread(local)])
+    slopes = np.log(np.quantile(slope, (0.1, 0.5, 0.9, 0.99)) + 1e-3)
+    return np.concatenate([slopes, [overall], np.quantile(local, (0.1, 0.5, 0.9))])
 
 
 def spectrum(picture: np.ndarray) -> np.ndarray:
@@ -94,8 +95,3 @@ def spectrum(picture: np.ndarray) -> np.ndarray:
     sector = np.floor((angle[inside] + np.pi / 2) / np.pi * SECTORS).clip(0, SECTORS - 1).astype(int)
     shares = np.bincount(sector, power[inside], SECTORS) / max(power[inside].sum(), 1e-12)
     return np.concatenate([log - log.mean(), [shares.max()]])
-
-
-def _spread(values: np.ndarray) -> np.ndarray:
-    spread: np.ndarray = np.quantile(values, (0.1, 0.5, 0.9))
-    return spread

@@ -104,14 +104,6 @@ def _distance(mask: Mask) -> F32:
     return np.asarray(ndimage.distance_transform_edt(mask), dtype=np.float32)
 
 
-def _watershed(distance: F32, mask: Mask) -> tuple[I32, int]:
-    from skimage.segmentation import watershed
-
-    peaks = (distance == ndimage.maximum_filter(distance, 5)) & (distance > 1.5)
-    markers, count = ndimage.label(peaks, np.ones((3, 3)))
-    return np.asarray(watershed(-distance, markers, mask=mask), dtype=np.int32), int(count)
-
-
 def _touching(labels: I32, distance: F32) -> tuple[I32, I32, F64]:
     """Pairs of labels that touch, and the half-width of the widest neck between them. [M] each"""
     first, second, width = [], [], []
@@ -131,11 +123,14 @@ def split(mask: Mask) -> tuple[I32, int]:
     """Cut bodies at their necks: watershed of the distance map, then join across wide necks."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
+    from skimage.segmentation import watershed
 
     distance = np.asarray(ndimage.gaussian_filter(_distance(mask), 1.0) * mask, dtype=np.float32)
-    labels, count = _watershed(distance, mask)
+    peaks = (distance == ndimage.maximum_filter(distance, 5)) & (distance > 1.5)
+    markers, count = ndimage.label(peaks, np.ones((3, 3)))
+    labels = np.asarray(watershed(-distance, markers, mask=mask), dtype=np.int32)
     if count < 2:
-        return labels, count
+        return labels, int(count)
     a, b, neck = _touching(labels, distance)
     peak = np.asarray(ndimage.maximum(distance, labels, np.arange(1, count + 1)))
     wide = neck > NECK * np.minimum(peak[a - 1], peak[b - 1])

@@ -6,7 +6,6 @@ Knows nothing about pixels, models or what is true.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -60,12 +59,12 @@ class Claim:
 
 def read_claims(text: str) -> list[Claim]:
     """Every number of a text as a claim, in order; counts also in words ("twelve particles")."""
-    return sorted([*_in_digits(text), *_in_words(text)], key=lambda claim: claim.amount.start)
-
-
-def _in_digits(text: str) -> Iterator[Claim]:
+    claims = []
     for amount in read_amounts(text):
-        start, stop = _clause_around(text, amount)
+        # What is said of a number stands in its own clause.
+        ends = [match for match in _CLAUSE.finditer(text) if not amount.start <= match.start() < amount.stop]
+        start = max((match.end() for match in ends if match.end() <= amount.start), default=0)
+        stop = min((match.start() for match in ends if match.start() >= amount.stop), default=len(text))
         before, after = text[start : amount.start], text[amount.stop : stop]
         limit: Literal["", "above", "below"] = (
             "above" if _ABOVE.search(before) else "below" if _BELOW.search(before) else ""
@@ -73,22 +72,22 @@ def _in_digits(text: str) -> Iterator[Claim]:
         quantity = _quantity_of(amount, before, after)
         if quantity == "pixel_size":  # "4.2 nm/px" and "one pixel is 4.2 nm" are the same length
             amount = replace(amount, unit=amount.unit.removesuffix("/px"))
-        yield Claim(
-            quantity,
-            amount,
-            text[amount.start : amount.stop].strip(),
-            limit,
-            denied=_DENIED.search(before.rpartition(":")[2]) is not None,  # "It is not so: the count is 24"
-            about=_ABOUT.search(before) is not None,
-            image=_image_of(text, amount.start),
+        claims.append(
+            Claim(
+                quantity,
+                amount,
+                text[amount.start : amount.stop].strip(),
+                limit,
+                denied=_DENIED.search(before.rpartition(":")[2]) is not None,  # "It is not so: the count is 24"
+                about=_ABOUT.search(before) is not None,
+                image=_image_of(text, amount.start),
+            )
         )
-
-
-def _in_words(text: str) -> Iterator[Claim]:
     for match in _IN_WORDS.finditer(text):
         number = float(NUMBER_WORDS.index(match[1].lower()))
         amount = Amount(number, "", number, number, match.start(), match.end())
-        yield Claim("count", amount, match[1], image=_image_of(text, match.start()))
+        claims.append(Claim("count", amount, match[1], image=_image_of(text, match.start())))
+    return sorted(claims, key=lambda claim: claim.amount.start)
 
 
 def images_named(text: str) -> list[tuple[int, int]]:
@@ -111,12 +110,6 @@ def _image_of(text: str, place: int) -> int | None:
     named = images_named(sentence)
     before = [number for stop, number in named if stop <= place - start]
     return before[-1] if before else named[0][1] if named else None
-
-
-def _clause_around(text: str, amount: Amount) -> tuple[int, int]:
-    ends = [match for match in _CLAUSE.finditer(text) if not amount.start <= match.start() < amount.stop]
-    start = max((match.end() for match in ends if match.end() <= amount.start), default=0)
-    return start, min((match.start() for match in ends if match.start() >= amount.stop), default=len(text))
 
 
 def _quantity_of(amount: Amount, before: str, after: str) -> str | None:

@@ -50,7 +50,9 @@ def corrected_stream(pieces: Iterable[str], *known: Known) -> Iterator[str]:
 
 def _instead_of(statement: Statement, sentence: str, known: Sequence[Known]) -> Iterator[str]:
     """What is said in place of a statement: the facts of its quantity, or what is missing."""
-    uncalibrated = _is_length(statement, sentence) and all(k.nm_per_pixel is None for k in known)
+    amounts = read_amounts(sentence[statement.start : statement.stop])
+    is_length = any(converted(1.0, amount.unit, "nm") is not None for amount in amounts)
+    uncalibrated = is_length and all(k.nm_per_pixel is None for k in known)
     if statement.name is None:
         yield "The image is not calibrated." if uncalibrated else "That value was not measured in this image."
         return
@@ -61,11 +63,6 @@ def _instead_of(statement: Statement, sentence: str, known: Sequence[Known]) -> 
             yield said if len(known) == 1 else f"Image {number}: {said[0].lower()}{said[1:]}"
     if not any(facts):
         yield missing(statement.name, calibrated=not uncalibrated)
-
-
-def _is_length(statement: Statement, sentence: str) -> bool:
-    amounts = read_amounts(sentence[statement.start : statement.stop])
-    return any(converted(1.0, amount.unit, "nm") is not None for amount in amounts)
 
 
 def sentence_of(fact: Fact) -> str:

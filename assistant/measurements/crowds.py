@@ -14,7 +14,7 @@ import numpy as np
 
 from assistant.measurements.bodies import SMALLEST_AREA, label
 from assistant.measurements.confidence import probability, traits_of_objects
-from assistant.measurements.picture import Mask, Picture, opened
+from assistant.measurements.picture import Picture, opened
 from assistant.measurements.segmentation import Candidate, Objects, assembled, foreground
 from assistant.measurements.touching import touching_objects
 
@@ -81,10 +81,9 @@ def agreement_of(picture: Picture, candidate: Candidate) -> float:
         return 0.0
     step = _WOBBLE * (float(calm[above].mean()) - float(calm[~above].mean()))
     levels = (candidate.threshold - step, candidate.threshold, candidate.threshold + step)
-    counts = [_patches(opened(calm > level if candidate.bright else calm < level)) for level in levels]
+    counts = []
+    for level in levels:
+        labels, count = label(opened(calm > level if candidate.bright else calm < level))
+        area = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+        counts.append(int((area >= SMALLEST_AREA / 4).sum()))
     return min(counts) / max(*counts, 1)
-
-
-def _patches(mask: Mask) -> int:
-    labels, count = label(mask)
-    return int((np.bincount(labels.ravel(), minlength=count + 1)[1:] >= SMALLEST_AREA / 4).sum())

@@ -90,7 +90,10 @@ def fibres_of(picture: Picture, found: tuple[Chords, Chords], *, bright: bool) -
     if measured.sum() < FEWEST_PLACES:
         return None
     axes, width = axes[measured], width[measured] * picture.factor
-    low, middle, high = _quantiles(width, axes.length, (0.25, 0.5, 0.75))
+    order = np.argsort(width)
+    below = np.cumsum(axes.length[order], dtype=np.float64) - axes.length[order] / 2
+    quartiles = np.interp((0.25, 0.5, 0.75), below / axes.length.sum(), width[order])  # each by its length of axis
+    low, middle, high = (float(v) for v in quartiles)
     mean = np.average(np.exp(-2j * axes.along), weights=axes.length)
     frame = picture.calm.size**0.5
     x, y = ((at + 0.5) * picture.factor - 0.5 for at in (axes.x, axes.y))
@@ -140,21 +143,22 @@ def _profiles(image: F32, axes: Chords, factor: int) -> F32:
     c, s = np.cos(axes.along)[:, None] * factor, np.sin(axes.along)[:, None] * factor
     x, y = ((at[:, None] + 0.5) * factor - 0.5 for at in (axes.x, axes.y))
     across = _ACROSS * axes.width[:, None]
+    height, width = image.shape
+    flat = image.ravel()
     total = np.zeros(across.shape, np.float32)
     for stretch in _STRETCH:
         along = stretch * axes.width[:, None]
-        total += _between(image, y - across * c + along * s, x + across * s + along * c)
+        down, right = y - across * c + along * s, x + across * s + along * c
+        # Values between pixels, linear; beyond the frame those of its border.
+        top, left = (
+            np.floor(down).astype(np.int32).clip(0, height - 2),
+            np.floor(right).astype(np.int32).clip(0, width - 2),
+        )
+        down, right = (down - top).clip(0, 1), (right - left).clip(0, 1)
+        at = top * width + left
+        upper = flat[at] * (1 - right) + flat[at + 1] * right
+        total += upper * (1 - down) + (flat[at + width] * (1 - right) + flat[at + width + 1] * right) * down
     return total / np.float32(len(_STRETCH))
-
-
-def _between(image: F32, y: F32, x: F32) -> F32:
-    """Values between pixels, linear; beyond the frame those of its border."""
-    height, width = image.shape
-    top, left = np.floor(y).astype(np.int32).clip(0, height - 2), np.floor(x).astype(np.int32).clip(0, width - 2)
-    down, right = (y - top).clip(0, 1), (x - left).clip(0, 1)
-    flat, at = image.ravel(), top * width + left
-    upper = flat[at] * (1 - right) + flat[at + 1] * right
-    return np.asarray(upper * (1 - down) + (flat[at + width] * (1 - right) + flat[at + width + 1] * right) * down)
 
 
 def _half_width(profile: F32, body: F32) -> F64:
@@ -169,10 +173,3 @@ def _half_width(profile: F32, body: F32) -> F64:
     before, after = profile[rows, first - 1], profile[rows, first]
     part = (before - level) / np.maximum(before - after, 1e-6)
     return np.where(below.any(axis=1), at[first - 1] + part * at[1], np.nan)
-
-
-def _quantiles(values: F64, weights: F32, at: tuple[float, ...]) -> list[float]:
-    """Quantiles of weighted values."""
-    order = np.argsort(values)
-    below = np.cumsum(weights[order], dtype=np.float64) - weights[order] / 2
-    return [float(v) for v in np.interp(at, below / weights.sum(), values[order])]

@@ -44,6 +44,7 @@ IN_FRONT = 0.6
 """Share of the bright phase from which fibres may be the dark one."""
 DENSE, THIN = 0.2, 4.5
 """Area under chords [frames] and width [px of the small copy] of mats that are looked at in full resolution."""
+# Who agrees with the number of bodies, or their size, agrees that there are bodies.
 BODIES_IN_A_CROWD = 0.9
 """Share of the pictures seen as a crowd of doubtful number and size in which there are bodies at all."""
 PACKED = 0.6
@@ -61,8 +62,10 @@ CROWDED = 0.4
 """Share of the frame from which fibres are a mat."""
 APART = 0.95
 """Share of compact bodies before any cut from which long objects lie apart."""
+# In between either phase may be the ground.
 CLEARLY_IN_FRONT, CLEARLY_GROUND = 0.6, 0.88
 """Share of the bright phase up to which it is the one in front, and from which the dark one is."""
+# A dark phase in a few large parts is the ground between bright bodies, not pores.
 FEWEST_PORES = 20
 LARGE_PORE = 0.03
 """Area-weighted mean pore area above which a dark phase is a ground [share of the frame]."""
@@ -72,7 +75,9 @@ FOAM = 0.3
 """Share of the frame from which openings without a period are those of a foam."""
 FEW = 2
 """So many dark bodies are openings only where their rims glow."""
+# The edge of an opening is convex and glows in secondary electrons.
 GLOWS = 0.1
+# A number of pores that rests on the threshold is none: struts inside a pore cut it up.
 WOBBLE, MOST_CHANGE = 0.12, 1.25
 """Shift of the threshold, in contrasts, and by how much the number of bodies may change with it."""
 PORE_SHARE = 0.7
@@ -127,6 +132,7 @@ def find(picture: Picture, *, transmission: bool = False) -> Findings:
 def decide(it: Signs) -> Findings:
     """What the first test says that has an answer."""
     test, found = next((test, found) for test in TESTS if (found := test.answer(it)) is not None)
+    # The model of the likelihoods does not know this kind.
     if found.kind == "uniform":
         return replace(found, test=test.name, likelihood=SURELY_UNIFORM, confidence=SURELY_UNIFORM)
     likely = it.likelihoods[found.kind]
@@ -145,6 +151,7 @@ def _lines(it: Signs) -> Findings | None:
     assert it.period is not None
     found = _seen(it, "lines")
     found.lines = measure_lines(it.picture, it.period)
+    # A share of the pitch is one of the frame only where lines fill the frame.
     if found.lines is not None and abs(found.lines.share - it.phases.share) < FILLED_FRAME:
         found.share, found.share_confidence = found.lines.share, 0.7
     return found
@@ -152,6 +159,7 @@ def _lines(it: Signs) -> Findings | None:
 
 def _plain_objects(it: Signs) -> Findings | None:
     objects = it.objects
+    # The gaps of a mesh are compact too; only in a periodic mesh are they what a person would name.
     if objects is None or not it.sure_objects or not (objects.candidate.bright or it.period is not None):
         return None
     return _as_objects(it, objects)
@@ -177,6 +185,7 @@ def _other_objects(it: Signs) -> Findings | None:
     objects = it.objects
     if objects is None:
         return None
+    # Long dark bodies that are no fibres are the gaps between bright ones.
     long = elongated(objects) or (not it.sure_objects and _angular(objects))
     return None if long and not objects.candidate.bright else _as_objects(it, objects)
 
@@ -188,6 +197,7 @@ def _crowd(it: Signs) -> Findings | None:
     if crowd is None:
         return None
     chance = chance_of(it.picture, crowd)
+    # Bodies that had to be cut apart compete with the crowd: a person agrees with the likelier.
     other = _other_objects(it)
     if other is not None and it.objects is not None and chance_of(it.picture, it.objects) >= chance:
         return None
@@ -199,6 +209,7 @@ def _packing(it: Signs) -> Findings | None:
     found = _as_phases(it) if packed else None
     if found is None or found.kind == "pores":
         return None
+    # The covariance of patches in a matrix knows how far they lie apart, not how large they are.
     fills = it.phases.share > FILLS and it.phases.separability < ONE_PHASE
     return replace(found, kind="particles", grain_size=grain_size(it.picture) if fills else None)
 
@@ -208,6 +219,7 @@ def _openings(it: Signs) -> Findings | None:
         return None
     found = _as_phases(it)
     if found.share is not None and found.share_of_bright:
+        # The share of pores is that of the dark phase, whichever was taken for the one in front.
         found.share, found.phase = 1 - found.share, None if found.phase is None else ~found.phase
     return replace(found, kind="pores", share_of_bright=False)
 
@@ -248,23 +260,26 @@ def _as_objects(it: Signs, objects: Objects) -> Findings:
     found = _seen(it, "particles")
     found.share_of_bright = objects.candidate.bright
     found.share_confidence, found.phase = certainty(objects), objects.foreground
-    rim = it.rim
+    rim = it.rim  # that of the separate bodies; a crowd has its own
     if objects is not it.objects:
         rim = None if objects.candidate.bright else rim_of(it.picture, objects.foreground)
+    # The ground beside a body that stands on it is shaded: dark particles have no porosity.
     opens = rim is not None and not rim.stands and (rim.shade > GLOWS or objects.count > FEW)
     if objects is not it.objects:
         opens = opens and it.likelihoods["pores"] > NO_PORES
     if rim is not None and opens and _may_be_pores(it):
         return _as_pores(it, found, objects, rim)
     found.objects = objects
+    # The drawn outlines lie outside the true ones by the outset, which a share must not count.
     outline = float(objects.perimeter.sum())
     found.share = float(objects.foreground.mean()) - objects.outset * outline / objects.foreground.size
     return found
 
 
 def _may_be_pores(it: Signs) -> bool:
+    # A device's windows do not repeat and have straight edges; etched holes lie on a lattice and stay.
     by_design = it.period is None and it.direction.right_angled > BY_DESIGN
-    return not it.transmission and not by_design
+    return not it.transmission and not by_design  # in transmission thick or heavy matter is dark
 
 
 def _as_pores(it: Signs, found: Findings, objects: Objects, rim: Rim) -> Findings:
@@ -278,6 +293,7 @@ def _as_pores(it: Signs, found: Findings, objects: Objects, rim: Rim) -> Finding
             dark_phase = opened(found.picture.calm <= phases.threshold)
         else:  # a threshold would cut the noise of the ground in two
             found.share_confidence = min(found.share_confidence, UNSURE)
+        # The walls of a foam slope and glow up to the mouth: the outline is the crest of that glow.
         rim = rim_of(found.picture, dark_phase, sloping=_is_foam(dark_phase))
     found.kind, found.phase, found.share = "pores", rim.opening, float(rim.opening.mean())
     return found
@@ -301,11 +317,17 @@ def _stable(picture: Picture, dark: Candidate) -> bool:
 
 def _as_fibres(it: Signs) -> Findings | None:
     """Bright fibres, or dark ones on a bright ground that is clearly another phase; None where none can be followed."""
-    bright = not (_dark_in_front(it) and it.traits[1].firm > it.traits[0].firm)
-    fibres = _followed(it, bright=bright)
+    dark_in_front = it.phases.separability > TWO_PHASES and it.phases.share > IN_FRONT
+    bright = not (dark_in_front and it.traits[1].firm > it.traits[0].firm)
+    fibres = fibres_of(it.picture, it.chords, bright=bright)
+    dense = it.picture.factor > 1 and it.traits[0 if bright else 1].crowd > DENSE
+    # Fibres too thin for the small copy are looked for at full resolution.
+    if dense and (fibres is None or fibres.width <= THIN * it.picture.factor):
+        fibres = fibres_closer(it.picture, bright=bright) or fibres
     if fibres is None:
         return None
     found = _seen(it, "fibres")
+    # A width is that of folds where all run one way, bend, and have gaps as long as themselves.
     wrinkled = fibres.alignment > ONE_WAY and fibres.gaps > _ALIKE and it.direction.right_angled < STRAIGHT
     found.fibres = fibres if it.likelihoods["fibres"] > FOLLOWED and not wrinkled else None
     found.share_of_bright = bright
@@ -315,22 +337,10 @@ def _as_fibres(it: Signs) -> Findings | None:
     found.objects = objects if apart else None
     if it.phases.separability > SEPARATE:
         found.phase = opened((it.picture.calm > it.phases.threshold) == bright)
+        # The denoised copy shows fibres wider than they are.
         found.share = _coverage(it, found.phase, bright=bright) / fibres.swelling
         found.share_confidence = 0.7 if it.phases.separability > TWO_PHASES else UNSURE
     return found
-
-
-def _dark_in_front(it: Signs) -> bool:
-    return it.phases.separability > TWO_PHASES and it.phases.share > IN_FRONT
-
-
-def _followed(it: Signs, *, bright: bool) -> Fibres | None:
-    """The fibres of one polarity; those of a dense mat that are thin in the small copy at full resolution."""
-    seen = fibres_of(it.picture, it.chords, bright=bright)
-    dense = it.traits[0 if bright else 1].crowd > DENSE
-    if it.picture.factor == 1 or not dense or (seen is not None and seen.width > THIN * it.picture.factor):
-        return seen
-    return fibres_closer(it.picture, bright=bright) or seen
 
 
 def _coverage(it: Signs, mask: Mask, *, bright: bool) -> float:
@@ -358,8 +368,9 @@ def _as_phases(it: Signs) -> Findings:
         found.share, found.share_confidence = 1 - opening if found.share_of_bright else opening, 0.5
         found.phase = rim.opening ^ found.share_of_bright
     rough = halved(found.picture)
-    dark = objects_of(rough, _inverse(bright))
+    dark = objects_of(rough, replace(bright, bright=False, share=1 - bright.share))
     if dark is not None and _are_pores(dark) and not rim.stands and _may_be_pores(it):
+        # Pores only where the dark phase makes better bodies than the bright one.
         light = objects_of(rough, bright)
         if light is None or light.share_good < dark.share_good:
             if found.period is None:
@@ -381,7 +392,3 @@ def _angular(dark: Objects) -> bool:
     shape = dark.geometry
     aspect = (shape.major / shape.minor)[dark.good]
     return len(aspect) > 0 and float(np.average(aspect, weights=shape.area[dark.good])) > ANGULAR
-
-
-def _inverse(bright: Candidate) -> Candidate:
-    return replace(bright, bright=False, share=1 - bright.share)

@@ -163,7 +163,17 @@ class Signs:
         """Share of the fine variation that is the same all along the dominant direction, 0 where none dominates."""
         if self.direction.anisotropy < STRIPE_ANISOTROPY:
             return 0.0
-        return _striped(self.picture, self.direction.orientation)
+        calm = self.picture.calm
+        fine = calm - running_mean(calm, (min(calm.shape) // STRIPES_APART) | 1)  # finer than layers
+        angle = np.deg2rad(self.direction.orientation)
+        rows, columns = np.mgrid[: fine.shape[0], : fine.shape[1]]
+        line = np.rint(rows * np.cos(angle) + columns * np.sin(angle)).astype(np.intp)
+        line -= line.min()
+        many = np.bincount(line.ravel())
+        mean = np.bincount(line.ravel(), fine.ravel()) / np.maximum(many, 1)
+        long = many > min(fine.shape) / 2
+        varied = float(np.average(mean[long] ** 2, weights=many[long])) if long.any() else 0.0
+        return varied / max(float(np.var(fine, dtype=np.float64)), 1e-12)
 
     @property
     def may_be_curtained(self) -> bool:
@@ -208,20 +218,6 @@ def certainty(objects: Objects) -> float:
     return float(np.clip(0.4 + 0.35 * objects.candidate.evidence, 0.0, 0.95)) * objects.share_good
 
 
-def _striped(picture: Picture, orientation: float) -> float:
-    """Share of the variation finer than layers that is left in the means along lines of one direction."""
-    fine = picture.calm - running_mean(picture.calm, (min(picture.calm.shape) // STRIPES_APART) | 1)
-    angle = np.deg2rad(orientation)
-    rows, columns = np.mgrid[: fine.shape[0], : fine.shape[1]]
-    line = np.rint(rows * np.cos(angle) + columns * np.sin(angle)).astype(np.intp)
-    line -= line.min()
-    many = np.bincount(line.ravel())
-    mean = np.bincount(line.ravel(), fine.ravel()) / np.maximum(many, 1)
-    long = many > min(fine.shape) / 2
-    varied = float(np.average(mean[long] ** 2, weights=many[long])) if long.any() else 0.0
-    return varied / max(float(np.var(fine, dtype=np.float64)), 1e-12)
-
-
 @dataclass(frozen=True, eq=False)
 class _Model:
     kinds: tuple[Kind, ...]
@@ -249,6 +245,10 @@ def sign_vector(it: Signs) -> dict[str, float]:
     objects = it.objects
     of_bright = objects is not None and objects.candidate.bright
     clear = 0.0 if objects is None else quality(objects)
+    # Of the grey levels: 0 where dark and bright parts are alike.
+    off = it.picture.calm - it.picture.calm.mean()
+    square = off * off
+    skewness = float(np.mean(square * off) / max(float(np.mean(square)) ** 1.5, 1e-12))
     return {
         "bright_firm": float(np.log(bright.firm + 0.003)),
         "dark_firm": float(np.log(dark.firm + 0.003)),
@@ -270,15 +270,8 @@ def sign_vector(it: Signs) -> dict[str, float]:
         "sure_objects": float(it.sure_objects),
         "elongated": float(objects is not None and elongated(objects)),
         "shade": 0.0 if it.rim is None else float(np.tanh(it.rim.shade * SHADES)),
-        "skewness": float(np.clip(_skewness(it.picture), -MOST_SKEWED, MOST_SKEWED)),
+        "skewness": float(np.clip(skewness, -MOST_SKEWED, MOST_SKEWED)),
         "periodic": float(it.period is not None),
         "line_pattern": float(it.is_line_pattern),
         "striped": it.striped,
     }
-
-
-def _skewness(picture: Picture) -> float:
-    """Of the grey levels: 0 where dark and bright parts are alike."""
-    off = picture.calm - picture.calm.mean()
-    square = off * off
-    return float(np.mean(square * off) / max(float(np.mean(square)) ** 1.5, 1e-12))

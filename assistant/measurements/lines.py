@@ -62,17 +62,6 @@ def _in_picture(track: F64, sample: tuple[int, ...], image: F32, orientation: fl
     return np.stack([x, (image.shape[0] - 1) / 2 - along * s + across * c], axis=1)
 
 
-def _crossings(profile: F64, level: float) -> tuple[F64, F64]:
-    """Positions where a profile rises and falls through a level, between samples."""
-    above = profile > level
-    rise, fall = np.flatnonzero(~above[:-1] & above[1:]), np.flatnonzero(above[:-1] & ~above[1:])
-
-    def between(i: np.ndarray[tuple[int], np.dtype[np.intp]]) -> F64:
-        return np.asarray(i + (level - profile[i]) / (profile[i + 1] - profile[i]))
-
-    return between(rise), between(fall)
-
-
 def _middle(profile: F64) -> tuple[float, float]:
     """Level of the spaces, and the level midway between spaces and lines."""
     middle = float(profile.min() + profile.max()) / 2
@@ -82,7 +71,10 @@ def _middle(profile: F64) -> tuple[float, float]:
 
 def _pairs(profile: F64, level: float, pitch: float) -> list[tuple[float, float]]:
     """Rising and falling edge of every line that is between a tenth and nine tenths of the pitch wide."""
-    rising, falling = _crossings(profile, level)
+    above = profile > level
+    rise, fall = np.flatnonzero(~above[:-1] & above[1:]), np.flatnonzero(above[:-1] & ~above[1:])
+    # Where the level is crossed, between samples.
+    rising, falling = (i + (level - profile[i]) / (profile[i + 1] - profile[i]) for i in (rise, fall))
     pairs = []
     for start in rising:
         later = falling[falling > start]

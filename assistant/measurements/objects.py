@@ -127,16 +127,13 @@ def write_table(path: Path, bodies: Iterable[tuple[str, Sequence[Body], float | 
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for name, found, nm_per_pixel in bodies:
+            scale, unit = (1.0, "px") if nm_per_pixel is None else (nm_per_pixel, "nm")
             for number, body in enumerate(found, 1):
-                writer.writerow([name, number, *_cells(body, nm_per_pixel)])
-
-
-def _cells(body: Body, nm_per_pixel: float | None) -> list[str | int]:
-    scale, unit = (1.0, "px") if nm_per_pixel is None else (nm_per_pixel, "nm")
-    x, y, *sizes = (f"{getattr(body, name) * scale:.6g}" for name in LENGTHS)
-    area = f"{body.area * scale**2:.6g}"
-    ratios = f"{body.aspect_ratio:.4g}", f"{body.orientation:.4g}"
-    return [x, y, area, *sizes, *ratios, int(body.counted), int(body.measured), unit]
+                x, y, *sizes = (f"{getattr(body, length) * scale:.6g}" for length in LENGTHS)
+                area = f"{body.area * scale**2:.6g}"
+                ratios = f"{body.aspect_ratio:.4g}", f"{body.orientation:.4g}"
+                seen = int(body.counted), int(body.measured)
+                writer.writerow([name, number, x, y, area, *sizes, *ratios, *seen, unit])
 
 
 def write_rois(path: Path, bodies: Sequence[Body]) -> None:

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from assistant.measurements.canvas import AMBER, INK, MARGIN, ROSE, TEAL, WHITE, Canvas, hue, ramp
-from assistant.measurements.facts import Fact, Facts
+from assistant.measurements.facts import Facts
 from assistant.measurements.findings import Findings
 from assistant.measurements.objects import outlines
 from assistant.measurements.picture import CROP, F32, F64, Mask, block_mean
-from assistant.measurements.segmentation import Objects
 from assistant.quantities import QUANTITIES, digits
 
 if TYPE_CHECKING:
@@ -85,16 +84,12 @@ def _size_key(it: Drawing, sized: Mask) -> None:
     it.canvas.text(left + 14 + wide, MARGIN + 36, ends[1], size=14, anchor="rs")
 
 
-def _centres(it: Drawing, objects: Objects) -> F64:
-    shape = objects.geometry
-    return it.full(shape.x[objects.counted], shape.y[objects.counted])
-
-
 def _draw_neighbours(it: Drawing) -> None:
     from scipy.spatial import cKDTree
 
     assert it.found.objects is not None
-    points = _centres(it, it.found.objects)
+    shape, counted = it.found.objects.geometry, it.found.objects.counted
+    points = it.full(shape.x[counted], shape.y[counted])
     _, nearest = cKDTree(points).query(points, k=2)
     for here, there in enumerate(np.asarray(nearest)[:, 1]):
         it.canvas.polyline(points[[here, there]], AMBER, width=2.0)
@@ -130,38 +125,36 @@ def _draw_direction(it: Drawing) -> None:
     strength = np.sqrt(np.clip(clear / max(float(np.percentile(clear, 95)), 1e-12), 0, 1))
     along = 90 - np.rad2deg(np.arctan2(2 * xy, xx - yy)) / 2
     for row, column in np.argwhere(strength > 0.12).tolist():
-        _tick(it, (column + 0.5) * cell, (row + 0.5) * cell, float(along[row, column]),
-              0.46 * cell * float(strength[row, column]))  # fmt: skip
+        angle, half = float(along[row, column]), 0.46 * cell * float(strength[row, column])
+        reach = half * np.array([np.cos(np.deg2rad(angle)), -np.sin(np.deg2rad(angle))])
+        ends = np.array([(column + 0.5) * cell, (row + 0.5) * cell]) + np.stack([-reach, reach])
+        it.canvas.polyline(it.full(ends[:, 0], ends[:, 1]), hue(angle), width=2.2)
     main = it.facts["orientation"].value
-    if main is not None:
-        _compass(it.canvas, main)
-
-
-def _tick(it: Drawing, x: float, y: float, angle: float, half: float) -> None:
-    reach = half * np.array([np.cos(np.deg2rad(angle)), -np.sin(np.deg2rad(angle))])
-    ends = np.array([x, y]) + np.stack([-reach, reach])
-    it.canvas.polyline(it.full(ends[:, 0], ends[:, 1]), hue(angle), width=2.2)
-
-
-def _compass(canvas: Canvas, angle: float) -> None:
-    """The main direction, in a round plate at the upper left."""
+    if main is None:
+        return
+    # The main direction, in a round plate at the upper left.
     middle, radius = MARGIN + 44.0, 44.0
     x0, y0, x1, y1 = (2 * v for v in (middle - radius, middle - radius, middle + radius, middle + radius))
-    canvas.pen.ellipse((x0, y0, x1, y1), fill=(*INK, 205), outline=(90, 102, 118), width=2)
-    c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
-    ends = [(2 * (middle + sign * 34 * c), 2 * (middle - sign * 34 * s)) for sign in (-1, 1)]
-    canvas.pen.line(ends, fill=hue(angle), width=9)
+    it.canvas.pen.ellipse((x0, y0, x1, y1), fill=(*INK, 205), outline=(90, 102, 118), width=2)
+    c, s = np.cos(np.deg2rad(main)), np.sin(np.deg2rad(main))
+    needle = [(2 * (middle + sign * 34 * c), 2 * (middle - sign * 34 * s)) for sign in (-1, 1)]
+    it.canvas.pen.line(needle, fill=hue(main), width=9)
 
 
 def _draw_period(it: Drawing) -> None:
     period = it.found.period
     assert period is not None
-    height, width = it.found.picture.grey.shape
+    grey = it.found.picture.grey
+    height, width = grey.shape
     angle = np.deg2rad(period.orientation)
     along, across = np.array([np.cos(angle), -np.sin(angle)]), np.array([np.sin(angle), np.cos(angle)])
     reach = float(np.hypot(width, height)) / 2
     middle = np.array([width, height]) / 2
-    middle = middle + _crest(it.found.picture.grey, across / period.length) * period.length * across
+    # How far from the middle of the picture the nearest crest of the wave lies, in periods.
+    wave = across / period.length
+    x, y = (np.exp(-2j * np.pi * f * (np.arange(n) - n / 2)) for f, n in zip(wave, (width, height), strict=True))
+    crest = float(-np.angle(y @ (grey - grey.mean()) @ x) / (2 * np.pi))
+    middle = middle + crest * period.length * across
     every = max(1, int(np.ceil(2 * reach / period.length / MOST_GRID_LINES)))
     steps = every * np.arange(-(MOST_GRID_LINES // 2) - 1, MOST_GRID_LINES // 2 + 2)
     for k in steps.tolist():
@@ -169,13 +162,6 @@ def _draw_period(it: Drawing) -> None:
         it.canvas.polyline(np.stack([centre - reach * along, centre + reach * along]), TEAL, width=1.6, opacity=170)
     count = max(1, round(40 / (period.length * it.canvas.scale)))
     it.canvas.arrow(middle, middle + count * period.length * across, AMBER)
-
-
-def _crest(grey: F32, wave: F64) -> float:
-    """How far from the middle of the picture the nearest crest of a wave [1/px, as x, y] lies, in periods."""
-    height, width = grey.shape
-    x, y = (np.exp(-2j * np.pi * f * (np.arange(n) - n / 2)) for f, n in zip(wave, (width, height), strict=True))
-    return float(-np.angle(y @ (grey - grey.mean()) @ x) / (2 * np.pi))
 
 
 def _draw_lines(it: Drawing) -> None:
@@ -214,15 +200,11 @@ def _draw_grey(it: Drawing) -> None:
         x = left + wide * float(np.clip(share, 0, 1))
         it.canvas.pen.line([(2 * x, 2 * (base - high)), (2 * x, 2 * base)], fill=colour, width=4)
     if max(grey.shape) > CROP:
-        _frame(it)
-
-
-def _frame(it: Drawing) -> None:
-    height, width = it.found.picture.grey.shape
-    rows, columns = min(height, CROP), min(width, CROP)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * [columns - 1, rows - 1] + [left, top]
-    it.canvas.polyline(corners.astype(np.float64), AMBER, width=1.4)
+        height, width = grey.shape
+        rows, columns = min(height, CROP), min(width, CROP)
+        corner = [(width - columns) // 2, (height - rows) // 2]
+        corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * [columns - 1, rows - 1] + corner
+        it.canvas.polyline(corners.astype(np.float64), AMBER, width=1.4)
 
 
 DRAWN: dict[str, Callable[[Drawing], None]] = {
@@ -236,12 +218,6 @@ DRAWN: dict[str, Callable[[Drawing], None]] = {
     "fibres": _draw_fibres,
     "grey": _draw_grey,
 }
-
-
-def _said(fact: Fact) -> str:
-    """Name, value and unit as a person writes them."""
-    assert fact.value is not None
-    return f"{fact.name.replace('_', ' ')} {_quantity(fact.value, fact.unit)}"
 
 
 def _quantity(value: float, unit: str) -> str:
@@ -266,7 +242,8 @@ def drawn_figures(
         DRAWN[name](drawing)
         unit, per_pixel = ("px", 1.0) if nm_per_pixel is None else ("nm", nm_per_pixel)
         drawing.canvas.scale_bar(unit, per_pixel)
-        title = "   ".join(map(_said, applied[:3]))
+        said = [(fact.name.replace("_", " "), fact.value, fact.unit) for fact in applied[:3]]
+        title = "   ".join(f"{name} {_quantity(value, unit)}" for name, value, unit in said if value is not None)
         drawing.canvas.caption(title[:1].upper() + title[1:], f"{applied[0].method}, {applied[0].confidence:.0%} sure")
         made[name] = drawing.canvas.finished()
     return made

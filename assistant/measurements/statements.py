@@ -99,15 +99,14 @@ def _of_sentence(sentence: str, pictures: _Pictures) -> list[Statement]:
     told = {statement.name for statement in words}  # "the SEC SNE-4500M": the maker is part of the name
     words += (named for named in _of_names(sentence, pictures) if named.name not in told)
     numbers = (_of_number(claim, pictures) for claim in read_claims(sentence))
-    found = [*words, *(number for number in numbers if not _overlap(number, words))]  # "Supra 40" is no number
+    found = [*words]
+    for number in numbers:  # "Supra 40" is no number
+        if not any(number.start < word.stop and word.start < number.stop for word in words):
+            found.append(number)
     if not found and _WITHHELD.search(sentence):
         said = sentence.strip()
         return [Statement(said, sentence.index(said), sentence.index(said) + len(said), _named(sentence), "withheld")]
     return sorted(found, key=lambda statement: statement.start)
-
-
-def _overlap(one: Statement, others: Iterable[Statement]) -> bool:
-    return any(one.start < other.stop and other.start < one.stop for other in others)
 
 
 def _of_number(claim: Claim, pictures: _Pictures) -> Statement:

@@ -255,21 +255,17 @@ def touching_objects(picture: Picture) -> Objects | None:
     for bright in (True, False):
         least = LEAST_GROUND if bright else LEAST_BRIGHT_GROUND
         found = tell_apart(picture.calm if bright else 1 - picture.calm, picture.slope, least)
-        if found is not None:
-            objects = assembled(
-                picture, _candidate(picture, found.ground, bright), found.ground.mask, found.labels, found.count
-            )
-            return replace(objects, agreement=found.least / max(found.most, 1), doubt=found.doubt, way="joined")
+        if found is None:
+            continue
+        # The foreground in the terms of the ones that are tried for bodies that lie apart.
+        mask, level = found.ground.mask, found.ground.level if bright else 1 - found.ground.level
+        outline = mask & ~eroded(mask)
+        edge = float(picture.slope[outline].mean() / max(float(picture.slope.mean()), 1e-9))
+        apart = separability(picture.calm, level)
+        candidate = Candidate(level, bright, True, float(mask.mean()), apart, edge, compact=0.0, typical=0.0)
+        objects = assembled(picture, candidate, mask, found.labels, found.count)
+        return replace(objects, agreement=found.least / max(found.most, 1), doubt=found.doubt, way="joined")
     return None
-
-
-def _candidate(picture: Picture, ground: Ground, bright: bool) -> Candidate:
-    """The foreground that was found, in the terms of the ones that are tried for bodies that lie apart."""
-    level = ground.level if bright else 1 - ground.level
-    outline = ground.mask & ~eroded(ground.mask)
-    edge = float(picture.slope[outline].mean() / max(float(picture.slope.mean()), 1e-9))
-    apart = separability(picture.calm, level)
-    return Candidate(level, bright, True, float(ground.mask.mean()), apart, edge, compact=0.0, typical=0.0)
 
 
 def tell_apart(calm: F32, slope: F32, least: float = LEAST_GROUND) -> Touching | None:
