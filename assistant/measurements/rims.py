@@ -89,15 +89,6 @@ def _outset(at: F64, profile: F64, sigma: float, *, sloping: bool) -> float:
     return reached(MIDDLE + min(MOST_RAISED, RAISED * max(glow, 0.0)))
 
 
-def _shade(calm: F32, distance: F32) -> float:
-    near, far = ((distance > low) & (distance <= high) for low, high in (_NEAR, _FAR))
-    body = distance < -_NEAR[0] / 2
-    if min(int(part.sum()) for part in (near, far, body)) < FEWEST_BESIDE:
-        return 0.0
-    beside, away, inside = (float(np.median(calm[part])) for part in (near, far, body))
-    return (beside - away) / max(away - inside, 1e-3)
-
-
 def rim_of(picture: Picture, dark: Mask, *, sloping: bool = False) -> Rim:
     """Look around the dark bodies of the small copy; `sloping` where their walls are known to slope."""
     outside = np.asarray(ndimage.distance_transform_edt(~dark), dtype=np.float32)
@@ -105,4 +96,9 @@ def rim_of(picture: Picture, dark: Mask, *, sloping: bool = False) -> Rim:
     # To the outline of the bodies, negative inside them.
     distance = np.where(dark, np.float32(0.5) - inside, outside - np.float32(0.5)).astype(np.float32)
     outset = _outset(*_profile(picture.calm, distance), picture.sigma, sloping=sloping)
-    return Rim(_shade(picture.calm, distance), outset, np.asarray(distance < outset, dtype=np.bool_))
+    near, far = ((distance > low) & (distance <= high) for low, high in (_NEAR, _FAR))
+    parts, shade = (near, far, distance < -_NEAR[0] / 2), 0.0
+    if min(int(part.sum()) for part in parts) >= FEWEST_BESIDE:
+        beside, away, body = (float(np.median(picture.calm[part])) for part in parts)
+        shade = (beside - away) / max(away - body, 1e-3)
+    return Rim(shade, outset, np.asarray(distance < outset, dtype=np.bool_))
