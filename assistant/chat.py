@@ -107,6 +107,7 @@ def encode_conversation(
     auxiliary text stands.
     """
     encoded = Encoded([], [], [], [], [])
+    start, end = ([] if token is None else [token] for token in (tokenizer.bos_token_id, tokenizer.eos_token_id))
     images = turn = 0
 
     def add(ids: Sequence[int], *, answer: bool) -> None:
@@ -120,10 +121,10 @@ def encode_conversation(
 
     for message in conversation.messages:
         if message.role == "assistant":
-            add(tokens(f"{template.reply_gap}{message.text}") + _end(tokenizer), answer=True)
+            add(tokens(f"{template.reply_gap}{message.text}") + end, answer=True)
             continue
         turn += 1
-        add(_start(tokenizer) if turn == 1 and template.begins else [], answer=False)
+        add(start if turn == 1 and template.begins else [], answer=False)
         add(tokens(template.first if turn == 1 else template.following), answer=False)
         gap = template.gap
         for _ in range(message.images):
@@ -155,22 +156,10 @@ def template_of(tokenizer: Any, family: Family) -> Template:
     between, answer = rest.split(NEXT)
     reply_gap = replied[len(answer) :] if replied.startswith(answer) else ""
     # Llama 2 puts a space before the token that ends a reply; ours follows the words at once, as in training before.
-    end = max((word for word in _whole_tokens(tokenizer) if between.lstrip().startswith(word)), key=len, default=None)
+    whole = [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]  # one token wherever they stand
+    end = max((word for word in whole if between.lstrip().startswith(word)), key=len, default=None)
     following = between if end is None else between.lstrip().removeprefix(end)
     return Template(first, following, answer, end, reply_gap=reply_gap, begins=False)
 
 
 QUESTION, REPLY, NEXT = "QUESTION", "REPLY", "NEXT"
-
-
-def _whole_tokens(tokenizer: Any) -> list[str]:
-    """Words that are one token wherever they stand, such as the end of a turn."""
-    return [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]
-
-
-def _start(tokenizer: Tokenizer) -> list[int]:
-    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-
-
-def _end(tokenizer: Tokenizer) -> list[int]:
-    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

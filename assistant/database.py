@@ -65,7 +65,16 @@ def shown_url(url: URL) -> str:
 
 def open_database(url: URL, *, durable: bool = True) -> Engine:
     """An engine whose committed transactions survive a kill and, if `durable`, a power cut."""
-    return _open_sqlite(url, durable=durable) if url.drivername == "sqlite" else _open_postgresql(url)
+    if url.drivername == "sqlite":
+        return _open_sqlite(url, durable=durable)
+    return create_engine(
+        url,
+        # Each statement sees what was committed before it: a writer that waited for its turn reads the newest row.
+        isolation_level="READ COMMITTED",
+        # A connection that a restart of the server broke is replaced before it is used.
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": CONNECT_S},
+    )
 
 
 @contextmanager
@@ -159,17 +168,6 @@ def _open_sqlite(url: URL, *, durable: bool) -> Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("maemi_writes") else "BEGIN")
 
     return engine
-
-
-def _open_postgresql(url: URL) -> Engine:
-    return create_engine(
-        url,
-        # Each statement sees what was committed before it: a writer that waited for its turn reads the newest row.
-        isolation_level="READ COMMITTED",
-        # A connection that a restart of the server broke is replaced before it is used.
-        pool_pre_ping=True,
-        connect_args={"connect_timeout": CONNECT_S},
-    )
 
 
 def _bad_database(problem: str) -> ConfigError:

@@ -50,7 +50,12 @@ def choose(candidates: Sequence[C], shots: Shots, *, target: str, vector: np.nda
     random = np.random.default_rng([shots.seed, *target.encode()])
     drawn = [fresh[i] for i in random.permutation(len(fresh))]
     if shots.choice == "balanced":
-        drawn = _labels_in_turn(drawn)
+        seen: dict[str, int] = {}
+        turns = []
+        for candidate in drawn:
+            turns.append(seen.get(candidate.label, 0))
+            seen[candidate.label] = turns[-1] + 1
+        drawn = [candidate for _, candidate in sorted(zip(turns, drawn, strict=True), key=lambda pair: pair[0])]
     return drawn[: shots.count]
 
 
@@ -65,15 +70,6 @@ def demonstrate(labels: Sequence[str], aux: str) -> Conversation:
         for message in (Message("user", CLASSIFY_PROMPT, 1), Message("assistant", class_answer(label)))
     ]
     return Conversation((*shown, Message("user", CLASSIFY_PROMPT, 1, aux)))
-
-
-def _labels_in_turn(drawn: Sequence[C]) -> list[C]:
-    seen: dict[str, int] = {}
-    turns = []
-    for candidate in drawn:
-        turns.append(seen.get(candidate.label, 0))
-        seen[candidate.label] = turns[-1] + 1
-    return [candidate for _, candidate in sorted(zip(turns, drawn, strict=True), key=lambda pair: pair[0])]
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:

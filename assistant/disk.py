@@ -85,7 +85,14 @@ def write_directory(final: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     with disk_errors(final, RunError, writes_only=False):
         try:
-            _fill(staging, write)
+            staging.mkdir()
+            write(staging)
+            files = sorted(path for path in staging.rglob("*") if path.is_file())
+            entries = {path.relative_to(staging).as_posix(): _entry(path) for path in files}
+            manifest = json.dumps({"format": _FORMAT, "files": entries}, indent=1, sort_keys=True)
+            (staging / MANIFEST).write_text(manifest + "\n")
+            for path in [*files, staging / MANIFEST, *(p for p in staging.rglob("*") if p.is_dir()), staging]:
+                fsync(path)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -224,16 +231,6 @@ def _is_full(place: Path, words: str) -> bool:
     with suppress(OSError):
         return "disk I/O error" in words and shutil.disk_usage(place.parent).free < TOO_LITTLE
     return False
-
-
-def _fill(staging: Path, write: Callable[[Path], None]) -> None:
-    staging.mkdir()
-    write(staging)
-    files = sorted(path for path in staging.rglob("*") if path.is_file())
-    entries = {path.relative_to(staging).as_posix(): _entry(path) for path in files}
-    (staging / MANIFEST).write_text(json.dumps({"format": _FORMAT, "files": entries}, indent=1, sort_keys=True) + "\n")
-    for path in [*files, staging / MANIFEST, *(p for p in staging.rglob("*") if p.is_dir()), staging]:
-        fsync(path)
 
 
 def _is_inside(name: str) -> bool:

@@ -75,21 +75,18 @@ class RoomyLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         held, length = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
-        keys, values = self._room_for(length, key_states, value_states)
+        # The room is made anew where it is full or the keys are no longer its beginning: other methods replace them.
+        if not self.room or length > self.room[0].shape[2] or self.room[0].data_ptr() != self.keys.data_ptr():
+            self.room = (
+                key_states.new_empty(*key_states.shape[:2], length + ROOM, key_states.shape[-1]),
+                value_states.new_empty(*value_states.shape[:2], length + ROOM, value_states.shape[-1]),
+            )
+            if held:
+                self.room[0][:, :, :held], self.room[1][:, :, :held] = self.keys, self.values
+        keys, values = self.room
         keys[:, :, held:length], values[:, :, held:length] = key_states, value_states
         self.keys, self.values = keys[:, :, :length], values[:, :, :length]
         return self.keys, self.values
-
-    def _room_for(self, length: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """The room, made anew where it is full or the keys are no longer its beginning: other methods replace them."""
-        if self.room and length <= self.room[0].shape[2] and self.room[0].data_ptr() == self.keys.data_ptr():
-            return self.room
-        held = self.get_seq_length()
-        keys, values = (t.new_empty(*t.shape[:2], length + ROOM, t.shape[-1]) for t in (key_states, value_states))
-        if held:
-            keys[:, :, :held], values[:, :, :held] = self.keys, self.values
-        self.room = keys, values
-        return keys, values
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,8 @@ class Assistant:
 
     def look_all(self, images: Sequence[Image]) -> list[Look]:
         """`look` at several images with one pass through the encoders."""
-        micrographs = [image if isinstance(image, Micrograph) else read_micrograph(_source(image)) for image in images]
+        files = [Path(image) if isinstance(image, str) else image for image in images]
+        micrographs = [file if isinstance(file, Micrograph) else read_micrograph(file) for file in files]
         keys = [_key(m) for m in micrographs]
         with self._lock:
             known = {key: self._looks[key] for key in keys if key in self._looks}
@@ -211,9 +212,12 @@ class Assistant:
             raise ConfigError("empty_question", "The question is empty. Ask something about the image.")
         looks = self.look_all(images)
         conversation = self._fit(self._compose(looks, question, history, aux or ""), min(max_new_tokens, RESERVED))
-        left = self._room - len(self.processor.encode(conversation).input_ids)
+        keys, encoded = tuple(look.key for look in looks), self.processor.encode(conversation)
+        left = self._room - len(encoded.input_ids)
         max_new_tokens = min(max_new_tokens, left)  # what is asked for is a limit, not a need
-        yield from self._text(self._stream(conversation, looks, max_new_tokens, sampling, watch, top))
+        with computing(self.device):
+            prepared = self._prepare([(conversation, looks)])
+        yield from self._text(self._continued(encoded, keys, max_new_tokens, sampling, prepared, watch, top))
 
     @property
     def converses(self) -> bool:
@@ -234,7 +238,14 @@ class Assistant:
         self._require_room(len(ids) + 1)
         max_new_tokens = min(max_new_tokens, self._room - len(ids))
         encoded = Encoded(ids, [False] * len(ids), [0] * len(ids), [1] * len(ids), [[]])
-        yield from self._text(self._continued(encoded, (), max_new_tokens, sampling, self._plain(encoded)))
+        row = torch.tensor([ids], device=self.device)
+        batch = {
+            "input_ids": row,
+            "attention_mask": torch.ones_like(row),
+            "image_index": torch.zeros_like(row),
+            "turn_index": torch.ones_like(row),
+        }
+        yield from self._text(self._continued(encoded, (), max_new_tokens, sampling, (batch, None)))
 
     def caption(self, images: Sequence[Image], *, max_new_tokens: int = 128) -> list[str]:
         """One caption per image, in order. Raises MicrographError for the first image that cannot be read.
@@ -328,7 +339,12 @@ class Assistant:
         looks, student = self.look_all(images), self.student
         with computing(self.device):
             seen = [student.image_match(look.summary[: student.vit.dim][None]) for look in looks]
-            read_ = [student.text_match(self._text_state(text)) for text in texts]
+            read_ = []
+            for text in texts:
+                ids = self.processor.tokenizer.encode(f" {text}", add_special_tokens=False)
+                row = torch.tensor([ids[: student.text_encoder.max_tokens]], device=self.device)
+                states = student.text_encoder(row, torch.ones_like(row, dtype=torch.bool))
+                read_.append(student.text_match(states[:, CLS]))
         size = student.text_match.out_features
 
         def stacked(vectors: Sequence[Tensor]) -> np.ndarray:
@@ -337,13 +353,6 @@ class Assistant:
             return torch.nn.functional.normalize(torch.cat(list(vectors)).float(), dim=-1).cpu().numpy()
 
         return stacked(seen), stacked(read_)
-
-    def _text_state(self, text: str) -> Tensor:
-        """The text encoder's summary [1, Dt] of a text, cut to what the encoder reads."""
-        ids = self.processor.tokenizer.encode(f" {text}", add_special_tokens=False)
-        ids = torch.tensor([ids[: self.student.text_encoder.max_tokens]], device=self.device)
-        state: Tensor = self.student.text_encoder(ids, torch.ones_like(ids, dtype=torch.bool))[:, CLS]
-        return state
 
     def blind_look(self) -> Look:
         """A look at plain grey: the student sees that there is an image, and nothing in it."""
@@ -375,11 +384,13 @@ class Assistant:
             return None
         return see([to_model_input(m, TOWER_SIDE)[0] for m in micrographs], self.device)
 
-    def _context(self, batch: Mapping[str, Tensor], looks: Sequence[Sequence[Look]]) -> VisualContext | None:
-        shown = [look.memory for row in looks for look in row]
+    def _prepare(self, posed: Sequence[Posed]) -> tuple[dict[str, Tensor], VisualContext | None]:
+        batch = self.processor([conversation for conversation, _ in posed], padding_side="left")
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        shown = [look.memory for _, looks in posed for look in looks]
         if not shown:
-            return None
-        return self.student.visual_context(
+            return batch, None
+        context = self.student.visual_context(
             None,
             batch["image_mask"],
             batch["question_ids"],
@@ -387,39 +398,11 @@ class Assistant:
             batch["turn_images"],
             image_memory=torch.stack(shown),
         )
-
-    def _batch(self, conversations: Sequence[Conversation], padding_side: str) -> dict[str, Tensor]:
-        batch = self.processor(conversations, padding_side=padding_side)
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
-
-    def _prepare(self, posed: Sequence[Posed]) -> tuple[dict[str, Tensor], VisualContext | None]:
-        batch = self._batch([conversation for conversation, _ in posed], "left")
-        return batch, self._context(batch, [looks for _, looks in posed])
-
-    def _stream(
-        self,
-        conversation: Conversation,
-        looks: Sequence[Look],
-        max_new_tokens: int,
-        sampling: Sampling,
-        watch: Watch | None = None,
-        top: int = 0,
-    ) -> Iterator[int]:
-        """Yield the tokens of one answer as they come, without its end; keep what was read for the next question."""
-        images, encoded = tuple(look.key for look in looks), self.processor.encode(conversation)
-        with computing(self.device):
-            prepared = self._prepare([(conversation, looks)])
-        yield from self._continued(encoded, images, max_new_tokens, sampling, prepared, watch, top)
+        return batch, context
 
     def _token_text(self, token: int) -> str:
         text: str = self.processor.tokenizer.decode([token])
         return text
-
-    def _plain(self, encoded: Encoded) -> tuple[dict[str, Tensor], None]:
-        """The batch of one prompt that shows nothing."""
-        ids = torch.tensor([encoded.input_ids], device=self.device)
-        rows = {"image_index": torch.zeros_like(ids), "turn_index": torch.ones_like(ids)}
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **rows}, None
 
     def _continued(
         self,
@@ -431,7 +414,7 @@ class Assistant:
         watch: Watch | None = None,
         top: int = 0,
     ) -> Iterator[int]:
-        """Yield the tokens that follow a prompt as they come, without the end."""
+        """Yield the tokens that follow a prompt as they come, without the end; keep what was read for the next."""
         generator = torch.Generator(device=self.device).manual_seed(sampling.seed)
         said: list[int] = []
         # inference mode is left before every yield, so a paused stream never changes its caller's mode
@@ -566,10 +549,6 @@ class Assistant:
 def _shown(history: Sequence[Message]) -> int:
     """Pictures that came before the question."""
     return sum(message.images for message in history)
-
-
-def _source(image: Path | str | bytes) -> Path | bytes:
-    return Path(image) if isinstance(image, str) else image
 
 
 def _key(micrograph: Micrograph) -> Key:

@@ -63,9 +63,12 @@ class Labeller:
 
     def probabilities(self, look: Look, labels: Sequence[str]) -> np.ndarray:
         """Shares [C] of the labels, one of which it is: of a head that knows all of them, else by likelihood."""
-        words = self._head_words(labels)
-        if look.features is not None and all(words.values()):
-            shares = self._shares(look, list(words.values()))
+        words = [word or "" for word in self._head_words(labels).values()]
+        if look.features is not None and all(words):
+            head = self._class_heads(words)
+            assert head is not None
+            verdict = next(v for v in head.verdicts(look.features[None])[0] if v.name == "class")
+            shares = np.asarray([verdict.probabilities[word] for word in words])
             among: np.ndarray = shares / shares.sum()
             return among
         return self._gained([look], demonstrate([], look.aux), labels)[0]
@@ -134,13 +137,6 @@ class Labeller:
     def _head_words(self, labels: Sequence[str]) -> dict[str, str | None]:
         heads = self._class_heads(labels)
         return dict(zip(labels, _matches(heads, labels) if heads else [None] * len(labels), strict=True))
-
-    def _shares(self, look: Look, words: Sequence[str | None]) -> np.ndarray:
-        assert look.features is not None
-        head = self._class_heads([str(word) for word in words])
-        assert head is not None
-        verdict = next(v for v in head.verdicts(look.features[None])[0] if v.name == "class")
-        return np.asarray([verdict.probabilities[str(word)] for word in words])
 
     def _class_token(self, look: Look) -> np.ndarray:
         vector: np.ndarray = look.summary[: self.class_width].float().cpu().numpy()  # [Dv]

@@ -185,7 +185,10 @@ class Predictor(nn.Module):
         outputs = []
         for target, head in zip(self.targets, self.heads, strict=True):
             if isinstance(head, ClassTexts):
-                outputs.append(head(fused.vector, fused.tokens, fused.present, self._texts(target)))
+                assert self.knowledge is not None
+                texts = self.class_texts[target.name]
+                known = self.knowledge([self.knowledge.item(texts[label]) for label in target.classes])
+                outputs.append(head(fused.vector, fused.tokens, fused.present, known))
             else:
                 outputs.append((fused.shares[:, None] @ head(fused.streams)).squeeze(1))
         return outputs, fused
@@ -242,12 +245,6 @@ class Predictor(nn.Module):
             verdict = _UNKNOWN if not likely or distance > 1.0 else target.classes[int(row.argmax())]
             predicted.append(Predicted(target, probabilities=tuple(row.tolist()), likely=likely, verdict=verdict))
         return predicted
-
-    def _texts(self, target: Target) -> Tensor:
-        assert self.knowledge is not None
-        texts = self.class_texts[target.name]
-        vectors: Tensor = self.knowledge([self.knowledge.item(texts[label]) for label in target.classes])
-        return vectors
 
     def calibrated(self, targets: Sequence[Target], familiarity: Familiarity | None) -> Predictor:
         """This predictor with temperatures and quantiles in its targets, and what it is familiar with."""

@@ -7,7 +7,7 @@ intents while "diameter of the pores" has one. Knows nothing about pictures, ans
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -348,7 +348,11 @@ def intents_of(question: str) -> list[str]:
     Empty where none of them is understood.
     """
     text = spelled(question)
-    found = {name for clause in _clauses(text) for name in _of_clause(clause)}
+    found: set[str] = set()
+    for clause in filter(None, _CLAUSE.split(text)):
+        named = {name for name, intent in INTENTS.items() if re.search(intent.words, clause)}
+        always = {"what", "describe"} if ALWAYS.search(clause) else set()
+        found |= {name for name in named if name in always or not named.intersection(INTENTS[name].yields_to)}
     bare = text.strip(" .!?¡¿")
     if _GREETING.match(bare) and not found - {"what"} and len(bare.split()) <= 6:
         return ["greeting"]
@@ -587,14 +591,3 @@ _NEAR_BUT_RIGHT = frozenset(
     ]
 )
 """Words that are near one of those and mean another thing."""
-
-
-def _clauses(text: str) -> Iterator[str]:
-    yield from filter(None, _CLAUSE.split(text))
-
-
-def _of_clause(clause: str) -> Iterator[str]:
-    found = {name for name, intent in INTENTS.items() if re.search(intent.words, clause)}
-    for name in found:
-        if not found.intersection(INTENTS[name].yields_to) or (name in ("what", "describe") and ALWAYS.search(clause)):
-            yield name

@@ -40,7 +40,13 @@ def convolutional_accuracy(known: Mapping[bytes, str], asked: Mapping[bytes, str
     images, classes = _pixels(known), torch.tensor([labels.index(label) for label in known.values()])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = _network(len(labels))
+        widths = (1, 32, 64, 128, 128)
+        layers: list[nn.Module] = []
+        for d_in, d_out in pairwise(widths):
+            convolution = nn.Conv2d(d_in, d_out, 3, stride=2, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(d_out), nn.ReLU()]
+        classifier = nn.Linear(widths[-1], len(labels))
+        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), classifier)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=CNN_STEPS)
     for _ in range(CNN_STEPS):
@@ -57,18 +63,6 @@ def convolutional_accuracy(known: Mapping[bytes, str], asked: Mapping[bytes, str
         predicted = torch.cat([network(part).argmax(-1) for part in _pixels(asked).split(256)])
     truth = [labels.index(label) if label in labels else -1 for label in asked.values()]
     return float((predicted == torch.tensor(truth)).float().mean())
-
-
-def _network(classes: int) -> nn.Module:
-    widths = (1, 32, 64, 128, 128)
-    layers: list[nn.Module] = []
-    for d_in, d_out in pairwise(widths):
-        layers += [
-            nn.Conv2d(d_in, d_out, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(d_out),
-            nn.ReLU(),
-        ]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
 
 
 def _vit_features(assistant: Assistant, pngs: Iterable[bytes]) -> np.ndarray:

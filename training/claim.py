@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ def claim(out: Path, config: Config, rows: str, *, device: str) -> Config:
             raise RunError("other_run", f"{out} holds a run of other {what}. Choose another --out.")
     before: dict[str, Any] = bound.get("base") or {}
     base = base_files(config, before)
-    changed = sorted(name for name in {**before, **base} if _differ(before.get(name), base.get(name)))
+    old, new = ({name: entry.get("sha256") for name, entry in files.items()} for files in (before, base))
+    changed = sorted({name for name, _ in old.items() ^ new.items()})
     if before and changed:
         raise RunError(
             "other_run",
@@ -68,15 +69,9 @@ def base_files(config: Config, known: Mapping[str, Any]) -> dict[str, Any]:
     if source is not None:
         folder = resolve_base(source).directory
         files += sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in DATA - {".md"})
-    return dict(_entries(files, known)) or {str(source or config.init): {"sha256": None}}
-
-
-def _entries(files: Iterable[Path], known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    entries: dict[str, Any] = {}
     for file in files:
         facts, before = file.stat(), known.get(str(file), {})
         seen = [facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
-        yield str(file), before if before.get("seen") == seen else {"sha256": fingerprint(file), "seen": seen}
-
-
-def _differ(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
-    return one is None or other is None or one["sha256"] != other["sha256"]
+        entries[str(file)] = before if before.get("seen") == seen else {"sha256": fingerprint(file), "seen": seen}
+    return entries or {str(source or config.init): {"sha256": None}}

@@ -173,7 +173,11 @@ class Conversations(torch.utils.data.Dataset[TrainingItem]):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> TrainingItem:
-        key = self._key(index)
+        if index < len(self.singles):
+            key = self.singles[index]
+        else:
+            stride = PAIR_EVERY if self.singles else 1
+            key = self.pairs[((index - len(self.singles)) * stride + self.epoch) % len(self.pairs)]
         rows, settings = self.rows[key], self.settings
         random = counter_generator(self.seed, self.epoch, key)
         drawn = [rows[i] for i in random.permutation(len(rows))[: settings.turns]]
@@ -194,12 +198,6 @@ class Conversations(torch.utils.data.Dataset[TrainingItem]):
             pixels = tuple(augment(image, random) for image in pixels)
         matched, wordings = matched_text(drawn[0], self.match_text)
         return TrainingItem(Conversation(tuple(messages)), pixels, matched, wordings, rows[0].label)
-
-    def _key(self, index: int) -> str:
-        if index < len(self.singles):
-            return self.singles[index]
-        stride = PAIR_EVERY if self.singles else 1
-        return self.pairs[((index - len(self.singles)) * stride + self.epoch) % len(self.pairs)]
 
     def _pixels(self, png: bytes) -> np.ndarray:
         """Model input [S, S] of an image, kept as 8 bit while the cache has room."""
@@ -242,23 +240,21 @@ class Collator:
         self.labels = list(labels)
 
     def __call__(self, items: Sequence[TrainingItem]) -> dict[str, Tensor]:
-        conversations = [self._shorten(item.conversation) for item in items]
+        conversations = []
+        for item in items:
+            messages = item.conversation.messages
+            while len(messages) > 2 and len(self.processor.encode(Conversation(messages)).input_ids) > self.max_tokens:
+                messages = messages[:-2]
+            conversations.append(Conversation(messages))
         batch = self.processor(conversations, [item.images for item in items])
         matched = [self.processor.tokenizer.encode(f" {item.matched}", add_special_tokens=False) for item in items]
         width = self.processor.question_tokens
         batch["match_ids"], batch["match_mask"] = pad_rows([ids[:width] for ids in matched])
         batch["match_key"] = torch.tensor(keys_of_the_same([item.wordings for item in items]))
-        batch["class_index"] = torch.tensor([self._class(item.label) for item in items])
+        batch["class_index"] = torch.tensor(
+            [self.labels.index(item.label) if item.label in self.labels else -100 for item in items]
+        )
         return batch
-
-    def _shorten(self, conversation: Conversation) -> Conversation:
-        messages = conversation.messages
-        while len(messages) > 2 and len(self.processor.encode(Conversation(messages)).input_ids) > self.max_tokens:
-            messages = messages[:-2]
-        return Conversation(messages)
-
-    def _class(self, label: str | None) -> int:
-        return self.labels.index(label) if label in self.labels else -100
 
 
 def matched_text(row: Example, kind: MatchText) -> tuple[str, frozenset[str]]:
@@ -296,6 +292,11 @@ def _example(row: dict[str, Any], known: dict[bytes, bytes]) -> Example:
     """A row as an Example; `known` makes rows about the same image share its bytes."""
     said = [" ".join(part["text"] for part in turn["content"] if part.get("text")) for turn in row["messages"]]
     *history, (question, answer) = zip(said[::2], said[1::2], strict=True)
+    # Data sets that were taught before there were such columns say nothing of their pictures.
+    measured, instrument = json.loads(row["measured"] or "{}"), json.loads(row.get("instrument") or "{}")
+    if not isinstance(measured, list):
+        measured, instrument = [measured], [instrument]
+    instrument = instrument or [{}] * len(measured)
     return Example(
         id=row["id"],
         images=tuple(known.setdefault(image["bytes"], image["bytes"]) for image in row["images"]),
@@ -309,15 +310,6 @@ def _example(row: dict[str, Any], known: dict[bytes, bytes]) -> Example:
         group=row["group"],
         source=row["source"],
         history=tuple(history),
-        known=_known(row),
+        known=tuple(map(Known.from_record, measured, instrument)),
         states=json.loads(row["provenance"] or "{}").get("states", {}),
     )
-
-
-def _known(row: dict[str, Any]) -> tuple[Known, ...]:
-    """What a row says of each of its pictures; nothing in data sets that were taught before there was such a column."""
-    measured, instrument = json.loads(row["measured"] or "{}"), json.loads(row.get("instrument") or "{}")
-    if isinstance(measured, list):
-        instrument = instrument or [{}] * len(measured)
-        return tuple(map(Known.from_record, measured, instrument))
-    return (Known.from_record(measured, instrument),)

@@ -77,29 +77,21 @@ class FactTarget:
         with a unit or without; the fact named "orientation".
         """
         value: Any = record.get("value")
-        unit = _known_unit(str(record.get("unit") or ""))
+        named = str(record.get("unit") or "")
+        unit = canonical_unit(named) if named else ""
+        if unit is None:
+            raise DatasetError("bad_fact", f"Unit {named!r} of a fact is unknown. Use one of {', '.join(UNITS)}.")
         if isinstance(value, str) and value.lower() in ("yes", "no"):
             value = value.lower() == "yes"
         kind = record.get("kind") or _kind_of(value, unit, name=str(record.get("name") or ""))
         if kind not in get_args(FactKind):
             kinds = ", ".join(get_args(FactKind))
             raise DatasetError("bad_fact", f"Kind of fact {kind!r} is unknown. Use one of {kinds}.")
-        if not _fits(value, kind):
+        fits = value is None or isinstance(value, _VALUE_TYPES[kind])
+        if not fits:
             raise DatasetError("bad_fact", f"Value {value!r} is no fact of kind {kind!r}. Correct the value.")
         choices = tuple(str(choice) for choice in record.get("choices") or ())
         return cls(kind, value, unit, float(record.get("tolerance", _TOLERANCE)), choices)
-
-
-def _known_unit(unit: str) -> str:
-    """The unit as `UNITS` names it ("µm" -> "um"). Raises DatasetError for one that no answer could state."""
-    known = canonical_unit(unit) if unit else ""
-    if known is None:
-        raise DatasetError("bad_fact", f"Unit {unit!r} of a fact is unknown. Use one of {', '.join(UNITS)}.")
-    return known
-
-
-def _fits(value: object, kind: FactKind) -> bool:
-    return value is None or isinstance(value, _VALUE_TYPES[kind])
 
 
 def _kind_of(value: object, unit: str, *, name: str) -> FactKind:
@@ -178,11 +170,6 @@ def _size_in(answer: str, unit: str) -> Amount | None:
     return None
 
 
-def _oriented(answer: str, expected: float) -> bool:
-    angle = _size_in(answer, "deg")
-    return angle is not None and angle_between(angle.value, expected) <= ORIENTATION_TOLERANCE
-
-
 def check_answer(answer: str, expected: Mapping[str, Any] | FactTarget) -> bool | None:
     """Say whether an answer states the expected fact; None where the fact is not known.
 
@@ -202,7 +189,8 @@ def check_answer(answer: str, expected: Mapping[str, Any] | FactTarget) -> bool 
         return yes_or_no(answer) is target.value
     number = float(target.value)
     if target.kind == "orientation":
-        return _oriented(answer, number)
+        angle = _size_in(answer, "deg")
+        return angle is not None and angle_between(angle.value, number) <= ORIENTATION_TOLERANCE
     stated = _size_in(answer, target.unit) if target.kind == "size" else _count_in(answer)
     return stated is not None and _near(stated, number, target.tolerance)
 

@@ -253,13 +253,18 @@ def train(
         if len(order) < min(settings.batch_size, len(rows)):
             order = torch.randperm(len(rows)).tolist()
         chosen, order = order[: settings.batch_size], order[settings.batch_size :]
+        done = step / steps
+        # The learning rate rises, then falls to 0 along a cosine.
+        share = (
+            max(done / RISE, 0.01) if done < RISE else 0.5 * (1.0 + math.cos(math.pi * (done - RISE) / (1.0 - RISE)))
+        )
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _rate(step / steps)
-        drop = drop_probability(step / steps, settings.modality_dropout) if len(predictor.modalities) > 1 else 0.0
+            group["lr"] = settings.learning_rate * share
+        drop = drop_probability(done, settings.modality_dropout) if len(predictor.modalities) > 1 else 0.0
         outputs, fused = predictor([rows[i] for i in chosen], drop=drop)
         loss = settings.entropy * fused.disorder + settings.reconstruction * fused.reconstruction
         for target, out, wanted in zip(predictor.targets, outputs, truth, strict=True):
-            loss = loss + _target_loss(target, out, wanted[chosen], settings, progressed=step / steps)
+            loss = loss + _target_loss(target, out, wanted[chosen], settings, progressed=done)
         if not loss.isfinite():
             raise RunError("diverged", f"The loss is no number at step {step}. Lower fit.learning_rate.")
         optimizer.zero_grad()
@@ -412,13 +417,6 @@ def _target_loss(target: Target, out: Tensor, truth: Tensor, settings: FitConfig
     if settings.evidential:
         return evidential_loss(out, truth, annealing=0.1 * min(1.0, 2.0 * progressed))
     return F.cross_entropy(out, truth)
-
-
-def _rate(progressed: float) -> float:
-    """Share of the peak learning rate: it rises, then falls to 0 along a cosine."""
-    if progressed < RISE:
-        return max(progressed / RISE, 0.01)
-    return 0.5 * (1.0 + math.cos(math.pi * (progressed - RISE) / (1.0 - RISE)))
 
 
 def _knowledge(

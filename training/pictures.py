@@ -44,7 +44,11 @@ def picture_values(
     if not path.is_file():
         return computed(read_micrograph(path), extractor)  # which says what is wrong with the path
     cache = cache or vector_cache()
-    name = _key(path, extractor)
+    # The key is of the file, what stands beside it about its instrument, and who looked.
+    digest = hashlib.sha256(fingerprint(path).encode())
+    for _, text in sidecar_texts(path, ReadLimits().max_sidecar_bytes):
+        digest.update((text or "").encode())
+    name = "-".join((digest.hexdigest(), _VERSION, *((extractor.name,) if extractor else ())))
     kept = _kept(cache / f"{name}.npz")
     if kept is not None:
         return kept
@@ -88,14 +92,6 @@ def computed(micrograph: Micrograph, extractor: FeatureExtractor | None) -> dict
         told["pixel_size_nm"] = micrograph.calibration.nm_per_pixel
     values["instrument"] = {name: value for name, value in told.items() if value is not None}
     return values
-
-
-def _key(path: Path, extractor: FeatureExtractor | None) -> str:
-    """Of a file, what stands beside it about its instrument, and who looked."""
-    digest = hashlib.sha256(fingerprint(path).encode())
-    for _, text in sidecar_texts(path, ReadLimits().max_sidecar_bytes):
-        digest.update((text or "").encode())
-    return "-".join((digest.hexdigest(), _VERSION, *((extractor.name,) if extractor else ())))
 
 
 def _kept(file: Path) -> dict[str, Any] | None:

@@ -49,10 +49,16 @@ def known_of_pictures(rows: Iterable[Row]) -> dict[bytes, Known]:
             key = digest(image)
             known.setdefault(key, one)
             words = told.setdefault(key, {})
-            words |= {name: text for name in PREDICTED[1:] if (text := _told(row, name, number))}
+            slots = {name: name if len(row.images) == 1 else f"{name}_{number}" for name in PREDICTED[1:]}
+            words |= {name: text for name, slot in slots.items() if (text := row.states.get(slot))}
             if row.label:
                 words["class"] = row.label.replace("_", " ")
-    return {key: replace(one, predicted=_as_heads_say(told[key])) for key, one in known.items()}
+    said: dict[str, Any] = {"value": None, "unit": "", "method": "truth", "confidence": 1.0, "source": "predicted"}
+    facts = {
+        key: tuple(Fact(name=name, text=words[name], **said) for name in PREDICTED if name in words)
+        for key, words in told.items()
+    }
+    return {key: replace(one, predicted=facts[key]) for key, one in known.items()}
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,13 @@ def draw_prompt(known: Sequence[Known], *, hide: bool, thin: float, random: np.r
 
 def taught_answer(row: Row, question: str, answer: str, prompt: Prompt) -> str:
     """An answer by reference that its prompt supports: the row's own, or what the facts left say to the question."""
-    quoting = quoted(_by_class(row, answer), prompt.all)
-    needed = references_of(quoting) | _words_stated(row)
+    for slot in ("class", "class_1", "class_2"):  # its phrase for a class ("a porous sponge") is the reference to it
+        if phrase := row.states.get(slot):
+            picture = "" if slot == "class" else f"{slot[-1]}."
+            answer = answer.replace(phrase, f"{{{picture}class}}")
+    quoting = quoted(answer, prompt.all)
+    stated = filter(None, map(_STATED.fullmatch, row.states))  # the quantities of heads that the answer rests on
+    needed = references_of(quoting) | {(int(match[2] or 1), match[1]) for match in stated}
     facts = {(n, name): prompt.shown[n - 1].get(name) for n, name in needed if n <= len(prompt.shown)}
     plain = all(fact is not None and fact.sure for fact in facts.values())
     statements = read_statements("".join(filled([quoting], prompt.shown)), prompt.shown)
@@ -91,28 +102,3 @@ def taught_answer(row: Row, question: str, answer: str, prompt: Prompt) -> str:
 def digest(image: bytes) -> bytes:
     """What two copies of a picture share."""
     return hashlib.sha256(image).digest()
-
-
-def _as_heads_say(words: Mapping[str, str]) -> tuple[Fact, ...]:
-    said: dict[str, Any] = {"value": None, "unit": "", "method": "truth", "confidence": 1.0, "source": "predicted"}
-    return tuple(Fact(name=name, text=words[name], **said) for name in PREDICTED if name in words)
-
-
-def _told(row: Row, name: str, number: int) -> str | None:
-    """The word that a row states of a picture, where it states one."""
-    return row.states.get(name if len(row.images) == 1 else f"{name}_{number}")
-
-
-def _by_class(row: Row, answer: str) -> str:
-    """An answer whose phrase for a class ("a porous sponge") is the reference to it."""
-    for slot in ("class", "class_1", "class_2"):
-        if phrase := row.states.get(slot):
-            number = "" if slot == "class" else f"{slot[-1]}."
-            answer = answer.replace(phrase, f"{{{number}class}}")
-    return answer
-
-
-def _words_stated(row: Row) -> set[tuple[int, str]]:
-    """The quantities of heads that a row's answer rests on."""
-    found = (_STATED.fullmatch(slot) for slot in row.states)
-    return {(int(match[2] or 1), match[1]) for match in found if match}

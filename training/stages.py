@@ -58,7 +58,11 @@ class InstructionStage(nn.Module):
         if self.loss.itm.weight or self.loss.itc.weight:
             itm, itc = self._matching(states, image_mask, match_ids, match_mask, match_key)
             losses |= {"itm": itm, "itc": itc}
-            total = total + self.loss.itm.weight * itm + self._weighted(itc)
+            # A contrast without a weight is 0 with the gradient of the projections behind hard negatives, times the
+            # temperature, so that it does not rule the norm gradients are clipped by; Adam's step is the same.
+            options = self.loss.itc
+            contrast = options.weight * itc if options.weight else options.temperature * (itc - itc.detach())
+            total = total + self.loss.itm.weight * itm + contrast
         if self.routed:
             losses["router"] = router_losses(self.student.decoder.lm)
             total = total + losses["router"]
@@ -104,15 +108,6 @@ class InstructionStage(nn.Module):
         if not wrong.any():
             return matching_loss(logits, right, wrong)
         return (matching_loss(logits, right, right) + matching_loss(logits, right, wrong)) / 2
-
-    def _weighted(self, itc: Tensor) -> Tensor:
-        """The contrast's part of the loss.
-
-        Without a weight that is 0 with the gradient of the projections behind hard negatives, times the temperature,
-        so that it does not rule the norm gradients are clipped by; Adam's step is the same.
-        """
-        options = self.loss.itc
-        return options.weight * itc if options.weight else options.temperature * (itc - itc.detach())
 
     def _contrast(self, image: Tensor, text: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """Similarity [P, P] that negatives are drawn by, and the contrastive loss; [P, Dv] and [P, Dt] -> both.

@@ -206,18 +206,15 @@ class StudentTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         losses = model(**inputs)
-        self._note(float(losses["loss"].detach()))
+        loss = float(losses["loss"].detach())
+        if not math.isfinite(loss):  # it ends the run before anything is learned from it
+            what = f"the loss of step {self.state.global_step + 1} is {loss}"
+            raise diverged(what, self._losses, Path(self.args.output_dir))
+        self._losses.append(loss)
         for name, value in losses.items():
             if name != "loss":
                 self._parts.setdefault(name, []).append(float(value.detach()))
         return losses["loss"]
-
-    def _note(self, loss: float) -> None:
-        """Remember a loss; one that is not finite ends the run before anything is learned from it."""
-        if not math.isfinite(loss):
-            what = f"the loss of step {self.state.global_step + 1} is {loss}"
-            raise diverged(what, self._losses, Path(self.args.output_dir))
-        self._losses.append(loss)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The norm gradients are clipped by; one that is not finite ends the run before it spoils every weight."""
@@ -231,17 +228,13 @@ class StudentTrainer(Trainer):
         if "loss" in logs:
             logs |= {name: round(sum(values) / len(values), 5) for name, values in self._parts.items()}
             self._parts.clear()
-            logs |= self._expert_usage()
+            if hasattr(self.run.student.decoder.lm, "peft_config"):
+                from assistant.adapters import expert_usage_entropy
+
+                entropy = expert_usage_entropy(self.run.student.decoder.lm)
+                if entropy is not None:  # how evenly the last step used the experts, where there are several
+                    logs["expert_entropy"] = round(entropy, 5)
         super().log(logs, *args, **kwargs)
-
-    def _expert_usage(self) -> dict[str, float]:
-        """How evenly the last step used the experts, where the adapter has several."""
-        if not hasattr(self.run.student.decoder.lm, "peft_config"):
-            return {}
-        from assistant.adapters import expert_usage_entropy
-
-        entropy = expert_usage_entropy(self.run.student.decoder.lm)
-        return {} if entropy is None else {"expert_entropy": round(entropy, 5)}
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"

@@ -28,24 +28,29 @@ def export_lora(model: nn.Module, rank: int, out_dir: Path | str, *, adapter_nam
     Raises AdapterError (a ValueError) `bad_rank`, `routed_experts`, `no_adapter` or `which_adapter`.
     """
     rank = operator.index(rank)
-    root, name = _adapted_model(model), adapter_name or _active_adapter(model)
+    tuner = next((module for module in model.modules() if isinstance(module, BaseTuner)), None)
+    root = model if tuner is None else tuner.model  # inside the tuner, whose names a LoRA of that model uses
+    name = adapter_name or _active_adapter(model)
     tensors: dict[str, Tensor] = {}
     for key, module in root.named_modules():
         if isinstance(module, DynamicRankLayer) and name in module.settings:
             _check_exportable(module.settings[name], name, rank)
-            a, b = _truncated(module, name, rank)
-            tensors[f"base_model.model.{key}.lora_A.weight"] = a
-            tensors[f"base_model.model.{key}.lora_B.weight"] = b
+            a = module.lora_A[name].detach().flatten(0, -2)[:rank]  # [b, d_in]
+            b = module.lora_B[name].detach()
+            b = (b[0] if b.dim() == 3 else b)[:, :rank]  # [d_out, b]
+            tensors[f"base_model.model.{key}.lora_A.weight"] = a.cpu().contiguous()
+            tensors[f"base_model.model.{key}.lora_B.weight"] = b.cpu().contiguous()
         elif isinstance(module, AuxiliaryTrainingWrapper):
             saved = module.adapter_state_dict(name, module.state_dict())
             tensors |= {f"base_model.model.{key}.{part}": tensor for part, tensor in saved.items()}
-    _write(Path(out_dir), tensors, _lora_config(root, name, rank))
-
-
-def _adapted_model(model: nn.Module) -> nn.Module:
-    """The model inside the tuner, whose names a LoRA of that model uses."""
-    tuner = next((module for module in model.modules() if isinstance(module, BaseTuner)), None)
-    return model if tuner is None else tuner.model
+    config, out = _lora_config(root, name, rank), Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    # Weights under their name only once they are whole, the config last: a torn export does not load.
+    with replacing(out / _WEIGHTS) as partial:
+        save_file(tensors, str(partial), metadata={"format": "pt"})
+        # From here on what an earlier export left is not whole either.
+        (out / CONFIG_NAME).unlink(missing_ok=True)
+    config.save_pretrained(str(out))
 
 
 def _active_adapter(model: nn.Module) -> str:
@@ -68,13 +73,6 @@ def _check_exportable(config: DynamicRankConfig, name: str, rank: int) -> None:
         raise AdapterError("bad_rank", f"rank {rank} is outside {config.r_min}..{config.r_max}. Choose one inside.")
 
 
-def _truncated(layer: DynamicRankLayer, name: str, rank: int) -> tuple[Tensor, Tensor]:
-    a = layer.lora_A[name].detach().flatten(0, -2)[:rank]  # [b, d_in]
-    b = layer.lora_B[name].detach()
-    b = (b[0] if b.dim() == 3 else b)[:, :rank]  # [d_out, b]
-    return a.cpu().contiguous(), b.cpu().contiguous()
-
-
 def _lora_config(root: nn.Module, name: str, rank: int) -> LoraConfig:
     configs: Any = root.peft_config
     config: DynamicRankConfig = configs[name]
@@ -92,13 +90,3 @@ def _lora_config(root: nn.Module, name: str, rank: int) -> LoraConfig:
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
     )
-
-
-def _write(out: Path, tensors: dict[str, Tensor], config: LoraConfig) -> None:
-    """Weights under their name only once they are whole, the config last: a torn export does not load."""
-    out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / _WEIGHTS) as partial:
-        save_file(tensors, str(partial), metadata={"format": "pt"})
-        # From here on what an earlier export left is not whole either.
-        (out / CONFIG_NAME).unlink(missing_ok=True)
-    config.save_pretrained(str(out))

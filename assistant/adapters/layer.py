@@ -288,9 +288,17 @@ class DyAMoPELinear(DynamicRankLayer):
     def _route(self, adapter_name: str, x: Tensor, z: Tensor) -> Tensor:
         """x [..., d_in], z [..., 1 or E, r] -> gates [..., E]; leaves the losses and the usage in `routing`."""
         config: DyAMoPEConfig = self.settings[adapter_name]
-        logits = self._router_logits(adapter_name, x, z)
+        router = self.lora_router[adapter_name].to(z.dtype)  # [E, r or d_in]
+        if config.router_input == "x":
+            logits = F.linear(x.to(z.dtype), router)
+        elif config.expert_A:
+            logits = torch.einsum("...er,er->...e", z, router)
+        else:
+            logits = F.linear(z.squeeze(-2), router)
         gates: Tensor = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        dispatched = gates if config.top_k is None else _top_k_mask(gates, config.top_k)
+        dispatched = gates
+        if config.top_k is not None:
+            dispatched = torch.zeros_like(gates).scatter_(-1, gates.topk(config.top_k, dim=-1).indices, 1.0)
         if self.training:
             loss = router_loss(logits, gates, dispatched, config)
             self.routing[adapter_name] = Routing(_mean_over_tokens(gates.detach()), loss)
@@ -300,15 +308,6 @@ class DyAMoPELinear(DynamicRankLayer):
             return gates
         kept: Tensor = gates * dispatched
         return kept / kept.sum(-1, keepdim=True) if config.renormalise else kept
-
-    def _router_logits(self, adapter_name: str, x: Tensor, z: Tensor) -> Tensor:
-        config: DyAMoPEConfig = self.settings[adapter_name]
-        router = self.lora_router[adapter_name].to(z.dtype)  # [E, r or d_in]
-        if config.router_input == "x":
-            return F.linear(x.to(z.dtype), router)
-        if config.expert_A:
-            return torch.einsum("...er,er->...e", z, router)
-        return F.linear(z.squeeze(-2), router)
 
 
 def low_rank_product(a: Tensor, matrix: Tensor, b: int) -> Tensor:
@@ -331,7 +330,3 @@ def router_loss(logits: Tensor, gates: Tensor, dispatched: Tensor, config: DyAMo
 
 def _mean_over_tokens(gates: Tensor) -> Tensor:
     return gates.reshape(-1, gates.shape[-1]).mean(0)  # [E]
-
-
-def _top_k_mask(gates: Tensor, k: int) -> Tensor:
-    return torch.zeros_like(gates).scatter_(-1, gates.topk(k, dim=-1).indices, 1.0)

@@ -24,10 +24,23 @@ def prepare_nf4(model: nn.Module) -> None:
     """
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear4bit)]
     for name, layer in layers:
-        _check_width(name, layer)
+        block = layer.weight.blocksize
+        if layer.weight.device.type == "cpu" and layer.in_features % block:
+            raise AdapterError(
+                "nf4_width",
+                f"{name or 'the layer'} has {layer.in_features} inputs, no multiple of the 4-bit block {block}: its "
+                "weights would be wrong on a CPU. Use a GPU, or load this model without quantisation.",
+            )
     for _, layer in layers:
         layer.support_avx512bf16_for_cpu = False
-        _unpack(layer)
+        state = layer.weight.quant_state
+        if state is None:
+            continue
+        if getattr(state, "packing_format_for_cpu", False):
+            state.original_nested = False  # keep the scales as they are: quantising them again would round them twice
+            layer.weight.data, _ = _convert_weight_packed_for_cpu_inverse(layer.weight.data, state)
+        if state.absmax.dim() == 2:  # [d_in / block, d_out], as the packed kernel wants it
+            state.absmax = state.absmax.T.reshape(-1).float()  # [d_out * d_in / block]
 
 
 def unpack_nf4(model: nn.Module) -> None:
@@ -64,24 +77,3 @@ def requantized(layer: Linear4bit, weight: Tensor) -> Params4bit:
         module=layer,
     )
     return new.to(old.device)
-
-
-def _check_width(name: str, layer: Linear4bit) -> None:
-    block = layer.weight.blocksize
-    if layer.weight.device.type == "cpu" and layer.in_features % block:
-        raise AdapterError(
-            "nf4_width",
-            f"{name or 'the layer'} has {layer.in_features} inputs, no multiple of the 4-bit block {block}: its "
-            "weights would be wrong on a CPU. Use a GPU, or load this model without quantisation.",
-        )
-
-
-def _unpack(layer: Linear4bit) -> None:
-    state = layer.weight.quant_state
-    if state is None:
-        return
-    if getattr(state, "packing_format_for_cpu", False):
-        state.original_nested = False  # keep the scales as they are: quantising them again would round them twice
-        layer.weight.data, _ = _convert_weight_packed_for_cpu_inverse(layer.weight.data, state)
-    if state.absmax.dim() == 2:  # [d_in / block, d_out], as the packed kernel wants it
-        state.absmax = state.absmax.T.reshape(-1).float()  # [d_out * d_in / block]

@@ -91,9 +91,13 @@ class _Held(NamedTuple):
     def put_back(self, optimizer: torch.optim.Optimizer) -> None:
         self.parameter[..., self.columns] = self.value
         for key, state in _column_states(optimizer, self.parameter).items():
-            # a state that the step created has never seen these columns: it starts at zero
-            old = self.states.get(key)
-            state[..., self.columns] = _zero_of(optimizer.state[self.parameter], key) if old is None else old
+            old: Tensor | int | None = self.states.get(key)
+            if old is None:
+                # A state that the step created has never seen these columns: it starts at zero. For bitsandbytes'
+                # 8-bit `state1` that is the code nearest to zero in the book `qmap1`.
+                book = optimizer.state[self.parameter].get(key.replace("state", "qmap"))
+                old = book.abs().argmin() if state.dtype == torch.uint8 and book is not None else 0
+            state[..., self.columns] = old
 
 
 def _inactive_columns(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[_Held]:
@@ -117,12 +121,6 @@ def _column_states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) ->
     return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape}
 
 
-def _zero_of(state: dict[str, Any], key: str) -> Tensor | int:
-    """What a state holds for zero: for bitsandbytes' 8-bit `state1` the code nearest to it in the book `qmap1`."""
-    book = state.get(key.replace("state", "qmap"))
-    return book.abs().argmin() if state[key].dtype == torch.uint8 and book is not None else 0
-
-
 def innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimizer whose `step` does the work; wrappers such as accelerate's keep it as `optimizer`."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
@@ -140,19 +138,15 @@ def _some_adapter_layers(model: nn.Module) -> list[DynamicRankLayer]:
 def _assign(layers: list[DynamicRankLayer], ranks: list[int | None]) -> None:
     """Give each layer its rank, or raise before any has changed."""
     for layer, rank in zip(layers, ranks, strict=True):
-        if rank is not None:
-            _check_rank(layer, rank)
+        for name in layer.active_names():
+            config = layer.settings[name]
+            if rank is not None and not config.r_min <= rank <= config.r_max:
+                raise AdapterError(
+                    "bad_rank",
+                    f"rank {rank} is outside {config.r_min}..{config.r_max} of adapter {name!r}. "
+                    "Choose one in that range.",
+                )
         if layer.merged and layer.current_rank != rank:
             raise AdapterError("merged", f"rank {rank}: the adapter is merged at another rank. Unmerge it first.")
     for layer, rank in zip(layers, ranks, strict=True):
         layer.current_rank = rank
-
-
-def _check_rank(layer: DynamicRankLayer, rank: int) -> None:
-    for name in layer.active_names():
-        config = layer.settings[name]
-        if not config.r_min <= rank <= config.r_max:
-            raise AdapterError(
-                "bad_rank",
-                f"rank {rank} is outside {config.r_min}..{config.r_max} of adapter {name!r}. Choose one in that range.",
-            )

@@ -167,7 +167,8 @@ def _metadata_slots(evidence: Evidence) -> dict[str, str]:
 
 
 def _measured_slots(evidence: Evidence) -> dict[str, str]:
-    pores = _has_pores(evidence)
+    # Dark bodies are called pores only where the class or the truth says so.
+    pores = "porosity" in evidence.truth or "poro" in (evidence.label or "")
     slots = {"looks": str(evidence.facts["kind"])}
     values: dict[str, float] = {}
     for fact in evidence.facts["items"]:
@@ -184,11 +185,6 @@ def _measured_slots(evidence: Evidence) -> dict[str, str]:
             shown = "dark_share" if name == "porosity" and not pores else name
             slots |= {shown: text, f"has_{shown}": "yes", f"{shown}_method": fact["method"]}
     return slots | _verdict_slots(values, "pore" if pores else "structure")
-
-
-def _has_pores(evidence: Evidence) -> bool:
-    """Dark bodies are called pores only where the class or the truth says so."""
-    return "porosity" in evidence.truth or "poro" in (evidence.label or "")
 
 
 def _verdict_slots(values: Mapping[str, float], body: str) -> dict[str, str]:
@@ -294,7 +290,10 @@ def _offered_slots(evidence: Evidence, slots: Mapping[str, str], rng: random.Ran
     for facet in ("shape", "surface", "arrangement", "touching"):
         right = rng.random() < 0.5
         if facet in slots:
-            offered[f"offered_{facet}"] = slots[facet] if right else _other_word(facet, slots[facet], rng)
+            offered[f"offered_{facet}"] = slots[facet]
+            if not right:  # drawn as often as it is right elsewhere, so that the word alone betrays nothing
+                weights = {word: weight for word, weight in _word_weights(facet).items() if word != slots[facet]}
+                offered[f"offered_{facet}"] = rng.choices(list(weights), list(weights.values()))[0]
             offered[f"offered_{facet}_right"] = "yes" if right else "no"
     measured = {fact["name"]: fact for fact in evidence.facts["items"]}
     for name, limit, verdict in (
@@ -318,12 +317,6 @@ def _offered_slots(evidence: Evidence, slots: Mapping[str, str], rng: random.Ran
         offered["offered_period"] = written(period["value"] * (1.0 if right else factor), period["unit"])
         offered["offered_period_right"] = "yes" if right else "no"
     return offered
-
-
-def _other_word(facet: str, word: str, rng: random.Random) -> str:
-    """A wrong word, drawn as often as it is right elsewhere, so that the word alone betrays nothing."""
-    weights = {other: weight for other, weight in _word_weights(facet).items() if other != word}
-    return rng.choices(list(weights), list(weights.values()))[0]
 
 
 @cache

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from assistant.quantities import Amount, read_amounts
+from assistant.quantities import read_amounts
 
 BLIND_SHARE = 0.9
 """A question whose commonest answer is right more often than this needs no picture."""
@@ -56,7 +56,14 @@ def numbers_agree(answer: str, known: str) -> bool:
     """True where every number of the answer stands in the known text, within 10 % and in the same dimension."""
     # Without a name beside each number nobody can tell which is which: it is enough that it stands there.
     facts = read_amounts(known)
-    return all(any(_close(stated, fact) for fact in facts) for stated in read_amounts(answer))
+    return all(
+        any(
+            stated.dimension == fact.dimension
+            and abs(stated.base - fact.base) <= NUMBER_TOLERANCE * abs(fact.base) + 1e-9
+            for fact in facts
+        )
+        for stated in read_amounts(answer)
+    )
 
 
 def refuses(text: str) -> bool:
@@ -196,8 +203,3 @@ class NearDuplicates:
         self._hashes[self._count], self._positions[self._count] = dhash, position
         self._count += 1
         return None
-
-
-def _close(stated: Amount, fact: Amount) -> bool:
-    near = abs(stated.base - fact.base) <= NUMBER_TOLERANCE * abs(fact.base) + 1e-9
-    return stated.dimension == fact.dimension and near

@@ -158,7 +158,16 @@ def conversation_about(evidence: Evidence, *, seed: int, paraphrases: int = 5) -
     path = [rng.choice(openers)]
     while len(path) < TURNS and (following := _next_turns(path, follows)):
         path.append(rng.choice(following))
-    return _joined([turns[name] for name in path])
+    *earlier, last = (turns[name] for name in path)
+    return replace(
+        last,
+        id="conversation",
+        task="vqa",
+        facet="conversation",
+        canonical="",
+        states={name: text for turn in (*earlier, last) for name, text in turn.states.items()},
+        history=tuple((turn.text, turn.answers[0]) for turn in earlier),
+    )
 
 
 def _next_turns(path: Sequence[str], follows: Mapping[str, Sequence[str]]) -> list[str]:
@@ -167,19 +176,6 @@ def _next_turns(path: Sequence[str], follows: Mapping[str, Sequence[str]]) -> li
         if following := [name for name, after in follows.items() if turn in after and name not in path]:
             return following
     return []
-
-
-def _joined(turns: Sequence[TaughtQuestion]) -> TaughtQuestion:
-    *earlier, last = turns
-    return replace(
-        last,
-        id="conversation",
-        task="vqa",
-        facet="conversation",
-        canonical="",
-        states={name: text for turn in turns for name, text in turn.states.items()},
-        history=tuple((turn.text, turn.answers[0]) for turn in earlier),
-    )
 
 
 def questions_comparing(
