@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from assistant.adapters.config import AdapterError
-from assistant.adapters.layer import DynamicRankLayer
 from assistant.adapters.rank import adapter_layers, innermost
 
 JITTER = 1e-8
@@ -41,7 +40,11 @@ def precondition(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
                 key, a = (id(layer), name), layer.lora_A[name]
                 if key not in factors or not factors[key].belongs_to(a):
                     factors[key] = Factor(a, a.data_ptr(), a._version, gram_factor(a))
-                _correct_gradient(layer, name, matrix.grad, factors[key].lower)
+                # Columns up to the rank b, in place, times (A_b A_b^T)^-1 / s^2.
+                b, lower = layer.rank_of(name), factors[key].lower
+                active = matrix.grad[..., :b]  # [(E,) d_out, b]
+                solved = torch.cholesky_solve(active.mT.to(lower.dtype), lower[..., :b, :b])  # [(E,) b, d_out]
+                active.copy_(solved.mT / layer.settings[name].scale(b) ** 2)
 
     innermost(optimizer).register_step_pre_hook(correct)
 
@@ -64,11 +67,3 @@ def gram_factor(a: Tensor) -> Tensor:
     gram = wide @ wide.mT
     factor: Tensor = torch.linalg.cholesky(gram + JITTER * torch.eye(gram.shape[-1], device=a.device, dtype=gram.dtype))
     return factor
-
-
-def _correct_gradient(layer: DynamicRankLayer, name: str, gradient: Tensor, factor: Tensor) -> None:
-    """gradient [(E,) d_out, r], in place: its columns up to the rank b times (A_b A_b^T)^-1 / s^2."""
-    b = layer.rank_of(name)
-    active = gradient[..., :b]
-    solved = torch.cholesky_solve(active.mT.to(factor.dtype), factor[..., :b, :b])  # [(E,) b, d_out]
-    active.copy_(solved.mT / layer.settings[name].scale(b) ** 2)
