@@ -711,6 +711,7 @@ def read_height(path: Path) -> int:
         return image.height
 
 
+@pytest.mark.slow
 @needs_data
 def test_real_banners() -> None:
     """Every info bar of 583 files, to the row, and none where there is none (melt pools have black tops)."""
