@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +24,7 @@ from assistant.disk import (
     fingerprint,
     locked,
     models_folder,
+    packaged_file,
     read_manifest,
     recover,
     verify_directory,
@@ -196,13 +196,8 @@ def _checked(name: str, package: Package) -> Path:
 
 
 def _installed(package: Package) -> Path | None:
-    """The model file of an installed package, found without importing it; None where it is not there."""
-    try:
-        found = distribution(package.name)
-    except PackageNotFoundError:
-        return None
-    file = Path(str(found.locate_file(package.file)))
-    return file if found.version == package.version and file.is_file() else None
+    """The model file of an installed package; None where it is not there."""
+    return packaged_file(package.name, package.version, package.file)
 
 
 def _not_installed(name: str, package: Package) -> str:

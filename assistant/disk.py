@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -110,6 +111,16 @@ def models_folder() -> Path:
     if named := os.environ.get(MODELS):
         return Path(named)
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "maemi" / "bases"
+
+
+def packaged_file(package: str, version: str, file: str) -> Path | None:
+    """A file of an installed Python package of that version, found without importing it; None where it is not there."""
+    try:
+        found = distribution(package)
+    except PackageNotFoundError:
+        return None
+    place = Path(str(found.locate_file(file)))
+    return place if found.version == version and place.is_file() else None
 
 
 def recover(final: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from assistant.chat import Conversation, class_answer
 from assistant.demonstrations import Labelled, Shots, choose, demonstrate
 from assistant.errors import ConfigError
-from assistant.heads import Heads, few_shot
+from assistant.heads import Heads, Verdict, few_shot
 from assistant.labels import UNKNOWN_BELOW, matched, rank_labels
 
 if TYPE_CHECKING:
@@ -64,10 +64,8 @@ class Labeller:
     def probabilities(self, look: Look, labels: Sequence[str]) -> np.ndarray:
         """Shares [C] of the labels, one of which it is: of a head that knows all of them, else by likelihood."""
         words = [word or "" for word in self._head_words(labels).values()]
-        if look.features is not None and all(words):
-            head = self._class_heads(words)
-            assert head is not None
-            verdict = next(v for v in head.verdicts(look.features[None])[0] if v.name == "class")
+        verdict = self._class_verdict(look, labels) if all(words) else None
+        if verdict is not None:
             shares = np.asarray([verdict.probabilities[word] for word in words])
             among: np.ndarray = shares / shares.sum()
             return among
@@ -76,12 +74,9 @@ class Labeller:
     def _by_heads(self, look: Look, labels: Sequence[str]) -> Ranked:
         """What the class head says, where it knows the labels; else the picture is unknown to it."""
         words = self._head_words(labels)
-        known = [label for label in labels if words[label] is not None]
-        if look.features is None or not known:
+        verdict = self._class_verdict(look, labels) if any(words.values()) else None
+        if verdict is None:
             return rank_labels(labels, np.zeros(len(labels)), 0.0, sure=False)
-        head = self._class_heads(labels)
-        assert head is not None
-        verdict = next(v for v in head.verdicts(look.features[None])[0] if v.name == "class")
         shares = np.asarray([verdict.probabilities.get(words[label] or "", 0.0) for label in labels])
         said = verdict.word in words.values()
         return rank_labels(
@@ -133,6 +128,13 @@ class Labeller:
         """The heads whose classes match most of the labels; those of the run before the bundled ones."""
         with_class = [heads for heads in self.heads if heads.head("class") is not None]
         return max(with_class, key=lambda heads: sum(map(bool, _matches(heads, labels))), default=None)
+
+    def _class_verdict(self, look: Look, labels: Sequence[str]) -> Verdict | None:
+        """What those heads say of an image; None where there are none, or no tower has seen it."""
+        heads = self._class_heads(labels)
+        if heads is None or look.features is None:
+            return None
+        return next(verdict for verdict in heads.verdicts(look.features[None])[0] if verdict.name == "class")
 
     def _head_words(self, labels: Sequence[str]) -> dict[str, str | None]:
         heads = self._class_heads(labels)

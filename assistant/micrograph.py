@@ -5,6 +5,7 @@ Knows nothing about models, datasets or prompts. Formats live in `readers/`, one
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -61,6 +62,7 @@ __all__ = [
 
 SUFFIXES = frozenset({".tif", ".tiff", *raster.SUFFIXES, *rosettasciio.SUFFIXES})
 INSTRUMENT_FIELDS = ("vendor", "model", "hv_kv", "wd_mm", "magnification", "detector", "date")
+_COUNTER = re.compile(r"[\s._-]*\d+$")
 _TAG_READERS: tuple[TagReader, ...] = (thermo, zeiss, tescan, gatan, ome)
 _SIDECAR_READERS: tuple[SidecarReader, ...] = (jeol, hitachi, sec, tescan)
 _EDITORS = (imagej.VENDOR[0], ome.VENDOR[0])
@@ -179,6 +181,12 @@ class Micrograph:
             "window": {"low": window.low, "high": window.high},
             "warnings": list(self.warnings),
         }
+
+
+def group_of_name(name: str | Path) -> str:
+    """Folder and file name without its trailing counter: "lot7/edge_0012.tif" and "lot7/edge_0013.tif" are of one."""
+    path = Path(name)
+    return (path.parent / (_COUNTER.sub("", path.stem) or path.stem)).as_posix()
 
 
 def find_micrographs(root: Path) -> list[Path]:

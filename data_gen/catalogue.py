@@ -11,7 +11,6 @@ import fnmatch
 import hashlib
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +32,6 @@ _SPLIT_NAMES = {
     "test": "test",
 }
 _NO = frozenset({"no", "n", "false", "0", "deny", "denied"})
-_COUNTER = re.compile(r"[\s._-]*\d+$")
 
 
 @dataclass(frozen=True)
@@ -219,6 +217,8 @@ def _from_truth(root: Path) -> Iterator[CatalogueEntry]:
 
 
 def _from_index(root: Path) -> Iterator[CatalogueEntry]:
+    from assistant.micrograph import group_of_name
+
     with (root / INDEX).open(encoding="utf-8-sig", newline="") as stream:
         rows = csv.DictReader(stream)
         if "path" not in (rows.fieldnames or ()):
@@ -238,7 +238,7 @@ def _from_index(root: Path) -> Iterator[CatalogueEntry]:
                 position,
                 name,
                 row.get("label") or None,
-                group or _group_hint(name),
+                group or group_of_name(name),
                 row.get("source") or name,
                 given,
                 stays=stays,
@@ -247,7 +247,7 @@ def _from_index(root: Path) -> Iterator[CatalogueEntry]:
 
 
 def _from_folders(root: Path) -> Iterator[CatalogueEntry]:
-    from assistant.micrograph import find_micrographs
+    from assistant.micrograph import find_micrographs, group_of_name
 
     names = [path.relative_to(root).as_posix() for path in find_micrographs(root)]
     folders = {Path(name).parent.as_posix() for name in names}
@@ -255,13 +255,7 @@ def _from_folders(root: Path) -> Iterator[CatalogueEntry]:
     for position, name in enumerate(names):
         folder = Path(name).parent
         label = folder.name if labelled and folder.name else None
-        yield CatalogueEntry(position, name, label, _group_hint(name), name)
-
-
-def _group_hint(name: str) -> str:
-    """Folder and file name without its trailing counter: "lot7/edge_0012.tif" -> "lot7/edge"."""
-    path = Path(name)
-    return (path.parent / (_COUNTER.sub("", path.stem) or path.stem)).as_posix()
+        yield CatalogueEntry(position, name, label, group_of_name(name), name)
 
 
 def _check_inside(root: Path, name: str) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from assistant.disk import fingerprint
 from assistant.errors import ConfigError, DatasetError
-from assistant.micrograph import find_micrographs
+from assistant.micrograph import find_micrographs, group_of_name
 
 ROLES = {
     "picture": ("path", "image", "picture", "file", "filename", "micrograph"),
@@ -40,7 +40,6 @@ FEWEST_ROWS = 8
 SUSPICIOUS = 0.98
 """A column that alone tells so much of a target is suspected of being it."""
 _TARGET = re.compile(r"\s*(?P<name>[^\[\]]+?)\s*(?:\[(?P<unit>[^\[\]]*)\])?\s*")
-_COUNTER = re.compile(r"[\s._-]*\d+$")
 _MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "-", "?"})
 
 Truth = float | str | None
@@ -192,12 +191,6 @@ def rows_of(
         yield row
 
 
-def group_of_name(path: Path, root: Path) -> str:
-    """Folder and file name without its trailing counter: pictures "edge_0012.tif" and "edge_0013.tif" are of one."""
-    relative = path.relative_to(root) if path.is_relative_to(root) else path
-    return (relative.parent / (_COUNTER.sub("", relative.stem) or relative.stem)).as_posix()
-
-
 def _from_folders(root: Path, target: str) -> list[LabelledRow]:
     rows = []
     for path in find_micrographs(root):
@@ -263,7 +256,7 @@ def _find_groups(labelled: Labelled) -> None:
     if not any(row.group for row in rows):
         how = "by the names of the files" if any(row.picture for row in rows) else "each row its own"
         for row in rows:
-            row.group = group_of_name(row.picture, Path()) if row.picture else row.name
+            row.group = group_of_name(row.picture) if row.picture else row.name
     for place, row in enumerate(rows):
         row.group = row.group or f"row {place}"
     groups = {row.group for row in rows}

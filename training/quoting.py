@@ -11,12 +11,12 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from assistant.answers import composed
-from assistant.measure import Fact, Known, fact_line, filled, quoted, read_statements, references_of
+from assistant.measure import Known, fact_line, filled, quoted, read_statements, references_of
 from assistant.quantities import QUANTITIES
 
 PREDICTED = tuple(name for name, quantity in QUANTITIES.items() if quantity.source == "predicted")
@@ -53,12 +53,8 @@ def known_of_pictures(rows: Iterable[Row]) -> dict[bytes, Known]:
             words |= {name: text for name, slot in slots.items() if (text := row.states.get(slot))}
             if row.label:
                 words["class"] = row.label.replace("_", " ")
-    said: dict[str, Any] = {"value": None, "unit": "", "method": "truth", "confidence": 1.0, "source": "predicted"}
-    facts = {
-        key: tuple(Fact(name=name, text=words[name], **said) for name in PREDICTED if name in words)
-        for key, words in told.items()
-    }
-    return {key: replace(one, predicted=facts[key]) for key, one in known.items()}
+    ordered = {key: {name: words[name] for name in PREDICTED if name in words} for key, words in told.items()}
+    return {key: replace(one, predicted=()).with_words(ordered[key], "truth") for key, one in known.items()}
 
 
 @dataclass(frozen=True)

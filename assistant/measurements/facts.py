@@ -146,8 +146,12 @@ class Known:
 
     def with_class(self, label: str) -> Known:
         """The same, where a person has said what the sample is."""
-        told = Fact("class", None, "", "label", 1.0, source="predicted", text=label.replace("_", " "))
-        return replace(self, predicted=(*self.predicted, told))
+        return self.with_words({"class": label.replace("_", " ")}, "label")
+
+    def with_words(self, words: Mapping[str, str], method: str) -> Known:
+        """The same, where words that heads would say are known for certain; `method` says from where."""
+        told = (Fact(name, None, "", method, 1.0, source="predicted", text=text) for name, text in words.items())
+        return replace(self, predicted=(*self.predicted, *told))
 
     def without(self, names: Set[str]) -> Known:
         """The same, less some quantities."""

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from assistant.answers import composed
 from assistant.errors import DatasetError
-from assistant.measure import Fact, Known
+from assistant.measure import Known
 from assistant.quantities import QUANTITIES
 from data_gen.questions.bank import Wording, wordings
 from data_gen.questions.evidence import Evidence, chance, prompt_lines
@@ -51,12 +49,11 @@ def questions_as_asked(evidence: Evidence, *, seed: int, count: int, kept: Path 
 def known_of(evidence: Evidence) -> Known:
     """What is known of a picture, its true class and words as a head would say them."""
     instrument = {**evidence.instrument, "nm_per_pixel": evidence.nm_per_pixel}
-    words = {name: text for name in QUANTITIES if isinstance(text := evidence.truth.get(name), str)}
+    predicted = [name for name, quantity in QUANTITIES.items() if quantity.source == "predicted"]
+    words = {name: text for name in predicted if isinstance(text := evidence.truth.get(name), str)}
     if evidence.label:
         words["class"] = evidence.label.replace("_", " ")
-    said: dict[str, Any] = {"value": None, "unit": "", "method": "truth", "confidence": 1.0, "source": "predicted"}
-    told = [Fact(name=n, text=t, **said) for n, t in words.items() if QUANTITIES[n].source == "predicted"]
-    return replace(Known.from_record(evidence.facts, instrument), predicted=tuple(told))
+    return Known.from_record(evidence.facts, instrument).with_words(words, "truth")
 
 
 @cache
