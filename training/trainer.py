@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -39,23 +39,35 @@ from assistant.inspection import loading
 from assistant.precision import decide
 from assistant.progress import Progress
 from training.claim import claim
-from training.data import Collator, Conversations, data_fingerprint, load_split
+from training.data import Collator, Conversations, Example, data_fingerprint, held_out_split, load_split
 from training.heads import own_heads
+from training.preflight import Preflight, look, memory_here, require_memory, require_sound
 from training.stages import InstructionStage, LanguageStage
 from training.state import load_optimizer, load_random_state, save_training_state
 
 _VISION_PARTS = ("vit", "hnf", "vit_projection", "hnf_projection")
 MATCHING_PARTS = ("text_encoder", "grounded", "matching", "image_match", "text_match")
+HELD_OUT = ("validation", "test")
 STAGE_WEIGHTS = "stage.safetensors"
 PROGRESS = "trainer_state.json"
 """Where transformers keeps the steps done and the log."""
 
 
-def train(config: Config, data: Path, out: Path, *, device: str = "auto", progress: Progress | None = None) -> Path:
+def train(
+    config: Config,
+    data: Path,
+    out: Path,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+    told: Callable[[Preflight], None] | None = None,
+    force: bool = False,
+) -> Path:
     """Fine-tune a student; the same call resumes after any interruption. Returns the run directory.
 
-    Raises ConfigError, DatasetError, Stopped after a signal, and RunError `busy_run`, `other_run`, `diverged`,
-    `disk_full` or those of `load_run`.
+    `told` is given what is found before the first step; `force` trains although something of it is a reason to stop.
+    Raises ConfigError, DatasetError, Stopped after a signal, and RunError `busy_run`, `other_run`, `preflight`,
+    `diverged`, `disk_full` or those of `load_run`.
     """
     with disk_errors(out, RunError, writes_only=False), locked(out / "lock", out, RunError, "busy_run"):
         config = claim(out, config, data_fingerprint(data), device=device)
@@ -63,21 +75,22 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
             verify_directory(out / "model")
             shutil.rmtree(out / "checkpoints", ignore_errors=True)
             return out
-        set_seed(config.seed)
-        run = start_student(config, device=device)
+        examples = load_split(data, "train")
+        fresh = not any((out / place / "checkpoints").is_dir() for place in ("", "words"))
+        memory = memory_here(config, data, device=device) if fresh else {}
+        if memory and not force:
+            require_memory(memory)
+        run, dataset, collator = prepare(config, examples, device=device)
+        if memory:
+            splits = {"train": examples} | {split: held_out_split(data, split) for split in HELD_OUT}
+            found = look(run, parameter_groups(run), dataset, collator, splits, memory)
+            if told:
+                told(found)
+            if not force:
+                require_sound(found)
         if config.loss.itm.gates:
             run.student.grounded.open_gates(config.loss.itm.gates)
         stage = InstructionStage(run.student, config.loss)
-        examples = load_split(data, "train")
-        dataset = Conversations(
-            examples,
-            image_size=config.image_size,
-            settings=config.training,
-            seed=config.seed,
-            match_text=config.loss.itm.text,
-            references=config.prompt.facts == "references",
-        )
-        collator = Collator(run.processor, max_tokens=config.training.max_tokens)
         if config.training.language_steps:
             learn_words(run, dataset, collator, out / "words", progress=progress)
         fit(stage, run, dataset, collator, parameter_groups(run), out, progress=progress)
@@ -89,6 +102,35 @@ def train(config: Config, data: Path, out: Path, *, device: str = "auto", progre
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         shutil.rmtree(out / "words", ignore_errors=True)
         return out
+
+
+def preflight(config: Config, data: Path, *, device: str = "auto") -> Preflight:
+    """Everything that `train` looks at before its first step, at every picture and conversation; trains nothing.
+
+    Where one step would not fit into memory the student is not loaded, and neither tokens nor what learns are told.
+    Raises ConfigError, DatasetError, and RunError as `load_run` does.
+    """
+    splits = {"train": load_split(data, "train")} | {split: held_out_split(data, split) for split in HELD_OUT}
+    memory = memory_here(config, data, device=device)
+    if memory["advice"]:
+        return look(None, (), None, None, splits, memory, limit=None)
+    run, dataset, collator = prepare(config, splits["train"], device=device)
+    return look(run, parameter_groups(run), dataset, collator, splits, memory, limit=None)
+
+
+def prepare(config: Config, examples: Sequence[Example], *, device: str) -> tuple[Run, Conversations, Collator]:
+    """The student that a run starts from, the conversations it is taught, and what makes batches of them."""
+    set_seed(config.seed)
+    run = start_student(config, device=device)
+    dataset = Conversations(
+        examples,
+        image_size=config.image_size,
+        settings=config.training,
+        seed=config.seed,
+        match_text=config.loss.itm.text,
+        references=config.prompt.facts == "references",
+    )
+    return run, dataset, Collator(run.processor, max_tokens=config.training.max_tokens)
 
 
 def learn_words(
