@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from assistant.chat import Conversation, Message
-from assistant.config import MatchText, TrainingConfig
+from assistant.config import Config, MatchText, TrainingConfig
 from assistant.errors import DatasetError
 from assistant.measure import Known
 from assistant.micrograph import Calibration, Instrument, Micrograph, to_model_input
@@ -183,6 +183,18 @@ class Conversations(torch.utils.data.Dataset[TrainingItem]):
         self.seed = seed
         self.epoch = 0
         self._cache: dict[bytes, np.ndarray] = {}
+
+    @classmethod
+    def configured(cls, examples: Sequence[Example], config: Config) -> Conversations:
+        """Conversations as a configuration wants them."""
+        return cls(
+            examples,
+            image_size=config.image_size,
+            settings=config.training,
+            seed=config.seed,
+            match_text=config.loss.itm.text,
+            references=config.prompt.facts == "references",
+        )
 
     def __len__(self) -> int:
         return len(self.singles) + -(-len(self.pairs) // (PAIR_EVERY if self.singles else 1))

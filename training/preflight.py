@@ -47,20 +47,23 @@ class Preflight:
         return asdict(self)
 
 
-def memory_here(config: Config, data: Path, *, device: str) -> dict[str, Any]:
+def memory_here(config: Config, data: Path, *, device: str, processes: int = 1) -> dict[str, Any]:
     """Predicted peak of one step [byte] and what there is for it, in all and now, with advice where it will not fit.
 
     Raises ConfigError for a base or tower that is not known.
     """
     device = device_of(device)
+    share = max(1, config.training.batch_size // processes)
+    config = config.model_copy(update={"training": config.training.model_copy(update={"batch_size": share})})
     parts = dict(plan_here(config, device).parts)
     if device == "cpu":
+        parts = {name: size * processes for name, size in parts.items()}
         files = sum(file.stat().st_size for file in data.glob("data/*.parquet"))
         parts["pictures in memory"] = files + min(CACHE_BYTES, 4 * files)
     predicted, (total, free) = sum(parts.values()), _memory_of(device)
     advice = ""
     if predicted > USABLE * total:
-        fix = fitting_settings_here(config, device, USABLE * total - parts.get("pictures in memory", 0))
+        fix = fitting_settings_here(config, device, (USABLE * total - parts.get("pictures in memory", 0)) / processes)
         advice = (
             f"One step would take about {predicted / GIB:.1f} GiB and this {device} has {total / GIB:.1f} GiB. "
             + (f"Set --set {' --set '.join(fix)}" if fix else "No setting makes it fit: take a smaller decoder.base")

@@ -144,7 +144,7 @@ def vision_activations(config: Config, *, p: int) -> int:
     # Matching reads a text with its image, a wrong image, and a wrong text.
     matching = config.loss.itm.weight or config.loss.itc.weight
     matched = grounding_activations(config, texts=3, tokens=3 * longest, p=p) if matching else 0
-    return training.batch_size * (seen + asked + matched)
+    return training.batch_size // training.accumulate * (seen + asked + matched)
 
 
 def loss_peak(shape: LanguageModelShape, tokens: int, *, p: int) -> int:
@@ -233,13 +233,14 @@ def step_parts(config: Config, shape: LanguageModelShape, *, on_gpu: bool = True
     A GPU's language model computes in bfloat16; a processor keeps its weights in float32 whatever it computes in.
     """
     training, decoder = config.training, config.decoder
-    tokens = training.batch_size * training.max_tokens
+    at_once = training.batch_size // training.accumulate
+    tokens = at_once * training.max_tokens
     q = FP32 if training.precision == "fp32" else BF16  # what autocast gives the parts around the language model
     p, weight = (BF16, BF16) if on_gpu else (q, FP32)
     trained, frozen = planned_adapter_parameters(shape, config.adapter)
     student = student_parameters(config, shape)
     thawed = student.rest + (student.vit if config.vit.trainable else 0)
-    masked = training.max_tokens if training.batch_size > 1 else 0
+    masked = training.max_tokens if at_once > 1 else 0
     layer = layer_activations(shape, config.adapter, p=p, masked_tokens=masked) * tokens
     cross = tokens * cross_attention_activations(
         shape.hidden, decoder.cross_attention_dim, decoder.cross_attention_heads, p=q
@@ -301,7 +302,8 @@ def _savings(config: Config) -> Iterator[tuple[str, Any]]:
         yield "decoder.quantization", "nf4"
     if not training.gradient_checkpointing:
         yield "training.gradient_checkpointing", True
-    yield from (("training.batch_size", size) for size in _halves(training.batch_size, 1))
+    batch = training.batch_size
+    yield from (("training.accumulate", n) for n in range(training.accumulate + 1, batch + 1) if batch % n == 0)
     if config.vit.trainable:
         yield "vit.trainable", False
     yield from (("training.max_tokens", tokens) for tokens in _halves(training.max_tokens, 256))
