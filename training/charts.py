@@ -10,10 +10,10 @@ from html import escape
 WIDTH, HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 18, 34, 46
 """Margins [px]."""
-COLOURS = ("#0f766e", "#c2410c", "#6d28d9", "#64748b")
+COLOURS = ("#14908a", "#d9652f", "#8b6ee8", "#8391a5")
 _STYLE = (
     "svg{font:13px system-ui,sans-serif;color:#1f2937}text{fill:currentColor}"
-    ".grid{stroke:currentColor;opacity:.14}.faint{opacity:.35}"
+    ".grid{stroke:#8885}.faint{opacity:.35}"
     ".ideal{stroke:currentColor;opacity:.5;stroke-dasharray:5 5}"
     "@media(prefers-color-scheme:dark){svg{color:#e5e7eb}}"
 )

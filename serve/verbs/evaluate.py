@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,22 +28,31 @@ def evaluate_command(
     run: RunOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows of each task.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also train plain classifiers to compare with.")] = True,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write one HTML file with everything that was found.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Score a student on the test split, beside blind scores and baselines.
 
     \b
-    Example:
+    Examples:
       maemi evaluate --run runs/first --data data/ --json
+      maemi evaluate --run runs/first --data data/ --report report.html
     """
     from training.evaluate import evaluate as run_evaluation
 
     with quiet(json), terminal.progress("Evaluating") as tell:
-        report = run_evaluation(run, data, limit=limit, baselines=baselines, progress=tell)
+        found = run_evaluation(run, data, limit=limit, baselines=baselines, progress=tell)
+    if report is not None:
+        from serve.verbs.evaluation_report import write_evaluation
+        from training.data import load_split
+
+        write_evaluation(report, found, load_split(data, "test"))
     if json:
-        terminal.print_json(report)
+        terminal.print_json(found)
     else:
-        print_scores(report)
+        print_scores(found)
 
 
 def print_scores(report: Mapping[str, Any], title: str = "") -> None:
