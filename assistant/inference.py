@@ -36,8 +36,18 @@ from assistant.generation import Sampling as Sampling
 from assistant.grounding import CLS
 from assistant.heads import Heads, Verdict, load_heads, verdicts
 from assistant.labelling import Labeller
-from assistant.measure import READ, Facts, Known, Statement, disagreements, fact_line, measure, quoted, read_statements
-from assistant.micrograph import Instrument, Micrograph, read_micrograph, to_model_input
+from assistant.measure import (
+    Facts,
+    Known,
+    Statement,
+    disagreements,
+    fact_line,
+    known_of,
+    measure,
+    quoted,
+    read_statements,
+)
+from assistant.micrograph import Micrograph, read_micrograph, to_model_input
 from assistant.recall import Recall
 from assistant.starts import BUNDLED
 from assistant.towers import load_tower, see
@@ -49,8 +59,6 @@ Posed = tuple[Conversation, Sequence["Look"]]
 """A conversation that waits for its answer, and its images in order."""
 CACHED_LOOKS = 64
 ENCODING_BATCH = 16
-READ_FROM_FILE, READ_FROM_BAR = 0.99, 0.9
-"""Confidence in what a file's metadata say, and in what its info bar says."""
 RESERVED = 128
 """Tokens kept free for an answer; a longer one may take what the prompt leaves."""
 
@@ -76,34 +84,13 @@ class Look:
     @property
     def known(self) -> Known:
         """What an answer about this image may quote."""
-        instrument, calibration = self.micrograph.instrument, self.micrograph.calibration
-        return Known(
-            self.facts,
-            hv_kv=instrument.hv_kv,
-            wd_mm=instrument.wd_mm,
-            magnification=instrument.magnification,
-            nm_per_pixel=calibration.nm_per_pixel if calibration else None,
-            detector=instrument.detector,
-            microscope=instrument.model or instrument.vendor,
-            date=instrument.date,
-            predicted=tuple(verdict.fact() for verdict in self.verdicts),
-            sources=instrument_sources(instrument)
-            | ({"pixel_size": (calibration.source, calibration.confidence)} if calibration else {}),
-        )
+        return known_of(self.micrograph, self.facts, tuple(verdict.fact() for verdict in self.verdicts))
 
 
 def heads_of(run: Run) -> list[Heads]:
     """The heads of a run, before the bundled ones. Raises RunError `damaged_run`."""
     folders = [folder / "heads" for folder in dict.fromkeys((run.path or BUNDLED, BUNDLED))]
     return [load_heads(folder) for folder in folders if folder.is_dir()]
-
-
-def instrument_sources(instrument: Instrument) -> dict[str, tuple[str, float]]:
-    """Where each quantity of an instrument was read, with how sure the reading is: a bar's text less than a tag."""
-    fields = {name: field for name, (field, _) in READ.items()}
-    fields["microscope"] = "model" if instrument.model else "vendor"
-    found = {name: instrument.sources[field] for name, field in fields.items() if field in instrument.sources}
-    return {name: (source, READ_FROM_BAR if source == "banner" else READ_FROM_FILE) for name, source in found.items()}
 
 
 class Assistant:
