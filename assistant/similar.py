@@ -112,7 +112,7 @@ def find_similar(
 def distances(asked: np.ndarray, vectors: Sequence[np.ndarray]) -> np.ndarray:
     """1 - cosine [N] of features [F] to those of pictures, N times [F], seen from the mean of the pictures.
 
-    Scaling every feature by its spread as well finds pictures of the same class less often.
+    Scaling every feature by its spread as well finds pictures of the same class less often (benchmarks/similar.py).
     """
     if not vectors:
         return np.zeros(0, np.float32)
