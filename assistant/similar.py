@@ -128,7 +128,8 @@ def features_of(m: Micrograph) -> np.ndarray:
     parts = [texture_descriptors(to_model_input(m, SIDE)[0])]
     if load_tower() is not None:
         parts.append(see([to_model_input(m, TOWER_SIDE)[0]])[0])
-    return np.clip(np.concatenate(parts), -6e4, 6e4).astype(np.float16)
+    seen: np.ndarray = np.clip(np.concatenate(parts), -6e4, 6e4).astype(np.float16)
+    return seen
 
 
 def index_place() -> Path:

@@ -48,15 +48,7 @@ class Applied:
         progress: Progress = lambda done, total, text: None,
     ) -> list[dict[str, Any]]:
         """A row per picture or line of a table, in order, each with its targets or its error."""
-        rows = self._rows(inputs)
-        errors = fill(rows, self.extractor, progress)
-        items: dict[int, Items] = {}
-        for place, row in enumerate(rows):
-            try:
-                if row.name not in errors:
-                    items[place] = self.predictor.items(row.values)
-            except MaemiError as error:
-                errors[row.name] = error
+        rows, items, errors = self.read(inputs, progress)
         predictions = dict(zip(items, self.predictor.predict_items(list(items.values())), strict=True))
         results = []
         for place, row in enumerate(rows):
@@ -70,6 +62,21 @@ class Applied:
             results.append(result)
             progress(place + 1, len(rows), "")
         return results
+
+    def read(
+        self, inputs: Sequence[Path], progress: Progress = lambda done, total, text: None
+    ) -> tuple[list[LabelledRow], dict[int, Items], dict[str, MaemiError]]:
+        """Rows of pictures or of a table; the values of those that can be read, by place; what is wrong with others."""
+        rows = self._rows(inputs)
+        errors = fill(rows, self.extractor, progress)
+        items: dict[int, Items] = {}
+        for place, row in enumerate(rows):
+            try:
+                if row.name not in errors:
+                    items[place] = self.predictor.items(row.values)
+            except MaemiError as error:
+                errors[row.name] = error
+        return rows, items, errors
 
     def explanation(self, row: LabelledRow, prediction: Prediction, overlay: Path | None) -> dict[str, Any]:
         """What a prediction rests on: the weight of each modality, what it changed, and where in the picture."""
