@@ -30,6 +30,7 @@ from assistant.config import TOWER_SIDE
 from assistant.decoder import VisualContext
 from assistant.demonstrations import Shots
 from assistant.errors import ConfigError
+from assistant.explain import Explanation, explain
 from assistant.families import FAMILIES
 from assistant.generation import GREEDY, Token, advance, complete, computing, likelihoods, next_token, observed, read
 from assistant.generation import Sampling as Sampling
@@ -294,6 +295,40 @@ class Assistant:
         Raises ConfigError `too_few_labels`, `no_examples`, `too_many_shots` or `too_long`, and MicrographError.
         """
         return [ranked[:top] for ranked in self._labeller.ranked(images, labels, examples, shots)]
+
+    def explain_label(
+        self, image: Image, labels: Sequence[str], *, examples: Mapping[str, Sequence[Image]] | None = None
+    ) -> Explanation:
+        """Which parts of an image carry its likeliest label, as `classify` sees it.
+
+        Raises MicrographError, ConfigError `no_examples`, or `not_known` without a head that knows a label, and
+        RunError `no_tower`.
+        """
+        look, labeller = self.look(image), self._labeller
+        chosen = int(labeller.scores([look], labels, examples)[0].argmax())
+
+        def score(squares: Sequence[np.ndarray]) -> np.ndarray:
+            looks = [replace(look, features=row, verdicts=()) for row in see(squares, self.device)]
+            column: np.ndarray = labeller.scores(looks, labels, examples)[:, chosen]
+            return column
+
+        return explain(to_model_input(look.micrograph, TOWER_SIDE)[0], score, what=f"log-odds of {labels[chosen]}")
+
+    def explain_answer(self, image: Image, question: str, answer: str) -> Explanation:
+        """Which parts of an image the student's own wording of an answer rests on, its facts held as they are.
+
+        Raises MicrographError, and ConfigError `too_long`.
+        """
+        look = self.look(image)
+        asked = self._compose([look], question, (), "")
+        said = quoted(answer, [look.known]) if self.by_reference else answer
+
+        def score(squares: Sequence[np.ndarray]) -> np.ndarray:
+            memories, _ = self.encode_pixels(torch.from_numpy(np.stack(squares))[:, None])
+            return np.array([float(self._likelihoods([replace(look, memory=m)], asked, [said])[0]) for m in memories])
+
+        square = to_model_input(look.micrograph, self.processor.image_size)[0]
+        return explain(square, score, what="log-probability of the answer")
 
     def labels_not_known(self, labels: Sequence[str]) -> list[str]:
         """The labels that no head knows: without examples no image is given one of them."""
