@@ -35,9 +35,11 @@ from assistant.families import FAMILIES
 from assistant.generation import GREEDY, Token, advance, complete, computing, likelihoods, next_token, observed, read
 from assistant.generation import Sampling as Sampling
 from assistant.grounding import CLS
+from assistant.handbook import entry_for, is_entry
 from assistant.heads import Heads, Verdict, load_heads, verdicts
 from assistant.labelling import Labeller
 from assistant.measure import (
+    Fact,
     Facts,
     Known,
     Statement,
@@ -179,6 +181,9 @@ class Assistant:
         self, answer: str, images: Sequence[Image], question: str = "", history: Sequence[Message] = ()
     ) -> list[Statement]:
         """What an answer states of the pictures of a conversation, each statement with the fact behind it."""
+        if (entry := entry_for(question)) and answer.strip() == entry.answer:
+            written = Fact("handbook", None, "", "written", 1.0, source="handbook", text=entry.questions[0])
+            return [Statement(answer, 0, len(answer), None, "true", None, written)]
         looks = self.look_all(images)
         about = pictures_meant(question, len(looks), len(looks) - _shown(history))
         return read_statements(answer, [look.known for look in looks], about=about)
@@ -338,6 +343,8 @@ class Assistant:
         """What a reader must know beside the answer: reader warnings, and numbers that measurement contradicts."""
         looks = self.look_all(images)
         found = [warning for look in looks for warning in look.micrograph.warnings]
+        if is_entry(answer):
+            return found
         known = "; ".join(look.aux for look in looks)
         return found + disagreements(answer, [look.facts for look in looks], known)
 
