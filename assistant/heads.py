@@ -92,7 +92,7 @@ class Head:
     def confidence(self, probabilities: Array, distance: Array) -> Array:
         """How likely the likeliest word is right, [N]."""
         a, b, c = self.calibration
-        return _sigmoid(a * _log_odds(probabilities.max(axis=1)) + b * distance + c)
+        return _sigmoid(a * log_odds(probabilities.max(axis=1)) + b * distance + c)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def held_out(data: Labelled, name: str) -> list[HeldOut]:
         for n, p, d in zip(judged, *head.judge(embedded[judged], space.spread), strict=True):
             said = head.words[int(p.argmax())]
             what = "foreign" if data.foreign[n] else kind
-            rows.append(HeldOut(what, int(n), data.sources[n], said, words[n], float(_log_odds(p.max())), float(d)))
+            rows.append(HeldOut(what, int(n), data.sources[n], said, words[n], float(log_odds(p.max())), float(d)))
     return rows
 
 
@@ -284,6 +284,13 @@ def few_shot(examples: Mapping[str, Array], features: Array, space: Space | None
     nearness = (1 - asked @ shown.T).min(axis=1) / max(float(other.mean()), 1e-6)
     known = _sigmoid(FEW_CALIBRATION[0] * nearness + FEW_CALIBRATION[1])
     return list(zip(scores, known.tolist(), strict=True))
+
+
+def log_odds(p: Array, least: float = 1e-6) -> Array:
+    """Log-odds of probabilities, none nearer to 0 or 1 than `least`."""
+    p = np.clip(np.asarray(p, np.float64), least, 1 - least)
+    odds: Array = np.log(p / (1 - p))
+    return odds
 
 
 def save_heads(heads: Heads, directory: Path, *, about: Mapping[str, Any]) -> None:
@@ -382,12 +389,6 @@ def _sigmoid(x: Array) -> Array:
 def _unit(rows: Array) -> Array:
     unit: Array = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
     return unit
-
-
-def _log_odds(p: Array) -> Array:
-    p = np.clip(p, 1e-6, 1 - 1e-6)
-    odds: Array = np.log(p / (1 - p))
-    return odds
 
 
 def _scattered(group: str) -> str:

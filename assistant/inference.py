@@ -30,6 +30,7 @@ from assistant.config import TOWER_SIDE
 from assistant.decoder import VisualContext
 from assistant.demonstrations import Shots
 from assistant.errors import ConfigError
+from assistant.explain import Explanation, explain
 from assistant.families import FAMILIES
 from assistant.generation import GREEDY, Token, advance, complete, computing, likelihoods, next_token, observed, read
 from assistant.generation import Sampling as Sampling
@@ -38,18 +39,18 @@ from assistant.handbook import entry_for, is_entry
 from assistant.heads import Heads, Verdict, load_heads, verdicts
 from assistant.labelling import Labeller
 from assistant.measure import (
-    READ,
     Fact,
     Facts,
     Known,
     Statement,
     disagreements,
     fact_line,
+    known_of,
     measure,
     quoted,
     read_statements,
 )
-from assistant.micrograph import Instrument, Micrograph, read_micrograph, to_model_input
+from assistant.micrograph import Micrograph, read_micrograph, to_model_input
 from assistant.recall import Recall
 from assistant.starts import BUNDLED
 from assistant.towers import load_tower, see
@@ -61,8 +62,6 @@ Posed = tuple[Conversation, Sequence["Look"]]
 """A conversation that waits for its answer, and its images in order."""
 CACHED_LOOKS = 64
 ENCODING_BATCH = 16
-READ_FROM_FILE, READ_FROM_BAR = 0.99, 0.9
-"""Confidence in what a file's metadata say, and in what its info bar says."""
 RESERVED = 128
 """Tokens kept free for an answer; a longer one may take what the prompt leaves."""
 
@@ -88,34 +87,13 @@ class Look:
     @property
     def known(self) -> Known:
         """What an answer about this image may quote."""
-        instrument, calibration = self.micrograph.instrument, self.micrograph.calibration
-        return Known(
-            self.facts,
-            hv_kv=instrument.hv_kv,
-            wd_mm=instrument.wd_mm,
-            magnification=instrument.magnification,
-            nm_per_pixel=calibration.nm_per_pixel if calibration else None,
-            detector=instrument.detector,
-            microscope=instrument.model or instrument.vendor,
-            date=instrument.date,
-            predicted=tuple(verdict.fact() for verdict in self.verdicts),
-            sources=instrument_sources(instrument)
-            | ({"pixel_size": (calibration.source, calibration.confidence)} if calibration else {}),
-        )
+        return known_of(self.micrograph, self.facts, tuple(verdict.fact() for verdict in self.verdicts))
 
 
 def heads_of(run: Run) -> list[Heads]:
     """The heads of a run, before the bundled ones. Raises RunError `damaged_run`."""
     folders = [folder / "heads" for folder in dict.fromkeys((run.path or BUNDLED, BUNDLED))]
     return [load_heads(folder) for folder in folders if folder.is_dir()]
-
-
-def instrument_sources(instrument: Instrument) -> dict[str, tuple[str, float]]:
-    """Where each quantity of an instrument was read, with how sure the reading is: a bar's text less than a tag."""
-    fields = {name: field for name, (field, _) in READ.items()}
-    fields["microscope"] = "model" if instrument.model else "vendor"
-    found = {name: instrument.sources[field] for name, field in fields.items() if field in instrument.sources}
-    return {name: (source, READ_FROM_BAR if source == "banner" else READ_FROM_FILE) for name, source in found.items()}
 
 
 class Assistant:
@@ -322,6 +300,40 @@ class Assistant:
         Raises ConfigError `too_few_labels`, `no_examples`, `too_many_shots` or `too_long`, and MicrographError.
         """
         return [ranked[:top] for ranked in self._labeller.ranked(images, labels, examples, shots)]
+
+    def explain_label(
+        self, image: Image, labels: Sequence[str], *, examples: Mapping[str, Sequence[Image]] | None = None
+    ) -> Explanation:
+        """Which parts of an image carry its likeliest label, as `classify` sees it.
+
+        Raises MicrographError, ConfigError `no_examples`, or `not_known` without a head that knows a label, and
+        RunError `no_tower`.
+        """
+        look, labeller = self.look(image), self._labeller
+        chosen = int(labeller.scores([look], labels, examples)[0].argmax())
+
+        def score(squares: Sequence[np.ndarray]) -> np.ndarray:
+            looks = [replace(look, features=row, verdicts=()) for row in see(squares, self.device)]
+            column: np.ndarray = labeller.scores(looks, labels, examples)[:, chosen]
+            return column
+
+        return explain(to_model_input(look.micrograph, TOWER_SIDE)[0], score, what=f"log-odds of {labels[chosen]}")
+
+    def explain_answer(self, image: Image, question: str, answer: str) -> Explanation:
+        """Which parts of an image the student's own wording of an answer rests on, its facts held as they are.
+
+        Raises MicrographError, and ConfigError `too_long`.
+        """
+        look = self.look(image)
+        asked = self._compose([look], question, (), "")
+        said = quoted(answer, [look.known]) if self.by_reference else answer
+
+        def score(squares: Sequence[np.ndarray]) -> np.ndarray:
+            memories, _ = self.encode_pixels(torch.from_numpy(np.stack(squares))[:, None])
+            return np.array([float(self._likelihoods([replace(look, memory=m)], asked, [said])[0]) for m in memories])
+
+        square = to_model_input(look.micrograph, self.processor.image_size)[0]
+        return explain(square, score, what="log-probability of the answer")
 
     def labels_not_known(self, labels: Sequence[str]) -> list[str]:
         """The labels that no head knows: without examples no image is given one of them."""

@@ -426,7 +426,9 @@ def test_pictures_in_folders_are_told_apart_and_explained(
         "stripes",
     ]
     assert broken["error"]["code"]
-    assert Image.open(blobs["explanation"]["picture"]).size == (512, 512)
+    assert Image.open(blobs["explanation"]["picture"]).size == (1024, 1024)
+    assert blobs["explanation"]["parts"]["what"] == "log-odds of class blobs"
+    assert np.shape(blobs["explanation"]["parts"]["falls"]) == (7, 7)
     assert argv("predict", new / "blobs.png", "--run", run) == 0
     assert "class blobs" in capsys.readouterr().out
 
