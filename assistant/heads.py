@@ -13,13 +13,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from assistant.disk import write_directory
 from assistant.errors import RunError
 from assistant.measure import Fact
+
+if TYPE_CHECKING:
+    from assistant.micrograph import Micrograph
 
 Array = np.ndarray[Any, np.dtype[Any]]
 METHOD = "head on frozen features"
@@ -105,11 +108,12 @@ class Verdict:
     reason: str
     """Why it is not said; "" where it is."""
     probabilities: Mapping[str, float]
+    method: str = METHOD
 
     def fact(self) -> Fact:
         """The fact that an answer may quote; one that does not apply, with the reason in its note, where it may not."""
         confidence, word = (0.0, "") if self.reason else (self.confidence, self.word)
-        return Fact(self.name, None, "", METHOD, confidence, self.reason, "predicted", word)
+        return Fact(self.name, None, "", self.method, confidence, self.reason, "predicted", word)
 
 
 @dataclass(frozen=True)
@@ -145,13 +149,31 @@ class Heads:
 
 def verdicts(several: Sequence[Heads], features: Array) -> list[tuple[Verdict, ...]]:
     """What heads say of pictures [N, D], one verdict to each name: of the first that is sure, else of the first."""
-    rows: list[dict[str, Verdict]] = [{} for _ in features]
+    rows: list[list[Verdict]] = [[] for _ in features]
     for heads in several:
         for row, told in zip(rows, heads.verdicts(features), strict=True):
-            for verdict in told:
-                if verdict.name not in row or (row[verdict.name].reason and not verdict.reason):
-                    row[verdict.name] = verdict
-    return [tuple(row.values()) for row in rows]
+            row += told
+    return list(map(first_sure, rows))
+
+
+def first_sure(told: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """One verdict to each name: the first that is said, else the first."""
+    chosen: dict[str, Verdict] = {}
+    for verdict in told:
+        if verdict.name not in chosen or (chosen[verdict.name].reason and not verdict.reason):
+            chosen[verdict.name] = verdict
+    return tuple(chosen.values())
+
+
+class Judge(Protocol):
+    """What somebody else's head says of a micrograph: a run of `maemi fit`."""
+
+    @property
+    def words(self) -> Mapping[str, tuple[str, ...]]:
+        """Its words by the name of the question."""
+
+    def verdicts(self, m: Micrograph) -> tuple[Verdict, ...]:
+        """Its verdicts. Raises MaemiError."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from assistant.generation import GREEDY, Token, advance, complete, computing, li
 from assistant.generation import Sampling as Sampling
 from assistant.grounding import CLS
 from assistant.handbook import entry_for, is_entry
-from assistant.heads import Heads, Verdict, load_heads, verdicts
+from assistant.heads import Heads, Judge, Verdict, first_sure, load_heads, verdicts
 from assistant.labelling import Labeller
 from assistant.measure import (
     Fact,
@@ -77,7 +77,9 @@ class Look:
     summary: Tensor  # [D']
     features: np.ndarray | None = None  # [Df] of the frozen tower, None where there is none
     verdicts: tuple[Verdict, ...] = ()
-    """What the heads say of it."""
+    """What is said of it: by a fitted run, else by the heads."""
+    judged: tuple[Verdict, ...] = ()
+    """What the fitted run says of it, said or withheld."""
 
     @property
     def key(self) -> Key:
@@ -99,8 +101,8 @@ def heads_of(run: Run) -> list[Heads]:
 class Assistant:
     """A loaded student that answers about micrographs; safe to share between threads."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, judge: Judge | None = None) -> None:
+        self.run, self.judge = run, judge
         self.student = run.student
         self.processor = run.processor
         self.device = next(run.student.parameters()).device
@@ -110,9 +112,9 @@ class Assistant:
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, run: Path | None = None, device: str = "auto") -> Assistant:
-        """Load a run, or the bundled tiny student. Raises RunError."""
-        return cls(load_run(run, device=device, dense=True))
+    def load(cls, run: Path | None = None, device: str = "auto", judge: Judge | None = None) -> Assistant:
+        """Load a run, or the bundled tiny student, with a head that was fitted beside it. Raises RunError."""
+        return cls(load_run(run, device=device, dense=True), judge)
 
     @property
     def name(self) -> str:
@@ -310,6 +312,9 @@ class Assistant:
         RunError `no_tower`.
         """
         look, labeller = self.look(image), self._labeller
+        if examples is None and labeller.asks_own(labels):
+            message = "The fitted run that knows these labels explains itself: maemi predict --explain --overlay."
+            raise ConfigError("not_known", message)
         chosen = int(labeller.scores([look], labels, examples)[0].argmax())
 
         def score(squares: Sequence[np.ndarray]) -> np.ndarray:
@@ -401,11 +406,14 @@ class Assistant:
             for m, memory, summary in zip(batch, *self.encode(batch), strict=True):
                 facts = measure(m)
                 looks.append(Look(m, facts, auxiliary_text(m.metadata_line(), facts.line()), memory, summary))
+        if self.judge is not None:
+            told = [self.judge.verdicts(m) for m in micrographs]
+            looks = [replace(look, verdicts=own, judged=own) for look, own in zip(looks, told, strict=True)]
         features = self.see(micrographs)
         if features is None or not looks:
             return looks
-        told = verdicts(self.heads, features)
-        return [replace(look, features=f, verdicts=v) for look, f, v in zip(looks, features, told, strict=True)]
+        rows = zip(looks, features, verdicts(self.heads, features), strict=True)
+        return [replace(look, features=f, verdicts=first_sure((*look.judged, *v))) for look, f, v in rows]
 
     def see(self, micrographs: Sequence[Micrograph]) -> np.ndarray | None:
         """Features [I, Df] of micrographs by the frozen tower, None where its package is not installed."""
@@ -512,7 +520,13 @@ class Assistant:
     def _labeller(self) -> Labeller:
         shots = self.run.config.decoder.max_images - 1
         return Labeller(
-            self.look_all, self._likelihoods, self.blind_look, self.heads, self.student.vit.dim, most_shots=shots
+            self.look_all,
+            self._likelihoods,
+            self.blind_look,
+            self.heads,
+            self.student.vit.dim,
+            most_shots=shots,
+            own=self.judge.words.get("class", ()) if self.judge else (),
         )
 
     def _likelihoods(self, looks: Sequence[Look], asked: Conversation, replies: Sequence[str]) -> Tensor:

@@ -41,6 +41,8 @@ class Labeller:
     """Width of the class token h_cls, with which a summary begins."""
     most_shots: int
     """Demonstrations that fit beside the image that is asked about."""
+    own: Sequence[str] = ()
+    """Classes of a fitted run, which stand in what looks say of themselves."""
 
     def ranked(
         self, images: Sequence[Image], labels: Sequence[str], examples: Examples | None, shots: Shots | None
@@ -62,6 +64,13 @@ class Labeller:
         """The labels that no head knows, which therefore no picture gets without examples."""
         words = self._head_words(labels)
         return [label for label in labels if words.get(label) is None]
+
+    def asks_own(self, labels: Sequence[str]) -> bool:
+        """Whether the fitted run knows as many of the labels as the heads do."""
+        heads = self._class_heads(labels)
+        known = sum(map(bool, _matches(heads, labels))) if heads else 0
+        own = sum(matched(label, self.own) is not None for label in labels)
+        return own > 0 and own >= known
 
     def scores(self, looks: Sequence[Look], labels: Sequence[str], examples: Examples | None = None) -> np.ndarray:
         """Log-odds [N, C] of the labels: of the class head, or after examples. Raises ConfigError `not_known`."""
@@ -151,12 +160,16 @@ class Labeller:
 
     def _class_verdict(self, look: Look, labels: Sequence[str]) -> Verdict | None:
         """What those heads say of an image; None where there are none, or no tower has seen it."""
+        if self.asks_own(labels):
+            return next((verdict for verdict in look.judged if verdict.name == "class"), None)
         heads = self._class_heads(labels)
         if heads is None or look.features is None:
             return None
         return next(verdict for verdict in heads.verdicts(look.features[None])[0] if verdict.name == "class")
 
     def _head_words(self, labels: Sequence[str]) -> dict[str, str | None]:
+        if self.asks_own(labels):
+            return {label: matched(label, self.own) for label in labels}
         heads = self._class_heads(labels)
         return dict(zip(labels, _matches(heads, labels) if heads else [None] * len(labels), strict=True))
 

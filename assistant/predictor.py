@@ -303,7 +303,13 @@ class Predictor(nn.Module):
             if not 0 < design.dim <= _WIDEST or max(design.depth, design.experts, design.heads) > _WIDEST:
                 raise RunError("damaged_run", f"{directory}: {design.dim} is no width. Fit again.")
             targets = [
-                Target(**{**t, "classes": tuple(t["classes"]), "quantile": float(t["quantile"] or math.inf)})
+                Target(
+                    **{
+                        **t,
+                        "classes": tuple(t["classes"]),
+                        "quantile": math.inf if t["quantile"] is None else float(t["quantile"]),
+                    }
+                )
                 for t in document["targets"]
             ]
             encoders = {part["name"]: _KINDS[part["kind"]](**part["settings"]) for part in document["modalities"]}

@@ -5,7 +5,7 @@ Letters: S side of a picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import numpy as np
 
 from assistant.errors import DatasetError, MaemiError, MicrographError, RunError
 from assistant.explain import Explanation, explain, save_over
-from assistant.heads import log_odds
+from assistant.heads import Verdict, log_odds
 from assistant.micrograph import Micrograph, find_micrographs, read_micrograph, to_model_input
 from assistant.predictor import Items, Predicted, Prediction, Predictor
 from assistant.progress import Progress
+from assistant.quantities import QUANTITIES
 from training.fit import HEAD, fill
 from training.labelled import LabelledRow, read_cells, rows_of
 from training.pictures import FeatureExtractor, computed, student_features
@@ -78,6 +79,34 @@ class Applied:
             except MaemiError as error:
                 errors[row.name] = error
         return rows, items, errors
+
+    @property
+    def words(self) -> Mapping[str, tuple[str, ...]]:
+        """The classes that an answer may name, by what is asked: class, shape, surface, arrangement."""
+        sayable = {name for name, quantity in QUANTITIES.items() if quantity.source == "predicted"}
+        return {target.name: target.classes for target in self.predictor.targets if target.name in sayable}
+
+    def verdicts(self, m: Micrograph) -> tuple[Verdict, ...]:
+        """What the run says of a picture alone. A class is said where the set that holds the true one has it alone."""
+        values = computed(m, self.extractor)
+        if not any(values.get(name) is not None for name in self.predictor.modalities):
+            return ()
+        told = []
+        prediction = self.predictor.predict([values])[0]
+        for predicted in prediction.targets:
+            classes = self.words.get(predicted.target.name)
+            if classes is None:
+                continue
+            reason = ""
+            if prediction.distance > 1.0:
+                reason = "the picture is too unlike those that the classifier was trained on"
+            elif len(predicted.likely) != 1:
+                reason = "the classifier is not sure enough of any of its words"
+            best = int(np.argmax(predicted.probabilities))
+            shares = dict(zip(classes, predicted.probabilities, strict=True))
+            sure = predicted.probabilities[best]
+            told.append(Verdict(predicted.target.name, classes[best], sure, reason, shares, "head of the fitted run"))
+        return tuple(told)
 
     def explanation(self, row: LabelledRow, prediction: Prediction, overlay: Path | None) -> dict[str, Any]:
         """What a prediction rests on: the weight of each modality, what it changed, and where in the picture."""
