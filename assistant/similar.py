@@ -13,11 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from sqlalchemy import delete, select
@@ -73,6 +75,14 @@ class Found:
     undecided: int
     """Pictures left out because the quantity of a condition is not known of them."""
     failed: Mapping[Path, MicrographError]
+    left: int = 0
+    """Pictures that are new and were not looked at this time."""
+
+
+class Read(Protocol):
+    """`read_micrograph`, or the same in another process."""
+
+    def __call__(self, source: Path, /) -> Micrograph: ...
 
 
 def find_similar(
@@ -82,19 +92,22 @@ def find_similar(
     top: int = 10,
     where: Sequence[Condition] = (),
     index: Path | None = None,
+    read: Read | None = None,
+    most_new: int | None = None,
     progress: Progress = lambda done, total, text: None,
 ) -> Found:
     """The `top` pictures of a folder that are most like an image, the image itself left out.
 
     `where` are conditions that all hold for what is found. What is computed of a picture is kept in `index`, one commit
-    each: after a stop at any moment the same call goes on.
+    each: after a stop at any moment the same call goes on. `most_new` is how many new pictures are looked at this time.
     Raises MicrographError for the image, ConfigError `no_images`, and DatasetError `disk_full`, `disk` or
     `damaged_index`.
     """
-    asked = image if isinstance(image, Micrograph) else read_micrograph(image)
-    with PictureIndex(index or index_place()) as kept:
-        looks, failed = kept.look_at_all(folder, progress)
-    if not looks and not failed:
+    read = read or read_micrograph
+    asked = image if isinstance(image, Micrograph) else read(image)
+    with PictureIndex(index or index_place(), read) as kept:
+        looks, failed, left = kept.look_at_all(folder, progress, most_new=most_new)
+    if not looks and not failed and not left:
         raise ConfigError("no_images", f"{folder} holds no micrographs. Name a folder with TIFF, PNG, JPEG or BMP.")
     itself = asked.source.resolve() if asked.source else None
     others = [look for look in looks if look.path.resolve() != itself]
@@ -106,6 +119,7 @@ def find_similar(
         looked_at=len(looks),
         undecided=met.count(None),
         failed=failed,
+        left=left,
     )
 
 
@@ -176,45 +190,46 @@ class PictureIndex(Database):
 
     damaged_file = ("damaged_index", "Remove it: it is built again.")
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, read: Read) -> None:
+        self._read_file, self._looked_at = read, 0
         with disk_errors(file, DatasetError):
             file.parent.mkdir(parents=True, exist_ok=True)
         super().__init__(file, tables=_Table, durable=False)
 
-    def look_at_all(self, folder: Path, progress: Progress) -> tuple[list[_Look], dict[Path, MicrographError]]:
-        """Every picture under a folder, in order; those that cannot be read with what is wrong with them."""
+    def look_at_all(
+        self, folder: Path, progress: Progress, *, most_new: int | None = None
+    ) -> tuple[list[_Look], dict[Path, MicrographError], int]:
+        """Every picture under a folder, in order; what is wrong with others; how many new ones were left."""
         paths = find_micrographs(folder)
         with self._session() as session:
             known = {place.path: place for place in session.scalars(select(_Place))}
-        contents, failed = {}, {}
+        contents: dict[Path, str] = {}
+        failed: dict[Path, MicrographError] = {}
+        left = 0
         for done, path in enumerate(paths):
+            place = known.get(str(path.absolute()))
             try:
-                contents[path] = self._content(path, known.get(str(path.absolute())))
+                stamp, texts = _stamp(path)
+                if place is not None and place.stamp == stamp:
+                    contents[path] = place.content
+                elif most_new is not None and self._looked_at >= most_new:
+                    left += 1
+                else:
+                    contents[path] = self._look_at(path, stamp, texts)
             except MicrographError as error:
                 failed[path] = error
             progress(done + 1, len(paths), path.name)
         self._forget(folder, known, paths)
         kept = self._read(set(contents.values()))
-        return [_with_path(path, kept[content]) for path, content in contents.items()], failed
+        return [_with_path(path, kept[content]) for path, content in contents.items()], failed, left
 
-    def _content(self, path: Path, known: _Place | None) -> str:
+    def _look_at(self, path: Path, stamp: str, texts: Sequence[str]) -> str:
         """The key of a picture of which everything is kept when this returns. Raises MicrographError."""
-        texts = [text or "" for _, text in sidecar_texts(path, ReadLimits().max_sidecar_bytes)]
-        try:
-            status = path.stat()
-        except (OSError, ValueError):
-            read_micrograph(path)  # which says what is wrong with the path
-            raise
-        stamp = _digest(seen_by(), str(status.st_size), str(status.st_mtime_ns), *texts)
-        if known is not None and known.stamp == stamp:
-            return known.content
-        try:
-            sha256 = fingerprint(path) if path.is_file() else ""
-        except OSError:
-            sha256 = ""
-        content = _digest(sha256, *texts)
+        with _unreadable(path):
+            content = _digest(fingerprint(path), *texts)
         if not self._read({content}):
-            m = read_micrograph(path)
+            self._looked_at += 1
+            m = self._read_file(path)
             vector = features_of(m)
             facts = json.dumps([asdict(fact) for fact in facts_of(m, vector)])
             row = {"content": content, "seen_by": seen_by(), "sha256": m.sha256, "vector": vector.tobytes()}
@@ -253,6 +268,25 @@ def facts_of(m: Micrograph, vector: np.ndarray) -> tuple[Fact, ...]:
         seen = vector[-width:].astype(np.float32)
         predicted = tuple(verdict.fact() for verdict in heads.verdicts(seen[None])[0])
     return tuple(known_of(m, measure(m), predicted))
+
+
+def _stamp(path: Path) -> tuple[str, list[str]]:
+    """What changes with a file or with the texts beside it, and these. Raises MicrographError, also for a link."""
+    with _unreadable(path):
+        status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise MicrographError("not_a_file", f"{path.name} is not a regular file. Give an image file, not a link.")
+    texts = [text or "" for _, text in sidecar_texts(path, ReadLimits().max_sidecar_bytes)]
+    return _digest(seen_by(), str(status.st_size), str(status.st_mtime_ns), *texts), texts
+
+
+@contextmanager
+def _unreadable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or "an error of the disk"
+        raise MicrographError("unreadable", f"{path.name} cannot be read: {reason.lower()}. Check it.") from None
 
 
 @cache

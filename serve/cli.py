@@ -41,7 +41,7 @@ from serve.verbs import (
     demo,
     serve,
 )
-from serve.verbs import base, answers, doctor
+from serve.verbs import mcp, base, answers, doctor
 # isort: on
 
 VERBS = (
@@ -62,6 +62,7 @@ VERBS = (
     export,
     demo,
     serve,
+    mcp,
     base,
     answers,
     doctor,

@@ -129,6 +129,22 @@ def test_a_changed_picture_and_a_new_side_car_are_read_again(archive: Path, read
     assert "blots_0.png" in [picture.path.name for picture in found.pictures[:4]]
 
 
+def test_a_link_is_not_followed_even_to_a_picture_that_is_known(archive: Path, tmp_path: Path) -> None:
+    image = archive / "stripes" / "stripes_0.png"
+    find_similar(image, archive)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "link.png").symlink_to(archive / "blots" / "blots_0.png")
+    found = find_similar(image, tmp_path / "links")
+    assert found.pictures == ()
+    assert [error.code for error in found.failed.values()] == ["not_a_file"]
+
+
+def test_a_large_folder_can_be_looked_at_in_parts(archive: Path) -> None:
+    image = archive / "stripes" / "stripes_0.png"
+    counts = [(found.looked_at, found.left) for found in (find_similar(image, archive, most_new=3) for _ in range(4))]
+    assert counts == [(3, 5), (6, 2), (8, 0), (8, 0)]
+
+
 def test_what_another_network_saw_is_never_compared(
     archive: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
