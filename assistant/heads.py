@@ -38,8 +38,10 @@ FOREIGN = ""
 """The word for what is no micrograph; it is never said."""
 FEWEST = 20
 """Verdicts on pictures left out that a calibration needs."""
-FEW_STRENGTH = 10.0
-FEW_CALIBRATION = (-6.0, 5.0)
+FEW_SHARPNESS = 16.0
+"""How much one tenth more of a cosine counts in the shares of labels."""
+FEW_CALIBRATION = (12.0, -4.0)
+"""Of the cosine to the nearest label, into how likely it is one of the labels."""
 _FORMAT = 1
 HEAD_SETTINGS = ("name", "words", "calibration", "threshold", "reach")
 TENSORS, SETTINGS = "heads.safetensors", "heads.json"
@@ -289,23 +291,23 @@ def threshold_for(confidence: Array, right: Array, purity: float = PURITY) -> fl
 def few_shot(examples: Mapping[str, Array], features: Array, space: Space | None = None) -> list[tuple[Array, float]]:
     """Shares [C] of the labels, and how likely it is one of them at all, for pictures [N, D] from a few examples each.
 
-    Features are scaled by `space`, or by the examples where there is none. A picture is known as far as it lies nearer
-    to its nearest example than the labels lie to one another.
+    Pictures are compared by their directions in the whitened `space`, as heads compare them; where there is none, or it
+    is one of other features, features are only standardised by the examples.
     """
-    from sklearn.linear_model import LogisticRegression
-
     labels = list(examples)
     shown = np.concatenate([examples[label] for label in labels])
     owner = np.concatenate([np.full(len(examples[label]), n) for n, label in enumerate(labels)])
-    mean, scale = (space.mean, space.scale) if space is not None else (shown.mean(axis=0), shown.std(axis=0) + 1e-3)
-    shown, asked = _unit((shown - mean) / scale), _unit((features - mean) / scale)
-    fitted = LogisticRegression(C=FEW_STRENGTH, max_iter=1000).fit(shown, owner)
-    scores = fitted.predict_proba(asked)
-    among = 1 - shown @ shown.T
-    other = np.where(owner[:, None] == owner[None], np.inf, among).min(axis=1)
-    nearness = (1 - asked @ shown.T).min(axis=1) / max(float(other.mean()), 1e-6)
-    known = _sigmoid(FEW_CALIBRATION[0] * nearness + FEW_CALIBRATION[1])
-    return list(zip(scores, known.tolist(), strict=True))
+    if space is None or space.mean.size != shown.shape[1]:
+        width = shown.shape[1]
+        space = Space(shown.mean(axis=0), shown.std(axis=0) + 1e-3, np.eye(width), np.ones(width))
+    known, asked = (_unit(space.embed(rows) / space.spread) for rows in (shown, features))
+    near = asked @ known.T  # [N, M]
+    means = _unit(np.stack([known[owner == n].mean(axis=0) for n in range(len(labels))]))
+    closest = np.stack([near[:, owner == n].max(axis=1) for n in range(len(labels))], axis=1)
+    alike = (asked @ means.T + closest) / 2  # [N, C]
+    raised = np.exp(FEW_SHARPNESS * (alike - alike.max(axis=1, keepdims=True)))
+    one_of_them = _sigmoid(FEW_CALIBRATION[0] * alike.max(axis=1) + FEW_CALIBRATION[1])
+    return list(zip(raised / raised.sum(axis=1, keepdims=True), one_of_them.tolist(), strict=True))
 
 
 def log_odds(p: Array, least: float = 1e-6) -> Array:

@@ -20,7 +20,7 @@ from assistant.progress import Progress
 from assistant.quantities import QUANTITIES
 from training.fit import HEAD, fill
 from training.labelled import LabelledRow, read_cells, rows_of
-from training.pictures import FeatureExtractor, computed, student_features
+from training.pictures import FeatureExtractor, computed, extractor_of
 
 _SIDE = 256
 
@@ -33,12 +33,12 @@ class Applied:
 
     @classmethod
     def load(cls, run: Path) -> Applied:
-        """Load what `maemi fit` wrote. Raises RunError, `other_student` where its pictures were seen by another."""
+        """Load what `maemi fit` wrote. Raises RunError, `other_network` where its pictures were seen by another."""
         predictor = Predictor.load(run / HEAD if (run / HEAD).is_dir() else run)
         learned = predictor.about.get("extractor")
-        extractor = student_features() if learned else None
+        extractor = extractor_of("tower" if learned.startswith("tower") else "student") if learned else None
         if extractor is not None and extractor.name != learned:
-            raise RunError("other_student", f"{run} was fitted on what another student saw. Fit again with this one.")
+            raise RunError("other_network", f"{run} was fitted on what another network saw. Fit again with this one.")
         return cls(predictor, extractor)
 
     def predict(
