@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from assistant.handbook import entry_for
 from assistant.measure import LINE_ORDER, Fact, Known, filled, missing, read_statements, sentence_of, sentences
 from assistant.measurements.facts import LIKELY, SURE
 from assistant.quantities import QUANTITIES, read_amounts
@@ -25,9 +26,7 @@ _OTHERS = re.compile(
 )
 """A question with such a word is about more than the pictures it came with."""
 GLUE = frozenset(
-    re.findall(
-        r"\w+",
-        """
+    """
     a about above accelerating acceleration all also amount amounts an and approximately are area around as at
     average be beam been below between bodies body both but by can clockwise come comes contains could counted
     counter counting detector diameters distance each electron equal equals every field file for found frame
@@ -38,8 +37,7 @@ GLUE = frozenset(
     shown shows single size small so some spans stands structure structures such taken than that the their them
     there these they this those to total under up used value values visible was were when where which while
     whole whose wide width with within working you
-    """,
-    )
+    """.split()
 )
 """Words that claim nothing about a sample. A sentence with any other word says more than is known."""
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
@@ -62,8 +60,12 @@ def checked(
     """The answer to a question, sentence by sentence: what of a draft is fact, then what the draft left out.
 
     References of the draft are filled. `known` are all pictures of the conversation, `about` the numbers of those that
-    are meant, all if empty. Without pictures nothing is known, and the draft passes as it is.
+    are meant, all if empty. A general question is answered by the handbook, and the draft is not asked for. Without
+    pictures nothing else is known, and the draft passes as it is.
     """
+    if entry := entry_for(question):
+        yield entry.answer
+        return
     if not known:
         yield from pieces
         return
@@ -84,7 +86,9 @@ def checked(
 
 
 def composed(question: str, known: Sequence[Known], *, about: Sequence[int] = ()) -> list[tuple[str, str]]:
-    """What the facts say to a question: names of quantities, each with its sentence."""
+    """What the facts say to a question, or the handbook: names of quantities, each with its sentence."""
+    if entry := entry_for(question):
+        return [("", entry.answer)]
     numbers = tuple(about) or tuple(range(1, len(known) + 1))
     intents = intents_of(question)
     for intent in ("greeting", "help"):

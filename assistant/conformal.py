@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -64,6 +64,10 @@ class Familiarity:
     axes: np.ndarray  # [F, K], scaled to deviation 1
     known: np.ndarray  # [I, K]
     limit: float
+    features: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # [I, F]
+    """Those of the training rows themselves; none in what an older version wrote."""
+    groups: np.ndarray = field(default_factory=lambda: np.zeros(0))  # [I]
+    """Rows with one number are of one group."""
 
     @classmethod
     def of(cls, features: np.ndarray, groups: Sequence[Hashable]) -> Familiarity:
@@ -81,13 +85,18 @@ class Familiarity:
         near = np.sort(lengths, axis=1)[:, :_NEIGHBOURS]
         near = near[np.isfinite(near).all(axis=1)]
         limit = float(np.percentile(near.mean(axis=1), _FARTHEST)) if len(near) else math.inf
-        return cls(centre, scaled, known, limit)
+        return cls(centre, scaled, known, limit, features, marks)
 
     def distances(self, features: np.ndarray) -> np.ndarray:
         """Distance of rows [I, F] from training, in units of the limit: above 1 is unknown."""
-        lengths = _lengths((features - self.centre) @ self.axes, self.known)
+        lengths = _lengths(self.components(features), self.known)
         near: np.ndarray = np.sort(lengths, axis=1)[:, :_NEIGHBOURS].mean(axis=1)
         return near / self.limit
+
+    def components(self, features: np.ndarray) -> np.ndarray:
+        """Rows [I, F] in the whitened components of training [I, K]."""
+        whitened: np.ndarray = (features - self.centre) @ self.axes
+        return whitened
 
 
 def _lengths(rows: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -13,13 +13,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from assistant.disk import write_directory
 from assistant.errors import RunError
 from assistant.measure import Fact
+
+if TYPE_CHECKING:
+    from assistant.micrograph import Micrograph
 
 Array = np.ndarray[Any, np.dtype[Any]]
 METHOD = "head on frozen features"
@@ -35,8 +38,10 @@ FOREIGN = ""
 """The word for what is no micrograph; it is never said."""
 FEWEST = 20
 """Verdicts on pictures left out that a calibration needs."""
-FEW_STRENGTH = 10.0
-FEW_CALIBRATION = (-6.0, 5.0)
+FEW_SHARPNESS = 16.0
+"""How much one tenth more of a cosine counts in the shares of labels."""
+FEW_CALIBRATION = (12.0, -4.0)
+"""Of the cosine to the nearest label, into how likely it is one of the labels."""
 _FORMAT = 1
 HEAD_SETTINGS = ("name", "words", "calibration", "threshold", "reach")
 TENSORS, SETTINGS = "heads.safetensors", "heads.json"
@@ -92,7 +97,7 @@ class Head:
     def confidence(self, probabilities: Array, distance: Array) -> Array:
         """How likely the likeliest word is right, [N]."""
         a, b, c = self.calibration
-        return _sigmoid(a * _log_odds(probabilities.max(axis=1)) + b * distance + c)
+        return _sigmoid(a * log_odds(probabilities.max(axis=1)) + b * distance + c)
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,12 @@ class Verdict:
     reason: str
     """Why it is not said; "" where it is."""
     probabilities: Mapping[str, float]
+    method: str = METHOD
 
     def fact(self) -> Fact:
         """The fact that an answer may quote; one that does not apply, with the reason in its note, where it may not."""
         confidence, word = (0.0, "") if self.reason else (self.confidence, self.word)
-        return Fact(self.name, None, "", METHOD, confidence, self.reason, "predicted", word)
+        return Fact(self.name, None, "", self.method, confidence, self.reason, "predicted", word)
 
 
 @dataclass(frozen=True)
@@ -145,13 +151,31 @@ class Heads:
 
 def verdicts(several: Sequence[Heads], features: Array) -> list[tuple[Verdict, ...]]:
     """What heads say of pictures [N, D], one verdict to each name: of the first that is sure, else of the first."""
-    rows: list[dict[str, Verdict]] = [{} for _ in features]
+    rows: list[list[Verdict]] = [[] for _ in features]
     for heads in several:
         for row, told in zip(rows, heads.verdicts(features), strict=True):
-            for verdict in told:
-                if verdict.name not in row or (row[verdict.name].reason and not verdict.reason):
-                    row[verdict.name] = verdict
-    return [tuple(row.values()) for row in rows]
+            row += told
+    return list(map(first_sure, rows))
+
+
+def first_sure(told: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """One verdict to each name: the first that is said, else the first."""
+    chosen: dict[str, Verdict] = {}
+    for verdict in told:
+        if verdict.name not in chosen or (chosen[verdict.name].reason and not verdict.reason):
+            chosen[verdict.name] = verdict
+    return tuple(chosen.values())
+
+
+class Judge(Protocol):
+    """What somebody else's head says of a micrograph: a run of `maemi fit`."""
+
+    @property
+    def words(self) -> Mapping[str, tuple[str, ...]]:
+        """Its words by the name of the question."""
+
+    def verdicts(self, m: Micrograph) -> tuple[Verdict, ...]:
+        """Its verdicts. Raises MaemiError."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +238,7 @@ def held_out(data: Labelled, name: str) -> list[HeldOut]:
         for n, p, d in zip(judged, *head.judge(embedded[judged], space.spread), strict=True):
             said = head.words[int(p.argmax())]
             what = "foreign" if data.foreign[n] else kind
-            rows.append(HeldOut(what, int(n), data.sources[n], said, words[n], float(_log_odds(p.max())), float(d)))
+            rows.append(HeldOut(what, int(n), data.sources[n], said, words[n], float(log_odds(p.max())), float(d)))
     return rows
 
 
@@ -267,23 +291,30 @@ def threshold_for(confidence: Array, right: Array, purity: float = PURITY) -> fl
 def few_shot(examples: Mapping[str, Array], features: Array, space: Space | None = None) -> list[tuple[Array, float]]:
     """Shares [C] of the labels, and how likely it is one of them at all, for pictures [N, D] from a few examples each.
 
-    Features are scaled by `space`, or by the examples where there is none. A picture is known as far as it lies nearer
-    to its nearest example than the labels lie to one another.
+    Pictures are compared by their directions in the whitened `space`, as heads compare them; where there is none, or it
+    is one of other features, features are only standardised by the examples.
     """
-    from sklearn.linear_model import LogisticRegression
-
     labels = list(examples)
     shown = np.concatenate([examples[label] for label in labels])
     owner = np.concatenate([np.full(len(examples[label]), n) for n, label in enumerate(labels)])
-    mean, scale = (space.mean, space.scale) if space is not None else (shown.mean(axis=0), shown.std(axis=0) + 1e-3)
-    shown, asked = _unit((shown - mean) / scale), _unit((features - mean) / scale)
-    fitted = LogisticRegression(C=FEW_STRENGTH, max_iter=1000).fit(shown, owner)
-    scores = fitted.predict_proba(asked)
-    among = 1 - shown @ shown.T
-    other = np.where(owner[:, None] == owner[None], np.inf, among).min(axis=1)
-    nearness = (1 - asked @ shown.T).min(axis=1) / max(float(other.mean()), 1e-6)
-    known = _sigmoid(FEW_CALIBRATION[0] * nearness + FEW_CALIBRATION[1])
-    return list(zip(scores, known.tolist(), strict=True))
+    if space is None or space.mean.size != shown.shape[1]:
+        width = shown.shape[1]
+        space = Space(shown.mean(axis=0), shown.std(axis=0) + 1e-3, np.eye(width), np.ones(width))
+    known, asked = (_unit(space.embed(rows) / space.spread) for rows in (shown, features))
+    near = asked @ known.T  # [N, M]
+    means = _unit(np.stack([known[owner == n].mean(axis=0) for n in range(len(labels))]))
+    closest = np.stack([near[:, owner == n].max(axis=1) for n in range(len(labels))], axis=1)
+    alike = (asked @ means.T + closest) / 2  # [N, C]
+    raised = np.exp(FEW_SHARPNESS * (alike - alike.max(axis=1, keepdims=True)))
+    one_of_them = _sigmoid(FEW_CALIBRATION[0] * alike.max(axis=1) + FEW_CALIBRATION[1])
+    return list(zip(raised / raised.sum(axis=1, keepdims=True), one_of_them.tolist(), strict=True))
+
+
+def log_odds(p: Array, least: float = 1e-6) -> Array:
+    """Log-odds of probabilities, none nearer to 0 or 1 than `least`."""
+    p = np.clip(np.asarray(p, np.float64), least, 1 - least)
+    odds: Array = np.log(p / (1 - p))
+    return odds
 
 
 def save_heads(heads: Heads, directory: Path, *, about: Mapping[str, Any]) -> None:
@@ -382,12 +413,6 @@ def _sigmoid(x: Array) -> Array:
 def _unit(rows: Array) -> Array:
     unit: Array = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
     return unit
-
-
-def _log_odds(p: Array) -> Array:
-    p = np.clip(p, 1e-6, 1 - 1e-6)
-    odds: Array = np.log(p / (1 - p))
-    return odds
 
 
 def _scattered(group: str) -> str:

@@ -30,14 +30,27 @@ from assistant.config import TOWER_SIDE
 from assistant.decoder import VisualContext
 from assistant.demonstrations import Shots
 from assistant.errors import ConfigError
+from assistant.explain import Explanation, explain
 from assistant.families import FAMILIES
 from assistant.generation import GREEDY, Token, advance, complete, computing, likelihoods, next_token, observed, read
 from assistant.generation import Sampling as Sampling
 from assistant.grounding import CLS
-from assistant.heads import Heads, Verdict, load_heads, verdicts
+from assistant.handbook import entry_for, is_entry
+from assistant.heads import Heads, Judge, Verdict, first_sure, load_heads, verdicts
 from assistant.labelling import Labeller
-from assistant.measure import READ, Facts, Known, Statement, disagreements, fact_line, measure, quoted, read_statements
-from assistant.micrograph import Instrument, Micrograph, read_micrograph, to_model_input
+from assistant.measure import (
+    Fact,
+    Facts,
+    Known,
+    Statement,
+    disagreements,
+    fact_line,
+    known_of,
+    measure,
+    quoted,
+    read_statements,
+)
+from assistant.micrograph import Micrograph, read_micrograph, to_model_input
 from assistant.recall import Recall
 from assistant.starts import BUNDLED
 from assistant.towers import load_tower, see
@@ -49,8 +62,6 @@ Posed = tuple[Conversation, Sequence["Look"]]
 """A conversation that waits for its answer, and its images in order."""
 CACHED_LOOKS = 64
 ENCODING_BATCH = 16
-READ_FROM_FILE, READ_FROM_BAR = 0.99, 0.9
-"""Confidence in what a file's metadata say, and in what its info bar says."""
 RESERVED = 128
 """Tokens kept free for an answer; a longer one may take what the prompt leaves."""
 
@@ -66,7 +77,9 @@ class Look:
     summary: Tensor  # [D']
     features: np.ndarray | None = None  # [Df] of the frozen tower, None where there is none
     verdicts: tuple[Verdict, ...] = ()
-    """What the heads say of it."""
+    """What is said of it: by a fitted run, else by the heads."""
+    judged: tuple[Verdict, ...] = ()
+    """What the fitted run says of it, said or withheld."""
 
     @property
     def key(self) -> Key:
@@ -76,20 +89,7 @@ class Look:
     @property
     def known(self) -> Known:
         """What an answer about this image may quote."""
-        instrument, calibration = self.micrograph.instrument, self.micrograph.calibration
-        return Known(
-            self.facts,
-            hv_kv=instrument.hv_kv,
-            wd_mm=instrument.wd_mm,
-            magnification=instrument.magnification,
-            nm_per_pixel=calibration.nm_per_pixel if calibration else None,
-            detector=instrument.detector,
-            microscope=instrument.model or instrument.vendor,
-            date=instrument.date,
-            predicted=tuple(verdict.fact() for verdict in self.verdicts),
-            sources=instrument_sources(instrument)
-            | ({"pixel_size": (calibration.source, calibration.confidence)} if calibration else {}),
-        )
+        return known_of(self.micrograph, self.facts, tuple(verdict.fact() for verdict in self.verdicts))
 
 
 def heads_of(run: Run) -> list[Heads]:
@@ -98,19 +98,11 @@ def heads_of(run: Run) -> list[Heads]:
     return [load_heads(folder) for folder in folders if folder.is_dir()]
 
 
-def instrument_sources(instrument: Instrument) -> dict[str, tuple[str, float]]:
-    """Where each quantity of an instrument was read, with how sure the reading is: a bar's text less than a tag."""
-    fields = {name: field for name, (field, _) in READ.items()}
-    fields["microscope"] = "model" if instrument.model else "vendor"
-    found = {name: instrument.sources[field] for name, field in fields.items() if field in instrument.sources}
-    return {name: (source, READ_FROM_BAR if source == "banner" else READ_FROM_FILE) for name, source in found.items()}
-
-
 class Assistant:
     """A loaded student that answers about micrographs; safe to share between threads."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, judge: Judge | None = None) -> None:
+        self.run, self.judge = run, judge
         self.student = run.student
         self.processor = run.processor
         self.device = next(run.student.parameters()).device
@@ -120,9 +112,9 @@ class Assistant:
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, run: Path | None = None, device: str = "auto") -> Assistant:
-        """Load a run, or the bundled tiny student. Raises RunError."""
-        return cls(load_run(run, device=device, dense=True))
+    def load(cls, run: Path | None = None, device: str = "auto", judge: Judge | None = None) -> Assistant:
+        """Load a run, or the bundled tiny student, with a head that was fitted beside it. Raises RunError."""
+        return cls(load_run(run, device=device, dense=True), judge)
 
     @property
     def name(self) -> str:
@@ -191,6 +183,9 @@ class Assistant:
         self, answer: str, images: Sequence[Image], question: str = "", history: Sequence[Message] = ()
     ) -> list[Statement]:
         """What an answer states of the pictures of a conversation, each statement with the fact behind it."""
+        if (entry := entry_for(question)) and answer.strip() == entry.answer:
+            written = Fact("handbook", None, "", "written", 1.0, source="handbook", text=entry.questions[0])
+            return [Statement(answer, 0, len(answer), None, "true", None, written)]
         looks = self.look_all(images)
         about = pictures_meant(question, len(looks), len(looks) - _shown(history))
         return read_statements(answer, [look.known for look in looks], about=about)
@@ -308,6 +303,43 @@ class Assistant:
         """
         return [ranked[:top] for ranked in self._labeller.ranked(images, labels, examples, shots)]
 
+    def explain_label(
+        self, image: Image, labels: Sequence[str], *, examples: Mapping[str, Sequence[Image]] | None = None
+    ) -> Explanation:
+        """Which parts of an image carry its likeliest label, as `classify` sees it.
+
+        Raises MicrographError, ConfigError `no_examples`, or `not_known` without a head that knows a label, and
+        RunError `no_tower`.
+        """
+        look, labeller = self.look(image), self._labeller
+        if examples is None and labeller.asks_own(labels):
+            message = "The fitted run that knows these labels explains itself: maemi predict --explain --overlay."
+            raise ConfigError("not_known", message)
+        chosen = int(labeller.scores([look], labels, examples)[0].argmax())
+
+        def score(squares: Sequence[np.ndarray]) -> np.ndarray:
+            looks = [replace(look, features=row, verdicts=()) for row in see(squares, self.device)]
+            column: np.ndarray = labeller.scores(looks, labels, examples)[:, chosen]
+            return column
+
+        return explain(to_model_input(look.micrograph, TOWER_SIDE)[0], score, what=f"log-odds of {labels[chosen]}")
+
+    def explain_answer(self, image: Image, question: str, answer: str) -> Explanation:
+        """Which parts of an image the student's own wording of an answer rests on, its facts held as they are.
+
+        Raises MicrographError, and ConfigError `too_long`.
+        """
+        look = self.look(image)
+        asked = self._compose([look], question, (), "")
+        said = quoted(answer, [look.known]) if self.by_reference else answer
+
+        def score(squares: Sequence[np.ndarray]) -> np.ndarray:
+            memories, _ = self.encode_pixels(torch.from_numpy(np.stack(squares))[:, None])
+            return np.array([float(self._likelihoods([replace(look, memory=m)], asked, [said])[0]) for m in memories])
+
+        square = to_model_input(look.micrograph, self.processor.image_size)[0]
+        return explain(square, score, what="log-probability of the answer")
+
     def labels_not_known(self, labels: Sequence[str]) -> list[str]:
         """The labels that no head knows: without examples no image is given one of them."""
         return self._labeller.not_known(labels)
@@ -316,6 +348,8 @@ class Assistant:
         """What a reader must know beside the answer: reader warnings, and numbers that measurement contradicts."""
         looks = self.look_all(images)
         found = [warning for look in looks for warning in look.micrograph.warnings]
+        if is_entry(answer):
+            return found
         known = "; ".join(look.aux for look in looks)
         return found + disagreements(answer, [look.facts for look in looks], known)
 
@@ -372,11 +406,14 @@ class Assistant:
             for m, memory, summary in zip(batch, *self.encode(batch), strict=True):
                 facts = measure(m)
                 looks.append(Look(m, facts, auxiliary_text(m.metadata_line(), facts.line()), memory, summary))
+        if self.judge is not None:
+            told = [self.judge.verdicts(m) for m in micrographs]
+            looks = [replace(look, verdicts=own, judged=own) for look, own in zip(looks, told, strict=True)]
         features = self.see(micrographs)
         if features is None or not looks:
             return looks
-        told = verdicts(self.heads, features)
-        return [replace(look, features=f, verdicts=v) for look, f, v in zip(looks, features, told, strict=True)]
+        rows = zip(looks, features, verdicts(self.heads, features), strict=True)
+        return [replace(look, features=f, verdicts=first_sure((*look.judged, *v))) for look, f, v in rows]
 
     def see(self, micrographs: Sequence[Micrograph]) -> np.ndarray | None:
         """Features [I, Df] of micrographs by the frozen tower, None where its package is not installed."""
@@ -483,7 +520,13 @@ class Assistant:
     def _labeller(self) -> Labeller:
         shots = self.run.config.decoder.max_images - 1
         return Labeller(
-            self.look_all, self._likelihoods, self.blind_look, self.heads, self.student.vit.dim, most_shots=shots
+            self.look_all,
+            self._likelihoods,
+            self.blind_look,
+            self.heads,
+            self.student.vit.dim,
+            most_shots=shots,
+            own=self.judge.words.get("class", ()) if self.judge else (),
         )
 
     def _likelihoods(self, looks: Sequence[Look], asked: Conversation, replies: Sequence[str]) -> Tensor:

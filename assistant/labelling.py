@@ -15,7 +15,7 @@ from torch import Tensor
 from assistant.chat import Conversation, class_answer
 from assistant.demonstrations import Labelled, Shots, choose, demonstrate
 from assistant.errors import ConfigError
-from assistant.heads import Heads, Verdict, few_shot
+from assistant.heads import Heads, Verdict, few_shot, log_odds
 from assistant.labels import UNKNOWN_BELOW, matched, rank_labels
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Examples = Mapping[str, Sequence["Image"]]
 Ranked = list[tuple[str, float]]
+LEAST = 1e-9
+"""Probability below which log-odds tell no difference."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Labeller:
     """Width of the class token h_cls, with which a summary begins."""
     most_shots: int
     """Demonstrations that fit beside the image that is asked about."""
+    own: Sequence[str] = ()
+    """Classes of a fitted run, which stand in what looks say of themselves."""
 
     def ranked(
         self, images: Sequence[Image], labels: Sequence[str], examples: Examples | None, shots: Shots | None
@@ -60,6 +64,26 @@ class Labeller:
         """The labels that no head knows, which therefore no picture gets without examples."""
         words = self._head_words(labels)
         return [label for label in labels if words.get(label) is None]
+
+    def asks_own(self, labels: Sequence[str]) -> bool:
+        """Whether the fitted run knows as many of the labels as the heads do."""
+        heads = self._class_heads(labels)
+        known = sum(map(bool, _matches(heads, labels))) if heads else 0
+        own = sum(matched(label, self.own) is not None for label in labels)
+        return own > 0 and own >= known
+
+    def scores(self, looks: Sequence[Look], labels: Sequence[str], examples: Examples | None = None) -> np.ndarray:
+        """Log-odds [N, C] of the labels: of the class head, or after examples. Raises ConfigError `not_known`."""
+        if examples is not None:
+            return log_odds(np.stack([shares for shares, _ in self._few_shot(looks, labels, examples)]), LEAST)
+        words = self._head_words(labels)
+        verdicts = [self._class_verdict(look, labels) for look in looks] if any(words.values()) else []
+        if not verdicts or None in verdicts:
+            raise ConfigError(
+                "not_known", f"No head knows {', '.join(labels)}, so nothing can be explained. Show examples of each."
+            )
+        shares = [[v.probabilities.get(words[label] or "", 0.0) for label in labels] for v in verdicts if v]
+        return log_odds(np.asarray(shares), LEAST)
 
     def probabilities(self, look: Look, labels: Sequence[str]) -> np.ndarray:
         """Shares [C] of the labels, one of which it is: of a head that knows all of them, else by likelihood."""
@@ -87,10 +111,15 @@ class Labeller:
         )
 
     def _by_examples(self, looks: Sequence[Look], labels: Sequence[str], examples: Examples) -> list[Ranked]:
+        told = self._few_shot(looks, labels, examples)
+        return [rank_labels(labels, shares, known, sure=known >= 0.5) for shares, known in told]
+
+    def _few_shot(
+        self, looks: Sequence[Look], labels: Sequence[str], examples: Examples
+    ) -> list[tuple[np.ndarray, float]]:
         shown = {label: self.look_all(_examples_of(label, examples)) for label in labels}
         space = self.heads[-1].space if self.heads else None
-        told = few_shot({label: _vectors(rows) for label, rows in shown.items()}, _vectors(looks), space)
-        return [rank_labels(labels, shares, known, sure=known >= 0.5) for shares, known in told]
+        return few_shot({label: _vectors(rows) for label, rows in shown.items()}, _vectors(looks), space)
 
     def _by_demonstrations(
         self, looks: Sequence[Look], labels: Sequence[str], examples: Examples, shots: Shots
@@ -131,12 +160,16 @@ class Labeller:
 
     def _class_verdict(self, look: Look, labels: Sequence[str]) -> Verdict | None:
         """What those heads say of an image; None where there are none, or no tower has seen it."""
+        if self.asks_own(labels):
+            return next((verdict for verdict in look.judged if verdict.name == "class"), None)
         heads = self._class_heads(labels)
         if heads is None or look.features is None:
             return None
         return next(verdict for verdict in heads.verdicts(look.features[None])[0] if verdict.name == "class")
 
     def _head_words(self, labels: Sequence[str]) -> dict[str, str | None]:
+        if self.asks_own(labels):
+            return {label: matched(label, self.own) for label in labels}
         heads = self._class_heads(labels)
         return dict(zip(labels, _matches(heads, labels) if heads else [None] * len(labels), strict=True))
 

@@ -47,6 +47,7 @@ __all__ = [
     "figures",
     "filled",
     "found_in",
+    "known_of",
     "measure",
     "measure_pixels",
     "missing",
@@ -80,6 +81,9 @@ FEWEST_NEIGHBOURS = 3
 FEWEST_FOR_PERCENTILES = 5
 _FINE = 10.0
 """Diameter under which outlines are too coarse for a circularity [px of the small copy]."""
+
+READ_FROM_FILE, READ_FROM_BAR = 0.99, 0.9
+"""Confidence in what a file's metadata say, and in what its info bar says."""
 
 COUNTED = "objects with their centre in the frame, "
 WAYS = {
@@ -264,6 +268,29 @@ def _traits(found: Findings) -> Traits:
 def measure(m: Micrograph) -> Facts:
     """Measure a micrograph outside its info bar; lengths are in nm where it is calibrated, else in px."""
     return _facts_of(found_in(m), nm_per_pixel=_scale(m))
+
+
+def known_of(m: Micrograph, facts: Facts, predicted: tuple[Fact, ...] = ()) -> Known:
+    """What an answer about a micrograph may quote: what was measured, what its file says, what heads are sure of."""
+    instrument, calibration = m.instrument, m.calibration
+    fields = {name: field for name, (field, _) in READ.items()}
+    fields["microscope"] = "model" if instrument.model else "vendor"
+    found = {name: instrument.sources[field] for name, field in fields.items() if field in instrument.sources}
+    sources = {name: (told, READ_FROM_BAR if told == "banner" else READ_FROM_FILE) for name, told in found.items()}
+    if calibration is not None:
+        sources["pixel_size"] = (calibration.source, calibration.confidence)
+    return Known(
+        facts,
+        hv_kv=instrument.hv_kv,
+        wd_mm=instrument.wd_mm,
+        magnification=instrument.magnification,
+        nm_per_pixel=calibration.nm_per_pixel if calibration else None,
+        detector=instrument.detector,
+        microscope=instrument.model or instrument.vendor,
+        date=instrument.date,
+        predicted=predicted,
+        sources=sources,
+    )
 
 
 def _of_sample(found: Findings | None, m: Micrograph) -> Findings | None:

@@ -234,15 +234,22 @@ def to_model_input(m: Micrograph, size: int) -> tuple[np.ndarray[Any, np.dtype[n
     """
     from PIL import Image
 
-    window = m.window()
-    content = m.specimen if m.content_sample is None else m.specimen[largest_rectangle(m.content_sample)]
-    side = min(content.shape)
-    top, left = (content.shape[0] - side) // 2, (content.shape[1] - side) // 2
-    square = windowed(content[top : top + side, left : left + side], window)  # [side, side]
+    window, seen = m.window(), m.specimen[model_square(m)]
+    square, side = windowed(seen, window), len(seen)  # [side, side]
     if side != size:
         resized = Image.fromarray(square).resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
         square = np.clip(np.asarray(resized), 0, 1)  # [size, size]
     return np.ascontiguousarray(square, dtype=np.float32), window
+
+
+def model_square(m: Micrograph) -> tuple[slice, slice]:
+    """Rows and columns of `specimen` that a model sees: the centred square of its largest rectangle without a gap."""
+    mask = m.content_sample
+    rows, columns = (slice(0, n) for n in m.specimen.shape) if mask is None else largest_rectangle(mask)
+    high, wide = rows.stop - rows.start, columns.stop - columns.start
+    side = min(high, wide)
+    top, left = rows.start + (high - side) // 2, columns.start + (wide - side) // 2
+    return slice(top, top + side), slice(left, left + side)
 
 
 def _decoded(

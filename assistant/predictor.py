@@ -83,6 +83,8 @@ class Predicted:
     likely: tuple[str, ...] = ()
     """The conformal set, the most probable class first."""
     verdict: str = ""
+    deviation: float | None = None
+    """Of a number, as predicted, in its unit."""
 
     def as_dict(self) -> dict[str, Any]:
         """As `maemi predict --json` prints it."""
@@ -233,11 +235,12 @@ class Predictor(nn.Module):
         if not target.classes:
             found = number_evidence(outputs.double())
             values = (found.mean * target.scale + target.mean).tolist()
-            reach = (found.deviation * target.scale * target.quantile).tolist()
-            return [
-                Predicted(target, value, *((value - half, value + half) if math.isfinite(half) else (None, None)))
-                for value, half in zip(values, reach, strict=True)
-            ]
+            numbers = []
+            for value, deviation in zip(values, (found.deviation * target.scale).tolist(), strict=True):
+                half = deviation * target.quantile
+                low, high = (value - half, value + half) if math.isfinite(half) else (None, None)
+                numbers.append(Predicted(target, value, low, high, deviation=deviation))
+            return numbers
         rows = (outputs.double() / target.temperature).softmax(dim=-1).numpy()
         predicted = []
         for row, distance in zip(rows, distances, strict=True):
@@ -300,7 +303,13 @@ class Predictor(nn.Module):
             if not 0 < design.dim <= _WIDEST or max(design.depth, design.experts, design.heads) > _WIDEST:
                 raise RunError("damaged_run", f"{directory}: {design.dim} is no width. Fit again.")
             targets = [
-                Target(**{**t, "classes": tuple(t["classes"]), "quantile": float(t["quantile"] or math.inf)})
+                Target(
+                    **{
+                        **t,
+                        "classes": tuple(t["classes"]),
+                        "quantile": math.inf if t["quantile"] is None else float(t["quantile"]),
+                    }
+                )
                 for t in document["targets"]
             ]
             encoders = {part["name"]: _KINDS[part["kind"]](**part["settings"]) for part in document["modalities"]}

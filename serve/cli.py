@@ -33,12 +33,15 @@ from serve.verbs import (
     evaluate,
     fit,
     predict,
+    next_labels,
+    drift,
+    similar,
     plan,
     export,
     demo,
     serve,
 )
-from serve.verbs import base, answers, doctor
+from serve.verbs import mcp, base, answers, doctor
 # isort: on
 
 VERBS = (
@@ -52,10 +55,14 @@ VERBS = (
     evaluate,
     fit,
     predict,
+    next_labels,
+    drift,
+    similar,
     plan,
     export,
     demo,
     serve,
+    mcp,
     base,
     answers,
     doctor,

@@ -80,5 +80,7 @@ def statement_row(statement: Mapping[str, Any]) -> tuple[str, str, str]:
     value = fact["text"] or shown_quantity(fact["value"], fact["unit"])
     picture = f"image {statement['image']}, " if statement["image"] else ""
     source = SOURCES.get(fact["source"], fact["source"])
+    if fact["source"] == "handbook":
+        return fact["text"], "MAEMI's handbook", "Written by the makers of MAEMI, not seen in the picture."
     how = fact["method"] if fact["source"] == "measured" else f"from {source}"
     return statement["text"], f"{name} {value}", f"{picture}{how}, {fact['confidence']:.0%} sure"

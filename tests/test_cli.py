@@ -24,7 +24,7 @@ from serve.verbs import doctor, terminal
 ROOT = Path(__file__).parents[1]
 VERBS = (
     "info", "synth", "teach", "train", "evaluate", "ask", "caption", "classify", "serve", "answers", "plan", "export",
-    "doctor", "demo", "fit", "predict",
+    "doctor", "demo", "fit", "predict", "similar", "next", "drift", "mcp",
 )  # fmt: skip
 INFO_KEYS = {
     "path", "sha256", "width", "height", "dtype", "pages", "pixel_size_nm", "pixel_size_source",

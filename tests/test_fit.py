@@ -407,7 +407,7 @@ def test_pictures_in_folders_are_told_apart_and_explained(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pictures, run = draw(tmp_path / "pictures"), tmp_path / "run"
     settings = [option for setting in QUICK for option in ("--set", setting)]
-    assert argv("fit", pictures, "--out", run, "--no-student", "--json", *settings) == 0
+    assert argv("fit", pictures, "--out", run, "--looks", "none", "--json", *settings) == 0
     out = capsys.readouterr()
     report = json.loads(out.out)
     assert "target class: 2 classes (blobs 12, stripes 12)" in out.err
@@ -426,7 +426,9 @@ def test_pictures_in_folders_are_told_apart_and_explained(
         "stripes",
     ]
     assert broken["error"]["code"]
-    assert Image.open(blobs["explanation"]["picture"]).size == (512, 512)
+    assert Image.open(blobs["explanation"]["picture"]).size == (1024, 1024)
+    assert blobs["explanation"]["parts"]["what"] == "log-odds of class blobs"
+    assert np.shape(blobs["explanation"]["parts"]["falls"]) == (7, 7)
     assert argv("predict", new / "blobs.png", "--run", run) == 0
     assert "class blobs" in capsys.readouterr().out
 

@@ -1,25 +1,27 @@
 """A fitted head at use: pictures or a table in, predictions out, and what each rests on. Knows nothing about fitting.
 
-Letters: S side of a picture, T tiles of a side.
+Letters: S side of a picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from assistant.errors import DatasetError, MaemiError, MicrographError, RunError
+from assistant.explain import Explanation, explain, save_over
+from assistant.heads import Verdict, log_odds
 from assistant.micrograph import Micrograph, find_micrographs, read_micrograph, to_model_input
 from assistant.predictor import Items, Predicted, Prediction, Predictor
 from assistant.progress import Progress
+from assistant.quantities import QUANTITIES
 from training.fit import HEAD, fill
 from training.labelled import LabelledRow, read_cells, rows_of
-from training.pictures import FeatureExtractor, computed, student_features
+from training.pictures import FeatureExtractor, computed, extractor_of
 
-TILES = 6
 _SIDE = 256
 
 
@@ -31,12 +33,12 @@ class Applied:
 
     @classmethod
     def load(cls, run: Path) -> Applied:
-        """Load what `maemi fit` wrote. Raises RunError, `other_student` where its pictures were seen by another."""
+        """Load what `maemi fit` wrote. Raises RunError, `other_network` where its pictures were seen by another."""
         predictor = Predictor.load(run / HEAD if (run / HEAD).is_dir() else run)
         learned = predictor.about.get("extractor")
-        extractor = student_features() if learned else None
+        extractor = extractor_of("tower" if learned.startswith("tower") else "student") if learned else None
         if extractor is not None and extractor.name != learned:
-            raise RunError("other_student", f"{run} was fitted on what another student saw. Fit again with this one.")
+            raise RunError("other_network", f"{run} was fitted on what another network saw. Fit again with this one.")
         return cls(predictor, extractor)
 
     def predict(
@@ -48,15 +50,7 @@ class Applied:
         progress: Progress = lambda done, total, text: None,
     ) -> list[dict[str, Any]]:
         """A row per picture or line of a table, in order, each with its targets or its error."""
-        rows = self._rows(inputs)
-        errors = fill(rows, self.extractor, progress)
-        items: dict[int, Items] = {}
-        for place, row in enumerate(rows):
-            try:
-                if row.name not in errors:
-                    items[place] = self.predictor.items(row.values)
-            except MaemiError as error:
-                errors[row.name] = error
+        rows, items, errors = self.read(inputs, progress)
         predictions = dict(zip(items, self.predictor.predict_items(list(items.values())), strict=True))
         results = []
         for place, row in enumerate(rows):
@@ -71,6 +65,49 @@ class Applied:
             progress(place + 1, len(rows), "")
         return results
 
+    def read(
+        self, inputs: Sequence[Path], progress: Progress = lambda done, total, text: None
+    ) -> tuple[list[LabelledRow], dict[int, Items], dict[str, MaemiError]]:
+        """Rows of pictures or of a table; the values of those that can be read, by place; what is wrong with others."""
+        rows = self._rows(inputs)
+        errors = fill(rows, self.extractor, progress)
+        items: dict[int, Items] = {}
+        for place, row in enumerate(rows):
+            try:
+                if row.name not in errors:
+                    items[place] = self.predictor.items(row.values)
+            except MaemiError as error:
+                errors[row.name] = error
+        return rows, items, errors
+
+    @property
+    def words(self) -> Mapping[str, tuple[str, ...]]:
+        """The classes that an answer may name, by what is asked: class, shape, surface, arrangement."""
+        sayable = {name for name, quantity in QUANTITIES.items() if quantity.source == "predicted"}
+        return {target.name: target.classes for target in self.predictor.targets if target.name in sayable}
+
+    def verdicts(self, m: Micrograph) -> tuple[Verdict, ...]:
+        """What the run says of a picture alone. A class is said where the set that holds the true one has it alone."""
+        values = computed(m, self.extractor)
+        if not any(values.get(name) is not None for name in self.predictor.modalities):
+            return ()
+        told = []
+        prediction = self.predictor.predict([values])[0]
+        for predicted in prediction.targets:
+            classes = self.words.get(predicted.target.name)
+            if classes is None:
+                continue
+            reason = ""
+            if prediction.distance > 1.0:
+                reason = "the picture is too unlike those that the classifier was trained on"
+            elif len(predicted.likely) != 1:
+                reason = "the classifier is not sure enough of any of its words"
+            best = int(np.argmax(predicted.probabilities))
+            shares = dict(zip(classes, predicted.probabilities, strict=True))
+            sure = predicted.probabilities[best]
+            told.append(Verdict(predicted.target.name, classes[best], sure, reason, shares, "head of the fitted run"))
+        return tuple(told)
+
     def explanation(self, row: LabelledRow, prediction: Prediction, overlay: Path | None) -> dict[str, Any]:
         """What a prediction rests on: the weight of each modality, what it changed, and where in the picture."""
         without = {}
@@ -78,49 +115,38 @@ class Applied:
             rest = {key: value for key, value in row.values.items() if key != name}
             if row.values.get(name) is not None and any(rest.get(m) is not None for m in self.predictor.modalities):
                 without[name] = [told(t) for t in self.predictor.predict([rest])[0].targets]
-        picture = None
+        parts = picture = None
         if overlay is not None and row.picture is not None and "texture" in row.values:
-            picture = overlay / f"{row.picture.stem}-why.png"
-            self._draw(row, prediction, picture)
+            parts = self.carried_by(row, prediction)
+            picture = save_over(read_micrograph(row.picture), parts, overlay)
         return {
             "sentence": sentence(prediction, without),
             "weights": {name: weight for name, weight in prediction.weights.items() if weight > 0},
             "without": without,
             "distance": prediction.distance,
+            "parts": parts.as_dict() if parts else None,
             "picture": str(picture) if picture else None,
         }
 
-    def carried_by(self, row: LabelledRow, prediction: Prediction) -> np.ndarray:
-        """How much less sure, or how much other, the first target is with each tile of the picture covered [T, T]."""
+    def carried_by(self, row: LabelledRow, prediction: Prediction) -> Explanation:
+        """Which parts of the picture carry the first target: its value, or the log-odds of its likeliest class."""
         assert row.picture is not None
-        square, _ = to_model_input(read_micrograph(row.picture), _SIDE)
-        edges = np.linspace(0, _SIDE, TILES + 1).astype(int)
-        carried = np.zeros((TILES, TILES))
-        for i in range(TILES):
-            for j in range(TILES):
-                covered = square.copy()
-                # A copy of the tile opposite: a flat patch would be a texture of its own.
-                k, m = TILES - 1 - i, TILES - 1 - j
-                height, width = edges[i + 1] - edges[i], edges[j + 1] - edges[j]
-                other = square[edges[k] :, edges[m] :][:height, :width]
-                covered[edges[i] : edges[i] + other.shape[0], edges[j] : edges[j] + other.shape[1]] = other
-                seen = computed(Micrograph(covered, sha256=""), self.extractor)
-                values = row.values | {name: seen[name] for name in seen if name != "instrument"}
-                carried[i, j] = departure(prediction.targets[0], self.predictor.predict([values])[0].targets[0])
-        return carried
+        first = prediction.targets[0]
+        best = int(np.argmax(first.probabilities)) if first.target.classes else 0
 
-    def _draw(self, row: LabelledRow, prediction: Prediction, file: Path) -> None:
-        from PIL import Image
+        def score(squares: Sequence[np.ndarray]) -> np.ndarray:
+            seen = [computed(Micrograph(square, sha256=""), self.extractor) for square in squares]
+            told = self.predictor.predict(
+                [row.values | {name: one[name] for name in one if name != "instrument"} for one in seen]
+            )
+            if first.target.classes:
+                return log_odds(np.array([p.targets[0].probabilities[best] for p in told]), 1e-9)
+            return np.array([p.targets[0].value for p in told])
 
-        assert row.picture is not None
-        square, _ = to_model_input(read_micrograph(row.picture), 2 * _SIDE)
-        carried = np.maximum(self.carried_by(row, prediction), 0.0)
-        heat = Image.fromarray((carried / max(carried.max(), 1e-12)).astype(np.float32))
-        shade = np.asarray(heat.resize((2 * _SIDE, 2 * _SIDE), Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
-        grey = np.repeat(square[..., None], 3, axis=2)
-        drawn = grey * (1 - 0.5 * shade) + 0.5 * shade * np.array([1.0, 0.55, 0.0])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((drawn * 255).round().astype(np.uint8)).save(file)
+        what = f"{first.target.name}{f' [{first.target.unit}]' if first.target.unit else ''}"
+        if first.target.classes:
+            what = f"log-odds of {first.target.name} {first.target.classes[best]}"
+        return explain(to_model_input(read_micrograph(row.picture), _SIDE)[0], score, what=what)
 
     def _rows(self, inputs: Sequence[Path]) -> list[LabelledRow]:
         tables = [path for path in inputs if path.suffix.lower() == ".csv"]
@@ -148,14 +174,6 @@ def told(predicted: Predicted) -> dict[str, Any]:
         "verdict": predicted.verdict,
         "probability": max(predicted.probabilities),
     }
-
-
-def departure(whole: Predicted, other: Predicted) -> float:
-    """How far a prediction moved: a number in its training deviations, a class by the probability it lost."""
-    if not whole.target.classes:
-        return abs((other.value or 0.0) - (whole.value or 0.0)) / whole.target.scale
-    best = int(np.argmax(whole.probabilities))
-    return whole.probabilities[best] - other.probabilities[best]
 
 
 def sentence(prediction: Prediction, without: dict[str, list[dict[str, Any]]]) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from assistant.config import Config, FitConfig
 from assistant.conformal import Familiarity, class_scores, groups_needed, number_scores, quantile_by_group
-from assistant.disk import write_file
+from assistant.disk import fingerprint, write_file
 from assistant.encoders.composition import CompositionEncoder
 from assistant.encoders.crystal import Crystal, CrystalEncoder, read_crystal
 from assistant.encoders.encoder import Encoder
@@ -115,7 +115,13 @@ def fit(
         "seed": config.seed,
         "test": score(predictor, parts["test"], parts["train"]) if parts["test"] else None,
     }
-    about = {"roles": labelled.roles, "extractor": looks.name if looks else None, "units": labelled.units}
+    seen = [fingerprint(row.picture) for row in labelled.rows if row.picture]
+    about = {
+        "roles": labelled.roles,
+        "extractor": looks.name if looks else None,
+        "units": labelled.units,
+        "labelled": seen,  # what has a label is not asked for again
+    }
     predictor.save(out / HEAD, about)
     write_file(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report

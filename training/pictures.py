@@ -12,13 +12,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from assistant.config import TOWER_SIDE
 from assistant.disk import fingerprint, replacing
 from assistant.micrograph import Micrograph, ReadLimits, read_micrograph, to_model_input
 from assistant.readers.files import sidecar_texts
+from assistant.towers import WEIGHTS_SHA256, load_tower, see
 
 _VERSION = "1"
 """Of what is computed; another one is not read back."""
@@ -64,6 +66,26 @@ def picture_values(
 def vector_cache() -> Path:
     """Where vectors are kept: `maemi/vectors` in the user's cache directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maemi" / "vectors"
+
+
+def extractor_of(kind: Literal["tower", "student"] | None = None) -> FeatureExtractor:
+    """The network that looks: by default the frozen tower, or the student where no tower is installed.
+
+    Raises RunError, `no_tower` where there is none and it was asked for.
+    """
+    if kind == "student" or (kind is None and load_tower() is None):
+        return student_features()
+    return tower_features()
+
+
+def tower_features() -> FeatureExtractor:
+    """The stage statistics of the frozen tower, named by its weights. Raises RunError `no_tower`."""
+
+    def look(micrograph: Micrograph) -> np.ndarray:
+        vector: np.ndarray = see([to_model_input(micrograph, TOWER_SIDE)[0]])[0]
+        return vector
+
+    return FeatureExtractor(f"tower-{WEIGHTS_SHA256[:16]}", look)
 
 
 def student_features(run: Path | None = None) -> FeatureExtractor:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from assistant.answers import composed
 from assistant.errors import DatasetError
+from assistant.handbook import entries
 from assistant.measure import Known
 from assistant.quantities import QUANTITIES
 from data_gen.questions.bank import Wording, wordings
-from data_gen.questions.evidence import Evidence, chance, prompt_lines
+from data_gen.questions.evidence import Evidence, chance
 from data_gen.questions.tasks import TaughtQuestion
 
-GENERAL = Path(__file__).parent / "general.txt"
 OF_SEVERAL = frozenset({"compare"})
 
 
@@ -41,8 +41,8 @@ def questions_as_asked(evidence: Evidence, *, seed: int, count: int, kept: Path 
         for number, wording in enumerate(chosen)
         if (answer := " ".join(text for _, text in composed(wording.text, [known])))
     ]
-    general = [*general_questions()] if kept is None or rng.random() < 0.5 else kept_answers(kept)
-    question, answer = rng.choice(general)
+    general = [(text, entry.answer) for entry in entries() for text in entry.questions]
+    question, answer = rng.choice(general if kept is None or rng.random() < 0.5 else kept_answers(kept))
     return [*asked, _question("general", question, answer, "general", {})]
 
 
@@ -54,13 +54,6 @@ def known_of(evidence: Evidence) -> Known:
     if evidence.label:
         words["class"] = evidence.label.replace("_", " ")
     return Known.from_record(evidence.facts, instrument).with_words(words, "truth")
-
-
-@cache
-def general_questions() -> tuple[tuple[str, str], ...]:
-    """Questions about electron microscopy and about MAEMI with their answers."""
-    pairs = (line.partition(" | ") for line in prompt_lines(GENERAL))
-    return tuple((question.strip(), answer.strip()) for question, _, answer in pairs)
 
 
 @cache

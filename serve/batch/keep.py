@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from assistant.disk import write_file
-from data_gen.questions.asked import general_questions
+from assistant.handbook import entries
 from data_gen.questions.bank import wordings
 
 _ANSWER_TOKENS = 96
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parsed = parser.parse_args(arguments)
     assistant = Assistant.load(parsed.run)
-    asked = [question for question, _ in general_questions()]
+    asked = [question for entry in entries() for question in entry.questions]
     asked += [wording.text for wording in wordings("train") if wording.part in ("greeting", "offtopic", "help")]
     kept = keep(asked, lambda q: "".join(assistant.converse(q, max_new_tokens=_ANSWER_TOKENS)), parsed.out)
     print(f"{parsed.out}: {kept} answers")  # noqa: T201

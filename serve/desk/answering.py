@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from assistant.errors import ConfigError, MicrographError
+from assistant.handbook import entry_for
 from assistant.quantities import converted, read_amounts
 from serve.desk.housekeeping import answer_without_picture
 
@@ -143,10 +144,12 @@ def read_images(
 def answer(answerer: Answerer, question: Question) -> Iterator[str | Proof]:
     """Yield the answer piece by piece, and last of all the evidence it is to be held against.
 
-    Without a picture the model converses where it can; else one honest sentence is the answer.
+    Without a picture the handbook answers, or the model converses where it can; else one honest sentence is the answer.
     """
     if not question.images:
-        if getattr(answerer, "converses", False):
+        if entry := entry_for(question.text):
+            pieces = iter([entry.answer])
+        elif getattr(answerer, "converses", False):
             pieces = answerer.converse(  # type: ignore[attr-defined]  # only models that say so have it
                 question.text, history=question.history, max_new_tokens=question.max_new_tokens, **_sampling(question)
             )

@@ -381,7 +381,7 @@ def error_kind(status: int) -> str:
 
 
 def _unauthorized(path: str) -> Refusal:
-    scheme = b'Bearer realm="maemi"' if path.startswith("/v1") else b'Basic realm="maemi", charset="UTF-8"'
+    scheme = b'Bearer realm="maemi"' if path.startswith(("/v1", "/mcp")) else b'Basic realm="maemi", charset="UTF-8"'
     message = "Log in: send a key as 'Authorization: Bearer ...', or user and password as Basic."
     return Refusal(401, "unauthorized", message, ((b"www-authenticate", scheme),))
 

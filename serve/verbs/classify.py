@@ -24,6 +24,9 @@ def classify(
         int | None, typer.Option(min=1, help="Show this many of the most similar examples in the question itself.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Labels to report per image.")] = 5,
+    explain: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for pictures of what carries each label.")
+    ] = None,
     run: RunOption = None,
     pixel_size: PixelSize = None,
     json: Json = False,
@@ -34,12 +37,19 @@ def classify(
     Example:
       maemi classify new/ --labels particles,fibres --examples known/ --top 2
       maemi classify new/ --examples known/ --shots 4
+      maemi classify wafer.tif --examples known/ --explain why/
     """
     from assistant.demonstrations import Shots
+    from assistant.explain import save_over
+    from assistant.micrograph import read_micrograph
     from serve.desk.answering import classify_files, parse_labels, parse_pixel_size
 
     if shots is not None and examples is None:
         raise ConfigError("no_examples", "--shots shows examples, and there are none. Name a folder by --examples.")
+    if shots is not None and explain is not None:
+        raise ConfigError(
+            "usage", "--explain shows what heads and examples rest on, not --shots. Leave one of them out."
+        )
     known = _examples(examples) if examples else None
     names = parse_labels(labels if labels is not None else ",".join(known or ()))
     nm, paths = parse_pixel_size(pixel_size), list(_expand(images))
@@ -47,6 +57,10 @@ def classify(
     with quiet(json), terminal.progress("Classifying") as tell:
         assistant, results = load(run), []
         for row in classify_files(assistant, paths, names, examples=known, shots=told, top=top, pixel_size_nm=nm):
+            if explain is not None and not row["error"]:
+                m = read_micrograph(Path(row["path"]), pixel_size_nm=nm)
+                found = assistant.explain_label(m, names, examples=known)
+                row["explanation"] = found.as_dict() | {"picture": str(save_over(m, found, explain))}
             results.append(row)
             tell(len(results), len(paths), "")
     failed = [row for row in results if row["error"]]
@@ -60,6 +74,9 @@ def classify(
             scores = ", ".join(f"{score['label']} {score['probability']:.3f}" for score in row["scores"] or ())
             table += [(row["path"], row["verdict"], scores)] if not row["error"] else []
         terminal.print_table("", ("image", "verdict", "labels"), table)
+        for row in results if explain is not None else ():
+            if not row["error"]:
+                terminal.say(f"{row['path']}: {row['explanation']['sentence']}")
     for row in failed:
         terminal.print_error(row["error"]["code"], f"{row['path']}: {row['error']['message']}")
     finish(ALL_FAILED if len(failed) == len(results) else len(failed))

@@ -116,6 +116,11 @@ def print_result(document: Any, json: bool, text: str) -> None:
 
 
 def load(run: Path | None) -> Any:
+    """The assistant of a run; of what `maemi fit` wrote, the bundled student with that head before its own."""
     from assistant.inference import Assistant
 
-    return Assistant.load(run)
+    if run is None or not (run / "head").is_dir():
+        return Assistant.load(run)
+    from training.applied import Applied
+
+    return Assistant.load(judge=Applied.load(run))

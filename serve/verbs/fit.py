@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,7 +28,10 @@ def fit(
     group: Annotated[str | None, typer.Option(help="Column that tells which rows are of one wafer or lot.")] = None,
     knowledge: Annotated[Path | None, typer.Option(help="Folder with a text about every class, CLASS.txt.")] = None,
     text_encoder: Annotated[Path | None, typer.Option(help="Local Hugging Face encoder for texts.")] = None,
-    student: Annotated[bool, typer.Option(help="Also use what the student sees of pictures.")] = True,
+    looks: Annotated[
+        Literal["auto", "tower", "student", "none"],
+        typer.Option(help="Network that looks at pictures, beside their texture; auto: the tower, if installed."),
+    ] = "auto",
     config: ConfigFile = None,
     overrides: Overrides = None,
     json: Json = False,
@@ -46,7 +50,7 @@ def fit(
         from assistant.config import load_config
         from training.fit import Choices
         from training.fit import fit as run_fit
-        from training.pictures import student_features
+        from training.pictures import extractor_of
 
         choices = Choices(tuple(target or ()), tuple(ignore or ()), group, knowledge, text_encoder)
         with quiet(json), terminal.progress("Fitting") as tell:
@@ -55,7 +59,7 @@ def fit(
                 out,
                 load_config(config, overrides or ()),
                 choices,
-                extractor=student_features if student else None,
+                extractor=None if looks == "none" else partial(extractor_of, None if looks == "auto" else looks),
                 found=_say,
                 progress=tell,
             )
