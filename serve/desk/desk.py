@@ -5,22 +5,36 @@ Knows nothing about HTTP, the page or the command line.
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assistant.errors import MaemiError, ServerError
 from serve.desk.answering import Answerer, Proof, Question, Reader, answer
 from serve.desk.gate import Gate
 from serve.desk.monitoring import Metrics
+from serve.desk.readings import KeptReadings
 
 if TYPE_CHECKING:
+    from serve.desk.conversations import Conversations
     from serve.desk.store import AnswerStore
 
 _log = logging.getLogger("maemi.desk")
+
+
+def measured_false_rate(run: Path | None) -> float | None:
+    """Share of false ones among the statements that were counted on a run, where its `run.json` tells."""
+    try:
+        counts = json.loads((run / "run.json").read_text(encoding="utf-8"))["statements"] if run else {}
+        decided = sum(int(counts[verdict]) for verdict in ("true", "false", "unsupported"))
+        return int(counts["false"]) / decided
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,15 @@ class Desk:
     store: AnswerStore | None = None
     read: Reader | None = None
     """How uploads are read: in a sandbox, or in this process if None."""
+    conversations: Conversations | None = None
+    """Where the page keeps conversations; without, they end with the process."""
+    false_rate: float | None = None
+    """Share of false statements that was measured on the run behind the answerer."""
+
+    @cached_property
+    def reader(self) -> KeptReadings:
+        """How everything here reads a picture: each one once."""
+        return KeptReadings(self.read)
 
     @cached_property
     def metrics(self) -> Metrics:

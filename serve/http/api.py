@@ -153,7 +153,7 @@ async def _complete(ask: Ask, request: Request, desk: Desk) -> Response:
     """The answer to a conversation, as a stream of events or whole, as it was asked for."""
     await desk.gate.enter()
     try:
-        read = partial(read_picture, pixel_size_nm=ask.pixel_size_nm, read=desk.read)
+        read = partial(read_picture, pixel_size_nm=ask.pixel_size_nm, read=desk.reader)
         question = Question(
             images=await asyncio.to_thread(lambda: list(map(read, ask.images))),
             text=ask.text,

@@ -45,7 +45,7 @@ def embed(asked: EmbeddingRequest, desk: Desk) -> dict[str, Any]:
         for one in inputs
     ]
     texts = [str(one) for one, uri in zip(inputs, uris, strict=True) if uri is None]
-    images = [read_images([image_bytes(uri)], read=desk.read)[0] for uri in uris if uri is not None]
+    images = [read_images([image_bytes(uri)], read=desk.reader)[0] for uri in uris if uri is not None]
     of_images, of_texts = (iter(vectors) for vectors in desk.answerer.embed(images=images, texts=texts))
     vectors = [next(of_texts if uri is None else of_images) for uri in uris]
     if asked.dimensions not in (None, len(vectors[0])):
@@ -67,7 +67,7 @@ def classify_pictures(asked: ClassificationRequest, desk: Desk) -> dict[str, Any
         raise ApiError(400, "invalid_value", "labels: one of them stands twice.", "labels")
 
     def pictures(uris: list[str]) -> list[Micrograph]:
-        return read_images([image_bytes(uri) for uri in uris], read=desk.read)
+        return read_images([image_bytes(uri) for uri in uris], read=desk.reader)
 
     examples = {label: pictures(uris) for label, uris in asked.examples.items()} if asked.examples else None
     scores = desk.answerer.classify(pictures(asked.images), asked.labels, examples=examples, top=asked.top)
