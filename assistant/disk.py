@@ -106,6 +106,14 @@ def write_directory(final: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def move_directory(staging: Path, final: Path) -> None:
+    """Give a finished folder its name on the same disk: what is in it is on the disk before."""
+    for path in (*staging.rglob("*"), staging):
+        fsync(path)
+    staging.rename(final)
+    fsync(final.parent)
+
+
 def models_folder() -> Path:
     """Where converted weights lie: $MAEMI_BASES, or the user's folder for data of programs."""
     if named := os.environ.get(MODELS):

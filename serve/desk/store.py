@@ -8,10 +8,7 @@ Knows nothing about models, pages or HTTP.
 from __future__ import annotations
 
 import json
-import logging
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -19,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert, inspect, select, text
-from sqlalchemy.exc import SQLAlchemyError
 
-from assistant.database import database_url, open_database, shown_url, write_transaction
+from assistant.database import write_transaction
 from assistant.errors import ServerError
-
-_log = logging.getLogger("maemi.store")
+from serve.desk.database import DeskDatabase, storable
 
 GENESIS = "0" * 64
 ROWS_AT_ONCE = 500
@@ -90,33 +85,23 @@ class Chain:
     """Of the last entry that follows: written down elsewhere, it tells whether the end was cut off since."""
 
 
-class AnswerStore:
+class AnswerStore(DeskDatabase):
     """An append-only table; safe for threads, and for several processes.
 
     `place` is the path of a SQLite file or a database URL. Without `create` the book must be there already.
     Raises ConfigError `bad_database` or `needs_extra`, ServerError `store_failed` or `no_book`.
     """
 
+    what = "The book of answers"
+
     def __init__(self, place: str | Path, *, create: bool = True) -> None:
-        self._url = database_url(place)
-        if self._url.drivername == "sqlite":
-            path = Path(str(self._url.database))
-            if not path.exists():
-                if not create:
-                    raise self._no_book()
-                # Made before SQLite does it, so that only its owner can read the file and the log beside it.
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-                except OSError as error:
-                    raise self._failed(error.strerror or type(error).__name__) from None
-        self._engine = open_database(self._url)
+        super().__init__(place, create=create)
         try:
             with self._failures(), write_transaction(self._engine) as connection:
                 if create:
                     self._create_table(connection)
                 elif not inspect(connection).has_table("answers"):
-                    raise self._no_book()
+                    raise self._missing()
         except ServerError:
             self._engine.dispose()
             raise
@@ -146,27 +131,22 @@ class AnswerStore:
 
         Raises ServerError `store_failed` without the reason, which whoever asked need not know; the log has it.
         """
-        try:
-            with self._failures(), write_transaction(self._engine) as connection:
-                last = connection.execute(
-                    select(answers.c.number, answers.c.digest).order_by(answers.c.number.desc()).limit(1)
-                ).first()
-                row = {
-                    "number": last.number + 1 if last else 1,
-                    "at_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                    "user": _storable(user),
-                    "model": _storable(model),
-                    "images": json.dumps(list(images)),
-                    "question": _storable(question),
-                    "answer": _storable(answer),
-                    "outcome": outcome,
-                    "previous": last.digest if last else GENESIS,
-                }
-                connection.execute(insert(answers).values(**row, digest=_digest(row)))
-        except ServerError as error:
-            _log.error("%s", error.message)
-            message = "The book of answers cannot be written. The log of the server has the reason."
-            raise ServerError("store_failed", message) from None
+        with self._failures_in_the_log(), write_transaction(self._engine) as connection:
+            last = connection.execute(
+                select(answers.c.number, answers.c.digest).order_by(answers.c.number.desc()).limit(1)
+            ).first()
+            row = {
+                "number": last.number + 1 if last else 1,
+                "at_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "user": storable(user),
+                "model": storable(model),
+                "images": json.dumps(list(images)),
+                "question": storable(question),
+                "answer": storable(answer),
+                "outcome": outcome,
+                "previous": last.digest if last else GENESIS,
+            }
+            connection.execute(insert(answers).values(**row, digest=_digest(row)))
         return int(row["number"])
 
     def entries(self, *, limit: int = 100) -> list[StoredAnswer]:
@@ -189,45 +169,7 @@ class AnswerStore:
                 previous, number = row["digest"], number + 1
         return Chain(number, None, previous)
 
-    def close(self) -> None:
-        """Close the file, or the connections."""
-        self._engine.dispose()
-
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except SQLAlchemyError as error:
-            # What the database said, in one line, without a password; never the statement with what was to be stored.
-            lines = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()
-            reason, url = lines[0] if lines else type(error).__name__, self._url
-            for secret in filter(None, (url.password, url.query.get("password"), url.query.get("sslpassword"))):
-                reason = reason.replace(str(secret), "***")
-            raise self._failed(reason) from None
-
-    def _failed(self, reason: str) -> ServerError:
-        check = "disk" if self._url.drivername == "sqlite" else "server, and what its user may do"
-        return ServerError(
-            "store_failed", f"The book of answers {shown_url(self._url)} cannot be used ({reason}). Check the {check}."
-        )
-
-    def _no_book(self) -> ServerError:
-        return ServerError(
-            "no_book", f"There is no book of answers at {shown_url(self._url)}. Name the --store of `maemi serve`."
-        )
-
-
-def default_place() -> Path:
-    """Where the book is if nobody says otherwise: in the user's folder for what programs keep."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "maemi" / "answers.sqlite"
-
 
 def _digest(row: dict[str, Any]) -> str:
     """Hash of an entry's content, also of one into which somebody wrote what is no text."""
     return sha256(json.dumps(row, sort_keys=True, default=repr).encode()).hexdigest()
-
-
-def _storable(words: str) -> str:
-    """Words as every database takes them: half a surrogate pair is no UTF-8, and PostgreSQL keeps no NUL."""
-    return words.encode("utf-8", "replace").decode().replace("\0", "\ufffd")

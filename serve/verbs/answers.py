@@ -29,7 +29,8 @@ def answers_command(
     Example:
       maemi answers --verify
     """
-    from serve.desk.store import AnswerStore, default_place
+    from serve.desk.database import default_place
+    from serve.desk.store import AnswerStore
 
     with closing(AnswerStore(store or default_place(), create=False)) as book:
         entries = [] if verify else book.entries(limit=last)

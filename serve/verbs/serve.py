@@ -36,22 +36,26 @@ def serve(
     Example:
       maemi serve --host 0.0.0.0 --auth logins.txt --trusted-proxy 10.0.0.2
     """
-    from serve.desk.store import AnswerStore, default_place
+    from serve.desk.conversations import Conversations, beside_the_book
+    from serve.desk.database import default_place
+    from serve.desk.store import AnswerStore
     from serve.http.server import admit, bind, parse_proxies, run_server, signals_last
 
     credentials, proxies = admit(host, auth), parse_proxies(trusted_proxy or ())
     logging.getLogger("maemi").setLevel(logging.WARNING)
     # A database that does not answer and a port that is taken are told before the model is loaded.
     book = AnswerStore(store or default_place())
+    kept = Conversations(*beside_the_book(store or default_place()))
     with (
         bind(host, port) as listener,
         signals_last(),
         closing(book),
+        closing(kept),
         tempfile.TemporaryDirectory(prefix="maemi-") as private,
     ):
         tempfile.tempdir = private  # whatever anyone uploads goes when the server stops
         os.environ["GRADIO_TEMP_DIR"] = private  # the default is a folder that all users of the machine share
-        from serve.desk.desk import Desk
+        from serve.desk.desk import Desk, measured_false_rate
         from serve.desk.gate import Gate
         from serve.desk.sandbox import Sandbox
         from serve.page.app import build_app
@@ -64,5 +68,8 @@ def serve(
             return len(tokenizer.encode(text, add_special_tokens=False))
 
         with Sandbox() as sandbox:
-            application = build_app(Desk(assistant, Gate(), count, book, sandbox.read), credentials=credentials)
-            run_server(application, listener, proxies=proxies, ready=lambda: terminal.note(told))
+            rate = measured_false_rate(assistant.run.path)
+            desk = Desk(assistant, Gate(), count, book, sandbox.read, conversations=kept, false_rate=rate)
+            run_server(
+                build_app(desk, credentials=credentials), listener, proxies=proxies, ready=lambda: terminal.note(told)
+            )
