@@ -16,15 +16,22 @@ from typing import Any
 
 import httpx
 import pytest
+from measuring import write_tiff
 from serving import running
 
 from assistant.config import TeachConfig
 from assistant.errors import DatasetError
+from assistant.micrograph import read_micrograph
 from data_gen.dataset.decisions import Reviews, answer_of, applied, decisions_about
+from data_gen.dataset.exports import reviewed_rows
 from data_gen.drawing.synth import write_synthetic
+from data_gen.passes.corrections import publish_corrections
 from data_gen.pipeline import teach
+from serve.cli import main
+from serve.desk.conversations import Conversations, NewPicture, beside_the_book
 from serve.http.guard import App
 from serve.page.review import ALL, ANY, OPEN, Book, ReviewDesk, ReviewPage, build_review_app
+from training.data import load_split
 
 ROOT = Path(__file__).parents[1]
 CONFIG = TeachConfig(questions_per_image=2)
@@ -228,3 +235,58 @@ def test_what_was_decided_survives_a_kill(taught: Path) -> None:
         seen += [line.strip() for line in told if line.endswith("\n")]
     assert process.wait() == -signal.SIGKILL
     assert set(seen) <= decisions_about(taught).keys()
+
+
+def test_corrections_become_training_rows_once_a_reviewer_accepts_them(
+    images: Path, taught: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """From a chat to what a run trains on: nothing that nobody judged, no picture that models are tested on."""
+    store = tmp_path / "answers.sqlite"
+    kept = Conversations(*beside_the_book(store))
+    asked = [answered(kept, tmp_path / f"{n}.tif", n, f"There are {n} discs, corrected.") for n in range(4)]
+    kept.correct("ada", asked[3], 0, "<script>x</script>")
+    held = next(row for row in reviewed_rows([*taught.glob("data/test-*.parquet")], {}) if len(row["images"]) == 1)
+    answered(kept, images / json.loads(held["provenance"])["files"][0], None, "Leaks.")
+    kept.close()
+    before = ids_of(taught)
+    with pytest.raises(SystemExit) as done:
+        main(["teach", "--out", str(taught), "--corrections", str(store)])
+    assert done.value.code == 0
+    told = capfd.readouterr().err
+    assert "3 corrections of answers can be reviewed" in told
+    assert "1 x markup" in told
+    assert "1 x its picture is in the validation or test split" in told
+    assert publish_corrections(taught) == 0
+    assert ids_of(taught) == before
+    book = Book(taught)
+    waiting = [place for place in book.places if place.facet == "correction"]
+    assert len(waiting) == 3
+    with Reviews(taught) as reviews:
+        desk = ReviewDesk(book, reviews)
+        for place, verdict in zip(waiting, ("accepted", "edited", "rejected"), strict=True):
+            position = book.places.index(place)
+            words = answer_of(book.row(place)) if verdict != "edited" else "There is one disc."
+            desk.decide(position, "accepted" if verdict == "edited" else verdict, words, "", "ada")  # type: ignore[arg-type]
+    assert publish_corrections(taught) == 2
+    examples = [example for example in load_split(taught, "train") if example.facet == "correction"]
+    assert [example.answer for example in examples] == ["There are 0 discs, corrected.", "There is one disc."]
+    assert all(
+        example.question == "How many?" and example.images and "discs" not in example.aux for example in examples
+    )
+    assert len(Book(taught).places) == len(book.places)  # no row is listed twice
+
+
+def answered(kept: Conversations, path: Path, drawn: int | None, correction: str) -> str:
+    """A conversation about a picture, one that is there or one to be drawn, whose answer was corrected."""
+    if drawn is not None:
+        write_tiff(path, seed=drawn)
+    micrograph = read_micrograph(path)
+    shown = NewPicture(path, [], b"", micrograph.info(), {"items": []})
+    id = kept.ask("ada", None, "How many?", [shown])
+    kept.answer("ada", id, "None.", model="m")
+    kept.correct("ada", id, 0, correction)
+    return id
+
+
+def ids_of(directory: Path) -> list[str]:
+    return [example.id for split in ("train", "validation", "test") for example in load_split(directory, split)]

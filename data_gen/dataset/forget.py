@@ -17,6 +17,7 @@ from data_gen.ledger import Ledger
 
 DERIVED = (
     "data/*.parquet",
+    "pending",
     "README.md",
     "rejected.jsonl",
     "egress.jsonl",

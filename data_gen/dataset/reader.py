@@ -17,6 +17,22 @@ from data_gen.dataset.writer import JSON_COLUMNS, TEXT_COLUMNS
 _COLUMNS = frozenset({"images", "messages", "aux", "references", *TEXT_COLUMNS, *JSON_COLUMNS})
 
 
+PENDING, CORRECTIONS = "pending", "corrections"
+"""The folder of corrections that wait for a reviewer, and the part of the training split with those accepted."""
+
+
+def files_to_review(directory: Path) -> dict[str, list[Path]]:
+    """The files of every split with the rows that people judge: corrections where they wait, not once more as rows.
+
+    Raises DatasetError `no_dataset`.
+    """
+    waiting = sorted(directory.glob(f"{PENDING}/*.parquet"))
+    found = split_files(directory) if any(directory.glob("data/*.parquet")) or not waiting else {}
+    files = {split: [path for path in paths if path.stem != f"train-{CORRECTIONS}"] for split, paths in found.items()}
+    files["train"] = [*waiting, *files.get("train", [])]
+    return files
+
+
 def split_files(directory: Path) -> dict[str, list[Path]]:
     """The files of every split that there is.
 

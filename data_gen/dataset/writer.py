@@ -55,11 +55,11 @@ def conversation(
 class SplitWriter:
     """One split, written row group by row group beside its place; `publish` moves it there."""
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, *, part: str = "00000-of-00001") -> None:
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
-        self.split, self.path = split, folder / f"{split}-00000-of-00001.parquet"
+        self.split, self.path = split, folder / f"{split}-{part}.parquet"
         self.rows = 0
         self._new = Replacement(self.path)
         self._schema = features().arrow_schema

@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 
 from data_gen.catalogue import SPLITS
 from data_gen.dataset.decisions import Reviews, ReviewVerdict, answer_of
-from data_gen.dataset.reader import parquet_file, split_files
+from data_gen.dataset.reader import files_to_review, parquet_file
 from serve.http.guard import App, Guard
 from serve.page.mounting import Blocks, mount
 
@@ -72,7 +72,7 @@ class Book:
         self.read = lru_cache(maxsize=2)(_read_group)
 
     def _index(self) -> Iterator[RowPlace]:
-        for split, paths in split_files(self.directory).items():
+        for split, paths in files_to_review(self.directory).items():
             for path in paths:
                 with parquet_file(path) as file:
                     for group in range(file.num_row_groups):

@@ -5,6 +5,7 @@ Knows nothing about how rows are made.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +18,9 @@ from serve.verbs.consent import with_consent
 
 if TYPE_CHECKING:
     from assistant.config import TeachConfig
+    from data_gen.passes.corrections import Correction
     from data_gen.passes.teach_report import TeachReport
+    from serve.desk.conversations import Conversations
 
 REVIEW_HOST, REVIEW_PORT = "127.0.0.1", 7861
 
@@ -37,19 +40,23 @@ def teach_command(
     forget: Annotated[list[str] | None, typer.Option(help="Delete a micrograph (file or sha256) permanently.")] = None,
     show: Annotated[Path | None, typer.Option(help="Print what would be asked about this image, and stop.")] = None,
     review: Annotated[bool, typer.Option(help="Open the page for reviewing the rows of --out.")] = False,
+    corrections: Annotated[
+        str | None, typer.Option(metavar="STORE", help="Take up corrected answers: the --store of `maemi serve`.")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the review page.")] = REVIEW_PORT,
     export: Annotated[str | None, typer.Option(help="Also write --out as llava or sharegpt.")] = None,
     json: Json = False,
 ) -> None:
     """Turn micrographs into instruction data. After an interruption, the same command continues.
 
-    Without IMAGES, --review and --export work on the data set in --out.
+    Without IMAGES, --review, --corrections and --export work on the data set in --out.
 
     \b
     Example:
       maemi teach images/ --out data/
       maemi teach --show examples/powder.png
       maemi teach --out data/ --review
+      maemi teach --out data/ --corrections answers.sqlite --review
       maemi teach --out data/ --export llava
     """
     from assistant.config import load_config
@@ -65,8 +72,8 @@ def teach_command(
         usage("teach needs --out, the data set directory to write or to go on with.")
     for micrograph in forget or ():
         forget_micrograph(out, micrograph)
-    if images is None and not (review or export or forget):
-        usage("teach needs a folder of micrographs. Name it, or give --show, --review or --export.")
+    if images is None and not (review or corrections or export or forget):
+        usage("teach needs a folder of micrographs. Name it, or give --show, --review, --corrections or --export.")
     report = None
     if images is not None:
         work = partial(run_teacher, images, out, config=settings, budget_usd=budget, estimate=estimate, sheets=sheets)
@@ -76,6 +83,8 @@ def teach_command(
                 return work(allow_egress=leave, progress=tell)
 
         report = with_consent(run, asked=allow_egress, manifest=manifest)
+    if corrections is not None:
+        take_corrections(corrections, out)
     exported = export_rows(out, export) if export and not (report and estimate) else None
     if report:
         print_report(report, exported, json=json)
@@ -138,13 +147,60 @@ def review_rows(directory: Path, *, port: int = REVIEW_PORT) -> None:
     Raises DatasetError `no_dataset` or ServerError `port_taken`.
     """
     from data_gen.dataset.decisions import Reviews
+    from data_gen.dataset.reader import PENDING
+    from data_gen.passes.corrections import publish_corrections
     from serve.http.server import bind, run_server
     from serve.page.review import Book, build_review_app
 
     book, listener = Book(directory), bind(REVIEW_HOST, port)
     told = f"Review of {directory} at http://{REVIEW_HOST}:{port}; stop with Ctrl-C."
-    with Reviews(directory) as reviews:
-        run_server(build_review_app(book, reviews), listener, ready=lambda: terminal.say(told))
+    try:
+        with Reviews(directory) as reviews:
+            run_server(build_review_app(book, reviews), listener, ready=lambda: terminal.say(told))
+    finally:
+        if (directory / PENDING).is_dir():
+            terminal.note(f"{publish_corrections(directory)} reviewed corrections are in the training split.")
+
+
+def take_corrections(store: str, out: Path) -> None:
+    """Let the corrected answers of a store wait for review in a data set; those accepted before become training rows.
+
+    Raises ServerError `no_book` and `store_failed`, DatasetError.
+    """
+    from contextlib import closing
+
+    from data_gen.passes.corrections import queue_corrections
+    from serve.desk.conversations import Conversations, beside_the_book
+
+    place, files = beside_the_book(store)
+    with closing(Conversations(place, files, create=False)) as kept:
+        counts = queue_corrections(out, corrections_of(kept))
+    waiting = counts.pop("waiting", 0)
+    terminal.note(f"{waiting} corrections of answers can be reviewed: maemi teach --out {out} --review")
+    for reason, count in counts.items():
+        terminal.note(f"left out: {count} x {reason}")
+
+
+def corrections_of(kept: Conversations) -> Iterator[Correction]:
+    """Every corrected answer of a store, with the pictures that its question was about: the last ones shown before it.
+
+    Without the turns before it, whose answers nobody has judged.
+    """
+    from data_gen.passes.corrections import Correction
+
+    for conversation in kept.corrected():
+        shown = conversation.pictures[:0]
+        for exchange in conversation.exchanges:
+            shown = exchange.pictures or shown
+            if exchange.correction and shown:
+                yield Correction(
+                    id=f"{conversation.id[:12]}-{exchange.number}",
+                    question=exchange.question,
+                    said=exchange.answer or "",
+                    correction=exchange.correction,
+                    model=exchange.model,
+                    pictures=tuple((picture.path, picture.given_nm) for picture in shown),
+                )
 
 
 def export_rows(directory: Path, form: str) -> Path:
