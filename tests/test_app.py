@@ -23,7 +23,7 @@ from measuring import MeasuringAssistant, write_tiff
 from PIL import Image
 from serving import running
 
-from assistant.micrograph import read_micrograph
+from assistant.micrograph import Micrograph, read_micrograph
 from serve import wording
 from serve.desk.desk import Desk
 from serve.desk.gate import Gate
@@ -89,14 +89,19 @@ def words(message: dict[str, Any]) -> str:
     return "".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
+def read_aloud(message: dict[str, Any]) -> str:
+    """The words of a message without the marks of facts."""
+    return unescape(re.sub(r"</?span[^>]*>", "", words(message)))
+
+
 # ------------------------------------------------------------------------------------------- chat
 
 
 def test_a_16_bit_micrograph_is_shown_answered_and_explained(client: Client, tiff: Path) -> None:
     """gr.Image turns 16 bit white; what the browser gets must be our windowed 8-bit PNG with its grey levels."""
     chat, panel = talk(client, "How many?", tiff)
-    assert words(chat[0]) == "How many?"
-    assert words(chat[1]).startswith("Turn 1, 1 image(s).")
+    assert words(chat[1]) == "How many?"
+    assert read_aloud(chat[2]).startswith("Turn 1, 1 image(s).")
     (picture,) = [part["file"] for part in chat[0]["content"] if part["type"] == "file"]
     with Image.open(picture if isinstance(picture, str) else picture["path"]) as image:
         shown = np.asarray(image)
@@ -111,7 +116,7 @@ def test_a_16_bit_micrograph_is_shown_answered_and_explained(client: Client, tif
 def test_a_conversation_remembers_pictures_and_turns(desk: Desk, client: Client, tiff: Path, tmp_path: Path) -> None:
     chat, _ = talk(client, "How many?", tiff)
     chat, panel = talk(client, "And now?", write_tiff(tmp_path / "second.tif", seed=1))
-    assert words(chat[-1]).startswith("Turn 2, 2 image(s).")
+    assert read_aloud(chat[-1]).startswith("Turn 2, 2 image(s).")
     images, question, history, _ = desk.answerer.asked[-1]  # type: ignore[attr-defined]
     assert (images, question, [m.images for m in history]) == (2, "And now?", [1, 0])
     assert "second.tif" in panel
@@ -127,6 +132,25 @@ def test_two_visitors_do_not_see_each_other(url: str, client: Client, tiff: Path
     other.close()
 
 
+def test_a_picture_is_read_once_in_a_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen failing with six readings: every turn read every picture of the conversation, with text recognition."""
+    calls = []
+
+    def counting(source: Any, *, pixel_size_nm: float | None = None) -> Micrograph:
+        calls.append(source)
+        return read_micrograph(source, pixel_size_nm=pixel_size_nm)
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    desk = Desk(MeasuringAssistant(), Gate(), lambda text: len(text.split()), read=counting)
+    with running(built(desk)) as base:
+        client = Client(base, verbose=False, analytics_enabled=False)
+        talk(client, "How many?", write_tiff(tmp_path / "discs.tif"))
+        talk(client, "How large?")
+        talk(client, "And that one?", write_tiff(tmp_path / "more.tif", seed=1))
+        client.close()
+    assert len(calls) == 2
+
+
 def test_a_picture_without_pixel_size_says_so_until_it_is_given(client: Client, tmp_path: Path) -> None:
     bare = write_tiff(tmp_path / "bare.tif", nm=None)
     _, panel = talk(client, "?", bare)
@@ -140,7 +164,7 @@ def test_a_picture_without_pixel_size_says_so_until_it_is_given(client: Client, 
 
 def test_an_empty_question_asks_for_a_description(client: Client, tiff: Path) -> None:
     chat, _ = talk(client, "  ", tiff)
-    assert words(chat[0]) == "Describe this micrograph."
+    assert words(chat[1]) == "Describe this micrograph."
 
 
 def test_a_failed_question_can_be_asked_again(client: Client, tiff: Path, tmp_path: Path, desk: Desk) -> None:
@@ -166,9 +190,9 @@ def test_words_are_shown_as_words(client: Client, tiff: Path) -> None:
     """A chat shows HTML: a tag in a question would vanish, one in an answer would become an element."""
     said = f"{HOSTILE} <script>b</script> &lt;i&gt; R&D, 5 < 6 & 7"
     chat, _ = talk(client, said, tiff)
-    assert not hostile_tags(words(chat[0]))
-    assert unescape(words(chat[0])) == said
-    assert words(chat[0]).endswith("5 < 6 & 7")  # what is no markup can be copied as it is
+    assert not hostile_tags(words(chat[1]))
+    assert unescape(words(chat[1])) == said
+    assert words(chat[1]).endswith("5 < 6 & 7")  # what is no markup can be copied as it is
     with pytest.raises(AppError) as refusal:
         client.predict(HOSTILE, api_name="/recalibrate")
     assert "&lt;img" in str(refusal.value)

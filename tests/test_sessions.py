@@ -251,11 +251,11 @@ def test_a_conversation_is_its_owners_alone(visit: Any, tmp_path: Path) -> None:
     ada, bob = visit(), visit(BOB)
     (own,) = ada.upload(write_tiff(tmp_path / "own.tif"))
     asked = {"text": "Ada's own question?", "files": [{"path": own, "meta": META}]}
-    assert "Ada's own question?" in ada.ask("take", asked, None, "", session="shared")
-    assert "own question" not in (told := bob.ask("respond", None, "", session="shared"))
+    assert "Ada's own question?" in ada.ask("take", asked, None, "", "", session="shared")
+    assert "own question" not in (told := bob.ask("respond", None, "", "", session="shared"))
     assert "Ask something about a micrograph first." in told
-    assert "Add a micrograph first" in bob.ask("take", {"text": "?", "files": []}, None, "", session="shared")
-    assert "4.2 nm/px" in ada.ask("respond", None, "", session="shared")
+    assert "Add a micrograph first" in bob.ask("take", {"text": "?", "files": []}, None, "", "", session="shared")
+    assert "4.2 nm/px" in ada.ask("respond", None, "", "", session="shared")
 
 
 def test_an_answer_is_its_owners_alone(visit: Any) -> None:
@@ -380,7 +380,7 @@ def test_the_cookie_is_given_once_and_kept_from_scripts(visit: Any) -> None:
         return [cookie for cookie in reply.headers.get_list("set-cookie") if cookie.startswith("maemi-session=")]
 
     (cookie,) = given(httpx.get(visitor.url, auth=visitor.login))
-    assert re.fullmatch(r"maemi-session=[\w-]{43}; Path=/; HttpOnly; SameSite=Lax", cookie)
+    assert re.fullmatch(r"maemi-session=[\w-]{43}; Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax", cookie)
     assert not given(visitor.http.get("/"))
     assert not given(httpx.get(f"{visitor.url}/healthz"))
     forged = httpx.get(visitor.url, auth=visitor.login, headers={"cookie": "maemi-session=../../x"})

@@ -6,32 +6,30 @@ Knows nothing about what a page does.
 from __future__ import annotations
 
 import logging
-import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 
 from assistant.errors import ConfigError, MaemiError
+from serve.page.marked import as_text
 from serve.page.sessions import MAX_FILE, Sessions, owner_of
 
 if TYPE_CHECKING:
     from serve.page.uploads import Workspace
 
-STYLE = Path(__file__).with_name("page.css")
+STYLE, SCRIPT = (Path(__file__).with_name(f"page.{kind}") for kind in ("css", "js"))
 QUEUE, CONCURRENT = 32, 8
 """Calls that wait, and calls of one endpoint that run."""
 _POLL_S = 0.05
 """Time between two looks of Gradio's queue for work; its own 1 ms costs an idle server 5 % of a core [s]."""
 DEEPEST = 8
 """Deepest nesting of an input."""
-MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=[#\w])")
 SESSIONS = 1000
 """Conversations kept; each holds a copy of the page's settings."""
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Helvetica Neue", "Arial", "sans-serif")
@@ -52,9 +50,11 @@ _log = logging.getLogger("maemi.page")
 class Blocks(gr.Blocks):
     """Gradio's blocks behind our own walls: a file that a client names must be one that it uploaded."""
 
-    def __init__(self, workspace: Workspace | None = None, **settings: Any) -> None:
+    def __init__(self, workspace: Workspace | None = None, *, routes: Sequence[Route] = (), **settings: Any) -> None:
         super().__init__(analytics_enabled=False, fill_width=True, **settings)
         self.workspace = workspace
+        self.routes = routes
+        """What the page's own addresses answer, beside Gradio's."""
         self.state_session_capacity = SESSIONS
         self.has_launched = True  # mounted pages forget it, and Gradio's own check of named files hangs on it
 
@@ -116,6 +116,7 @@ def mount(server: Starlette, page: Blocks, *, looks: str = "") -> Starlette:
         page,
         path="/",
         theme=theme(),
+        js=SCRIPT.read_text(encoding="utf-8"),
         css=STYLE.read_text(encoding="utf-8") + looks,
         show_error=False,
         max_file_size=MAX_FILE,
@@ -142,11 +143,6 @@ def mount(server: Starlette, page: Blocks, *, looks: str = "") -> Starlette:
 
     mounted.router.lifespan_context = closing
     return mounted
-
-
-def as_text(words: str) -> str:
-    """Words that Gradio would take for HTML, to be shown as they are; what is no markup can still be copied."""
-    return MARKUP.sub(lambda match: escape(match[0]), words)
 
 
 def theme() -> gr.themes.Base:

@@ -16,11 +16,10 @@ from serve import wording
 from serve.batch.caption_rows import CaptionRow
 
 if TYPE_CHECKING:
-    from assistant.measure import Facts
     from assistant.micrograph import Micrograph
 
-THUMBNAIL = 132
-"""Longest side of a picture in a table [px]."""
+THUMBNAIL, PREVIEW = 132, 480
+"""Longest side of a picture in a table, and of one that was just dropped [px]."""
 EMPTY = (
     '<div class="maemi-empty"><p>Nothing shown yet.</p><p>Add a micrograph to the chat: what its file says about the '
     "instrument, and what can be measured in it, appears here.</p></div>"
@@ -28,35 +27,40 @@ EMPTY = (
 
 
 def panel(
-    shown: Sequence[tuple[str, Micrograph, Facts]],
+    shown: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
     warnings: Sequence[str] = (),
     statements: Sequence[Mapping[str, Any]] = (),
+    reading: Sequence[str] = (),
+    looks: Sequence[str] = (),
 ) -> str:
-    """All pictures of a conversation as (title, micrograph, facts), the newest open.
+    """All pictures of a conversation as (title, info, facts), the newest open.
 
-    Above them the warnings, and what the latest answer states with the facts behind it.
+    Above them the warnings, and what the latest answer states with the facts behind it. `reading`: titles of pictures
+    that are being read; `looks`: how the newest ones look, as `data:` URIs.
     """
-    if not shown:
+    if not shown and not reading:
         return EMPTY
     cards: list[str] = []
-    for title, micrograph, facts in shown:
-        info = micrograph.info()
+    for title, info, facts in shown:
         badge = '<p class="maemi-badge maemi-amber">Not calibrated</p>'
         if info["pixel_size_nm"] is not None:
             size, _, source = wording.pixel_size(info).partition(" (")
             source = escape(source.rstrip(")"))
             badge = f'<p class="maemi-badge maemi-teal">{escape(size)} <span>from {source}</span></p>'
         found = "".join(_row(label, value) for label, value in wording.reading(info) if label != "Pixel size")
-        measured = "".join(_row(name, value, method) for name, value, method in wording.fact_rows(facts.as_dict()))
+        measured = "".join(_row(name, value, method) for name, value, method in wording.fact_rows(facts))
         newest = " open" if len(cards) == len(shown) - 1 else ""
+        place = len(cards) - len(shown) + len(looks)
+        look = f'<img class="maemi-preview" src="{looks[place]}" alt="">' if place >= 0 else ""
         cards.append(
-            f"<details{newest}><summary>{escape(title)}</summary>{badge}{_cautions(micrograph.warnings)}"
+            f"<details{newest}><summary>{escape(title)}</summary>{look}{badge}{_cautions(info['warnings'])}"
             f"<h4>Read from the file</h4><dl>{found}</dl><h4>Measured</h4><dl>{measured}</dl></details>"
         )
     stated = "".join(_row(*wording.statement_row(statement)) for statement in statements)
     if stated:
         stated = f"<details open><summary>What the answer rests on</summary><dl>{stated}</dl></details>"
-    return f'<div class="maemi-panel">{_cautions(warnings)}{stated}{"".join(reversed(cards))}</div>'
+    waiting = "".join(f'<p class="maemi-reading" role="status">Reading {escape(title)} …</p>' for title in reading)
+    return f'<div class="maemi-panel">{waiting}{_cautions(warnings)}{stated}{"".join(reversed(cards))}</div>'
 
 
 def caption_table(rows: Sequence[tuple[CaptionRow, str]], *, of: int) -> str:
@@ -99,12 +103,12 @@ def class_table(results: Sequence[Mapping[str, Any]], *, of: int) -> str:
     return f'{_progress(len(results), of)}<table class="maemi-table"><tbody>{body}</tbody></table>'
 
 
-def thumbnail(micrograph: Micrograph) -> str:
+def thumbnail(micrograph: Micrograph, side: int = THUMBNAIL) -> str:
     """A small windowed picture as a `data:` URI."""
     from PIL import Image
 
     image = Image.fromarray(micrograph.to_display())
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from serve.page.mounting import Blocks
 
 SESSION_COOKIE = "maemi-session"
+KEPT_S = 365 * 24 * 3600
+"""Time that a browser keeps the cookie, without which nobody finds their conversations again [s]."""
+NO_LOGIN = "local"
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MAX_FILE = 256 * 2**20
@@ -67,6 +70,13 @@ def owner_of(request: gr.Request | Request) -> str:
     return str(scope["state"]["owner"])
 
 
+def keeper_of(request: gr.Request | Request) -> str | None:
+    """Whose conversations a request may see: those of its login, else of its browser; None where it has neither."""
+    scope: Scope = getattr(request, "request", request).scope
+    keeper: str | None = scope["state"]["keeper"]
+    return keeper
+
+
 class Sessions:
     """ASGI application around a page; without a workspace it takes no files and gives none."""
 
@@ -83,6 +93,7 @@ class Sessions:
             Route("/gradio_api/call/{name}/{event}", through(self._own_event), methods=["GET"]),
             Route("/gradio_api/cancel", through(self._own_cancel), methods=["POST"]),
             Route("/gradio_api/reset", through(), methods=["POST"]),
+            *page.routes,
         ]
         if self._workspace is not None:
             routes += [
@@ -96,7 +107,10 @@ class Sessions:
         state = scope.setdefault("state", {})
         token = Request(scope).cookies.get(SESSION_COOKIE, "")
         token = token if TOKEN.fullmatch(token) else ""
-        state["owner"] = sha256(f"{state.get('user', 'local')}\n{token}".encode()).hexdigest()[:24]
+        user = state.get("user", NO_LOGIN)
+        state["owner"] = sha256(f"{user}\n{token}".encode()).hexdigest()[:24]
+        login = sha256(f"{user}\nconversations".encode()).hexdigest()[:24]
+        state["keeper"] = login if user != NO_LOGIN else state["owner"] if token else None
         if not token and scope["path"] in PAGES:
             send = partial(_send_with_cookie, send, scope.get("scheme") == "https")
         try:
@@ -134,6 +148,7 @@ class Sessions:
             )
         session = _owned(scope, call.get("session_hash") or secrets.token_urlsafe(16))
         known = {"data": call["data"], "fn_index": number, "session_hash": session}
+        known["event_data"] = _plain_event(call.get("event_data"))
         return _replayed(known | {"trigger_id": trigger if isinstance(trigger, int) else None}, scope, receive)
 
     async def _own_cancel(self, scope: Scope, receive: Receive) -> Receive:
@@ -245,6 +260,21 @@ async def _read_call(scope: Scope, receive: Receive) -> dict[str, Any]:
     return call
 
 
+def _plain_event(event: object) -> dict[str, Any]:
+    """Of what a browser tells about an event, what the page reads: which message, its words, a thumb."""
+    told = event if isinstance(event, dict) else {}
+    place = told.get("index")
+    if isinstance(place, list):  # of a message with several parts
+        place = next(iter(place), None)
+    words, liked = told.get("value"), told.get("liked")
+    return {
+        "index": place if isinstance(place, int) else None,
+        "value": words if isinstance(words, str) else "",
+        "previous_value": "",
+        "liked": liked if isinstance(liked, bool) else "",
+    }
+
+
 def _replayed(call: Mapping[str, Any], scope: Scope, receive: Receive) -> Receive:
     """A body anew, then whatever the client sends."""
     content = json.dumps(call).encode()
@@ -261,7 +291,8 @@ def _replayed(call: Mapping[str, Any], scope: Scope, receive: Receive) -> Receiv
 async def _send_with_cookie(send: Send, secure: bool, event: Event) -> None:
     if event["type"] == "http.response.start":
         # Lax, not Strict: after a link from another site a Strict cookie would be missing, and replaced.
-        cookie = f"{SESSION_COOKIE}={secrets.token_urlsafe(32)}; Path=/; HttpOnly; SameSite=Lax{'; Secure' * secure}"
+        token = f"{SESSION_COOKIE}={secrets.token_urlsafe(32)}"
+        cookie = f"{token}; Path=/; Max-Age={KEPT_S}; HttpOnly; SameSite=Lax{'; Secure' * secure}"
         event["headers"] = [*event.get("headers", ()), (b"set-cookie", cookie.encode())]
     await send(event)
 

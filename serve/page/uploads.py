@@ -6,6 +6,7 @@ Gradio or models.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
@@ -39,6 +40,8 @@ class Workspace:
         self.root = Path(os.path.realpath(tempfile.mkdtemp(prefix="maemi-", dir=parent)))
         self.close = weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
         """Removes everything; a second call does nothing."""
+        self.kept = self.root / "kept"
+        """Whatever else goes with the process; no browser reaches it, and nothing of it is swept out."""
 
     def owns(self, owner: str, path: object) -> bool:
         """Whether this is the very path of a file that was handed out to an owner: no link, no `..`, no URL."""
@@ -53,6 +56,8 @@ class Workspace:
         """A fresh folder; what has outlived its time is swept away first."""
         for path in self.root.iterdir():
             with suppress(FileNotFoundError):  # another thread sweeps too
+                if path == self.kept:
+                    continue
                 if time.time() - path.stat().st_mtime > LIFETIME_S:
                     remove(path)
         return Path(tempfile.mkdtemp(prefix=f"{owner}-", dir=self.root))
@@ -72,15 +77,31 @@ class Workspace:
             staged.append(target)
         return [path for path in staged if path.suffix.lower() not in SIDECARS]
 
-    def picture(self, micrograph: Micrograph, owner: str) -> Path:
-        """A PNG of the windowed micrograph, small enough for a page."""
-        from PIL import Image
-
-        image = Image.fromarray(micrograph.to_display())
-        image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
-        path = self.folder(owner) / "micrograph.png"
-        image.save(path)
+    def hand_out(self, picture: Path, owner: str) -> Path:
+        """A copy of a picture that is kept elsewhere, which its owner's browser may fetch."""
+        path = self.root / f"{owner}-{picture.parent.name}.png"
+        if not path.exists():
+            copy = Path(shutil.copyfile(picture, self.folder(owner) / "picture.png"))
+            with suppress(FileExistsError):  # another thread was faster
+                os.link(copy, path)  # nobody fetches half a picture
+            remove(copy.parent)
         return path
+
+
+def sidecars_of(staged: Path) -> list[Path]:
+    """The side-cars that were uploaded with a picture."""
+    return [path for path in staged.parent.iterdir() if path.suffix.lower() in SIDECARS]
+
+
+def shown_png(micrograph: Micrograph) -> bytes:
+    """A PNG of the windowed micrograph, small enough for a page."""
+    from PIL import Image
+
+    image = Image.fromarray(micrograph.to_display())
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def remove(path: Path) -> None:

@@ -1,0 +1,64 @@
+// What the page does in the browser beside Gradio: the card of a fact, and copying words instead of markup.
+() => {
+  const card = document.createElement("div");
+  card.className = "maemi-tip";
+  card.setAttribute("aria-hidden", "true"); // a reader hears the same from the word's own label
+  document.body.append(card);
+  let shown = null;
+
+  function show(word) {
+    shown = word;
+    if (word.title) { // the sanitizer lets no label through; without its title the word has one card, not two
+      word.setAttribute("aria-label", word.title);
+      word.removeAttribute("title");
+    }
+    card.replaceChildren(...(word.getAttribute("aria-label") ?? "").split("\n").map((line) => {
+      const row = document.createElement("p");
+      row.textContent = line;
+      return row;
+    }));
+    card.style.display = "block";
+    const at = word.getBoundingClientRect(), size = card.getBoundingClientRect();
+    const left = Math.min(Math.max(8, at.left), innerWidth - size.width - 8);
+    const above = at.top - size.height - 8;
+    card.style.left = `${left}px`;
+    card.style.top = `${above > 8 ? above : at.bottom + 8}px`;
+  }
+  function hide() {
+    shown = null;
+    card.style.display = "none";
+  }
+  const word = (event) => event.target.closest?.(".maemi-fact");
+  for (const kind of ["mouseover", "focusin", "click"])
+    document.addEventListener(kind, (event) => word(event) ? show(word(event)) : kind === "click" && hide());
+  document.addEventListener("mouseout", (event) => word(event) && word(event) !== document.activeElement && hide());
+  document.addEventListener("focusout", (event) => word(event) && hide());
+  document.addEventListener("scroll", () => shown && hide(), true);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") hide();
+  });
+
+  // Gradio gives pictures of a chat no words.
+  new MutationObserver(() => {
+    for (const picture of document.querySelectorAll('.maemi-chat .message img[alt=""]')) picture.alt = "Micrograph";
+  }).observe(document.body, { childList: true, subtree: true });
+
+  const write = navigator.clipboard?.writeText.bind(navigator.clipboard);
+  if (write)
+    navigator.clipboard.writeText = (text) => {
+      const page = new DOMParser().parseFromString(text, "text/html");
+      page.querySelectorAll(".maemi-by").forEach((note) => note.remove());
+      return write(page.body.textContent.trim());
+    };
+
+  if (innerWidth < 760) { // the list would stand before the chat
+    const waiting = setInterval(() => {
+      const list = document.querySelector(".maemi-list button.label-wrap.open");
+      if (list) {
+        clearInterval(waiting);
+        list.click();
+      }
+    }, 50);
+    setTimeout(() => clearInterval(waiting), 10000);
+  }
+}
