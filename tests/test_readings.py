@@ -12,6 +12,7 @@ from measuring import write_tiff
 
 from assistant.errors import MicrographError
 from assistant.micrograph import Micrograph, read_micrograph
+from serve.desk.desk import measured_false_rate
 from serve.desk.readings import KeptReadings
 
 
@@ -84,3 +85,21 @@ def test_what_was_used_longest_ago_is_let_go(tmp_path: Path) -> None:
     assert counting.calls == 3
     read(paths[1])
     assert counting.calls == 4
+
+
+@pytest.mark.parametrize(
+    ("record", "rate"),
+    [
+        ('{"statements": {"true": 90, "false": 6, "unsupported": 24, "withheld": 80}}', 0.05),
+        ('{"statements": {"true": 0, "false": 0, "unsupported": 0}}', None),
+        ('{"config": {}}', None),
+        ("[]", None),
+        ("{", None),
+    ],
+)
+def test_the_rate_of_false_statements_is_told_where_it_was_measured(
+    tmp_path: Path, record: str, rate: float | None
+) -> None:
+    (tmp_path / "run.json").write_text(record)
+    assert measured_false_rate(tmp_path) == rate
+    assert measured_false_rate(None) is None
