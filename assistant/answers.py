@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from assistant.handbook import entry_for
 from assistant.measure import LINE_ORDER, Fact, Known, filled, missing, read_statements, sentence_of, sentences
+from assistant.measurements.comparison import COMPARED, between
 from assistant.measurements.facts import LIKELY, SURE
 from assistant.quantities import QUANTITIES, read_amounts
 from assistant.questions import INTENTS, asked_for, facts_asked, intents_of
@@ -21,10 +22,24 @@ MOST_FACTS = 8
 """Measured facts of a description."""
 _OTHERS = re.compile(
     r"\b(?:images?|pictures?|micrographs?)\s*\d|\b(?:first|second|third|previous|earlier|other|both|all|each|every|"
-    r"these (?:images|pictures|micrographs)|compare\w*|differ\w*|than|same|between them)\b",
+    r"these (?:images|pictures|micrographs)|which (?:of|one|images?|pictures?|micrographs?)|compare\w*|differ\w*|than|"
+    r"same|between them)\b",
     re.IGNORECASE,
 )
 """A question with such a word is about more than the pictures it came with."""
+_RANKS = re.compile(
+    r"\b(?:more|most|less|least|fewer|fewest|than|(?:larg|bigg|small|high|low|fin|coars|thick|thinn|dens|long|short|wid|"
+    r"narrow|round|sharp|noisi|rough|smooth)(?:er|est))\b",
+    re.IGNORECASE,
+)
+"""A question with such a word asks which of several pictures has more of something."""
+_LESS = re.compile(
+    r"\b(?:less|least|fewer|fewest|(?:small|low|fin|thinn|short|narrow|smooth)(?:er|est))\b", re.IGNORECASE
+)
+_SIZES = ("mean_diameter", "grain_size", "fibre_width", "line_width")
+"""How large structures are, whatever their kind."""
+_CLEARLY = 2.0
+"""Ratio from which sizes of different kinds tell which structures are larger."""
 GLUE = frozenset(
     """
     a about above accelerating acceleration all also amount amounts an and approximately are area around as at
@@ -70,6 +85,9 @@ def checked(
         yield from pieces
         return
     meant = tuple(about) or tuple(range(1, len(known) + 1))
+    if len(meant) > 1 and _RANKS.search(question):  # decided by the facts alone
+        yield " ".join(text for _, text in composed(question, known, about=meant))
+        return
     wanted, said, said_of, gap = set(asked_for(question)), set[str](), set[str](), ""
     for sentence in map(str.strip, sentences(filled(pieces, known))):
         names = _true_names(sentence, known, meant)
@@ -102,6 +120,10 @@ def composed(question: str, known: Sequence[Known], *, about: Sequence[int] = ()
             *_seen(known[numbers[0] - 1], wholly=True, reasoned=False),
         ]
     parts: list[tuple[str, str]] = []
+    if len(numbers) > 1 and _RANKS.search(question):
+        parts, decided = _ranked(intents, question, {number: known[number - 1] for number in numbers})
+        if decided:
+            return parts
     for number in numbers:
         prefix = f"Image {number}: " if len(numbers) > 1 else ""
         parts += [(name, f"{prefix}{text}") for name, text in _composed_of(intents, question, known[number - 1])]
@@ -273,7 +295,7 @@ def _imaging(known: Known) -> Iterator[tuple[str, str]]:
 def _compared(known: Mapping[int, Known]) -> Iterator[tuple[str, str]]:
     """Quantities that several pictures have, each with its value in every one of them."""
     units: dict[str, set[str]] = {}
-    for name in ("class", "shape", "surface", "arrangement", *LINE_ORDER, "voltage", "pixel_size", "detector"):
+    for name in COMPARED:
         facts = {number: fact for number, one in known.items() if (fact := one.get(name)) is not None}
         units[name] = {fact.unit for fact in facts.values()}
         if len(facts) > 1:
@@ -284,8 +306,61 @@ def _compared(known: Mapping[int, Known]) -> Iterator[tuple[str, str]]:
             yield name, f"{QUANTITIES[name].said.capitalize()}: {values}."
     if not any(units.values()):
         yield "", "No quantity is known of both images."
-    elif any({"px", "nm"} <= found for found in units.values()):
-        yield "", "Lengths in pixels and in nanometres do not compare: one of the images is not calibrated."
+    elif any("px" in found for found in units.values()):
+        yield "", "Lengths in pixels do not compare: not all of the images are calibrated."
+
+
+def _ranked(intents: Sequence[str], question: str, known: Mapping[int, Known]) -> tuple[list[tuple[str, str]], bool]:
+    """Which picture has more of what is asked for, or why that cannot be told; and whether it could be told.
+
+    Of the quantities of one intent the first that all pictures have decides.
+    """
+    told: list[tuple[str, str]] = []
+    decided = False
+    for intent in intents:
+        asked = facts_asked(intent, question)
+        if intent == "size":
+            asked = _SIZES if asked == INTENTS[intent].facts else (*asked, *_SIZES)
+        names = [name for name in asked if not QUANTITIES[name].in_words]
+        shared = next((name for name in names if all(one.get(name) is not None for one in known.values())), None)
+        found = {n: next(filter(None, map(one.get, [shared] if shared else names)), None) for n, one in known.items()}
+        facts = {number: fact for number, fact in found.items() if fact is not None}
+        if len(facts) == len(known):
+            told.append(_order(facts, _LESS.search(question) is not None))
+            decided = True
+        elif names:
+            without = " and ".join(f"image {number}" for number in known if number not in facts)
+            said = "size" if intent == "size" else QUANTITIES[names[0]].said
+            told.append(("", f"Which it is cannot be told: the {said} is not known of {without}."))
+    return told, decided
+
+
+def _order(facts: Mapping[int, Fact], less: bool) -> tuple[str, str]:
+    """The sentence that says which picture has the most of a quantity, or the `less`t, with all values."""
+    first, second, *_ = order = sorted(facts, key=lambda n: facts[n].value or 0.0, reverse=not less)
+    names, units = ({getattr(fact, key) for fact in facts.values()} for key in ("name", "unit"))
+    name = facts[first].name
+    values = ", ".join(
+        f"{QUANTITIES[facts[n].name].said + ' ' if len(names) > 1 else ''}{facts[n].written} in image {n}"
+        f"{'' if facts[n].sure else ' (uncertain)'}"
+        for n in order
+    )
+    if "px" in units:
+        without = [f"image {n}" for n in sorted(facts) if facts[n].unit == "px"]
+        why = f"{' and '.join(without)} {'is' if len(without) == 1 else 'are'} not calibrated"
+        said = f"{QUANTITIES[name].said} " if len(names) == 1 else ""
+        return name, f"Which it is cannot be told, as {why}: {said}{values}."
+    has = "has" if facts[first].sure and facts[second].sure else "seems to have"
+    word = ("smaller" if less else "larger") if units == {"nm"} else ("lower" if less else "higher")
+    if len(names) > 1:
+        low, high = sorted((facts[first].value or 0.0, facts[second].value or 0.0))
+        if high < _CLEARLY * low:
+            return name, f"Which it is cannot be told, as different things were measured: {values}."
+        return name, f"Image {first} {has} the {word} structures, though different things were measured: {values}."
+    said = QUANTITIES[name].said
+    if between(name, facts[first], facts[second]).alike:
+        return name, f"The {said} of image {first} and image {second} is alike: {values}."
+    return name, f"Image {first} {has} the {word} {said}: {values}."
 
 
 def _true_names(sentence: str, known: Sequence[Known], meant: Sequence[int]) -> set[str]:

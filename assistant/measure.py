@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from assistant.measurements.confidence import Traits
     from assistant.measurements.findings import Findings
+    from assistant.measurements.marks import Strokes
     from assistant.measurements.objects import Body
     from assistant.measurements.picture import F64, Mask, Pixels
     from assistant.measurements.segmentation import Objects
@@ -48,6 +49,7 @@ __all__ = [
     "filled",
     "found_in",
     "known_of",
+    "marks",
     "measure",
     "measure_pixels",
     "missing",
@@ -323,6 +325,18 @@ def figures(m: Micrograph, found: Findings | None = None) -> dict[str, Image.Ima
     facts = _facts_of(found, nm_per_pixel=_scale(m))
     display = np.asarray(np.rint(found.picture.grey * 255), dtype=np.uint8)
     return overlay.drawn_figures(display, found, facts, nm_per_pixel=_scale(m))
+
+
+def marks(m: Micrograph, found: Findings | None = None) -> dict[str, list[Strokes]]:
+    """The same figures as paths in px of the frame, for viewers that zoom."""
+    from assistant.measurements import overlay
+
+    found = found or found_in(m)
+    if found is None:
+        return {}
+    rows, columns = m.part
+    facts = _facts_of(found, nm_per_pixel=_scale(m))
+    return overlay.drawn_marks(found, facts, corner=(rows.start, columns.start))
 
 
 def bodies(m: Micrograph, found: Findings | None = None) -> list[Body]:

@@ -43,12 +43,13 @@ INTENTS: Mapping[str, Intent] = {
         r"pores)|"
         r"number of|numbers?\b(?= and)|total number|\bcount(?:s|ed|ing)?\b|numerous|quantity of|"
         r"(?:more|fewer|less) than \w+ (?:particles?|structures?|objects?|pores|bodies|grains)|"
+        r"(?:more|most|fewer|fewest) (?:particles|structures|objects|bodies|grains|pores)\b|"
         r"(?:only|just) one (?:object|particle|structure|body)",
         ("count",),
         ("scale",),
     ),
     "size": Intent(
-        r"how (?:large|big|small|long)\b|\bsizes?\b|\bdiameters?\b|\bdimensions?\b|\blarger\b|\bsmaller\b|\bbigger\b|"
+        r"how (?:large|big|small|long)\b|\bsizes?\b|\bdiameters?\b|\bdimensions?\b|\b(?:larg|small|bigg)(?:er|est)\b|"
         r"\bd ?(?:10|50|90)\b|nano-?sized|\bacross\b|(?:what|which) (?:is the )?length|length of|"
         r"(?:nm|microns?|nanomet\w+) (?:is|are) (?:one|a|the|each) (?!pixel)|"
         r"\bmeasure (?:it|them|these|those|the (?:particles|structures|bodies|spheres|grains|pores))",

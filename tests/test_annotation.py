@@ -3,6 +3,7 @@
 Bars are those that the drawn vendor files have; the specimen is smooth noise that reaches black and white.
 """
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from scipy import ndimage
 from assistant.measure import measure
 from assistant.micrograph import Instrument, Micrograph, read_micrograph, to_model_input
 from assistant.readers import bar_text, drawings
+from assistant.readers.fields import fields_of
 from assistant.readers.ocr import Line
 from assistant.readers.sample import largest_rectangle, without_gaps
 from data_gen.drawing.vendor_files import instrument_of, with_bar
@@ -445,3 +447,15 @@ def test_all_of_more_sem() -> None:
     for path in sorted((folder / "powder").glob("*.png")):
         m = read_micrograph(path)
         assert (m.banner, m.calibration, m.sample) == (None, None, None), path.name
+
+
+def test_a_large_frame_is_looked_at_in_parts() -> None:
+    """Seen failing with twelve times the frame: one of 8192 x 8192 px and 16 bit did not fit into a reader's memory."""
+    frame = np.random.default_rng(0).integers(300, 9000, (2048, 2048), dtype=np.uint16)
+    tracemalloc.start()
+    try:
+        fields_of(frame)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * frame.nbytes

@@ -136,9 +136,9 @@ def test_a_picture_is_read_once_in_a_conversation(tmp_path: Path, monkeypatch: p
     """Seen failing with six readings: every turn read every picture of the conversation, with text recognition."""
     calls = []
 
-    def counting(source: Any, *, pixel_size_nm: float | None = None) -> Micrograph:
+    def counting(source: Any, **how: Any) -> Micrograph:
         calls.append(source)
-        return read_micrograph(source, pixel_size_nm=pixel_size_nm)
+        return read_micrograph(source, **how)
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     desk = Desk(MeasuringAssistant(), Gate(), lambda text: len(text.split()), read=counting)

@@ -22,11 +22,13 @@ class Counting:
     def __init__(self, go: threading.Event | None = None) -> None:
         self.calls, self.go = 0, go
 
-    def __call__(self, source: Path | bytes, *, pixel_size_nm: float | None = None) -> Micrograph:
+    def __call__(
+        self, source: Path | bytes, *, page: int | None = None, pixel_size_nm: float | None = None
+    ) -> Micrograph:
         self.calls += 1
         if self.go:
             assert self.go.wait(30)
-        return read_micrograph(source, pixel_size_nm=pixel_size_nm)
+        return read_micrograph(source, page=page, pixel_size_nm=pixel_size_nm)
 
 
 def test_a_picture_is_read_once_per_pixel_size_and_side_car(tmp_path: Path) -> None:

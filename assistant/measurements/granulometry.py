@@ -17,11 +17,14 @@ SHARE = 0.35
 SIZE_OVER_DISTANCE = 4.8
 """Mean diameter by area over that distance: 5.3 in outlined powders, 4.0 to 5.5 in drawn beds of any shape of grain."""
 
+FEWEST_ACROSS = 3
+"""So many bodies fit across the frame at least: what resembles itself further is the tone of a region."""
+
 
 def grain_size(picture: Picture) -> float | None:
     """Mean diameter of the bodies of a packing, weighted by their area [px of the full picture].
 
-    None where the grey levels resemble each other across the frame.
+    None where the grey levels resemble each other across the frame, as at the edge of a sheet that ends in it.
     """
     grey = picture.small - picture.small.mean()
     power = np.abs(scipy.fft.rfft2(grey)) ** 2
@@ -35,4 +38,5 @@ def grain_size(picture: Picture) -> float | None:
         return None
     k = int(below[0])
     middle = k - 1 + float((fall[k - 1] - SHARE * variance) / (fall[k - 1] - fall[k]))
-    return SIZE_OVER_DISTANCE * middle * picture.factor
+    size = SIZE_OVER_DISTANCE * middle
+    return size * picture.factor if FEWEST_ACROSS * size <= min(grey.shape) else None

@@ -6,7 +6,7 @@ whether to believe it. What does not apply to a picture has no figure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from assistant.measurements.canvas import AMBER, INK, MARGIN, ROSE, TEAL, WHITE, Canvas, hue, ramp
-from assistant.measurements.facts import Facts
+from assistant.measurements.facts import Fact, Facts
 from assistant.measurements.findings import Findings
+from assistant.measurements.marks import Marks, Strokes
 from assistant.measurements.objects import outlines
-from assistant.measurements.picture import CROP, F32, F64, Mask, block_mean
+from assistant.measurements.picture import CROP, F32, F64, block_mean
 from assistant.quantities import QUANTITIES, digits
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ BINS = 96
 class Drawing:
     """What a figure is made from."""
 
-    canvas: Canvas
+    surface: Canvas | Marks
     found: Findings
     facts: Facts
 
@@ -62,26 +63,27 @@ def _draw_objects(it: Drawing) -> None:
         colour = ramp((diameter[index] - low) / max(high - low, 1e-9)) if sized[index] else WHITE
         for contour in outlines(objects.labels[box] == index + 1):
             xy = it.full(contour[:, 0] + box[1].start, contour[:, 1] + box[0].start)
-            it.canvas.polyline(xy, colour, width=2.0 if sized[index] else 1.4, opacity=255 if sized[index] else 150)
-    _size_key(it, sized)
+            it.surface.polyline(xy, colour, width=2.0 if sized[index] else 1.4, opacity=255 if sized[index] else 150)
 
 
-def _size_key(it: Drawing, sized: Mask) -> None:
+def _key_of_sizes(canvas: Canvas, it: Drawing) -> None:
     """Colours of the outlines, from the smallest to the largest object; white are those a border cuts."""
     objects, mean = it.found.objects, it.facts["mean_diameter"]
-    if objects is None or mean.value is None or sized.sum() < 2:
+    assert objects is not None
+    sized = objects.good & objects.whole & objects.sized
+    if mean.value is None or sized.sum() < 2:
         return
     per_pixel = mean.value / float(objects.geometry.diameter[objects.good & objects.whole].mean() - 2 * objects.outset)
     low, high = (f(objects.geometry.diameter[sized]) - 2 * objects.outset for f in (np.min, np.max))
     ends = [_quantity(float(v) * per_pixel, mean.unit) for v in (low, high)]
     left, wide = MARGIN, 150
-    it.canvas.plate(left, MARGIN, left + wide + 28, MARGIN + 46)
+    canvas.plate(left, MARGIN, left + wide + 28, MARGIN + 46)
     for step in range(wide):
         x = left + 14 + step
         box = tuple(2 * v for v in (x, MARGIN + 10, x + 1, MARGIN + 17))
-        it.canvas.pen.rectangle(box, fill=ramp(step / (wide - 1)))
-    it.canvas.text(left + 14, MARGIN + 36, ends[0], size=14)
-    it.canvas.text(left + 14 + wide, MARGIN + 36, ends[1], size=14, anchor="rs")
+        canvas.pen.rectangle(box, fill=ramp(step / (wide - 1)))
+    canvas.text(left + 14, MARGIN + 36, ends[0], size=14)
+    canvas.text(left + 14 + wide, MARGIN + 36, ends[1], size=14, anchor="rs")
 
 
 def _draw_neighbours(it: Drawing) -> None:
@@ -92,9 +94,9 @@ def _draw_neighbours(it: Drawing) -> None:
     points = it.full(shape.x[counted], shape.y[counted])
     _, nearest = cKDTree(points).query(points, k=2)
     for here, there in enumerate(np.asarray(nearest)[:, 1]):
-        it.canvas.polyline(points[[here, there]], AMBER, width=2.0)
+        it.surface.polyline(points[[here, there]], AMBER, width=2.0)
     for x, y in points.tolist():
-        it.canvas.dot(x, y, TEAL, radius=3.2)
+        it.surface.dot(x, y, TEAL, radius=3.2)
 
 
 def _draw_grains(it: Drawing) -> None:
@@ -105,14 +107,14 @@ def _draw_grains(it: Drawing) -> None:
     rows, columns = (np.arange(max(1, int(n / size / 2))) for n in (height, width))
     for y in ((rows + 0.5) * height / len(rows)).tolist():
         for x in ((columns + 0.5) * width / len(columns)).tolist():
-            it.canvas.circle(x, y, size / 2, AMBER, width=1.6)
+            it.surface.circle(x, y, size / 2, AMBER, width=1.6)
 
 
 def _draw_share(it: Drawing) -> None:
     if it.found.phase is not None:
-        it.canvas.tint(it.found.phase, TEAL)
+        it.surface.tint(it.found.phase, TEAL)
         for contour in outlines(it.found.phase):
-            it.canvas.polyline(it.full(contour[:, 0], contour[:, 1]), TEAL, width=1.2)
+            it.surface.polyline(it.full(contour[:, 0], contour[:, 1]), TEAL, width=1.2)
     elif it.found.lines is not None:
         _draw_lines(it)
 
@@ -128,17 +130,20 @@ def _draw_direction(it: Drawing) -> None:
         angle, half = float(along[row, column]), 0.46 * cell * float(strength[row, column])
         reach = half * np.array([np.cos(np.deg2rad(angle)), -np.sin(np.deg2rad(angle))])
         ends = np.array([(column + 0.5) * cell, (row + 0.5) * cell]) + np.stack([-reach, reach])
-        it.canvas.polyline(it.full(ends[:, 0], ends[:, 1]), hue(angle), width=2.2)
+        it.surface.polyline(it.full(ends[:, 0], ends[:, 1]), hue(angle), width=2.2)
+
+
+def _key_of_direction(canvas: Canvas, it: Drawing) -> None:
+    """The main direction, in a round plate at the upper left."""
     main = it.facts["orientation"].value
     if main is None:
         return
-    # The main direction, in a round plate at the upper left.
     middle, radius = MARGIN + 44.0, 44.0
     x0, y0, x1, y1 = (2 * v for v in (middle - radius, middle - radius, middle + radius, middle + radius))
-    it.canvas.pen.ellipse((x0, y0, x1, y1), fill=(*INK, 205), outline=(90, 102, 118), width=2)
+    canvas.pen.ellipse((x0, y0, x1, y1), fill=(*INK, 205), outline=(90, 102, 118), width=2)
     c, s = np.cos(np.deg2rad(main)), np.sin(np.deg2rad(main))
     needle = [(2 * (middle + sign * 34 * c), 2 * (middle - sign * 34 * s)) for sign in (-1, 1)]
-    it.canvas.pen.line(needle, fill=hue(main), width=9)
+    canvas.pen.line(needle, fill=hue(main), width=9)
 
 
 def _draw_period(it: Drawing) -> None:
@@ -159,15 +164,15 @@ def _draw_period(it: Drawing) -> None:
     steps = every * np.arange(-(MOST_GRID_LINES // 2) - 1, MOST_GRID_LINES // 2 + 2)
     for k in steps.tolist():
         centre = middle + k * period.length * across
-        it.canvas.polyline(np.stack([centre - reach * along, centre + reach * along]), TEAL, width=1.6, opacity=170)
-    count = max(1, round(40 / (period.length * it.canvas.scale)))
-    it.canvas.arrow(middle, middle + count * period.length * across, AMBER)
+        it.surface.polyline(np.stack([centre - reach * along, centre + reach * along]), TEAL, width=1.6, opacity=170)
+    count = max(1, round(40 / (period.length * it.surface.scale)))
+    it.surface.arrow(middle, middle + count * period.length * across, AMBER)
 
 
 def _draw_lines(it: Drawing) -> None:
     assert it.found.lines is not None
-    it.canvas.polylines(it.found.lines.edges[0::2], TEAL, width=1.8)
-    it.canvas.polylines(it.found.lines.edges[1::2], AMBER, width=1.8)
+    it.surface.polylines(it.found.lines.edges[0::2], TEAL, width=1.8)
+    it.surface.polylines(it.found.lines.edges[1::2], AMBER, width=1.8)
 
 
 def _draw_fibres(it: Drawing) -> None:
@@ -178,33 +183,37 @@ def _draw_fibres(it: Drawing) -> None:
     for x, y, width, along in places[order]:
         middle, axis = np.array([x, y]), np.array([np.cos(along), np.sin(along)]) * width / 2
         across = np.array([-axis[1], axis[0]])
-        it.canvas.polyline(np.stack([middle - axis, middle + axis]), ROSE, width=1.4, opacity=180)
-        it.canvas.polyline(np.stack([middle - across, middle + across]), AMBER, width=1.8)
+        it.surface.polyline(np.stack([middle - axis, middle + axis]), ROSE, width=1.4, opacity=180)
+        it.surface.polyline(np.stack([middle - across, middle + across]), AMBER, width=1.8)
 
 
 def _draw_grey(it: Drawing) -> None:
-    """The histogram, with mean and spread, and the crop that noise and sharpness come from."""
+    """The crop that noise and sharpness come from."""
+    height, width = it.found.picture.grey.shape
+    if max(height, width) > CROP:
+        rows, columns = min(height, CROP), min(width, CROP)
+        corner = [(width - columns) // 2, (height - rows) // 2]
+        corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * [columns - 1, rows - 1] + corner
+        it.surface.polyline(corners.astype(np.float64), AMBER, width=1.4)
+
+
+def _key_of_grey(canvas: Canvas, it: Drawing) -> None:
+    """The histogram, with mean and spread."""
     grey = it.found.picture.grey
     counts, _ = np.histogram(grey, BINS, (0.0, 1.0))
     bars: F32 = np.asarray(np.sqrt(counts / max(counts[1:-1].max(), 1)), dtype=np.float32)
     wide, high = 3 * BINS, 110
     left, base = MARGIN + 14, MARGIN + high + 16
-    it.canvas.plate(MARGIN, MARGIN, left + wide + 14, base + 14)
+    canvas.plate(MARGIN, MARGIN, left + wide + 14, base + 14)
     for k, bar in enumerate(np.minimum(bars, 1.0).tolist()):
         level = round(60 + 195 * k / BINS)
         box = tuple(2 * v for v in (left + 3 * k, base - bar * high, left + 3 * k + 2.5, base))
-        it.canvas.pen.rectangle(box, fill=(level, level, level))
+        canvas.pen.rectangle(box, fill=(level, level, level))
     mean = float(grey.mean())
     spread = (it.facts["contrast"].value or 0.0) / 100
     for share, colour in ((mean, AMBER), (mean - spread, TEAL), (mean + spread, TEAL)):
         x = left + wide * float(np.clip(share, 0, 1))
-        it.canvas.pen.line([(2 * x, 2 * (base - high)), (2 * x, 2 * base)], fill=colour, width=4)
-    if max(grey.shape) > CROP:
-        height, width = grey.shape
-        rows, columns = min(height, CROP), min(width, CROP)
-        corner = [(width - columns) // 2, (height - rows) // 2]
-        corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * [columns - 1, rows - 1] + corner
-        it.canvas.polyline(corners.astype(np.float64), AMBER, width=1.4)
+        canvas.pen.line([(2 * x, 2 * (base - high)), (2 * x, 2 * base)], fill=colour, width=4)
 
 
 DRAWN: dict[str, Callable[[Drawing], None]] = {
@@ -218,6 +227,13 @@ DRAWN: dict[str, Callable[[Drawing], None]] = {
     "fibres": _draw_fibres,
     "grey": _draw_grey,
 }
+"""What lies on the picture."""
+KEYS: dict[str, Callable[[Canvas, Drawing], None]] = {
+    "objects": _key_of_sizes,
+    "direction": _key_of_direction,
+    "grey": _key_of_grey,
+}
+"""What is told beside it."""
 
 
 def _quantity(value: float, unit: str) -> str:
@@ -234,16 +250,34 @@ def drawn_figures(
     `display` is what `found` was found in, windowed to 8 bit. [H, W]
     """
     made = {}
-    for name, shown in FIGURES.items():
-        applied = [fact for fact in facts.applicable() if fact.name in shown]
-        if not applied:
-            continue
-        drawing = Drawing(Canvas(display), found, facts)
+    for name, applied in _applied(facts):
+        canvas = Canvas(display)
+        drawing = Drawing(canvas, found, facts)
         DRAWN[name](drawing)
+        if name in KEYS:
+            KEYS[name](canvas, drawing)
         unit, per_pixel = ("px", 1.0) if nm_per_pixel is None else ("nm", nm_per_pixel)
-        drawing.canvas.scale_bar(unit, per_pixel)
+        canvas.scale_bar(unit, per_pixel)
         said = [(fact.name.replace("_", " "), fact.value, fact.unit) for fact in applied[:3]]
         title = "   ".join(f"{name} {_quantity(value, unit)}" for name, value, unit in said if value is not None)
-        drawing.canvas.caption(title[:1].upper() + title[1:], f"{applied[0].method}, {applied[0].confidence:.0%} sure")
-        made[name] = drawing.canvas.finished()
+        canvas.caption(title[:1].upper() + title[1:], f"{applied[0].method}, {applied[0].confidence:.0%} sure")
+        made[name] = canvas.finished()
     return made
+
+
+def drawn_marks(found: Findings, facts: Facts, *, corner: tuple[int, int]) -> dict[str, list[Strokes]]:
+    """The same figures as paths in px of the full frame; `corner` is the row and column of what was measured in it."""
+    made = {}
+    for name, _ in _applied(facts):
+        marks = Marks(found.picture.grey.shape, corner)
+        DRAWN[name](Drawing(marks, found, facts))
+        made[name] = marks.strokes
+    return made
+
+
+def _applied(facts: Facts) -> Iterator[tuple[str, list[Fact]]]:
+    """Every figure that shows something of a picture, with the facts that it shows."""
+    for name, shown in FIGURES.items():
+        applied = [fact for fact in facts.applicable() if fact.name in shown]
+        if applied:
+            yield name, applied

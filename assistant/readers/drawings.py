@@ -18,6 +18,7 @@ NEAR = 12  # [levels of 256]: how far JPEG takes a pure level off
 SOFT = 0.3  # of the range below the pure level over which ink fades out: smoothed edges of letters
 _EMPTY = 0.003  # pixels per level near the pure one, as a share of those at it, where the specimen never comes near
 _FEWEST, LARGEST_SHARE = 20, 0.05  # pixels of such a drawing, and the largest share of the frame
+_ROWS_AT_ONCE = 256  # so that the float64 copy of a large frame stays small
 FEWEST_LEVELS = 32  # levels of 256 that a picture has which is not itself a drawing
 MOST_COLOUR = 0.25  # share of vivid pixels from which the whole picture is coloured
 MOST_PIECES, MOST_GLYPHS = 6000, 600
@@ -203,10 +204,26 @@ def eight_bits(pixels: Pixels) -> Pixels:
     """uint8 [H, W] over the full range of finite values; eight-bit pictures as they are."""
     if pixels.dtype == np.uint8:
         return pixels
+    parts = [slice(top, top + _ROWS_AT_ONCE) for top in range(0, len(pixels), _ROWS_AT_ONCE)]
+    ends = [(float(wide.min()), float(wide.max())) for part in parts if (wide := _finite(pixels[part])).size]
+    low, high = (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (0.0, 0.0)
+    grey = np.zeros(pixels.shape, np.uint8)
+    for part in parts if high > low else ():
+        grey[part] = (_finite(pixels[part]) - low) / (high - low) * 255
+    return grey
+
+
+def level_counts(grey: Pixels) -> Pixels:
+    """How often each of the 256 levels occurs."""
+    counts = np.zeros(256, np.int64)
+    for top in range(0, len(grey), _ROWS_AT_ONCE):  # bincount widens its input eightfold
+        counts += np.bincount(grey[top : top + _ROWS_AT_ONCE].ravel(), minlength=256)
+    return counts
+
+
+def _finite(pixels: Pixels) -> Pixels:
     wide = pixels.astype(np.float64)
-    wide = np.where(np.isfinite(wide), np.clip(wide, -1e30, 1e30), 0.0)
-    low, high = float(wide.min()), float(wide.max())
-    return np.asarray((wide - low) / (high - low) * 255 if high > low else np.zeros(wide.shape)).astype(np.uint8)
+    return np.where(np.isfinite(wide), np.clip(wide, -1e30, 1e30), 0.0)
 
 
 def _neighbours(letters: Pixels) -> Iterator[Pixels]:

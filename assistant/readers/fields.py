@@ -8,7 +8,7 @@ files, text or scales.
 import numpy as np
 
 from assistant.arrays import Pixels
-from assistant.readers.drawings import Box, eight_bits, many_levels
+from assistant.readers.drawings import Box, eight_bits, level_counts, many_levels
 
 SMALLEST_SIDE, SMALLEST_SHARE = 64, 0.15  # of a field: [px], and of the frame's side
 SLENDER = 4.0  # a field is at most this many times as long as wide: an info bar is none, nor is a line of a grating
@@ -32,7 +32,7 @@ def fields_of(pixels: Pixels) -> list[Box]:
     """The pictures that a frame [H, W] was put together from, in reading order; one box where it is one picture."""
     grey = eight_bits(pixels)
     whole = Box(0, 0, grey.shape[1], grey.shape[0])
-    if min(grey.shape) < 2 * SMALLEST_SIDE or not many_levels(np.bincount(grey.ravel(), minlength=256)):
+    if min(grey.shape) < 2 * SMALLEST_SIDE or not many_levels(level_counts(grey)):
         return [whole]
     found = [box for box in _cut(grey, whole, MOST_CUTS) if _is_field(grey, box)]
     largest = max((box.area for box in found), default=0)

@@ -129,7 +129,9 @@ def parse_pixel_size(text: str | None) -> float | None:
 class Reader(Protocol):
     """`assistant.micrograph.read_micrograph`, or the same in another process."""
 
-    def __call__(self, source: Path | bytes, *, pixel_size_nm: float | None = ...) -> Micrograph: ...
+    def __call__(
+        self, source: Path | bytes, *, page: int | None = ..., pixel_size_nm: float | None = ...
+    ) -> Micrograph: ...
 
 
 def read_images(

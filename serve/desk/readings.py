@@ -25,8 +25,8 @@ KEPT_BYTES = 512 * 2**20
 KNOWN_FILES = 4096
 """Files whose hash is remembered."""
 
-Key = tuple[str, float | None]
-"""Hash of a file with its side-cars, and the pixel size that a person gave."""
+Key = tuple[str, int | None, float | None]
+"""Hash of a file with its side-cars, the page, and the pixel size that a person gave."""
 
 
 class KeptReadings:
@@ -41,14 +41,17 @@ class KeptReadings:
         self._hashes: OrderedDict[tuple[object, ...], str] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, source: Path | bytes, *, pixel_size_nm: float | None = None) -> Micrograph:
+    def __call__(
+        self, source: Path | bytes, *, page: int | None = None, pixel_size_nm: float | None = None
+    ) -> Micrograph:
         """Read a picture, or recall it. Raises MicrographError."""
         from assistant.micrograph import Micrograph, read_micrograph
 
         read = self._read or read_micrograph
         if not isinstance(source, bytes) and not source.is_file():
-            return read(source, pixel_size_nm=pixel_size_nm)  # whoever reads knows how to say what is wrong
-        key = (sha256(source).hexdigest() if isinstance(source, bytes) else self._hash(source), pixel_size_nm)
+            return read(source, page=page, pixel_size_nm=pixel_size_nm)  # whoever reads knows how to say what is wrong
+        content = sha256(source).hexdigest() if isinstance(source, bytes) else self._hash(source)
+        key = (content, page, pixel_size_nm)
         with self._lock:
             kept = self._kept.get(key)
             if kept is None:
@@ -57,7 +60,7 @@ class KeptReadings:
         if kept is not None:
             return replace(kept.result(), source=None if isinstance(source, bytes) else source)
         try:
-            micrograph = read(source, pixel_size_nm=pixel_size_nm)
+            micrograph = read(source, page=page, pixel_size_nm=pixel_size_nm)
         except BaseException as error:
             with self._lock:
                 del self._kept[key]

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ class Sandbox:
         for _ in range(workers):
             self._workers.put(None)
 
-    def read(self, source: Path | bytes, *, pixel_size_nm: float | None = None) -> Micrograph:
+    def read(self, source: Path | bytes, *, page: int | None = None, pixel_size_nm: float | None = None) -> Micrograph:
         """`read_micrograph` in a worker.
 
         Raises MicrographError: its codes, or `reader_died`, or `too_slow`.
@@ -65,7 +65,8 @@ class Sandbox:
         deadline = time.monotonic() + self._deadline_s
         kept = self._workers.get()
         try:
-            reply, pixels = self._ask(kept, source, pixel_size_nm, deadline)
+            how = {"page": page, "pixel_size_nm": pixel_size_nm}
+            reply, pixels = self._ask(kept, source, how, deadline)
         except (OSError, ValueError) as error:
             late = isinstance(error, TimeoutError)
             code, what = ("too_slow", "took too long") if late else ("reader_died", "failed")
@@ -77,18 +78,18 @@ class Sandbox:
         return _unpacked(reply, pixels, None if isinstance(source, bytes) else Path(source))
 
     def _ask(
-        self, worker: _Worker | None, source: Path | bytes, pixel_size_nm: float | None, deadline: float
+        self, worker: _Worker | None, source: Path | bytes, how: Mapping[str, Any], deadline: float
     ) -> tuple[dict[str, Any], bytearray]:
         """The reply of a worker, which then waits for the next picture; one that failed is stopped."""
         fresh = worker is None
         try:
             worker = worker or _Worker(self._program, memory=self._memory)
-            reply = worker.ask(source, pixel_size_nm, deadline)
+            reply = worker.ask(source, how, deadline)
         except BaseException as error:
             if worker is not None:
                 worker.stop()
             if isinstance(error, OSError) and not isinstance(error, TimeoutError) and not fresh:
-                return self._ask(None, source, pixel_size_nm, deadline)  # it may have died of anything while it waited
+                return self._ask(None, source, how, deadline)  # it may have died of anything while it waited
             self._workers.put(None)  # the next picture starts a fresh worker
             raise
         self._workers.put(worker)
@@ -126,12 +127,10 @@ class _Worker:
             )
         self._end = weakref.finalize(self, _end, self._process, self._line)
 
-    def ask(
-        self, source: Path | bytes, pixel_size_nm: float | None, deadline: float
-    ) -> tuple[dict[str, Any], bytearray]:
+    def ask(self, source: Path | bytes, how: Mapping[str, Any], deadline: float) -> tuple[dict[str, Any], bytearray]:
         """The worker's reply. Raises TimeoutError, or another OSError or ValueError where the worker is gone or mad."""
         path = None if isinstance(source, bytes) else os.fspath(source)
-        question = {"path": path, "pixel_size_nm": pixel_size_nm, "seconds": deadline - time.monotonic()}
+        question = {"path": path, "how": how, "seconds": deadline - time.monotonic()}
         _send(self._line, question, source if isinstance(source, bytes) else b"", deadline)
         text, data = _HEAD.unpack(_exactly(self._line, _HEAD.size, deadline))
         reply = json.loads(_exactly(self._line, text, deadline))
@@ -237,7 +236,7 @@ def main(descriptor: int, memory: int) -> None:
             resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
             source = asked.read(size) if question["path"] is None else Path(question["path"])
             try:
-                m = read_micrograph(source, pixel_size_nm=question["pixel_size_nm"])
+                m = read_micrograph(source, **question["how"])
                 _send(line, _packed(m), m.pixels.reshape(-1).view("u1").data, None)
             except MicrographError as error:
                 _send(line, {"error": [error.code, error.message]}, b"", None)

@@ -51,6 +51,12 @@ CONTENT_POLICY = (
     "worker-src 'self' blob:; frame-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
+FRAMED = "/viewer"
+"""A page that our own page may show in a frame. All its scripts are files, so that none that slips in runs."""
+FRAMED_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
 SECURITY_HEADERS = (
     (b"content-security-policy", CONTENT_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
@@ -59,6 +65,11 @@ SECURITY_HEADERS = (
     (b"permissions-policy", b"camera=(), microphone=(), geolocation=(), usb=()"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
+)
+FRAMED_HEADERS = (
+    (b"content-security-policy", FRAMED_POLICY.encode()),
+    (b"x-frame-options", b"SAMEORIGIN"),
+    *(header for header in SECURITY_HEADERS if header[0] not in (b"content-security-policy", b"x-frame-options")),
 )
 
 _log = logging.getLogger("maemi.guard")
@@ -355,7 +366,8 @@ class _Exchange:
         self.started, self.status = True, event["status"]
         ours = {name for name, _ in SECURITY_HEADERS} | {b"server", b"access-control-allow-origin"}
         kept = [(name, value) for name, value in event.get("headers", ()) if name.lower() not in ours]
-        event["headers"] = [*kept, *SECURITY_HEADERS]
+        framed = self._visit.path == FRAMED
+        event["headers"] = [*kept, *(FRAMED_HEADERS if framed else SECURITY_HEADERS)]
         if self._visit.cookie:
             event["headers"].append((b"set-cookie", self._visit.cookie.encode()))
         await self._send(event)

@@ -22,13 +22,15 @@ from serve.page.intake import Intake
 from serve.page.mounting import Blocks, mount
 from serve.page.saved import routes_of
 from serve.page.uploads import LIFETIME_S, Workspace
+from serve.page.viewer.routes import viewer_routes
 
 
 def build_page(desk: Desk) -> Blocks:
     """The three tabs, wired."""
     intake = Intake(desk, Workspace(get_upload_folder()))
     chat = Chat(intake)
-    blocks = Blocks(intake.workspace, routes=routes_of(chat.find), title="MAEMI", delete_cache=(3600, LIFETIME_S))
+    routes = [*routes_of(chat.find), *viewer_routes(desk, chat.picture)]
+    blocks = Blocks(intake.workspace, routes=routes, title="MAEMI", delete_cache=(3600, LIFETIME_S))
     with blocks:
         gr.HTML(
             '<header class="maemi-head"><h1>MAEMI</h1><p>Ask about electron micrographs. Nothing leaves this machine.'

@@ -5,11 +5,13 @@ Knows nothing about where on the page things stand, or about models beyond the A
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -29,9 +31,11 @@ REFRESH_S = 0.05
 """Shortest time between two updates of an answer that is being written [s]."""
 ANEW = 0.7
 """Temperature at which an answer is drawn that was asked for again."""
+PLACE = re.compile(r"[1-9][0-9]{0,3}")
 FEEDBACK = {GOOD: "Like", BAD: "Dislike", 0: None}
 
-Cards = list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]
+Cards = list[tuple[str, Mapping[str, Any], Mapping[str, Any], tuple[str, str]]]
+"""Title, info, facts; and for the viewer a name of the picture, and its pixel size as a person wrote it."""
 
 
 class Chat:
@@ -51,7 +55,8 @@ class Chat:
             yield panel(cards, reading=[path.name for path in paths[number:]], looks=looks)
             (micrograph,) = self._intake.read([path], size)
             with self._desk.gate.turn():
-                cards.append((path.name, micrograph.info(), self._desk.answerer.facts_of(micrograph).as_dict()))
+                facts = self._desk.answerer.facts_of(micrograph).as_dict()
+            cards.append((path.name, micrograph.info(), facts, (str(path), size)))
             looks.append(thumbnail(micrograph, PREVIEW))
         yield panel(cards, looks=looks)
 
@@ -104,7 +109,7 @@ class Chat:
                 if time.monotonic() - told_at > REFRESH_S:
                     told_at = time.monotonic()
                     yield [*messages, _message("assistant", as_text(said))], gr.skip(), gr.skip()
-        beside_pictures = {text for _, info, _ in cards for text in info["warnings"]}
+        beside_pictures = {text for _, info, *_ in cards for text in info["warnings"]}
         warnings = [text for text in proof.warnings if text not in beside_pictures]
         store.answer(
             keeper,
@@ -234,6 +239,16 @@ class Chat:
         store, keeper = self._store(request)
         return store.load(keeper, id)
 
+    def picture(self, request: Any, name: str) -> Path | None:
+        """The file that a request may see: `CONVERSATION/NUMBER`, or the path of an upload; None for any other."""
+        id, _, number = name.partition("/")
+        if not id:
+            return Path(name) if self._intake.workspace.owns(owner_of(request), name) else None
+        try:
+            return self.find(request, id).pictures[int(number) - 1].path if PLACE.fullmatch(number) else None
+        except (ConfigError, IndexError):
+            return None
+
     # -------------------------------------------------------------------------------------------- helpers
 
     @cached_property
@@ -303,7 +318,10 @@ def _feedback(conversation: Conversation) -> list[str | None]:
 
 
 def _kept_cards(conversation: Conversation) -> Cards:
-    return [(picture.name, picture.info, picture.facts) for picture in conversation.pictures]
+    return [
+        (picture.name, picture.info, picture.facts, (f"{conversation.id}/{number}", conversation.pixel_size))
+        for number, picture in enumerate(conversation.pictures, 1)
+    ]
 
 
 def _panel_of(conversation: Conversation) -> str:

@@ -38,6 +38,23 @@
     if (event.key === "Escape") hide();
   });
 
+  const viewer = document.createElement("dialog");
+  viewer.className = "maemi-viewer";
+  viewer.setAttribute("aria-label", "Viewer");
+  viewer.addEventListener("close", () => viewer.replaceChildren());
+  document.body.append(viewer);
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a.maemi-view");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return; // those open a tab of its own
+    event.preventDefault();
+    const close = document.createElement("button"), frame = document.createElement("iframe");
+    close.textContent = "Close viewer";
+    close.addEventListener("click", () => viewer.close());
+    Object.assign(frame, { src: link.href, title: link.textContent, allow: "fullscreen" });
+    viewer.replaceChildren(close, frame);
+    viewer.showModal();
+  });
+
   // Gradio gives pictures of a chat no words.
   new MutationObserver(() => {
     for (const picture of document.querySelectorAll('.maemi-chat .message img[alt=""]')) picture.alt = "Micrograph";

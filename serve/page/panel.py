@@ -10,6 +10,7 @@ import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from assistant.quantities import written
 from serve import wording
@@ -27,13 +28,13 @@ EMPTY = (
 
 
 def panel(
-    shown: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
+    shown: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any], tuple[str, str]]],
     warnings: Sequence[str] = (),
     statements: Sequence[Mapping[str, Any]] = (),
     reading: Sequence[str] = (),
     looks: Sequence[str] = (),
 ) -> str:
-    """All pictures of a conversation as (title, info, facts), the newest open.
+    """All pictures of a conversation as (title, info, facts, (name, pixel size) for the viewer), the newest open.
 
     Above them the warnings, and what the latest answer states with the facts behind it. `reading`: titles of pictures
     that are being read; `looks`: how the newest ones look, as `data:` URIs.
@@ -41,7 +42,7 @@ def panel(
     if not shown and not reading:
         return EMPTY
     cards: list[str] = []
-    for title, info, facts in shown:
+    for title, info, facts, (name, size) in shown:
         badge = '<p class="maemi-badge maemi-amber">Not calibrated</p>'
         if info["pixel_size_nm"] is not None:
             size, _, source = wording.pixel_size(info).partition(" (")
@@ -50,10 +51,16 @@ def panel(
         found = "".join(_row(label, value) for label, value in wording.reading(info) if label != "Pixel size")
         measured = "".join(_row(name, value, method) for name, value, method in wording.fact_rows(facts))
         newest = " open" if len(cards) == len(shown) - 1 else ""
+        views = _view("Open viewer", {"file": name, "size": size})
+        if cards:
+            before, _, _, (other, size1) = shown[len(cards) - 1]
+            pair = {"file": other, "size": size1, "with": name, "size2": size}
+            views += _view(f"Compare with {before}", pair)
+        views = f'<p class="maemi-views">{views}</p>'
         place = len(cards) - len(shown) + len(looks)
         look = f'<img class="maemi-preview" src="{looks[place]}" alt="">' if place >= 0 else ""
         cards.append(
-            f"<details{newest}><summary>{escape(title)}</summary>{look}{badge}{_cautions(info['warnings'])}"
+            f"<details{newest}><summary>{escape(title)}</summary>{look}{badge}{views}{_cautions(info['warnings'])}"
             f"<h4>Read from the file</h4><dl>{found}</dl><h4>Measured</h4><dl>{measured}</dl></details>"
         )
     stated = "".join(_row(*wording.statement_row(statement)) for statement in statements)
@@ -121,6 +128,12 @@ def _progress(done: int, of: int) -> str:
 
 def _empty(title: str, hint: str) -> str:
     return f'<div class="maemi-empty"><p>{title}</p><p>{hint}</p></div>'
+
+
+def _view(words: str, named: Mapping[str, str]) -> str:
+    """A link into the viewer; the page opens it over itself."""
+    named = {key: value for key, value in named.items() if value}
+    return f'<a class="maemi-view" href="viewer?{escape(urlencode(named))}" target="_blank">{escape(words)}</a>'
 
 
 def _row(label: str, value: str, hint: str = "") -> str:

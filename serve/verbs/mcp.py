@@ -99,10 +99,11 @@ def _over_http(
     auth: Path | None,
     trusted_proxy: Sequence[str],
 ) -> None:
+    from serve.desk.database import default_place
     from serve.desk.desk import Desk
     from serve.desk.gate import Gate
     from serve.desk.sandbox import Sandbox
-    from serve.desk.store import AnswerStore, default_place
+    from serve.desk.store import AnswerStore
     from serve.http.guard import Guard
     from serve.http.server import admit, bind, parse_proxies, run_server, signals_last
     from serve.mcp_tools import BODY_LIMIT
