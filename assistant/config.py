@@ -184,6 +184,8 @@ class TrainingConfig(Section):
     """Steps before those, in which the language model's adapters learn the words alone, without the picture."""
     batch_size: Positive = 8
     """Images per optimizer step; each brings a conversation of several turns."""
+    accumulate: Positive = 1
+    """Parts that a step is computed in, one after another: less memory, the same step. Divides `batch_size`."""
     learning_rate: NonNegative = 1e-3
     """Peak rate of the adapters and the cross-attention."""
     vision_learning_rate: NonNegative = 2e-4
@@ -206,6 +208,18 @@ class TrainingConfig(Section):
     save_every: Positive = 100
     """Optimizer steps between checkpoints."""
     keep_checkpoints: Positive = 2
+    validate_every: Annotated[int, Field(ge=0)] | None = None
+    """Optimizer steps between two looks at the validation split; None means `save_every`, 0 never."""
+    validate_on: Positive = 64
+    """Conversations of the validation split that are looked at, the same every time."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Looks without a better loss that end the training; 0 trains to the last step."""
+
+    @model_validator(mode="after")
+    def _parts_divide_the_batch(self) -> TrainingConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
+        return self
 
 
 class PriceConfig(Section):

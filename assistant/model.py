@@ -225,13 +225,15 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         context: VisualContext | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        with_logits: bool | None = None,
         past_key_values: Any = None,
         **lm_arguments: Any,
     ) -> CausalLMOutputWithPast:
         """A batch from `MaemiProcessor` -> logits [B, T, V]; with labels, the mean loss over answer tokens.
 
         The visual memory is computed from pixels and questions, or taken from `context`; with neither, the student
-        is its language model. In training with labels there are no logits: the loss goes without them.
+        is its language model. With labels there are no logits in training, nor where `with_logits` is False: the loss
+        goes without them.
         `num_items_in_batch`, answer tokens of all micro-batches of a step, takes the place of the batch's own number.
         """
         if context is None and image_mask is not None and image_mask.any():
@@ -242,11 +244,11 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         length = input_ids.shape[1]
         nothing = torch.zeros_like(input_ids)
-        in_training = self.training and labels is not None
+        loss_alone = labels is not None and (self.training if with_logits is None else not with_logits)
         output = self.decoder(
             input_ids,
             context=context,
-            with_logits=not in_training,
+            with_logits=not loss_alone,
             image_index=nothing if image_index is None else align_index(image_index, past=past, length=length),
             turn_index=nothing if turn_index is None else align_index(turn_index, past=past, length=length),
             attention_mask=attention_mask,
@@ -256,7 +258,7 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values = output.past_key_values
         if labels is None:
             return CausalLMOutputWithPast(logits=output.logits, past_key_values=past_key_values)
-        logits = None if in_training else output.logits
+        logits = None if loss_alone else output.logits
         states, head = (
             (output.last_hidden_state, self.get_output_embeddings()) if logits is None else (logits, nn.Identity())
         )

@@ -10,8 +10,9 @@ from students import tiny_run
 from assistant.config import TrainingConfig
 from assistant.inference import Assistant
 from training.data import Conversations, load_split
-from training.evaluate import evaluate_assistant, statement_report
+from training.evaluate import evaluate_assistant
 from training.fact_check import agrees
+from training.scores import class_report, score_answers, shown_answers, statement_report
 
 TEXT = ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor_exact_stem")
 
@@ -39,8 +40,12 @@ def test_statements_of_drafts_and_of_what_is_shown_are_counted(tmp_path: Path) -
         "The period is 40 nm.",
         f"It shows {rows[3].label}.",
     ]
-    counted = statement_report([replace(row, question="How many?") for row in rows], drafts)
-    assert counted["drafted"] == {"true": 2, "false": 1, "unsupported": 1, "withheld": 0}
+    asked = [replace(row, question="How many?") for row in rows]
+    counted = statement_report(asked, drafts, shown_answers(asked, drafts))
+    worded = {"true": 2, "false": 1, "unsupported": 1, "withheld": 0, "false_rate": 0.5}
+    assert worded.items() <= counted["drafted"].items()
+    low, high = counted["drafted"]["false_rate_interval"]
+    assert 0 <= low < 0.5 < high <= 1
     assert (counted["true"], counted["false"], counted["unsupported"]) == (4, 0, 0)
 
 
@@ -79,3 +84,31 @@ def test_a_student_that_quotes_by_reference_is_trained_and_asked_with_facts_by_n
 )
 def test_facts_are_judged(answer: str, reference: str, label: str | None, verdict: bool | None) -> None:
     assert agrees(answer, reference, label) is verdict
+
+
+def test_everything_is_told_by_facet_and_class_and_the_worst_come_first(tmp_path: Path) -> None:
+    rows = load_split(write_dataset(tmp_path / "data", per_class=2), "test")
+    answers = ["It shows powder." if row.label == "nanowires" and row.task == "caption" else row.answer for row in rows]
+    told = score_answers(rows, {"seen": answers})
+    assert told["classes"]["powder"]["accuracy"] == 1.0
+    assert told["classes"]["nanowires"]["accuracy"] < 1.0
+    assert told["classes"]["nanowires"]["false"] == 2
+    assert told["facets"]["caption"]["n"] == 4
+    assert told["facets"]["surface"]["bleu2_interval"][1] == 1.0
+    assert "bleu2_blind" not in told["facets"]["surface"], "what was not asked is not told"
+    assert [(one["class"], one["facet"]) for one in told["worst"]] == [("nanowires", "caption")] * 2
+    assert told["worst"][0]["shown"] == "It shows powder."
+
+
+def test_confusion_reliability_and_risk_are_those_of_the_probabilities() -> None:
+    """Four pictures, two classes, in closed form."""
+    p = [[0.95, 0.05], [0.85, 0.15], [0.35, 0.65], [0.25, 0.75]]
+    told = class_report(p, [0, 1, 1, 1], ["a", "b"], ["1", "2", "3", "4"])
+    assert told["confusion"] == [[1, 0], [1, 2]]
+    assert told["reliability"] == [
+        {"confidence": c, "accuracy": a, "n": 1} for c, a in ((0.65, 1.0), (0.75, 1.0), (0.85, 0.0), (0.95, 1.0))
+    ]
+    assert told["risk_coverage"] == [[0.25, 0.0], [0.5, 0.5], [0.75, 0.3333], [1.0, 0.25]]
+    assert told["purity"] == {"a": 0.5, "b": 1.0}
+    low, high = told["top1_interval"]
+    assert low < told["top1"] == 0.75 < high

@@ -23,14 +23,17 @@ from assistant.config import dump_config
 
 STEPS = 5
 SAVE_EVERY = 2
+WHOLE = {"model", "run.json", "metrics.jsonl", "lock", "README.md", "loss.svg"}
 
 
 class Case:
     """The command, and what an undisturbed run of it leaves."""
 
     def __init__(self, maemi: Maemi, folder: Path) -> None:
-        self.maemi, self.data = maemi, write_dataset(folder / "data")
-        overrides = (f"training.steps={STEPS}", f"training.save_every={SAVE_EVERY}", "adapter.r_max=4")
+        self.maemi = maemi
+        self.data = write_dataset(folder / "data", per_class=2, splits=("train", "validation"))  # two steps an epoch
+        overrides = (f"training.steps={STEPS}", f"training.save_every={SAVE_EVERY}", "training.accumulate=2",
+                     "training.validate_every=1", "adapter.r_max=4")  # fmt: skip
         config = tiny_config(write_tiny_base(folder / "base"), "adapter.r_min=2", *overrides)
         self.config = folder / "train.yaml"
         self.config.write_text(dump_config(config))
@@ -40,7 +43,7 @@ class Case:
         assert {"model/student.safetensors", "model/adapter/adapter_model.safetensors"} <= self.files.keys()
 
     def once(self, out: Path, **job: Any) -> dict[str, Any]:
-        argv = ["train", "--config", str(self.config), "--data", str(self.data), "--out", str(out)]
+        argv = ["train", "--config", str(self.config), "--data", str(self.data), "--out", str(out), "--json"]
         return self.maemi.run(argv, out, **job)
 
     def check(self, out: Path, place: object = None) -> None:
@@ -48,7 +51,7 @@ class Case:
         last = self.once(out)
         assert last["rc"] == 0, (place, last["err"])
         assert files(out) == self.files, place
-        assert {path.name for path in out.iterdir()} <= {"model", "run.json", "metrics.jsonl", "lock"}, place
+        assert {path.name for path in out.iterdir()} <= WHOLE, place
 
 
 def files(out: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What plain classifiers reach on the same split: the bar a vision-language model must be shown against.
 
-A linear probe on the student's frozen ViT, and a small convolutional network trained from scratch. Knows no text.
+A linear probe on the student's frozen ViT, another on texture descriptors, and a small convolutional network trained
+from scratch. Knows no text.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from assistant.encoders.texture import texture_descriptors
 from assistant.inference import Assistant
 from assistant.micrograph import to_model_input
 from training.data import decode_image
 
 _BATCH = 32
 CNN_SIZE = 64
+TEXTURE_SIZE = 256
 CNN_STEPS = 400
 
 
@@ -31,6 +34,20 @@ def linear_probe_accuracy(assistant: Assistant, known: Mapping[bytes, str], aske
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1))
     probe.fit(_vit_features(assistant, known), list(known.values()))
     return float(probe.score(_vit_features(assistant, asked), list(asked.values())))
+
+
+def texture_accuracy(known: Mapping[bytes, str], asked: Mapping[bytes, str]) -> float:
+    """Top-1 of logistic regression on texture descriptors, which no network has learned."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def described(pngs: Iterable[bytes]) -> np.ndarray:
+        return np.stack([texture_descriptors(to_model_input(decode_image(png), TEXTURE_SIZE)[0]) for png in pngs])
+
+    plain = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1))
+    plain.fit(described(known), list(known.values()))
+    return float(plain.score(described(asked), list(asked.values())))
 
 
 def convolutional_accuracy(known: Mapping[bytes, str], asked: Mapping[bytes, str], *, seed: int = 0) -> float:

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from assistant.bases import resolve_base
-from assistant.config import Config, dump_config
+from assistant.config import Config, dump_config, parse_config
 from assistant.disk import MANIFEST, fingerprint, write_file
 from assistant.errors import RunError
 from assistant.inspection import DATA, loading
@@ -23,7 +25,7 @@ RECORD = "run.json"
 _log = logging.getLogger("maemi.training")
 
 
-def claim(out: Path, config: Config, rows: str, *, device: str) -> Config:
+def claim(out: Path, config: Config, rows: str, *, device: str, processes: int = 1) -> Config:
     """Bind a run directory to settings, data and base, or make sure that it is bound to these.
 
     A record without a base, of an older version, is bound to the one that is there now: that version's checkpoints
@@ -33,10 +35,16 @@ def claim(out: Path, config: Config, rows: str, *, device: str) -> Config:
     file = out / RECORD
     with loading(file):
         bound = dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
-    wanted = {"config": dump_config(config), "data": rows}
-    for name, what in (("config", "settings"), ("data", "data")):
-        if bound and bound.get(name) != wanted[name]:
-            raise RunError("other_run", f"{out} holds a run of other {what}. Choose another --out.")
+        if "config" in bound:  # what settings were called when it began may have gained new ones, at their defaults
+            bound["config"] = dump_config(parse_config(yaml.safe_load(bound["config"]), origin=str(file)))
+    wanted = {"config": dump_config(config), "data": rows, "processes": processes}
+    for name, what in (
+        ("config", "other settings"),
+        ("data", "other data"),
+        ("processes", "another number of processes"),
+    ):
+        if bound and bound.get(name, 1) != wanted[name]:
+            raise RunError("other_run", f"{out} holds a run of {what}. Choose another --out.")
     before: dict[str, Any] = bound.get("base") or {}
     base = base_files(config, before)
     old, new = ({name: entry.get("sha256") for name, entry in files.items()} for files in (before, base))
@@ -52,6 +60,14 @@ def claim(out: Path, config: Config, rows: str, *, device: str) -> Config:
         bound = wanted | {"base": base, "precision": bound.get("precision", decision.precision)}
         write_file(file, json.dumps(bound, indent=1) + "\n")
     return config.model_copy(update={"training": config.training.model_copy(update={"precision": bound["precision"]})})
+
+
+def record(out: Path, **facts: Any) -> None:
+    """Add what came of a run to its record."""
+    file = out / RECORD
+    with loading(file):
+        bound = dict(json.loads(file.read_text(encoding="utf-8")))
+    write_file(file, json.dumps(bound | facts, indent=1) + "\n")
 
 
 def base_files(config: Config, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from assistant.chat import Conversation, Message
-from assistant.config import MatchText, TrainingConfig
+from assistant.config import Config, MatchText, TrainingConfig
 from assistant.errors import DatasetError
 from assistant.measure import Known
 from assistant.micrograph import Calibration, Instrument, Micrograph, to_model_input
@@ -113,6 +113,16 @@ def load_split(directory: Path, split: str) -> list[Example]:
     return examples
 
 
+def held_out_split(directory: Path, split: str) -> list[Example]:
+    """All rows of a split that a data set need not have; none where it has not. Raises DatasetError as `load_split`."""
+    try:
+        return load_split(directory, split)
+    except DatasetError as error:
+        if error.code not in ("no_dataset", "empty_split"):
+            raise
+        return []
+
+
 def data_fingerprint(directory: Path) -> str:
     """Hash of the data files' bytes, to tell whether a run resumes on the data it began with."""
     digest = hashlib.sha256()
@@ -123,12 +133,21 @@ def data_fingerprint(directory: Path) -> str:
 
 
 def decode_image(png: bytes) -> Micrograph:
-    """The image of a data set row as a Micrograph: already without its info bar, windowed to 8 bit."""
+    """The image of a data set row as a Micrograph: already without its info bar, windowed to 8 bit.
+
+    Raises DatasetError `unreadable_picture`.
+    """
     from PIL import Image
 
-    with Image.open(io.BytesIO(png), formats=["PNG", "JPEG"]) as image:
-        pixels = np.asarray(image.convert("L"))
     digest = hashlib.sha256(png).hexdigest()
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG", "JPEG"]) as image:
+            pixels = np.asarray(image.convert("L"))
+    except (OSError, ValueError, SyntaxError) as error:  # a decoder raises any of them for bytes that are torn
+        raise DatasetError(
+            "unreadable_picture",
+            f"the picture of SHA-256 {digest[:12]} cannot be read: {error}. `maemi train --check` names its rows.",
+        ) from None
     no_calibration: Calibration | None = None
     return Micrograph(pixels, digest, None, 0, no_calibration, Instrument(), None, ())
 
@@ -165,6 +184,18 @@ class Conversations(torch.utils.data.Dataset[TrainingItem]):
         self.epoch = 0
         self._cache: dict[bytes, np.ndarray] = {}
 
+    @classmethod
+    def configured(cls, examples: Sequence[Example], config: Config) -> Conversations:
+        """Conversations as a configuration wants them."""
+        return cls(
+            examples,
+            image_size=config.image_size,
+            settings=config.training,
+            seed=config.seed,
+            match_text=config.loss.itm.text,
+            references=config.prompt.facts == "references",
+        )
+
     def __len__(self) -> int:
         return len(self.singles) + -(-len(self.pairs) // (PAIR_EVERY if self.singles else 1))
 
@@ -173,6 +204,15 @@ class Conversations(torch.utils.data.Dataset[TrainingItem]):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> TrainingItem:
+        conversation, opening, random = self.conversation(index)
+        pixels = tuple(self._pixels(image) for image in opening.images)
+        if self.settings.augment:
+            pixels = tuple(augment(image, random) for image in pixels)
+        matched, wordings = matched_text(opening, self.match_text)
+        return TrainingItem(conversation, pixels, matched, wordings, self.rows[opening.images_key][0].label)
+
+    def conversation(self, index: int) -> tuple[Conversation, Example, np.random.Generator]:
+        """What is said in this epoch, the row that opens it, and the generator that augmentation goes on with."""
         if index < len(self.singles):
             key = self.singles[index]
         else:
@@ -193,11 +233,7 @@ class Conversations(torch.utils.data.Dataset[TrainingItem]):
             answer = taught_answer(row, question, answer, prompt) if self.references else answer
             messages.append(Message("user", question, len(drawn[0].images) * opening, aux * opening))
             messages.append(Message("assistant", answer))
-        pixels = tuple(self._pixels(image) for image in drawn[0].images)
-        if settings.augment:
-            pixels = tuple(augment(image, random) for image in pixels)
-        matched, wordings = matched_text(drawn[0], self.match_text)
-        return TrainingItem(Conversation(tuple(messages)), pixels, matched, wordings, rows[0].label)
+        return Conversation(tuple(messages)), drawn[0], random
 
     def _pixels(self, png: bytes) -> np.ndarray:
         """Model input [S, S] of an image, kept as 8 bit while the cache has room."""
@@ -240,13 +276,7 @@ class Collator:
         self.labels = list(labels)
 
     def __call__(self, items: Sequence[TrainingItem]) -> dict[str, Tensor]:
-        conversations = []
-        for item in items:
-            messages = item.conversation.messages
-            while len(messages) > 2 and len(self.processor.encode(Conversation(messages)).input_ids) > self.max_tokens:
-                messages = messages[:-2]
-            conversations.append(Conversation(messages))
-        batch = self.processor(conversations, [item.images for item in items])
+        batch = self.processor([self.cut(item.conversation) for item in items], [item.images for item in items])
         matched = [self.processor.tokenizer.encode(f" {item.matched}", add_special_tokens=False) for item in items]
         width = self.processor.question_tokens
         batch["match_ids"], batch["match_mask"] = pad_rows([ids[:width] for ids in matched])
@@ -255,6 +285,13 @@ class Collator:
             [self.labels.index(item.label) if item.label in self.labels else -100 for item in items]
         )
         return batch
+
+    def cut(self, conversation: Conversation) -> Conversation:
+        """A conversation without the last turns that would take it beyond `max_tokens`; the first always stays."""
+        messages = conversation.messages
+        while len(messages) > 2 and len(self.processor.encode(Conversation(messages)).input_ids) > self.max_tokens:
+            messages = messages[:-2]
+        return Conversation(messages)
 
 
 def matched_text(row: Example, kind: MatchText) -> tuple[str, frozenset[str]]:

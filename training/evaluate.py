@@ -8,32 +8,25 @@ grey image and without auxiliary text: what it knows from the question alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from assistant.answers import checked
 from assistant.chat import Conversation, Message
+from assistant.disk import MANIFEST, fingerprint
 from assistant.inference import Assistant, Look
-from assistant.measure import Facts, fact_line, filled, read_statements, references_of, sentences
+from assistant.measure import Facts, fact_line, filled, references_of
 from assistant.progress import Progress
-from training.baselines import convolutional_accuracy, linear_probe_accuracy
-from training.data import Example, decode_image, load_split
-from training.fact_check import agrees, first_choice
-from training.metrics import (
-    TEXT_METRICS,
-    bootstrap_interval,
-    classification_scores,
-    majority_answers,
-    nearest_question_answers,
-    text_scores,
-)
+from training.baselines import convolutional_accuracy, linear_probe_accuracy, texture_accuracy
+from training.data import Example, data_fingerprint, decode_image, load_split
+from training.fact_check import agrees
+from training.metrics import majority_answers, nearest_question_answers, text_scores
 from training.quoting import Prompt, digest, known_of_pictures, taught_answer
+from training.scores import class_report, rounded, score_answers, shown_answers
 
-VERDICTS = ("true", "false", "unsupported", "withheld")
 ANSWER_TOKENS = 96
 _BATCH = 32
 NO_FACTS = Facts("uniform", ())
@@ -77,13 +70,9 @@ def evaluate_assistant(
         answers[name] = answer_examples(assistant, rows, looks, with_aux=with_aux, blind=blind)
     tell(3, 4, "classifying")
     report: dict[str, Any] = {
-        "caption": text_report(rows, answers, lambda row: row.task == "caption"),
-        "vqa": text_report(rows, answers, lambda row: row.task != "caption"),
+        **score_answers(rows, answers, shown=shown_answers(rows, answers["seen"])),
         "classification": classification_report(assistant, rows, looks),
-        "factual": factual_report(rows, answers),
-        "statements": statement_report(rows, answers["seen"]),
         **({"references": reference_report(assistant, rows, looks)} if assistant.by_reference else {}),
-        "facets": facet_report(rows, answers),
         "baselines": baseline_report(assistant, train, rows, classify=baselines),
         "n": {
             "rows": len(rows),
@@ -91,9 +80,27 @@ def evaluate_assistant(
             "groups": len({r.group for r in rows}),
         },
         "model": assistant.name,
+        "provenance": provenance(assistant, data, limit),
     }
     tell(4, 4, "done")
     return report
+
+
+def provenance(assistant: Assistant, data: Path, limit: int | None) -> dict[str, Any]:
+    """What the scores belong to: the model's weights, the data, the settings of the evaluation and the versions."""
+    import platform
+    from importlib.metadata import version
+
+    directory = assistant.run.path
+    return {
+        "model": assistant.name,
+        "model_sha256": fingerprint(directory / MANIFEST) if directory and (directory / MANIFEST).is_file() else None,
+        "data_fingerprint": data_fingerprint(data),
+        "rows_per_task": limit,
+        "seed": assistant.run.config.seed,
+        "versions": {name: version(name) for name in ("maemi", "torch", "transformers", "sacrebleu", "rouge-score")},
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    }
 
 
 def sample_rows(examples: Sequence[Example], limit: int | None) -> list[Example]:
@@ -165,7 +172,7 @@ def reference_report(assistant: Assistant, rows: Sequence[Example], looks: dict[
             counts["wrong"] += len(drafted - wanted[n])
             counts["left_out"] += len(wanted[n] - drafted)
     named = {name: counts[name] for name in ("right", "wrong", "left_out")}
-    share = _rounded(counts["rows_right"] / len(quoting)) if quoting else None
+    share = rounded(counts["rows_right"] / len(quoting)) if quoting else None
     return {"rows_right": share, "n": len(quoting), **named}
 
 
@@ -183,93 +190,20 @@ def conversation_of(row: Example, *, aux: str) -> Conversation:
     return Conversation((replace(messages[0], images=len(row.images), aux=aux), *messages[1:]))
 
 
-def text_report(
-    rows: Sequence[Example], answers: dict[str, list[str]], wanted: Callable[[Example], bool]
-) -> dict[str, Any]:
-    """Text metrics of some rows: as asked, without auxiliary text, blind, against one wording, with an interval."""
-    chosen = [i for i, row in enumerate(rows) if wanted(row)]
-    if not chosen:
-        return {"n": 0}
-    references = [list(dict.fromkeys((rows[i].answer, *rows[i].references))) for i in chosen]
-    report: dict[str, Any] = {"n": len(chosen)}
-    for suffix, name in (("", "seen"), ("_without_aux", "without_aux"), ("_blind", "blind")):
-        scores = text_scores([answers[name][i] for i in chosen], references)
-        for metric in TEXT_METRICS:
-            report[f"{metric}{suffix}"] = _rounded(scores.mean[metric])
-            if not suffix:
-                report[f"{metric}_std"] = _rounded(scores.std[metric])
-                report[f"{metric}_single"] = _rounded(scores.single[metric])
-        if not suffix:
-            groups = [rows[i].group for i in chosen]
-            low, high = bootstrap_interval(scores.items["bleu2"], groups, seed=0)
-            report["bleu2_interval"] = [_rounded(low), _rounded(high)]
-    return report
-
-
-def facet_report(rows: Sequence[Example], answers: dict[str, list[str]]) -> dict[str, dict[str, float]]:
-    """BLEU-2 as asked and blind, and how many rows, per facet."""
-    report = {}
-    for facet in sorted({row.facet for row in rows}):
-        scores = text_report(rows, answers, lambda row, facet=facet: row.facet == facet)  # type: ignore[misc]
-        report[facet] = {name: scores[name] for name in ("bleu2", "bleu2_without_aux", "bleu2_blind", "n")}
-    return report
-
-
-def factual_report(rows: Sequence[Example], answers: dict[str, list[str]]) -> dict[str, Any]:
-    """Share of answers whose class, yes or no, counts and sizes agree with what is known, where anything is."""
-    report: dict[str, Any] = {}
-    for name, key in (("seen", "accuracy"), ("without_aux", "without_aux"), ("blind", "blind")):
-        verdicts = [agrees(text, row.answer, row.label) for text, row in zip(answers[name], rows, strict=True)]
-        known = [(verdict, row.group) for verdict, row in zip(verdicts, rows, strict=True) if verdict is not None]
-        report[key] = _rounded(float(np.mean([verdict for verdict, _ in known]))) if known else None
-        if name == "seen" and known:
-            report["n"] = len(known)
-            low, high = bootstrap_interval([float(v) for v, _ in known], [group for _, group in known], seed=0)
-            report["interval"] = [_rounded(low), _rounded(high)]
-    return report
-
-
-def statement_report(rows: Sequence[Example], drafts: Sequence[str]) -> dict[str, Any]:
-    """How many statements are true, false, unsupported (nothing known decides them) or withheld.
-
-    Of the answers as they are shown, and under "drafted" of what the student itself words.
-    """
-    shown = ["".join(checked([draft], row.question, row.known)) for draft, row in zip(drafts, rows, strict=True)]
-    labels = sorted({row.label for row in rows if row.label})
-    return _verdicts(rows, shown, labels) | {"drafted": _verdicts(rows, drafts, labels)}
-
-
-def _verdicts(rows: Sequence[Example], texts: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
-    counts: Counter[str] = Counter()
-    for row, text in zip(rows, texts, strict=True):
-        known = [one.with_class(row.label) if row.label else one for one in row.known]
-        for sentence in sentences([text]):
-            stated = read_statements(sentence, known)
-            counts.update(statement.verdict for statement in stated)
-            named = first_choice(sentence, labels) if not stated else None
-            if named is not None:  # a class outside of any number: "24 particles" names none
-                counts["unsupported" if row.label is None else "true" if named == row.label else "false"] += 1
-    return {verdict: counts[verdict] for verdict in VERDICTS}
-
-
 def classification_report(assistant: Assistant, rows: Sequence[Example], looks: dict[bytes, Look]) -> dict[str, Any]:
     """Top-k, macro scores and calibration of zero-shot classification by likelihood; never sees auxiliary text."""
-    images = {row.images[0]: row.label for row in rows if row.label and len(row.images) == 1}
-    labels = sorted({label for label in images.values() if label})
+    asked, labels = labelled_pictures(rows)
     if len(labels) < 2:
         return {"n": 0}
-    probabilities = np.stack([assistant.label_probabilities(replace(looks[png], aux=""), labels) for png in images])
-    truth = [labels.index(label) for label in images.values() if label]
-    scores = classification_scores(probabilities, truth, classes=labels)
-    top = {f"top{k}": _rounded(scores.top[k]) for k in (1, 2, 3, 5) if k in scores.top}
-    return {
-        **top,
-        "macro_precision": _rounded(scores.macro_precision),
-        "macro_recall": _rounded(scores.macro_recall),
-        "macro_f1": _rounded(scores.macro_f1),
-        "ece": _rounded(scores.ece),
-        "n": len(truth),
-    }
+    probabilities = np.stack([assistant.label_probabilities(replace(looks[png], aux=""), labels) for png in asked])
+    known, groups = [labels.index(row.label or "") for row in asked.values()], [row.group for row in asked.values()]
+    return class_report(probabilities, known, labels, groups)
+
+
+def labelled_pictures(rows: Sequence[Example]) -> tuple[dict[bytes, Example], list[str]]:
+    """Each picture that has a class, with a row about it alone, and the classes there are."""
+    pictures = {row.images[0]: row for row in rows if row.label and len(row.images) == 1}
+    return pictures, sorted({row.label for row in pictures.values() if row.label})
 
 
 def baseline_report(
@@ -288,10 +222,10 @@ def baseline_report(
             if chosen:
                 references = [[rows[i].answer, *rows[i].references] for i in chosen]
                 scores = text_scores([answers[i] for i in chosen], references)
-                report[f"{task}_bleu2_{name}"] = _rounded(scores.mean["bleu2"])
+                report[f"{task}_bleu2_{name}"] = rounded(scores.mean["bleu2"])
         verdicts = [agrees(text, row.answer, row.label) for text, row in zip(answers, rows, strict=True)]
         known = [verdict for verdict in verdicts if verdict is not None]
-        report[f"factual_{name}"] = _rounded(float(np.mean(known))) if known else None
+        report[f"factual_{name}"] = rounded(float(np.mean(known))) if known else None
     if classify:
         report |= _classifiers(assistant, train, rows)
     return report
@@ -307,11 +241,8 @@ def _classifiers(assistant: Assistant, train: Sequence[Example], rows: Sequence[
     counts = {label: list(known.values()).count(label) for label in known.values()}
     majority = max(counts, key=lambda label: counts[label])
     return {
-        "top1_majority": _rounded(float(np.mean([label == majority for label in asked.values()]))),
-        "top1_linear_probe_vit": _rounded(linear_probe_accuracy(assistant, known, asked)),
-        "top1_cnn": _rounded(convolutional_accuracy(known, asked)),
+        "top1_majority": rounded(float(np.mean([label == majority for label in asked.values()]))),
+        "top1_linear_probe_vit": rounded(linear_probe_accuracy(assistant, known, asked)),
+        "top1_cnn": rounded(convolutional_accuracy(known, asked)),
+        "top1_texture": rounded(texture_accuracy(known, asked)),
     }
-
-
-def _rounded(value: float) -> float:
-    return round(float(value), 4)

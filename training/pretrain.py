@@ -146,14 +146,7 @@ def _fit(
 ) -> None:
     settings = run.config.training
     out.mkdir(parents=True, exist_ok=True)
-    dataset = Conversations(
-        examples,
-        image_size=run.config.image_size,
-        settings=settings,
-        seed=run.config.seed,
-        match_text=run.config.loss.itm.text,
-        references=run.config.prompt.facts == "references",
-    )
+    dataset = Conversations.configured(examples, run.config)
     collator = Collator(run.processor, max_tokens=settings.max_tokens, labels=labels)
     groups = [{"params": [p for p in stage.parameters() if p.requires_grad], "lr": settings.learning_rate}]
     fit(stage, run, dataset, collator, groups, out, progress=progress)

@@ -11,12 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from assistant.adapters import has_routers, router_losses
+from assistant.adapters import count_tokens, has_routers, router_losses
 from assistant.config import LossConfig
 from assistant.grounding import CLS, STATES, contrastive_loss, hard_negatives, matching_loss, similarity_of
+from assistant.loss import IGNORED_LABEL
 from assistant.model import ImageStates, MaemiForConditionalGeneration
 
 PROBE_WEIGHT = 0.3
+
+
+def counts_of(batch: dict[str, Tensor]) -> Tensor:
+    """What the losses of a batch are means over [3]: answer tokens, tokens without padding, one-image conversations.
+
+    A stage that is given the sums over all parts of a step makes a loss of each part that add up to the step's own.
+    Only what is drawn within a part differs: wrong pictures and texts of matching, and the contrast.
+    """
+    answers = (batch["labels"][:, 1:] != IGNORED_LABEL).sum()
+    return torch.stack([answers, batch["attention_mask"].sum(), (batch["image_mask"].sum(1) == 1).sum()])
 
 
 class InstructionStage(nn.Module):
@@ -32,7 +43,7 @@ class InstructionStage(nn.Module):
         self.routed = has_routers(student.decoder.lm)
 
     def forward(self, *, pixel_values: Tensor, image_mask: Tensor, **batch: Any) -> dict[str, Tensor]:
-        """A batch from `Collator` -> `loss` and its parts."""
+        """A batch from `Collator`, with `counts` of the whole step if it is a part -> `loss` and its parts."""
         return self.losses(self.student.encode_images(pixel_values[image_mask]), image_mask=image_mask, **batch)
 
     def losses(
@@ -47,16 +58,23 @@ class InstructionStage(nn.Module):
         question_ids: Tensor,
         question_mask: Tensor,
         turn_images: Tensor,
+        counts: Tensor | None = None,
         **text: Any,
     ) -> dict[str, Tensor]:
         """The losses of a batch whose images are already encoded."""
         context = self.student.visual_context(
             None, image_mask, question_ids, question_mask, turn_images, image_memory=states.memory
         )
-        losses = {"lm": self.student(**text, context=context).loss}
+        answers, tokens = (None, None) if counts is None else counts[:2]
+        if self.routed:
+            count_tokens(self.student.decoder.lm, text["attention_mask"])
+        language = self.student(**text, context=context, num_items_in_batch=answers, with_logits=False)
+        losses = {"lm": language.loss}
         total = losses["lm"]
         if self.loss.itm.weight or self.loss.itc.weight:
             itm, itc = self._matching(states, image_mask, match_ids, match_mask, match_key)
+            share = _share(image_mask, counts)
+            itm, itc = itm * share, itc * share
             losses |= {"itm": itm, "itc": itc}
             # A contrast without a weight is 0 with the gradient of the projections behind hard negatives, times the
             # temperature, so that it does not rule the norm gradients are clipped by; Adam's step is the same.
@@ -65,6 +83,8 @@ class InstructionStage(nn.Module):
             total = total + self.loss.itm.weight * itm + contrast
         if self.routed:
             losses["router"] = router_losses(self.student.decoder.lm)
+            if tokens is not None:
+                losses["router"] = losses["router"] * (text["attention_mask"].sum() / tokens)
             total = total + losses["router"]
         return {"loss": total, **losses}
 
@@ -129,11 +149,20 @@ class LanguageStage(nn.Module):
         super().__init__()
         self.student = student
 
-    def forward(self, *, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_: Any) -> dict[str, Tensor]:
-        """A batch from `Collator` -> `loss`."""
+    def forward(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        counts: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """A batch from `Collator`, with `counts` of the whole step if it is a part -> `loss`."""
         words = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         places = {"image_index": torch.zeros_like(input_ids), "turn_index": torch.ones_like(input_ids)}
-        return {"loss": self.student(**words, **places, context=None).loss}
+        answers = None if counts is None else counts[0]
+        return {"loss": self.student(**words, **places, context=None, num_items_in_batch=answers).loss}
 
 
 class ClassProbes(nn.Module):
@@ -163,13 +192,22 @@ class VisionStage(nn.Module):
         self.student = student
         self.probes = ClassProbes(student, classes)
 
-    def forward(self, *, pixel_values: Tensor, image_mask: Tensor, class_index: Tensor, **_: Any) -> dict[str, Tensor]:
-        """A batch from `Collator` -> `loss`."""
+    def forward(
+        self,
+        *,
+        pixel_values: Tensor,
+        image_mask: Tensor,
+        class_index: Tensor,
+        counts: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """A batch from `Collator`, with `counts` of the whole step if it is a part -> `loss`."""
         pixels = pixel_values[image_mask]  # [I, 1, S, S]
         if self.training:
             pixels = turned(pixels)
         owner = image_mask.nonzero()[:, 0]  # [I]
-        return {"loss": self.probes(self.student.encode_images(pixels), class_index[owner])}
+        loss = self.probes(self.student.encode_images(pixels), class_index[owner])
+        return {"loss": loss * _share(image_mask, counts)}
 
 
 class PretrainStage(InstructionStage):
@@ -184,8 +222,13 @@ class PretrainStage(InstructionStage):
         states = self.student.encode_images(pixel_values[image_mask])
         losses = self.losses(states, image_mask=image_mask, **batch)
         owner = image_mask.nonzero()[:, 0]  # [I]
-        probes = self.probes(states, batch["class_index"][owner])
+        probes = self.probes(states, batch["class_index"][owner]) * _share(image_mask, batch.get("counts"))
         return losses | {"loss": losses["loss"] + PROBE_WEIGHT * probes, "probes": probes}
+
+
+def _share(image_mask: Tensor, counts: Tensor | None) -> Tensor | float:
+    """The share that a part has in a step's conversations with one image; 1 where it is the whole step."""
+    return 1.0 if counts is None else (image_mask.sum(1) == 1).sum() / counts[2]
 
 
 def turned(pixels: Tensor) -> Tensor:

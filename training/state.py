@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,14 @@ OPTIMIZER = "optimizer.safetensors"
 STATE = "training_state.json"
 
 
-def save_training_state(directory: Path, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-    """Write optimizer, schedule and the random state of Python, NumPy, the CPU and every GPU."""
+def save_training_state(
+    directory: Path, optimizer: torch.optim.Optimizer, scheduler: Any, randoms: Sequence[RandomState]
+) -> None:
+    """Write optimizer, schedule and the random state of every process."""
     from safetensors.torch import save_file
 
     state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {"random.cpu": torch.random.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"random.cuda.{n}": s for n, s in enumerate(torch.cuda.random.get_rng_state_all())}
+    tensors = {f"random.{rank}.{name}": t for rank, one in enumerate(randoms) for name, t in one.tensors.items()}
     plain: dict[str, dict[str, Any]] = {}
     for number, entries in state["state"].items():
         for key, value in entries.items():
@@ -35,15 +37,30 @@ def save_training_state(directory: Path, optimizer: torch.optim.Optimizer, sched
             else:
                 plain.setdefault(str(number), {})[key] = value
     save_file(tensors, str(directory / OPTIMIZER))
-    name, keys, *rest = np.random.get_state()
     document = {
         "param_groups": state["param_groups"],
         "plain": plain,
         "scheduler": scheduler.state_dict(),
-        "python": random.getstate(),
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "random": [one.plain for one in randoms],
     }
     (directory / STATE).write_text(json.dumps(document))
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The random numbers of a process: those of PyTorch, on the CPU and every GPU, and of Python and NumPy."""
+
+    tensors: Mapping[str, Tensor]
+    plain: Mapping[str, Any]
+
+
+def random_state() -> RandomState:
+    """The random state of this process."""
+    tensors = {"cpu": torch.random.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{n}": state for n, state in enumerate(torch.cuda.random.get_rng_state_all())}
+    name, keys, *rest = np.random.get_state()
+    return RandomState(tensors, {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest]})
 
 
 def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
@@ -61,17 +78,18 @@ def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer, scheduler:
     scheduler.load_state_dict(document["scheduler"])
 
 
-def load_random_state(directory: Path) -> None:
-    """Put the random state back."""
+def load_random_state(directory: Path, rank: int = 0) -> None:
+    """Put the random state of a process back. A checkpoint of an older version holds that of one process."""
     from safetensors.torch import load_file
 
     document, tensors = json.loads((directory / STATE).read_text()), load_file(str(directory / OPTIMIZER))
-    version, numbers, gauss = document["python"]
+    plain, start = (document["random"][rank], f"random.{rank}") if "random" in document else (document, "random")
+    version, numbers, gauss = plain["python"]
     random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = document["numpy"]
+    name, keys, *rest = plain["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
-    torch.random.set_rng_state(tensors["random.cpu"])
+    torch.random.set_rng_state(tensors[f"{start}.cpu"])
     if torch.cuda.is_available():
         for n in range(torch.cuda.device_count()):
-            if f"random.cuda.{n}" in tensors:
-                torch.cuda.set_rng_state(tensors[f"random.cuda.{n}"], n)
+            if f"{start}.cuda.{n}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"{start}.cuda.{n}"], n)

@@ -7,14 +7,15 @@ resumes from the newest whole one. Knows nothing about which losses a stage mini
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,66 +35,117 @@ from assistant.checkpoint import (
 )
 from assistant.config import Config
 from assistant.disk import disk_errors, locked, verify_directory, write_directory, write_file
-from assistant.errors import RunError, Stopped
+from assistant.errors import ConfigError, RunError, Stopped
 from assistant.inspection import loading
-from assistant.precision import decide
+from assistant.precision import decide, device_of
 from assistant.progress import Progress
-from training.claim import claim
-from training.data import Collator, Conversations, data_fingerprint, load_split
+from training.account import write_account
+from training.claim import claim, record
+from training.data import Collator, Conversations, Example, data_fingerprint, held_out_split, load_split
 from training.heads import own_heads
-from training.stages import InstructionStage, LanguageStage
-from training.state import load_optimizer, load_random_state, save_training_state
+from training.preflight import Preflight, look, memory_here, require_memory, require_sound
+from training.processes import ALONE, Processes, meet
+from training.stages import InstructionStage, LanguageStage, counts_of
+from training.state import load_optimizer, load_random_state, random_state, save_training_state
+from training.validation import Validation
 
 _VISION_PARTS = ("vit", "hnf", "vit_projection", "hnf_projection")
 MATCHING_PARTS = ("text_encoder", "grounded", "matching", "image_match", "text_match")
+HELD_OUT = ("validation", "test")
 STAGE_WEIGHTS = "stage.safetensors"
 PROGRESS = "trainer_state.json"
 """Where transformers keeps the steps done and the log."""
+_log = logging.getLogger("maemi.training")
 
 
-def train(config: Config, data: Path, out: Path, *, device: str = "auto", progress: Progress | None = None) -> Path:
+def train(
+    config: Config,
+    data: Path,
+    out: Path,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+    told: Callable[[Preflight], None] | None = None,
+    force: bool = False,
+) -> Path:
     """Fine-tune a student; the same call resumes after any interruption. Returns the run directory.
 
-    Raises ConfigError, DatasetError, Stopped after a signal, and RunError `busy_run`, `other_run`, `diverged`,
-    `disk_full` or those of `load_run`.
+    `told` is given what is found before the first step; `force` trains although something of it is a reason to stop.
+    Raises ConfigError, DatasetError, Stopped after a signal, and RunError `busy_run`, `other_run`, `preflight`,
+    `diverged`, `disk_full` or those of `load_run`.
     """
-    with disk_errors(out, RunError, writes_only=False), locked(out / "lock", out, RunError, "busy_run"):
-        config = claim(out, config, data_fingerprint(data), device=device)
-        if (out / "model").is_dir():
+    processes = meet(device_of(device))
+    alone = locked(out / "lock", out, RunError, "busy_run") if processes.leads else nullcontext()
+    with disk_errors(out, RunError, writes_only=False), alone:
+        with processes.leader_first():
+            rows = data_fingerprint(data)
+            config = claim(out, config, rows, device=device, processes=processes.count)
+            whole = (out / "model").is_dir()
+        if whole:
             verify_directory(out / "model")
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+            if processes.leads:
+                shutil.rmtree(out / "checkpoints", ignore_errors=True)
             return out
-        set_seed(config.seed)
-        run = start_student(config, device=device)
+        examples = load_split(data, "train")
+        splits = {"train": examples} | {split: held_out_split(data, split) for split in HELD_OUT}
+        fresh = not any((out / place / "checkpoints").is_dir() for place in ("", "words"))
+        memory = memory_here(config, data, device=device, processes=processes.count) if fresh else {}
+        if memory and not force:
+            require_memory(memory)
+        run, dataset, collator = prepare(config, examples, device=device)
+        if memory:
+            found = look(run, parameter_groups(run), dataset, collator, splits, memory)
+            if told and processes.leads:
+                told(found)
+            if not force:
+                require_sound(found)
         if config.loss.itm.gates:
             run.student.grounded.open_gates(config.loss.itm.gates)
         stage = InstructionStage(run.student, config.loss)
-        examples = load_split(data, "train")
-        dataset = Conversations(
-            examples,
-            image_size=config.image_size,
-            settings=config.training,
-            seed=config.seed,
-            match_text=config.loss.itm.text,
-            references=config.prompt.facts == "references",
-        )
-        collator = Collator(run.processor, max_tokens=config.training.max_tokens)
+        shared: dict[str, Any] = {"processes": processes, "progress": progress if processes.leads else None}
         if config.training.language_steps:
-            learn_words(run, dataset, collator, out / "words", progress=progress)
-        fit(stage, run, dataset, collator, parameter_groups(run), out, progress=progress)
+            learn_words(run, dataset, collator, out / "words", **shared)
+        validation = None
+        if splits["validation"] and config.training.validate_every != 0:
+            validation = Validation(splits["validation"], config, collator)
+        best = fit(stage, run, dataset, collator, parameter_groups(run), out, validation=validation, **shared)
         require_finite(stage, config.training.steps, [], out / "checkpoints")
+        if not processes.leads:
+            return out
         # A class is decided by a head, never by the language model; it is fitted to the same pictures.
         labelled = {row.images[0]: (row.label, row.group) for row in examples if row.label and len(row.images) == 1}
         heads = own_heads([(png, label, group) for png, (label, group) in labelled.items()], seed=config.seed)
+        record(out, kept=asdict(best))
+        write_account(out, config, splits, best, device=device_of(device))
         save_model(run, out / "model", heads=heads)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         shutil.rmtree(out / "words", ignore_errors=True)
         return out
 
 
-def learn_words(
-    run: Run, dataset: Conversations, collator: Collator, out: Path, *, progress: Progress | None = None
-) -> None:
+def preflight(config: Config, data: Path, *, device: str = "auto") -> Preflight:
+    """Everything that `train` looks at before its first step, at every picture and conversation; trains nothing.
+
+    Where one step would not fit into memory the student is not loaded, and neither tokens nor what learns are told.
+    Raises ConfigError, DatasetError, and RunError as `load_run` does.
+    """
+    splits = {"train": load_split(data, "train")} | {split: held_out_split(data, split) for split in HELD_OUT}
+    memory = memory_here(config, data, device=device)
+    if memory["advice"]:
+        return look(None, (), None, None, splits, memory, limit=None)
+    run, dataset, collator = prepare(config, splits["train"], device=device)
+    return look(run, parameter_groups(run), dataset, collator, splits, memory, limit=None)
+
+
+def prepare(config: Config, examples: Sequence[Example], *, device: str) -> tuple[Run, Conversations, Collator]:
+    """The student that a run starts from, the conversations it is taught, and what makes batches of them."""
+    set_seed(config.seed)
+    run = start_student(config, device=device)
+    dataset = Conversations.configured(examples, config)
+    return run, dataset, Collator(run.processor, max_tokens=config.training.max_tokens)
+
+
+def learn_words(run: Run, dataset: Conversations, collator: Collator, out: Path, **shared: Any) -> None:
     """The steps before the pictures: only adapters of the language model learn, and only from words."""
     settings = run.config.training
     training = settings.model_copy(update={"steps": settings.language_steps})
@@ -101,7 +153,7 @@ def learn_words(
     groups = [{"params": adapter_parameters(run.student.decoder.lm), "lr": settings.learning_rate}]
     out.mkdir(parents=True, exist_ok=True)
     words = replace(run, config=run.config.model_copy(update={"training": training}))
-    fit(LanguageStage(run.student), words, dataset, collator, groups, out, progress=progress)
+    fit(LanguageStage(run.student), words, dataset, collator, groups, out, **shared)
 
 
 def start_student(config: Config, *, device: str = "auto") -> Run:
@@ -154,13 +206,16 @@ def fit(
     groups: Sequence[dict[str, Any]],
     out: Path,
     *,
+    validation: Validation | None = None,
+    processes: Processes = ALONE,
     progress: Progress | None = None,
-) -> list[dict[str, float]]:
-    """Run a stage to its last step and return its log: one entry per logged step with every loss."""
+) -> Kept:
+    """Run a stage to its end and leave it with the weights of its best step, which is the last without validation."""
     settings = run.config.training
     optimizer = torch.optim.AdamW(list(groups), weight_decay=settings.weight_decay, betas=(0.9, 0.98))
-    signals = Signals()
-    callbacks: list[TrainerCallback] = [Log(out / "metrics.jsonl", progress), signals]
+    signals = Signals(processes)
+    log = Log(out / "metrics.jsonl", progress, writes=processes.leads)
+    callbacks: list[TrainerCallback] = [log, signals, Epochs(dataset)]
     if hasattr(run.student.decoder.lm, "peft_config"):
         from assistant.adapters import hold_inactive, precondition
 
@@ -177,8 +232,11 @@ def fit(
     trainer = StudentTrainer(
         model=stage,
         run=run,
-        args=_arguments(run.config, out, device=device),
+        processes=processes,
+        validation=validation,
+        args=_arguments(run.config, out, device=device, processes=processes, validates=validation is not None),
         train_dataset=dataset,
+        eval_dataset=dataset if validation is not None else None,  # the stock loop wants one, and never reads it
         data_collator=collator,
         optimizers=(optimizer, cosine_schedule(optimizer, settings.steps, settings.warmup)),
         callbacks=callbacks,
@@ -187,25 +245,43 @@ def fit(
     newest = newest_checkpoint(out / "checkpoints")
     stage.train()
     with signals.caught():
-        if newest is not None and newest.name == f"checkpoint-{settings.steps}":
-            trainer._load_from_checkpoint(str(newest))  # all is done: the stock loop would take one step more
-        else:
+        if newest is None or not trainer.ended_at(newest):
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     run.student.eval()
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
+    return trainer.keep_best()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which step's weights a stage was left with, of how many, and their validation loss, where it was looked at."""
+
+    step: int
+    steps: int
+    validation_loss: float | None
 
 
 class StudentTrainer(Trainer):
     """A Trainer that logs every part of a stage's loss and writes checkpoints that are whole or absent."""
 
-    def __init__(self, *, run: Run, **kwargs: Any) -> None:
+    loss_is_scaled_for_ga = True
+    """A stage divides by what the whole step holds."""
+
+    def __init__(self, *, run: Run, processes: Processes, validation: Validation | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.run = run
-        self._parts: dict[str, list[float]] = {}
+        self.processes = processes
+        self.validation = validation
+        self._parts: dict[str, float] = {}
+        self._logged_at = 0
         self._losses: deque[float] = deque(maxlen=5)
 
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: Any) -> torch.Tensor:
+        """What the losses of this step are means over, in all its parts and processes together."""
+        counts = torch.stack([counts_of(batch) for batch in batch_samples]).sum(0).to(device)
+        return self.accelerator.reduce(counts, "sum").clamp(min=1)
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        losses = model(**inputs)
+        losses = model(**inputs, counts=kwargs.get("num_items_in_batch"))
         loss = float(losses["loss"].detach())
         if not math.isfinite(loss):  # it ends the run before anything is learned from it
             what = f"the loss of step {self.state.global_step + 1} is {loss}"
@@ -213,8 +289,8 @@ class StudentTrainer(Trainer):
         self._losses.append(loss)
         for name, value in losses.items():
             if name != "loss":
-                self._parts.setdefault(name, []).append(float(value.detach()))
-        return losses["loss"]
+                self._parts[name] = self._parts.get(name, 0.0) + float(value.detach())
+        return losses["loss"] * self.processes.count  # whose gradients are averaged
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The norm gradients are clipped by; one that is not finite ends the run before it spoils every weight."""
@@ -226,8 +302,11 @@ class StudentTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            logs |= {name: round(sum(values) / len(values), 5) for name, values in self._parts.items()}
+            sums = self.accelerator.reduce(torch.tensor([*self._parts.values()], device=self.args.device), "sum")
+            steps = self.state.global_step - self._logged_at
+            logs |= {name: round(float(s) / steps, 5) for name, s in zip(self._parts, sums, strict=True)}
             self._parts.clear()
+            self._logged_at = self.state.global_step
             if hasattr(self.run.student.decoder.lm, "peft_config"):
                 from assistant.adapters import expert_usage_entropy
 
@@ -236,21 +315,70 @@ class StudentTrainer(Trainer):
                     logs["expert_entropy"] = round(entropy, 5)
         super().log(logs, *args, **kwargs)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The losses on the validation sample, logged; every process computes the same."""
+        assert self.validation is not None
+        losses = self.validation.losses(self.model)
+        self.log({f"validation_{name}": loss for name, loss in losses.items()})
+        self.control.should_evaluate = False
+        return {"eval_loss": losses["loss"]}
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The best step so far must be on the disk; where none was better for long enough, training ends."""
+        best = bool(super()._determine_best_metric(metrics, trial))
+        self.control.should_save |= best
+        if self._gave_up(self.state):
+            self.control.should_save = self.control.should_training_stop = True
+        return best
+
+    def _gave_up(self, state: TrainerState) -> bool:
+        patience, every = self.run.config.training.patience, int(self.args.eval_steps or 1)
+        return bool(patience and state.best_global_step) and (
+            state.global_step - state.best_global_step >= patience * every
+        )
+
+    def ended_at(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is training's last, whose weights and state are then taken: the loop would go on."""
+        with loading(checkpoint):
+            state = TrainerState.load_from_json(str(checkpoint / PROGRESS))
+        if state.global_step < self.args.max_steps and not self._gave_up(state):
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return True
+
+    def keep_best(self) -> Kept:
+        """Take the weights of the best step; those of the last where no other is known, or the best's are damaged."""
+        state, best = self.state, self.state.best_global_step
+        if not best or best == state.global_step:
+            return Kept(state.global_step, state.global_step, state.best_metric if best else None)
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{best}"
+        try:
+            verify_directory(checkpoint)
+            self._load_from_checkpoint(str(checkpoint))
+        except RunError as error:
+            _log.warning("the last step is kept, not the best, step %d: %s", best, error.message)
+            return Kept(state.global_step, state.global_step, None)
+        return Kept(best, state.global_step, state.best_metric)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        randoms = self.processes.gather(random_state())
         if not self.args.should_save:
             return
         require_finite(self.model, self.state.global_step, self._losses, directory.parent)
-        write_directory(directory, self._write_checkpoint)
+        write_directory(directory, lambda staging: self._write_checkpoint(staging, randoms))
+        best = directory.with_name(f"checkpoint-{self.state.best_global_step}")
         for old in checkpoints(directory.parent)[: -self.run.config.training.keep_checkpoints]:
-            shutil.rmtree(old)
+            if old != best:
+                shutil.rmtree(old)
 
-    def _write_checkpoint(self, staging: Path) -> None:
+    def _write_checkpoint(self, staging: Path, randoms: Sequence[Any]) -> None:
         from safetensors.torch import save_file
 
         write_model(self.run, staging)
         save_file(stage_state(self.model), str(staging / STAGE_WEIGHTS))
-        save_training_state(staging, innermost(self.optimizer), self.lr_scheduler)
+        save_training_state(staging, innermost(self.optimizer), self.lr_scheduler, randoms)
         self.state.save_to_json(str(staging / PROGRESS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -258,7 +386,8 @@ class StudentTrainer(Trainer):
 
         directory = Path(resume_from_checkpoint)
         with loading(directory):
-            TrainerState.load_from_json(str(directory / PROGRESS))  # which the stock loop reads without a look
+            state = TrainerState.load_from_json(str(directory / PROGRESS))  # which the stock loop reads without a look
+            self._logged_at = state.global_step
             weights = load_file(str(directory / STAGE_WEIGHTS))
             if odd := weights.keys() ^ stage_state(self.model).keys():
                 raise ValueError(f"{sorted(odd)[0]} is of another stage")
@@ -274,7 +403,7 @@ class StudentTrainer(Trainer):
         if checkpoint is None:
             return
         with loading(checkpoint):
-            load_random_state(Path(checkpoint))
+            load_random_state(Path(checkpoint), self.processes.rank)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """There is none: nothing trains in float16."""
@@ -283,7 +412,8 @@ class StudentTrainer(Trainer):
 class Signals(TrainerCallback):
     """SIGTERM and SIGINT end training after the step at hand, with a checkpoint; a second SIGINT ends it at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
         self.signal: signal.Signals | None = None
 
     @contextmanager
@@ -307,8 +437,19 @@ class Signals(TrainerCallback):
         self.signal = signal.Signals(number)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.signal is not None and state.global_step < state.max_steps:
+        if self.processes.any(self.signal is not None) and state.global_step < state.max_steps:
+            self.signal = self.signal or signal.SIGTERM  # which another process was sent
             control.should_save = control.should_training_stop = True
+
+
+class Epochs(TrainerCallback):
+    """Tells the data which epoch it is: accelerate forgets to where it skips batches or shares them among processes."""
+
+    def __init__(self, dataset: Conversations) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.dataset.set_epoch(int(state.epoch))
 
 
 class DynamicRank(TrainerCallback):
@@ -332,26 +473,30 @@ class DynamicRank(TrainerCallback):
 class Log(TrainerCallback):
     """Appends every log entry to `metrics.jsonl` and tells the caller how far training is."""
 
-    def __init__(self, file: Path, progress: Progress | None) -> None:
+    def __init__(self, file: Path, progress: Progress | None, *, writes: bool) -> None:
         self.file = file
         self.progress = progress
-        self.last = ""
+        self.writes = writes
+        self.losses: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take back what was logged after the checkpoint that training goes on from, and a line that a kill cut."""
-        if self.file.exists():
+        if self.writes and self.file.exists():
             lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             write_file(self.file, "".join(line for line in lines if _logged_step(line) <= state.global_step))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.last = f"loss {logs['loss']:.3f}"
+        if not logs or not (named := logs.keys() & {"loss", "validation_loss"}):
+            return
+        self.losses |= {name: logs[name] for name in named}
+        if self.writes:
             with self.file.open("a") as lines:
                 lines.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.progress:
-            self.progress(state.global_step, state.max_steps, self.last)
+            told = ", ".join(f"{name.replace('_', ' ')} {loss:.3f}" for name, loss in sorted(self.losses.items()))
+            self.progress(state.global_step, state.max_steps, told)
 
 
 def _logged_step(line: str) -> float:
@@ -398,22 +543,36 @@ def diverged(what: str, losses: Iterable[float], directory: Path) -> RunError:
     )
 
 
-def _arguments(config: Config, out: Path, *, device: torch.device) -> TrainingArguments:
+def _arguments(
+    config: Config, out: Path, *, device: torch.device, processes: Processes, validates: bool
+) -> TrainingArguments:
     settings, on_cpu = config.training, device.type == "cpu"
+    parts = settings.accumulate * processes.count
+    if settings.batch_size % parts:
+        raise ConfigError(
+            "bad_value",
+            f"training.batch_size {settings.batch_size} cannot be computed in {settings.accumulate} parts by "
+            f"{processes.count} processes. Choose a multiple of {parts}.",
+        )
+    every = settings.save_every if settings.validate_every is None else settings.validate_every
+    validation = {"eval_strategy": "steps", "eval_steps": every, "metric_for_best_model": "loss"} if validates else {}
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // parts,
+        gradient_accumulation_steps=settings.accumulate,
         max_grad_norm=settings.max_grad_norm,
         bf16=decide(settings.precision, str(device)).precision == "bf16",
         use_cpu=on_cpu,
         logging_steps=10,
         save_strategy="steps",
         save_steps=settings.save_every,
+        greater_is_better=False,
         report_to=[],
         remove_unused_columns=False,
         disable_tqdm=True,
         seed=config.seed,
         dataloader_pin_memory=not on_cpu,
         label_names=[],
+        **validation,
     )

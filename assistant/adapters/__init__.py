@@ -17,7 +17,7 @@ from assistant.adapters.model import DyAMoPEModel, DyQLoRAFAModel, peft_config, 
 from assistant.adapters.nf4 import prepare_nf4, unpack_nf4
 from assistant.adapters.precondition import precondition
 from assistant.adapters.rank import draw_ranks, hold_inactive, rank_at, set_rank
-from assistant.adapters.routing import expert_usage_entropy, has_routers, router_losses
+from assistant.adapters.routing import count_tokens, expert_usage_entropy, has_routers, router_losses
 
 __all__ = [
     "AdapterError",
@@ -25,6 +25,7 @@ __all__ = [
     "DyAMoPEModel",
     "DyQLoRAFAConfig",
     "DyQLoRAFAModel",
+    "count_tokens",
     "draw_ranks",
     "expert_usage_entropy",
     "export_lora",

@@ -243,10 +243,11 @@ class DyAMoPELinear(DynamicRankLayer):
         self.lora_router = nn.ParameterDict()
         self.lora_mov = nn.ParameterDict()
         self.routing: dict[str, Routing] = {}
+        self.real_tokens: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # the last pass hangs on an autograd graph, which can be neither copied nor pickled
-        return {**self.__dict__, "routing": {}}
+        return {**self.__dict__, "routing": {}, "real_tokens": None}
 
     def update_layer(self, adapter_name: str, config: DyAMoPEConfig) -> None:
         d_in, d_out, r, e = self.base_layer.in_features, self.base_layer.out_features, config.r_max, config.experts
@@ -300,8 +301,10 @@ class DyAMoPELinear(DynamicRankLayer):
         if config.top_k is not None:
             dispatched = torch.zeros_like(gates).scatter_(-1, gates.topk(config.top_k, dim=-1).indices, 1.0)
         if self.training:
-            loss = router_loss(logits, gates, dispatched, config)
-            self.routing[adapter_name] = Routing(_mean_over_tokens(gates.detach()), loss)
+            # A recomputation of a checkpointed layer comes with the tokens of its own pass, or with other shapes.
+            real = self.real_tokens if self.real_tokens is not None and self.real_tokens.shape == x.shape[:-1] else ...
+            loss = router_loss(logits[real], gates[real], dispatched[real], config)
+            self.routing[adapter_name] = Routing(_mean_over_tokens(gates[real].detach()), loss)
         else:
             self.routing.pop(adapter_name, None)
         if config.top_k is None:

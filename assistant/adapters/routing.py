@@ -33,6 +33,17 @@ def router_losses(model: nn.Module) -> Tensor:
     return torch.stack([loss.to(losses[0].device) for loss in losses]).sum()
 
 
+def count_tokens(model: nn.Module, mask: Tensor | None) -> None:
+    """Let router losses and usage count the tokens that `mask` [B, T] keeps, until further notice; None counts all.
+
+    Padding would else pull the balance towards whatever expert it happens to go to. Set it before the forward pass and
+    leave it until after the backward pass: a checkpointed layer is computed again.
+    """
+    for module in model.modules():
+        if isinstance(module, DyAMoPELinear):
+            module.real_tokens = None if mask is None else mask.bool()
+
+
 def expert_usage_entropy(model: nn.Module) -> float | None:
     """Mean over layers of the entropy of the mean gates over its maximum log E: 1 is even use, 0 is one expert.
 

@@ -1,6 +1,6 @@
 """Predicted memory of one fine-tuning step, part by part, and the settings that would make it fit a card.
 
-Arithmetic on shapes: nothing is downloaded and no weights are made. Knows nothing about the machine it runs on.
+Arithmetic on shapes: nothing is downloaded and no weights are made. Knows nothing about how much memory there is.
 
 Letters: D width and F inner width of the language model, T tokens of the batch, V vocabulary, r rank, E experts.
 Sizes are in bytes; p is the size of one number in the compute dtype (2 for bfloat16).
@@ -18,6 +18,7 @@ from assistant.adapter_kinds import AdapterSettings
 from assistant.config import Config, HNFConfig
 from assistant.errors import ConfigError
 from assistant.families import FAMILIES
+from assistant.precision import decide
 from assistant.starts import BUNDLED, Start, start_of
 from training.planning.parameters import student_parameters
 from training.planning.shapes import (
@@ -32,6 +33,7 @@ GIB = 1024**3
 CARDS = (6, 8, 12, 16, 24)  # [GiB]
 USABLE = 0.93  # share of a card that one process can fill before fragmentation stops it
 CUDA_CONTEXT = int(0.45 * GIB)  # driver context, libraries and their workspaces
+PROCESS = int(0.9 * GIB)  # Python with torch, transformers, PEFT and datasets, and what allocators hold
 FP32, BF16 = 4, 2
 NF4_BLOCK, SCALE_BLOCK = 64, 256
 LOSS_CHUNK = 512  # answer tokens whose logits exist at one time, as in assistant/loss.py
@@ -142,7 +144,7 @@ def vision_activations(config: Config, *, p: int) -> int:
     # Matching reads a text with its image, a wrong image, and a wrong text.
     matching = config.loss.itm.weight or config.loss.itc.weight
     matched = grounding_activations(config, texts=3, tokens=3 * longest, p=p) if matching else 0
-    return training.batch_size * (seen + asked + matched)
+    return training.batch_size // training.accumulate * (seen + asked + matched)
 
 
 def loss_peak(shape: LanguageModelShape, tokens: int, *, p: int) -> int:
@@ -204,15 +206,41 @@ def plan_memory(config: Config, *, gpu_gib: float | None) -> MemoryPlan:
     return MemoryPlan(parts, tuple(verdicts))
 
 
-def step_parts(config: Config, shape: LanguageModelShape) -> dict[str, int]:
-    """Predicted bytes per part at the peak of one step; the language model computes in bfloat16, moments are fp32."""
+def plan_here(config: Config, device: str) -> MemoryPlan:
+    """Predict the peak of one step on the device it will run on, precision included; judges no cards.
+
+    Raises ConfigError as `plan_memory` does.
+    """
+    start, gpu = _start_on(config, device), device.startswith("cuda")
+    return MemoryPlan(step_parts(start.config, _base_shape(start), on_gpu=gpu), ())
+
+
+def fitting_settings_here(config: Config, device: str, room: float) -> tuple[str, ...] | None:
+    """The overrides that make a step fit into `room` [byte] on a device; None where there are none."""
+    start, gpu = _start_on(config, device), device.startswith("cuda")
+    return fitting_settings(start.config, _base_shape(start), room / (USABLE * GIB), on_gpu=gpu)
+
+
+def _start_on(config: Config, device: str) -> Start:
+    """The student that a configuration starts from, with the precision that the device will compute in."""
+    precision = decide(config.training.precision, device).precision
+    return start_of(config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})}))
+
+
+def step_parts(config: Config, shape: LanguageModelShape, *, on_gpu: bool = True) -> dict[str, int]:
+    """Predicted bytes per part at the peak of one step; moments are fp32.
+
+    A GPU's language model computes in bfloat16; a processor keeps its weights in float32 whatever it computes in.
+    """
     training, decoder = config.training, config.decoder
-    tokens, p = training.batch_size * training.max_tokens, BF16
+    at_once = training.batch_size // training.accumulate
+    tokens = at_once * training.max_tokens
     q = FP32 if training.precision == "fp32" else BF16  # what autocast gives the parts around the language model
+    p, weight = (BF16, BF16) if on_gpu else (q, FP32)
     trained, frozen = planned_adapter_parameters(shape, config.adapter)
     student = student_parameters(config, shape)
     thawed = student.rest + (student.vit if config.vit.trainable else 0)
-    masked = training.max_tokens if training.batch_size > 1 else 0
+    masked = training.max_tokens if at_once > 1 else 0
     layer = layer_activations(shape, config.adapter, p=p, masked_tokens=masked) * tokens
     cross = tokens * cross_attention_activations(
         shape.hidden, decoder.cross_attention_dim, decoder.cross_attention_heads, p=q
@@ -226,11 +254,11 @@ def step_parts(config: Config, shape: LanguageModelShape) -> dict[str, int]:
     dequantised = shape.hidden * shape.intermediate * p if decoder.quantization == "nf4" else 0
     backward = gradients + dequantised + ((layer + cross) if checkpointed else 0)
     return {
-        f"language model, linear layers ({decoder.quantization})": linear_bytes(shape, decoder.quantization, p=p),
-        "language model, embeddings, norms, head": shape.other_parameters * p,
-        "adapter weights": (trained + frozen) * p,
+        f"language model, linear layers ({decoder.quantization})": linear_bytes(shape, decoder.quantization, p=weight),
+        "language model, embeddings, norms, head": shape.other_parameters * weight,
+        "adapter weights": (trained + frozen) * weight,
         "encoders, grounding, cross-attention": (student.vit + student.rest) * FP32,
-        "gradients": trained * p + thawed * FP32,
+        "gradients": trained * weight + thawed * FP32,
         "optimizer moments": 2 * FP32 * (trained + thawed),
         "autocast copies of trained weights": thawed * BF16 if q == BF16 else 0,
         "activations, language model": final_norm + (boundary if checkpointed else shape.layers * layer),
@@ -238,7 +266,7 @@ def step_parts(config: Config, shape: LanguageModelShape) -> dict[str, int]:
         "activations, encoders and grounding": vision_activations(config, p=q),
         "logits and loss": loss,
         "one layer in backward, beyond the loss": max(0, backward - loss),
-        "CUDA context": CUDA_CONTEXT,
+        **({"CUDA context": CUDA_CONTEXT} if on_gpu else {"Python and its libraries": PROCESS}),
     }
 
 
@@ -252,7 +280,9 @@ def _base_shape(start: Start) -> LanguageModelShape:
     raise ConfigError("unknown_base", f"{start.directory} does not say what its language model is. Set decoder.base.")
 
 
-def fitting_settings(config: Config, shape: LanguageModelShape, gib: float) -> tuple[str, ...] | None:
+def fitting_settings(
+    config: Config, shape: LanguageModelShape, gib: float, *, on_gpu: bool = True
+) -> tuple[str, ...] | None:
     """Return the overrides that make a step fit, adding what costs least first; None where all together do not."""
     values: dict[str, Any] = {}
     for key, value in _savings(config):
@@ -260,7 +290,7 @@ def fitting_settings(config: Config, shape: LanguageModelShape, gib: float) -> t
         section, _, name = key.partition(".")
         part = getattr(config, section).model_copy(update={name: value})
         config = config.model_copy(update={section: part})
-        if sum(step_parts(config, shape).values()) <= USABLE * gib * GIB:
+        if sum(step_parts(config, shape, on_gpu=on_gpu).values()) <= USABLE * gib * GIB:
             return tuple(f"{name}={json.dumps(setting)}" for name, setting in values.items())
     return None
 
@@ -272,7 +302,8 @@ def _savings(config: Config) -> Iterator[tuple[str, Any]]:
         yield "decoder.quantization", "nf4"
     if not training.gradient_checkpointing:
         yield "training.gradient_checkpointing", True
-    yield from (("training.batch_size", size) for size in _halves(training.batch_size, 1))
+    batch = training.batch_size
+    yield from (("training.accumulate", n) for n in range(training.accumulate + 1, batch + 1) if batch % n == 0)
     if config.vit.trainable:
         yield "vit.trainable", False
     yield from (("training.max_tokens", tokens) for tokens in _halves(training.max_tokens, 256))
