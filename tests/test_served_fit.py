@@ -1,6 +1,8 @@
 """A fitted run behind the assistant: its verdicts are quoted as facts, withheld where it is not sure, and classify."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from test_survey import QUICK, draw
 from assistant.config import load_config
 from assistant.errors import ConfigError
 from assistant.inference import Assistant
+from assistant.predictor import Predictor
 from serve.verbs.command import load
 from training.applied import Applied
-from training.fit import fit
+from training.fit import HEAD, fit
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +42,13 @@ def assistant(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Assistan
     return Assistant(run, Applied.load(place / "run"))
 
 
-def test_a_promise_that_holds_with_certainty_is_read_back(place: Path) -> None:
-    """Seen failing: a quantile of 0, of classes told apart without a doubt, was read back as no promise at all."""
-    assert Applied.load(place / "run").predictor.targets[0].quantile == 0.0
+@pytest.mark.parametrize("quantile", [0.0, 0.25, math.inf])
+def test_a_promise_is_read_back_as_it_was_written(place: Path, tmp_path: Path, quantile: float) -> None:
+    """Seen failing: 0, of classes told apart without a doubt, was read back as no promise at all."""
+    predictor = Predictor.load(place / "run" / HEAD)
+    (target,) = predictor.targets
+    predictor.calibrated([replace(target, quantile=quantile)], predictor.familiarity).save(tmp_path / "head", {})
+    assert Predictor.load(tmp_path / "head").targets[0].quantile == quantile
 
 
 def said_of(assistant: Assistant, place: Path) -> Path:
