@@ -55,7 +55,8 @@ def write_index(layout: str, folder: Path) -> dict[str, int]:
     """
     if layout not in LAYOUTS:
         raise DatasetError("unknown_layout", f"{layout} is no layout. Name one of {', '.join(LAYOUTS)}.")
-    rows, counts = [], dict[str, int]()
+    rows: list[dict[str, str]] = []
+    counts: dict[str, int] = {}
     for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES):
         name = PurePosixPath(file.relative_to(folder))
         if (named := LAYOUTS[layout](name)) is not None:
@@ -113,7 +114,7 @@ LAYOUTS: Mapping[str, Callable[[PurePosixPath], Named | None]] = {
 
 def main() -> None:
     """Command line of the module."""
-    parser = argparse.ArgumentParser(prog="python -m data_gen.transfer", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m data_gen.transfer", description=__doc__)
     parser.add_argument("layout", choices=LAYOUTS)
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()

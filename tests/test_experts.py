@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from assistant.adapters import (
     AdapterError,
     DyAMoPEConfig,
+    count_tokens,
     draw_ranks,
     expert_usage_entropy,
     export_lora,
@@ -251,6 +252,21 @@ def test_router_losses() -> None:
     loss_of(silent)
     assert router_losses(silent) == 0
     assert router_losses(adapted(CONFIGS["dyqlora_fa"])) == 0
+
+
+def test_router_losses_do_not_count_padding() -> None:
+    """Half of a batch of mixed lengths can be padding, all of which goes to one expert: the balance was of that."""
+    model = randomize(adapted(CONFIGS["dya_mope"], balance_loss=0.5, z_loss=0.25))
+    model.train()
+    model(input_ids=TOKENS)
+    alone, usage = router_losses(model).item(), expert_usage_entropy(model)
+    padded, mask = torch.nn.functional.pad(TOKENS, (0, 9)), torch.nn.functional.pad(torch.ones_like(TOKENS), (0, 9))
+    model(input_ids=padded, attention_mask=mask)
+    assert abs(router_losses(model).item() - alone) > 1e-4
+    count_tokens(model, mask)
+    model(input_ids=padded, attention_mask=mask)
+    assert router_losses(model).item() == pytest.approx(alone, rel=1e-6)
+    assert expert_usage_entropy(model) == pytest.approx(usage, rel=1e-6)
 
 
 def test_router_losses_under_checkpointing() -> None:

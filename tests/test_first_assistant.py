@@ -15,17 +15,17 @@ QUICKER = {"train": ("--set", "training.steps=2"), "evaluate": ("--limit", "1", 
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*use_cpu.*", "ignore:.*lr_scheduler.step.*")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # as in a process of its own
 def test_the_commands_of_the_page(
     maemi: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    write_synthetic(tmp_path / "drawn", classes=["nanowires", "powder"], per_class=6, seed=0)
+    write_synthetic(tmp_path / "drawn", classes=["nanowires", "powder"], per_class=8, seed=0)
     for label in ("nanowires", "powder"):
         (tmp_path / "images" / label).mkdir(parents=True)
         for n, file in enumerate(sorted((tmp_path / "drawn").rglob(f"{label}*.tif")), 1):
-            file.rename(tmp_path / "images" / label / f"{label}-{n:02}.tif")
+            file.rename(tmp_path / "images" / label / f"wafer{(n + 1) // 2}-{2 - n % 2:02}.tif")
     page = (ROOT / "docs" / "first-assistant.md").read_text(encoding="utf-8")
     commands = [line for line in page.split("```")[1].splitlines() if line.startswith("maemi ")]
     assert len(commands) == 6

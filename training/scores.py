@@ -127,7 +127,13 @@ def worst_answers(rows: Sequence[Example], drafts: Sequence[str], shown: Sequenc
         agreed = agrees(draft, row.answer, row.label)
         wrong = (seen["false"], seen["unsupported"], worded["false"], agreed is False, worded["unsupported"])
         if any(wrong):
-            told = {"id": row.id, "source": row.source, "group": row.group, "facet": row.facet, "class": row.label}
+            told: dict[str, Any] = {
+                "id": row.id,
+                "source": row.source,
+                "group": row.group,
+                "facet": row.facet,
+                "class": row.label,
+            }
             asked = {"question": row.question, "reference": row.answer, "shown": text, "drafted": draft}
             found = {"false": seen["false"], "drafted_false": worded["false"], "agrees": agreed}
             listed.append((tuple(-int(one) for one in wrong), number, told | asked | found))

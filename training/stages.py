@@ -65,7 +65,7 @@ class InstructionStage(nn.Module):
         context = self.student.visual_context(
             None, image_mask, question_ids, question_mask, turn_images, image_memory=states.memory
         )
-        answers, tokens = (None, None) if counts is None else counts[:2]
+        answers = None if counts is None else counts[0]
         if self.routed:
             count_tokens(self.student.decoder.lm, text["attention_mask"])
         language = self.student(**text, context=context, num_items_in_batch=answers, with_logits=False)
@@ -83,8 +83,8 @@ class InstructionStage(nn.Module):
             total = total + self.loss.itm.weight * itm + contrast
         if self.routed:
             losses["router"] = router_losses(self.student.decoder.lm)
-            if tokens is not None:
-                losses["router"] = losses["router"] * (text["attention_mask"].sum() / tokens)
+            if counts is not None:
+                losses["router"] = losses["router"] * (text["attention_mask"].sum() / counts[1])
             total = total + losses["router"]
         return {"loss": total, **losses}
 

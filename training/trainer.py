@@ -278,7 +278,8 @@ class StudentTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: Any) -> torch.Tensor:
         """What the losses of this step are means over, in all its parts and processes together."""
         counts = torch.stack([counts_of(batch) for batch in batch_samples]).sum(0).to(device)
-        return self.accelerator.reduce(counts, "sum").clamp(min=1)
+        total: torch.Tensor = self.accelerator.reduce(counts, "sum")
+        return total.clamp(min=1)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         losses = model(**inputs, counts=kwargs.get("num_items_in_batch"))

@@ -105,14 +105,14 @@ def read_answers(file: Path, rows: Sequence[Example]) -> dict[str, Any]:
 
 def _item(row: Example, png: bytes, sent: bytes, destination: str) -> ManifestItem:
     said = " / ".join([row.aux, *(text for turn in row.history for text in turn), row.question])
-    hashes = (hashlib.sha256(one).hexdigest() for one in (png, sent))
-    return ManifestItem(row.source, *hashes, len(sent), said, destination)
+    before, after = (hashlib.sha256(one).hexdigest() for one in (png, sent))
+    return ManifestItem(row.source, before, after, len(sent), said, destination)
 
 
 def _messages(row: Example, aux: str, pictures: Sequence[bytes]) -> list[dict[str, Any]]:
     """A row as a chat: its pictures and their facts stand in the first turn, as in our own prompt."""
-    (first, *later), messages = [*(question for question, _ in row.history), row.question], []
-    messages += _posed(pictures, f"({aux}) {first}" if aux else first)
+    first, *later = [*(question for question, _ in row.history), row.question]
+    messages = _posed(pictures, f"({aux}) {first}" if aux else first)
     for (_, answer), question in zip(row.history, later, strict=True):
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": question}]
     return messages
