@@ -27,6 +27,7 @@ TEACHER_MAY_USE = frozenset(
         "database",
         "disk",
         "errors",
+        "handbook",
         "measure",
         "micrograph",
         "orphans",
