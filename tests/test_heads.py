@@ -13,7 +13,9 @@ from assistant.heads import (
     SETTINGS,
     TENSORS,
     Labelled,
+    few_shot,
     fit_heads,
+    fit_space,
     held_out,
     load_heads,
     save_heads,
@@ -148,3 +150,18 @@ def test_damaged_heads_are_an_error_that_names_them(tmp_path: Path, harm: str) -
     with pytest.raises(RunError, match="holds no heads") as refused:
         load_heads(tmp_path)
     assert refused.value.code == "damaged_run"
+
+
+def test_few_shot_knows_what_lies_near_its_examples_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(0, 3, (4, 40))
+    drawn = {n: centre + rng.normal(0, 1, (30, 40)) for n, centre in enumerate(centres)}
+    space = fit_space(np.concatenate([rng.normal(0, 3, (60, 40)), *drawn.values()]))
+    examples = {"a": drawn[0][:3], "b": drawn[1][:3]}
+    asked = np.concatenate([drawn[0][3:], drawn[1][3:], drawn[2], drawn[3]])
+    for compared in (space, None, fit_space(rng.normal(0, 1, (60, 8)))):  # the last is one of other features
+        told = few_shot(examples, asked, compared)
+        assert [int(shares.argmax()) for shares, _ in told[:54]] == [0] * 27 + [1] * 27
+        assert all(abs(float(shares.sum()) - 1) < 1e-9 for shares, _ in told)
+        known = [confidence for _, confidence in told]
+        assert min(known[:54]) > max(known[54:])

@@ -14,6 +14,7 @@ from students import tiny_config
 from assistant import precision
 from assistant.precision import Precision, decide, weights_dtype
 from training.claim import claim
+from training.processes import ALONE
 from training.trainer import _arguments
 
 FLAGS = {
@@ -97,7 +98,7 @@ def test_a_run_decides_once_and_says_so(
     assert ("bfloat16" if expected == "bf16" else "float32") in caplog.text
     processor("amx" if expected == "fp32" else "avx2")
     again = claim(tmp_path, tiny_config(tmp_path / "base", "training.precision=auto"), "rows", device="cpu")
-    arguments: Any = _arguments(again, tmp_path, device=torch.device("cpu"))
+    arguments: Any = _arguments(again, tmp_path, device=torch.device("cpu"), processes=ALONE, validates=False)
     assert arguments.bf16 is (expected == "bf16")
 
 

@@ -121,7 +121,7 @@ def test_a_step_that_will_not_fit_stops_with_advice(
         train(config, data, tmp_path / "run", device="cpu")
     overrides = [part.split(" ")[0] for part in stopped.value.message.split("--set ")[1:]]
     overrides[-1] = overrides[-1].rstrip(",")
-    found = looking.memory_here(settings(base, *overrides), data, device="cpu")
+    found = looking.memory_here(settings(base, "training.batch_size=512", *overrides), data, device="cpu")
     assert found["advice"] == ""
 
 

@@ -45,7 +45,7 @@ def evaluate_command(
     """Score a student on the test split, beside blind scores and baselines.
 
     \b
-    Examples:
+    Example:
       maemi evaluate --run runs/first --data data/ --json
       maemi evaluate --run runs/first --data data/ --report report.html
       maemi evaluate --data data/ --open-protocol http://127.0.0.1:8000/v1 --model qwen3-vl --report report.html

@@ -31,7 +31,7 @@ def train_command(
     Ctrl-C and SIGTERM finish the current step and save it.
 
     \b
-    Examples:
+    Example:
       maemi train --config configs/tiny.yaml --data data/ --check
       maemi train --config configs/tiny.yaml --data data/ --out runs/first --set training.steps=200
     """
