@@ -41,8 +41,10 @@ FEWEST = 20
 FEW_SHARPNESS = 8.0
 """Of the cosine to each label, into the shares of labels."""
 FEW_CALIBRATION = (6.9, -2.8)
-"""Of the cosine to the nearest label, into how likely it is one of the labels. Both were fitted to episodes of drawn classes
-and of training groups."""
+"""Of the cosine to the nearest label, into how likely it is one of the labels.
+
+Both were fitted to episodes of drawn classes and of training groups.
+"""
 _FORMAT = 1
 HEAD_SETTINGS = ("name", "words", "calibration", "threshold", "reach")
 TENSORS, SETTINGS = "heads.safetensors", "heads.json"
