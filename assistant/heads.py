@@ -36,7 +36,7 @@ STRENGTH = 0.02
 FOLDS = 4
 FOREIGN = ""
 """The word for what is no micrograph; it is never said."""
-FEWEST = 20
+_FEWEST = 20
 """Verdicts on pictures left out that a calibration needs."""
 FEW_SHARPNESS = 8.0
 """Of the cosine to each label, into the shares of labels."""
@@ -267,7 +267,7 @@ def calibrated(head: Head, data: Labelled) -> Head:
     # A picture that is taken for something foreign gets no verdict, right or wrong.
     rows = [row for row in held_out(data, head.name) if row.said != FOREIGN]
     right = np.asarray([row.right for row in rows])
-    if len(rows) < FEWEST or right.all() or not right.any():
+    if len(rows) < _FEWEST or right.all() or not right.any():
         return head
     inputs = np.asarray([(row.log_odds, row.distance) for row in rows])
     fitted = LogisticRegression(C=10.0, max_iter=1000).fit(inputs, right)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Examples = Mapping[str, Sequence["Image"]]
 Ranked = list[tuple[str, float]]
-LEAST = 1e-9
+_LEAST = 1e-9
 """Probability below which log-odds tell no difference."""
 
 
@@ -75,7 +75,7 @@ class Labeller:
     def scores(self, looks: Sequence[Look], labels: Sequence[str], examples: Examples | None = None) -> np.ndarray:
         """Log-odds [N, C] of the labels: of the class head, or after examples. Raises ConfigError `not_known`."""
         if examples is not None:
-            return log_odds(np.stack([shares for shares, _ in self._few_shot(looks, labels, examples)]), LEAST)
+            return log_odds(np.stack([shares for shares, _ in self._few_shot(looks, labels, examples)]), _LEAST)
         words = self._head_words(labels)
         verdicts = [self._class_verdict(look, labels) for look in looks] if any(words.values()) else []
         if not verdicts or None in verdicts:
@@ -83,7 +83,7 @@ class Labeller:
                 "not_known", f"No head knows {', '.join(labels)}, so nothing can be explained. Show examples of each."
             )
         shares = [[v.probabilities.get(words[label] or "", 0.0) for label in labels] for v in verdicts if v]
-        return log_odds(np.asarray(shares), LEAST)
+        return log_odds(np.asarray(shares), _LEAST)
 
     def probabilities(self, look: Look, labels: Sequence[str]) -> np.ndarray:
         """Shares [C] of the labels, one of which it is: of a head that knows all of them, else by likelihood."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from assistant.chat import Encoded
 
-KEPT_BYTES = 512 * 1024**2
+_KEPT_BYTES = 512 * 1024**2
 """Keys and values kept in all: one conversation of 1024 tokens with Llama-2-7B in 16 bit."""
 
 Images = tuple[Hashable, ...]
@@ -34,7 +34,7 @@ class Kept:
 class Recall:
     """The conversations that were read last, within a limit of bytes; safe to share between threads."""
 
-    def __init__(self, limit: int = KEPT_BYTES) -> None:
+    def __init__(self, limit: int = _KEPT_BYTES) -> None:
         self.limit = limit
         self._kept: list[Kept] = []
         self._lock = threading.Lock()

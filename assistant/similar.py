@@ -41,7 +41,7 @@ from assistant.towers import WEIGHTS_SHA256, load_tower, see
 
 _VERSION = "1"
 """Of what is kept of a picture; another one is computed anew."""
-FEWEST = 3
+_FEWEST = 3
 """Pictures that have a mean worth looking from."""
 _ROWS = 4096
 """Pictures compared at a time."""
@@ -131,7 +131,7 @@ def distances(asked: np.ndarray, vectors: Sequence[np.ndarray]) -> np.ndarray:
     if not vectors:
         return np.zeros(0, np.float32)
     seen = np.stack(vectors)
-    mean = seen.mean(axis=0, dtype=np.float64).astype(np.float32) if len(seen) >= FEWEST else np.float32(0)
+    mean = seen.mean(axis=0, dtype=np.float64).astype(np.float32) if len(seen) >= _FEWEST else np.float32(0)
     blocks = [slice(start, start + _ROWS) for start in range(0, len(seen), _ROWS)]
     away: np.ndarray = np.concatenate([1 - _unit(seen[block] - mean) @ _unit(asked - mean) for block in blocks])
     return away

@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from assistant.disk import write_file
 from assistant.errors import DatasetError, MaemiError
 
-INDEX = "index.csv"
-PICTURES = frozenset({".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+_INDEX = "index.csv"
+_PICTURES = frozenset({".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 NEU = {
     "cr": "crazing", "in": "inclusion", "pa": "patches", "ps": "pitted_surface", "rs": "rolled-in_scale",
     "sc": "scratches",
@@ -57,7 +57,7 @@ def write_index(layout: str, folder: Path) -> dict[str, int]:
         raise DatasetError("unknown_layout", f"{layout} is no layout. Name one of {', '.join(LAYOUTS)}.")
     rows: list[dict[str, str]] = []
     counts: dict[str, int] = {}
-    for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES):
+    for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES):
         name = PurePosixPath(file.relative_to(folder))
         if (named := LAYOUTS[layout](name)) is not None:
             rows.append({"path": str(name), "label": named[0], "group": named[1], "source": f"{layout}/{name.name}"})
@@ -68,7 +68,7 @@ def write_index(layout: str, folder: Path) -> dict[str, int]:
     table = csv.DictWriter(text, ("path", "label", "group", "source"))
     table.writeheader()
     table.writerows(rows)
-    write_file(folder / INDEX, text.getvalue())
+    write_file(folder / _INDEX, text.getvalue())
     return dict(sorted(counts.items()))
 
 
@@ -123,7 +123,7 @@ def main() -> None:
     except MaemiError as error:
         sys.exit(f"error: {error}")
     listed = ", ".join(f"{label} {count}" for label, count in counts.items())
-    sys.stdout.write(f"{given.folder / INDEX}: {sum(counts.values())} pictures: {listed}\n")
+    sys.stdout.write(f"{given.folder / _INDEX}: {sum(counts.values())} pictures: {listed}\n")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ MOST_IMAGES = 8
 MOST_SIMILAR = 20
 SHOWN_SIMILAR = 3
 """Pictures that `similar` sends along."""
-LOOKED_AT = 200
+_LOOKED_AT = 200
 """New pictures of a folder that one call of `similar` looks at."""
 _SIDE = 768
 """Longest side of a picture that is sent along [px]."""
@@ -222,7 +222,7 @@ class Tools:
             if not place.is_dir():
                 raise ConfigError("no_folder", f"{folder!r} is not a folder. Name the one to search.")
             conditions = [read_condition(text) for text in where or ()]
-            found = find_similar(m, place, top=top, where=conditions, most_new=LOOKED_AT, read=self.read_file)
+            found = find_similar(m, place, top=top, where=conditions, most_new=_LOOKED_AT, read=self.read_file)
             document = {
                 "similar": [one.as_dict() | {"path": self._named(one.path)} for one in found.pictures],
                 "failed": [

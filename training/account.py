@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CARD, CURVE = "README.md", "loss.svg"
 LOSSES = ("loss", "lm", "itm", "itc", "router")
-LIBRARIES = ("maemi", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
+_LIBRARIES = ("maemi", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
 _TEMPLATE = Path(__file__).with_name("account.md.jinja")
 
 
@@ -75,4 +75,4 @@ def _hardware(device: str) -> dict[str, str]:
         told["card"] = torch.cuda.get_device_name(device)
         peak = torch.cuda.max_memory_allocated(device)
     told["peak memory since it last started"] = f"{peak / 2**30:.2f} GiB"
-    return told | {"versions": ", ".join(f"{name} {version(name)}" for name in LIBRARIES)}
+    return told | {"versions": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)}

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 720, 300
+WIDTH, _HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 18, 34, 46
 """Margins [px]."""
-COLOURS = ("#14908a", "#d9652f", "#8b6ee8", "#8391a5")
+_COLOURS = ("#14908a", "#d9652f", "#8b6ee8", "#8391a5")
 _STYLE = (
     "svg{font:13px system-ui,sans-serif;color:#1f2937}text{fill:currentColor}"
     ".grid{stroke:#8885}.faint{opacity:.35}"
@@ -40,7 +40,7 @@ def chart(
     y_range: tuple[float, float] | None = None,
     diagonal: bool = False,
     width: int = WIDTH,
-    height: int = HEIGHT,
+    height: int = _HEIGHT,
 ) -> str:
     """An SVG element with axes, a legend where there are several series, and a `diagonal` where the ideal lies there.
 
@@ -69,7 +69,7 @@ def chart(
         (x1, y1), (x2, y2) = place(x_low, y_low), place(x_high, y_high)
         parts.append(f'<line class="ideal" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
     for number, (one, points) in enumerate(shown):
-        colour, faint = COLOURS[number % len(COLOURS)], ' class="faint"' if one.faint else ""
+        colour, faint = _COLOURS[number % len(_COLOURS)], ' class="faint"' if one.faint else ""
         placed = [place(*point) for point in points]
         if one.bars:
             half = one.bars / 2 / (x_high - x_low) * (width - LEFT - RIGHT)
@@ -84,7 +84,7 @@ def chart(
             parts.append(f'<polyline{faint} points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
     if len(shown) > 1:
         names = (
-            f'<tspan fill="{COLOURS[number % len(COLOURS)]}" dx="{14 * bool(number)}">{escape(one.name)}</tspan>'
+            f'<tspan fill="{_COLOURS[number % len(_COLOURS)]}" dx="{14 * bool(number)}">{escape(one.name)}</tspan>'
             for number, (one, _) in enumerate(shown)
         )
         parts.append(f'<text x="{width - RIGHT}" y="{TOP - 14}" text-anchor="end">{"".join(names)}</text>')

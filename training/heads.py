@@ -31,9 +31,9 @@ from assistant.heads import Array, Heads, Labelled, fit_heads, write_heads
 _HEADS = ("class", "shape", "surface", "arrangement")
 COPIES = 3
 """Further recordings of each picture."""
-MOST = 30
+_MOST = 30
 """Real pictures of a label, and a little more."""
-LEAST = 8
+_LEAST = 8
 """Pictures that a user's class needs to teach a head."""
 FOREIGN_EACH, FOREIGN_BESIDE = 40, 10
 """Pictures of each kind that are no micrographs: for the bundled heads, and beside a user's own."""
@@ -97,7 +97,7 @@ def own_heads(pictures: Sequence[tuple[bytes, str, str]], *, seed: int) -> Heads
     from assistant.towers import load_tower
 
     counts = Counter(label for _, label, _ in pictures)
-    taught = [(png, label, group) for png, label, group in pictures if counts[label] >= LEAST]
+    taught = [(png, label, group) for png, label, group in pictures if counts[label] >= _LEAST]
     if len({label for _, label, _ in taught}) < 2 or load_tower() is None:
         return None
     specimens = [
@@ -137,7 +137,7 @@ def real(folder: Path, cache: Path, *, splits: Sequence[str] = ("train",)) -> li
     rows = []
     for label in dict.fromkeys(row["label"] for row in index):
         own = [row for row in index if row["label"] == label]
-        rows += own[:: max(1, len(own) // MOST)]  # so that no run of a hundred tiles outweighs the rest
+        rows += own[:: max(1, len(own) // _MOST)]  # so that no run of a hundred tiles outweighs the rest
     return [
         Specimen(
             _model_input(folder / row["path"], cache),

@@ -20,7 +20,7 @@ from training.data import CACHE_BYTES, Collator, Conversations, Example, decode_
 from training.planning.memory import GIB, USABLE, fitting_settings_here, plan_here
 from training.quoting import digest
 
-LOOKED_AT = 2000
+_LOOKED_AT = 2000
 """Pictures that are decoded, and conversations whose tokens are counted, before a training; a check looks at all."""
 UNEVEN = 10
 """A class with so many times the pictures of another is said to outweigh it."""
@@ -86,7 +86,7 @@ def look(
     splits: Mapping[str, Sequence[Example]],
     memory: Mapping[str, Any],
     *,
-    limit: int | None = LOOKED_AT,
+    limit: int | None = _LOOKED_AT,
 ) -> Preflight:
     """Look at everything before the first step; `limit` bounds pictures and conversations, None looks at all.
 

@@ -22,7 +22,7 @@ VERDICTS = ("true", "false", "unsupported", "withheld")
 CONDITIONS = (("", "seen"), ("_without_aux", "without_aux"), ("_blind", "blind"))
 """What a score is called, and the answers it is of: as asked, without the line of facts, without picture and facts."""
 WORST = 20
-BINS = 10
+_BINS = 10
 """Equal parts of confidence in a reliability diagram."""
 Answers = Mapping[str, Sequence[str]]
 
@@ -150,10 +150,10 @@ def class_report(
     right = (named == y).astype(np.float64)
     confusion = np.zeros((len(labels), len(labels)), dtype=int)
     np.add.at(confusion, (y, named), 1)
-    place = np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)
+    place = np.clip(np.ceil(sure * _BINS).astype(int) - 1, 0, _BINS - 1)
     bins = [
         {"confidence": rounded(sure[here].mean()), "accuracy": rounded(right[here].mean()), "n": int(here.sum())}
-        for number in range(BINS)
+        for number in range(_BINS)
         if (here := place == number).any()
     ]
     order = np.argsort(-sure, kind="stable")

@@ -29,7 +29,7 @@ from assistant.two_samples import difference, holm
 from training.applied import Applied, told
 from training.labelled import LabelledRow
 
-SURE = 0.05
+_SURE = 0.05
 """p, after Holm's correction, below which a source differs."""
 MOST_ROWS = 1000
 """Rows of a sample that are compared, drawn by a fixed seed where there are more."""
@@ -156,7 +156,7 @@ class Survey:
                 p=gap.p,
                 p_adjusted=p,
                 least_p=gap.least,
-                differs=p < SURE,
+                differs=p < _SURE,
                 moved=tuple(self._moved(places)),
             )
             for (name, places, compared, gap), p in zip(found, adjusted, strict=True)

@@ -27,7 +27,7 @@ from assistant.attention import Block
 from assistant.encoders.encoder import Encoder, Item, Standard, padded, perceptron
 from assistant.errors import DatasetError
 
-LONGEST = 400
+_LONGEST = 400
 """Characters of a formula that are read."""
 _HEADS, _DEPTH = 4, 2
 _PART = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)|([(\[])|[)\]](\d*\.?\d*)")
@@ -52,7 +52,7 @@ def parse_formula(formula: str) -> dict[int, float]:
     symbols, _ = element_table()
     stack: list[dict[int, float]] = [{}]
     text, place = formula.strip().replace(" ", ""), 0
-    while place < len(text) <= LONGEST:
+    while place < len(text) <= _LONGEST:
         part = _PART.match(text, place)
         if part is None or (part[1] and part[1] not in symbols) or part[2] == "." or part[4] == ".":
             break
@@ -66,7 +66,7 @@ def parse_formula(formula: str) -> dict[int, float]:
         if opens:
             stack.append({})
     total = sum(stack[0].values())
-    if place < len(text) or len(text) > LONGEST or len(stack) > 1 or not total > 0:
+    if place < len(text) or len(text) > _LONGEST or len(stack) > 1 or not total > 0:
         raise DatasetError("bad_formula", f"{formula[:40]!r} is no chemical formula. Write it like Ag(AuS)2.")
     return {number: count / total for number, count in stack[0].items() if count > 0}
 

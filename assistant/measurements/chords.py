@@ -21,7 +21,7 @@ from assistant.measurements.picture import F32, F64, Mask, Picture, block_mean, 
 _SCALES = 3
 MOST_RAYS = 2500
 """Rays per scale; of more edges those of evenly spread tiles are taken."""
-TILE = 64
+_TILE = 64
 """Side of a tile [px of the scale]."""
 REACH = 16
 """Longest ray [px of the scale]."""
@@ -132,7 +132,7 @@ def _scales(picture: Picture) -> Iterator[_Scale]:
         rows, columns = _edges(gx, gy, steep, OVER_NOISE * noise)
         step = max(1, -(-len(rows) // MOST_RAYS))
         # Whole tiles, for a chord is judged by its neighbours.
-        some = (rows // TILE * 5 + columns // TILE * 3) % step == 0
+        some = (rows // _TILE * 5 + columns // _TILE * 3) % step == 0
         yield _Scale(grey, gx, gy, rows[some], columns[some], len(rows) / max(int(some.sum()), 1), size)
         grey, noise, size = block_mean(blurred(grey, 1.0), 2), LEFT_BY_HALVING * noise, 2 * size
 

@@ -35,7 +35,7 @@ TICKS = 44
 CROSSINGS = 300
 """Most widths drawn across fibres."""
 MOST_GRID_LINES = 80
-BINS = 96
+_BINS = 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,13 +200,13 @@ def _draw_grey(it: Drawing) -> None:
 def _key_of_grey(canvas: Canvas, it: Drawing) -> None:
     """The histogram, with mean and spread."""
     grey = it.found.picture.grey
-    counts, _ = np.histogram(grey, BINS, (0.0, 1.0))
+    counts, _ = np.histogram(grey, _BINS, (0.0, 1.0))
     bars: F32 = np.asarray(np.sqrt(counts / max(counts[1:-1].max(), 1)), dtype=np.float32)
-    wide, high = 3 * BINS, 110
+    wide, high = 3 * _BINS, 110
     left, base = MARGIN + 14, MARGIN + high + 16
     canvas.plate(MARGIN, MARGIN, left + wide + 14, base + 14)
     for k, bar in enumerate(np.minimum(bars, 1.0).tolist()):
-        level = round(60 + 195 * k / BINS)
+        level = round(60 + 195 * k / _BINS)
         box = tuple(2 * v for v in (left + 3 * k, base - bar * high, left + 3 * k + 2.5, base))
         canvas.pen.rectangle(box, fill=(level, level, level))
     mean = float(grey.mean())

@@ -33,7 +33,7 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NUMBER_TAGS = (65009, 65010)
 VENDOR_TAGS = (270, 34118, 34680, 34682, 34683, 50431, 65003, 65004, *NUMBER_TAGS)
 
-_WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, OFFSETS, ORIENTATION = 256, 257, 258, 259, 262, 273, 274
+_WIDTH, _HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, OFFSETS, ORIENTATION = 256, 257, 258, 259, 262, 273, 274
 SAMPLES, STRIP_ROWS, COUNTS, X_RESOLUTION, Y_RESOLUTION, PLANAR, PALETTE = 277, 278, 279, 282, 283, 284, 320
 SUBFILE, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, EXTRA_SAMPLES, SAMPLE_FORMAT = (
     254,
@@ -122,7 +122,7 @@ class Directory:
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.integer(_WIDTH, 0), self.integer(HEIGHT, 0)
+        return self.integer(_WIDTH, 0), self.integer(_HEIGHT, 0)
 
     @property
     def bits(self) -> int:

@@ -21,7 +21,7 @@ HOUSE = (
     "thermo8", "zeiss", "tescan16", "jeol_bmp", "thermo16", "plain_png", "sec_jpeg", "tescan_hdr", "jeol_tif",
 )  # fmt: skip
 SITE = ("hitachi",)
-MODELS = {
+_MODELS = {
     "thermo": ("Helios G4", "Apreo 2", "Quanta 650"),
     "zeiss": ("Merlin", "Sigma 300", "Ultra 55"),
     "tescan": ("MIRA3 XMU", "SOLARIS X", "VEGA3"),
@@ -79,7 +79,7 @@ def instrument_of(
 ) -> dict[str, Any]:  # fmt: skip
     """Settings of the instrument as its metadata would give them; the date comes from the generator, not the clock."""
     maker = maker_of(kind)
-    models, detectors = MODELS[maker], DETECTORS[maker]
+    models, detectors = _MODELS[maker], DETECTORS[maker]
     hv = rng.choice([10.0, 15.0, 20.0] if backscattered or maker == "sec" else [1.0, 2.0, 3.0, 5.0, 10.0, 15.0])
     detector = BACKSCATTERED.get(maker, "BSE") if backscattered else detectors[int(rng.integers(len(detectors)))]
     wd = float(round(rng.uniform(2.5, 14.0))) if maker == "sec" else round(float(rng.uniform(2.5, 14.0)), 1)

@@ -41,7 +41,7 @@ _NARROW, _BROAD = 1.5, 2.0
 """Ratio of the 90th to the 10th percentile of the diameters below which sizes are alike, and from which they vary."""
 _NOISY = 5.0
 """[%]"""
-COMPARED = {"mean_diameter": "larger", "count": "more", "coverage": "more_covered", "noise": "noisier"}
+_COMPARED = {"mean_diameter": "larger", "count": "more", "coverage": "more_covered", "noise": "noisier"}
 """Quantities of two pictures that are compared, and the slot that says which is the larger."""
 CANDIDATES = 4
 """Classes that a question with candidates names."""
@@ -337,7 +337,7 @@ def pair_slots(first: Evidence, second: Evidence, *, seed: int) -> dict[str, str
     for name, verdict in (("class", "same_class"), ("surface", "same_surface")):
         if name in one and name in two:
             slots[verdict] = "yes" if one[name] == two[name] else "no"
-    for name, verdict in COMPARED.items():
+    for name, verdict in _COMPARED.items():
         if winner := _larger(_value(first, name), _value(second, name)):
             slots |= {verdict: winner} if name in one and name in two else {}
     scales = [None if e.nm_per_pixel is None else (e.nm_per_pixel, "nm") for e in (first, second)]

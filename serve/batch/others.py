@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 AT_ONCE = 4
 ATTEMPTS = 3
-DEADLINE_S = 180.0
+_DEADLINE_S = 180.0
 """Time one attempt may take [s]."""
-LONGEST = 1024
+_LONGEST = 1024
 """Longest side of a picture that is sent [px]."""
 NONE = "(none named)"
 """Stands for the class where an answer names none, so that it counts as wrong."""
@@ -58,7 +58,7 @@ def ask_endpoint(
     """
     destination = destination_of(config.base_url)
     grey = redact(decode_image(_grey()))
-    sent = {png: redact(decode_image(png), longest=LONGEST) for row in rows for png in row.images}
+    sent = {png: redact(decode_image(png), longest=_LONGEST) for row in rows for png in row.images}
     items = [_item(row, png, sent[png], destination) for row in rows for png in row.images]
     items.append(ManifestItem("(a grey picture)", "", hashlib.sha256(grey).hexdigest(), len(grey), "", destination))
     write_file(manifest, "".join(json.dumps(asdict(item)) + "\n" for item in dict.fromkeys(items)))
@@ -140,7 +140,7 @@ async def _ask_all(
             for attempt in range(ATTEMPTS):
                 try:
                     call = client.chat.completions.create(model=config.model, messages=messages, **options)
-                    reply = await asyncio.wait_for(call, DEADLINE_S)
+                    reply = await asyncio.wait_for(call, _DEADLINE_S)
                     text = (reply.choices[0].message.content or "").strip() if reply.choices else ""
                     break
                 except openai.BadRequestError:

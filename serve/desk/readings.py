@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from assistant.micrograph import Micrograph
     from serve.desk.answering import Reader
 
-KEPT_BYTES = 512 * 2**20
+_KEPT_BYTES = 512 * 2**20
 """Pixels kept in all; a picture that is larger is read at every turn [byte]."""
 KNOWN_FILES = 4096
 """Files whose hash is remembered."""
@@ -35,7 +35,7 @@ class KeptReadings:
     Who asks for a picture that is being read waits for that reading. What could not be read is not kept.
     """
 
-    def __init__(self, read: Reader | None = None, *, limit: int = KEPT_BYTES) -> None:
+    def __init__(self, read: Reader | None = None, *, limit: int = _KEPT_BYTES) -> None:
         self._read, self._limit = read, limit
         self._kept: OrderedDict[Key, Future[Micrograph]] = OrderedDict()
         self._hashes: OrderedDict[tuple[object, ...], str] = OrderedDict()

@@ -29,7 +29,7 @@ from assistant.errors import MicrographError
 if TYPE_CHECKING:
     from assistant.micrograph import Micrograph
 
-DEADLINE_S = 20.0
+_DEADLINE_S = 20.0
 """Longest time for one picture, the start of a worker and the reading of its scale bar included [s]."""
 MEMORY = 2**30
 """Most memory of a worker [byte]."""
@@ -48,7 +48,7 @@ class Sandbox:
         self,
         *,
         workers: int = WORKERS,
-        deadline_s: float = DEADLINE_S,
+        deadline_s: float = _DEADLINE_S,
         memory: int = MEMORY,
         program: Sequence[str] = PROGRAM,
     ) -> None:

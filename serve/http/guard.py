@@ -38,7 +38,7 @@ Send = Callable[[Event], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/healthz"})
-BODY_LIMIT = 512 * 2**20
+_BODY_LIMIT = 512 * 2**20
 """Largest request body, a page upload of several files included [byte]."""
 DEVICE_COOKIE = "maemi-device"
 """Tells a browser that has logged in from others at its address."""
@@ -157,7 +157,7 @@ class Guard:
         app: App,
         *,
         credentials: Credentials | None = None,
-        body_limit: int = BODY_LIMIT,
+        body_limit: int = _BODY_LIMIT,
         metrics: Metrics | None = None,
     ) -> None:
         self._app = app

@@ -26,7 +26,7 @@ PLACEHOLDER = (
 )
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 NAMES_OF_FILES = "typed => JSON.stringify((typed?.files ?? []).map(file => file.path))"
-SURE = (
+_SURE = (
     "(...given) => { if (!confirm('Delete this conversation and its pictures for good?')) throw 'kept'; return given; }"
 )
 
@@ -122,7 +122,7 @@ def chat_tab(blocks: Blocks, page: Chat) -> None:
     headings.input(page.show, [headings, search], opened, cancels=answers, **QUIET)
     search.change(page.listed, [search, talk], headings, **QUIET)
     title.submit(page.retitle, [talk, title, search], headings, **QUIET)
-    remove.click(page.delete, [talk, search], opened, js=SURE, cancels=answers, **QUIET)
+    remove.click(page.delete, [talk, search], opened, js=_SURE, cancels=answers, **QUIET)
     blocks.load(page.restore, None, opened, **QUIET)
 
 

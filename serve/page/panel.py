@@ -19,7 +19,7 @@ from serve.batch.caption_rows import CaptionRow
 if TYPE_CHECKING:
     from assistant.micrograph import Micrograph
 
-THUMBNAIL, PREVIEW = 132, 480
+_THUMBNAIL, PREVIEW = 132, 480
 """Longest side of a picture in a table, and of one that was just dropped [px]."""
 EMPTY = (
     '<div class="maemi-empty"><p>Nothing shown yet.</p><p>Add a micrograph to the chat: what its file says about the '
@@ -110,7 +110,7 @@ def class_table(results: Sequence[Mapping[str, Any]], *, of: int) -> str:
     return f'{_progress(len(results), of)}<table class="maemi-table"><tbody>{body}</tbody></table>'
 
 
-def thumbnail(micrograph: Micrograph, side: int = THUMBNAIL) -> str:
+def thumbnail(micrograph: Micrograph, side: int = _THUMBNAIL) -> str:
     """A small windowed picture as a `data:` URI."""
     from PIL import Image
 

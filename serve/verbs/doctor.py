@@ -26,7 +26,7 @@ from serve.verbs.command import load as load_student
 if TYPE_CHECKING:
     from serve.desk.answering import Answerer
 
-LIBRARIES = (
+_LIBRARIES = (
     "torch", "transformers", "peft", "bitsandbytes", "datasets", "gradio", "fastapi", "starlette", "tifffile",
     "imagecodecs", "scikit-image", "pillow", "SQLAlchemy",
 )  # fmt: skip
@@ -94,7 +94,7 @@ def doctor(run: RunOption = None, json: Json = False) -> None:
 def check_machine(run: Path | None = None, *, load: Callable[[Path | None], Answerer] | None = None) -> Iterator[Check]:
     """Yield the checks as they finish: the machine, then the features on a micrograph drawn for the purpose."""
     yield _timed("python", lambda: f"{platform.python_version()} on {platform.machine()}")
-    for library in LIBRARIES:
+    for library in _LIBRARIES:
         yield _timed(library, lambda library=library: _library(library))  # type: ignore[misc]
     yield _timed("processor", _processor)
     yield _timed("graphics card", _graphics)

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from training.data import Example
 
 _HERE = Path(__file__).parent
-PEERS = {
+_PEERS = {
     "top1_texture": "Texture descriptors with a logistic head",
     "top1_linear_probe_vit": "Linear probe on the frozen image encoder",
     "top1_cnn": "Small convolutional network trained on the same split",
     "top1_majority": "Always the largest class",
 }
-PICTURE_WIDTH = 420
+_PICTURE_WIDTH = 420
 """Width of a picture beside an answer [px]."""
 
 
@@ -97,7 +97,7 @@ def _table(
 
 
 def _peers(baselines: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
-    plain = [(name, baselines[key]) for key, name in PEERS.items() if key in baselines]
+    plain = [(name, baselines[key]) for key, name in _PEERS.items() if key in baselines]
     asked = [(other["model"], other.get("classification", {}).get("top1")) for other in others]
     return plain + [(name, score) for name, score in asked if score is not None]
 
@@ -117,4 +117,4 @@ def _uri(png: bytes) -> str:
     from serve.verbs.report import picture_uri
     from training.data import decode_image
 
-    return picture_uri(decode_image(png).pixels, PICTURE_WIDTH)
+    return picture_uri(decode_image(png).pixels, _PICTURE_WIDTH)

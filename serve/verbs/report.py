@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _STYLE = Path(__file__).with_name("report.css")
-PICTURE_WIDTH = 720
+_PICTURE_WIDTH = 720
 """Width of an embedded picture [px]."""
 SECTIONS = {
     "caption": "Captions",
@@ -50,7 +50,7 @@ METRICS = {
 }
 LOWER_IS_BETTER = {"ece"}
 _COLUMNS = ("Before", "After", "Change", "No facts", "Blind", "Majority", "Nearest text")
-PEERS = {
+_PEERS = {
     "top1_linear_probe_vit": "Linear probe on the student's frozen image encoder",
     "top1_cnn": "Small convolutional network",
     "top1_majority": "Always the largest class",
@@ -180,7 +180,7 @@ def _tick(highest: float) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
 
 
-def picture_uri(picture: NDArray[np.uint8], width: int = PICTURE_WIDTH) -> str:
+def picture_uri(picture: NDArray[np.uint8], width: int = _PICTURE_WIDTH) -> str:
     """An 8-bit grey picture [H, W] as a `data:` URI: PNG, at most `width` pixels wide."""
     from PIL import Image
 
@@ -268,7 +268,7 @@ def _interval(name: str, scores: Mapping[str, Any]) -> str:
 def _peers_table(baselines: Mapping[str, Any]) -> str:
     rows = [
         f'<tr><th>{escape(text)}</th><td class="number">{_score(baselines[name])}</td></tr>'
-        for name, text in PEERS.items()
+        for name, text in _PEERS.items()
         if _is_number(baselines.get(name))
     ]
     return _table('<th>Trained on the same split, no language</th><th class="number">Top-1</th>', rows) if rows else ""

@@ -18,11 +18,11 @@ from assistant.disk import disk_errors, replacing
 from assistant.errors import ConfigError, MicrographError
 from assistant.micrograph import read_micrograph, to_model_input
 
-THUMBNAIL = 128
+_THUMBNAIL = 128
 """Side of a picture on the map when it is looked at [px]."""
-MOST = 1500
+_MOST = 1500
 """Pictures that are shown as such; further ones are dots."""
-COLOURS = ("#2dd4bf", "#ffb84d", "#ff6384", "#5682ff", "#bee860", "#c084fc", "#38bdf8", "#fb923c")
+_COLOURS = ("#2dd4bf", "#ffb84d", "#ff6384", "#5682ff", "#bee860", "#c084fc", "#38bdf8", "#fb923c")
 _STYLE = """
 :root { color-scheme: light dark; --ground: #f7f8fa; --ink: #0b0f16; --soft: #b4bcc8; }
 @media (prefers-color-scheme: dark) { :root { --ground: #0b0f16; --ink: #f5f7fa; --soft: #4a5464; } }
@@ -68,7 +68,7 @@ def write_map(
     margin = 0.04 * (high - low + 1e-9)
     low, high = low - margin, high + margin
     kinds = list(dict.fromkeys(spot.kind for spot in spots))
-    colours: Mapping[str, str] = {kind: COLOURS[n % len(COLOURS)] for n, kind in enumerate(kinds)}
+    colours: Mapping[str, str] = {kind: _COLOURS[n % len(_COLOURS)] for n, kind in enumerate(kinds)}
 
     def at(place: np.ndarray) -> tuple[float, float]:
         x, y = (100 * (place - low) / (high - low)).tolist()
@@ -76,7 +76,7 @@ def write_map(
 
     dots = "".join('<circle cx="{:.2f}%" cy="{:.2f}%" r="4"/>'.format(*at(place)) for place in known)
     figures = [
-        _figure(spot, at(place), colours[spot.kind], n < MOST)
+        _figure(spot, at(place), colours[spot.kind], n < _MOST)
         for n, (spot, place) in enumerate(zip(spots, places, strict=True))
     ]
     legend = "".join(f'<li><span style="background:{colours[k]}"></span>{escape(k)}</li>' for k in kinds)
@@ -111,7 +111,7 @@ def _thumbnail(path: Path) -> str | None:
     from PIL import Image
 
     try:
-        square = to_model_input(read_micrograph(path, read_bar=False), THUMBNAIL)[0]
+        square = to_model_input(read_micrograph(path, read_bar=False), _THUMBNAIL)[0]
     except MicrographError:
         return None
     stream = io.BytesIO()

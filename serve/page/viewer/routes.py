@@ -22,8 +22,8 @@ from serve.page.viewer.album import Album, Key
 from serve.page.viewer.records import Measured, compared_record, measured, picture_record
 
 STATIC = Path(__file__).with_name("static")
-KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain"}
-LONGEST = 1024
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain"}
+_LONGEST = 1024
 """Most characters of a parameter."""
 TILE_LIFE_S = 600
 """Time that a browser keeps a tile; the file behind its address never changes [s]."""
@@ -42,7 +42,7 @@ def viewer_routes(desk: Desk, find: Find) -> list[Route]:
     files = {
         f"/viewer/{path.name}": path
         for path in sorted(STATIC.iterdir())
-        if path.suffix in KINDS and path.suffix != ".html"
+        if path.suffix in _KINDS and path.suffix != ".html"
     }
     files["/viewer"] = STATIC / "viewer.html"
     return [
@@ -88,10 +88,10 @@ class Viewer:
     async def _named(self, request: Request, name: str = "file", number: str = "") -> Key:
         """The file that a request names, which must be its owner's; its page; the pixel size for files without one."""
         page, size = f"page{number}", f"size{number}"
-        path = await self._album.run(self._find, request, request.query_params.get(name, "")[:LONGEST])
+        path = await self._album.run(self._find, request, request.query_params.get(name, "")[:_LONGEST])
         if path is None:
             raise ConfigError("not_found", "There is nothing here, or it belongs to somebody else.")
-        nm = parse_pixel_size(request.query_params.get(size, "")[:LONGEST])
+        nm = parse_pixel_size(request.query_params.get(size, "")[:_LONGEST])
         return path, _whole(request, page) if page in request.query_params else None, nm
 
 
@@ -111,7 +111,7 @@ def _refusing(answer: Answer) -> Answer:
 
 def _file(path: Path) -> Answer:
     async def answered(_: Request) -> Response:
-        return FileResponse(path, media_type=KINDS[path.suffix], headers={"cache-control": "no-cache"})
+        return FileResponse(path, media_type=_KINDS[path.suffix], headers={"cache-control": "no-cache"})
 
     return answered
 
@@ -129,7 +129,7 @@ def _whole(request: Request, name: str) -> int:
 
 def _number(request: Request, name: str) -> float:
     try:
-        number = float(request.query_params.get(name, "")[:LONGEST])
+        number = float(request.query_params.get(name, "")[:_LONGEST])
     except ValueError:
         number = math.nan
     if not math.isfinite(number):

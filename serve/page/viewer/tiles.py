@@ -17,7 +17,7 @@ from assistant.readers.window import Window, windowed
 
 TILE = 512
 """Side of a tile [px]."""
-BINS = 256
+_BINS = 256
 _ROWS = 512
 """Rows that are reduced at once, so that the sums of a large frame stay small."""
 _SAMPLES = 2**20
@@ -80,10 +80,10 @@ class Pyramid:
         span = max(window.high - window.low, 1e-12 * max(abs(window.high), 1.0))
         low, high = max(least, window.low - span), min(greatest, window.high + span)
         if frame.dtype.kind != "f":  # every bar holds equally many of the whole numbers
-            low, wide = np.ceil(low) - 0.5, max(1, -(-(np.floor(high) - np.ceil(low) + 1) // BINS))
+            low, wide = np.ceil(low) - 0.5, max(1, -(-(np.floor(high) - np.ceil(low) + 1) // _BINS))
             edges = np.arange(low, np.floor(high) + 0.5 + wide, wide)
         else:
-            edges = np.linspace(low, high, BINS + 1) if low < high else np.array([low - 0.5, low + 0.5])
+            edges = np.linspace(low, high, _BINS + 1) if low < high else np.array([low - 0.5, low + 0.5])
         counts, _ = np.histogram(sample, edges)
         return Histogram(float(edges[0]), float(edges[-1]), tuple(counts.tolist()), least, greatest)
 
