@@ -34,6 +34,8 @@ PURITY = 0.95
 STRENGTH = 0.02
 """Inverse of the penalty on a head's weights."""
 FOLDS = 4
+_LEFT_OUT = 24
+"""Most words that are left out in turn."""
 FOREIGN = ""
 """The word for what is no micrograph; it is never said."""
 _FEWEST = 20
@@ -182,7 +184,7 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledFeatures:
     """Features [N, D] with what is known of each picture."""
 
     features: Array
@@ -196,7 +198,7 @@ class Labelled:
     """True for pictures that are no micrographs; no word of any head is right for them."""
 
 
-def fit_heads(data: Labelled, *, origin: str) -> Heads:
+def fit_heads(data: LabelledFeatures, *, origin: str) -> Heads:
     """Heads for every name of `words` that has two words or more, calibrated on what was left out in turn.
 
     Left out are groups (a new sample from a known source) and whole sources, with the classes that only they have;
@@ -226,7 +228,7 @@ class HeldOut:
         return self.said == self.truth
 
 
-def held_out(data: Labelled, name: str) -> list[HeldOut]:
+def held_out(data: LabelledFeatures, name: str) -> list[HeldOut]:
     """Verdicts of a head on every picture it can be judged on, each from a fit without that picture's kin.
 
     The space is that of all pictures; no label shapes it.
@@ -245,7 +247,7 @@ def held_out(data: Labelled, name: str) -> list[HeldOut]:
     return rows
 
 
-def left_out(data: Labelled, name: str) -> Iterator[tuple[str, Array]]:
+def left_out(data: LabelledFeatures, name: str) -> Iterator[tuple[str, Array]]:
     """Masks [N] of what is left out in turn, with the kind."""
     foreign, sources = np.asarray(data.foreign), np.asarray(data.sources)
     folds = {group: number % FOLDS for number, group in enumerate(sorted(set(data.groups), key=_scattered))}
@@ -256,11 +258,12 @@ def left_out(data: Labelled, name: str) -> Iterator[tuple[str, Array]]:
     for source in sorted(set(sources if several else sources[foreign]) - {""}):
         yield "sources", sources == source
     if not several:  # a source left out takes classes along that no other has
-        for word in sorted({word for word in data.words[name] if word is not None}):
+        words = sorted({word for word in data.words[name] if word is not None})
+        for word in words[:: -(-len(words) // _LEFT_OUT)] if words else ():
             yield "words", np.asarray([other == word for other in data.words[name]])
 
 
-def calibrated(head: Head, data: Labelled) -> Head:
+def calibrated(head: Head, data: LabelledFeatures) -> Head:
     """The head with confidence and threshold from what it said of pictures left out."""
     from sklearn.linear_model import LogisticRegression
 
@@ -389,7 +392,7 @@ def fit_space(features: Array) -> Space:
     return Space(mean, scale, directions[:width].T, np.sqrt(variance + variance[-1]))
 
 
-def _fit_head(name: str, embedded: Array, data: Labelled, spread: Array, chosen: Array) -> Head | None:
+def _fit_head(name: str, embedded: Array, data: LabelledFeatures, spread: Array, chosen: Array) -> Head | None:
     """A head without calibration from the `chosen` pictures, a mask [N]; None where they have fewer than two words."""
     from sklearn.linear_model import LogisticRegression
 

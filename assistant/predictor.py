@@ -32,17 +32,18 @@ from assistant.encoders.vector import VectorEncoder
 from assistant.errors import DatasetError, RunError
 from assistant.evidence import number_evidence
 from assistant.fusion import ClassTexts, Fused, Fusion
+from assistant.heads import Heads, load_heads, write_heads
 from assistant.inspection import loading
 
 _KINDS: dict[str, type[Encoder]] = {
     kind.kind: kind
     for kind in (VectorEncoder, TableEncoder, CompositionEncoder, CrystalEncoder, TextEncoder, FrozenTextEncoder)
 }
-_SETTINGS, _WEIGHTS = "head.json", "head.safetensors"
+_SETTINGS, _WEIGHTS, _SILENCE = "head.json", "head.safetensors", "silence"
 _FORMAT = 1
 _WIDEST = 1024
 BATCH = 256
-_UNKNOWN = "unknown"
+UNKNOWN = "unknown"
 
 Row = Mapping[str, Any]
 """A value per modality; absent ones are left out."""
@@ -162,6 +163,8 @@ class Predictor(nn.Module):
             for target in self.targets
         )
         self.familiarity: Familiarity | None = None
+        self.silence: Heads | None = None
+        """Which verdicts are not said: calibrated on classes left out in turn, so it knows a stranger from a class."""
         self.about: dict[str, Any] = {}
 
     def items(self, row: Row) -> Items:
@@ -224,14 +227,23 @@ class Predictor(nn.Module):
         if not rows:
             return []
         outputs, weights = self.outputs(rows)
-        distances = self.familiarity.distances(self.fixed(rows)) if self.familiarity else np.zeros(len(rows))
-        columns = [self._predicted(t, out, distances) for t, out in zip(self.targets, outputs, strict=True)]
+        fixed = self.fixed(rows)
+        distances = self.familiarity.distances(fixed) if self.familiarity else np.zeros(len(rows))
+        told = self.silence.verdicts(fixed) if self.silence else [[] for _ in rows]
+        said = [{verdict.name: "" if verdict.reason else verdict.word for verdict in row} for row in told]
+        columns = [
+            self._predicted(target, out, distances, [words.get(target.name) for words in said])
+            for target, out in zip(self.targets, outputs, strict=True)
+        ]
         return [
             Prediction(targets, dict(zip(self.modalities, row.tolist(), strict=True)), float(distance))
             for targets, row, distance in zip(zip(*columns, strict=True), weights, distances, strict=True)
         ]
 
-    def _predicted(self, target: Target, outputs: Tensor, distances: np.ndarray) -> list[Predicted]:
+    def _predicted(
+        self, target: Target, outputs: Tensor, distances: np.ndarray, said: Sequence[str | None]
+    ) -> list[Predicted]:
+        """A target of rows; `said` is what may be said of each: another word than the likeliest makes it unknown."""
         if not target.classes:
             found = number_evidence(outputs.double())
             values = (found.mean * target.scale + target.mean).tolist()
@@ -243,15 +255,19 @@ class Predictor(nn.Module):
             return numbers
         rows = (outputs.double() / target.temperature).softmax(dim=-1).numpy()
         predicted = []
-        for row, distance in zip(rows, distances, strict=True):
+        for row, distance, word in zip(rows, distances, said, strict=True):
             likely = tuple(target.classes[c] for c in class_set(row, target.quantile))
-            verdict = _UNKNOWN if not likely or distance > 1.0 else target.classes[int(row.argmax())]
+            verdict = target.classes[int(row.argmax())]
+            if distance > 1.0 or not likely or word not in (None, verdict):
+                verdict = UNKNOWN
             predicted.append(Predicted(target, probabilities=tuple(row.tolist()), likely=likely, verdict=verdict))
         return predicted
 
-    def calibrated(self, targets: Sequence[Target], familiarity: Familiarity | None) -> Predictor:
-        """This predictor with temperatures and quantiles in its targets, and what it is familiar with."""
-        self.targets, self.familiarity = tuple(targets), familiarity
+    def calibrated(
+        self, targets: Sequence[Target], familiarity: Familiarity | None, silence: Heads | None = None
+    ) -> Predictor:
+        """This predictor with temperatures and quantiles in its targets, what it knows, and when it is silent."""
+        self.targets, self.familiarity, self.silence = tuple(targets), familiarity, silence
         return self
 
     def save(self, directory: Path, about: Mapping[str, Any]) -> None:
@@ -286,6 +302,9 @@ class Predictor(nn.Module):
             tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
             tensors |= {f"familiarity.{name}": torch.from_numpy(value) for name, value in known.items()}
             save_file(tensors, staging / _WEIGHTS)
+            if self.silence is not None:
+                (staging / _SILENCE).mkdir()
+                write_heads(self.silence, staging / _SILENCE, about={})
 
         write_directory(directory, write)
 
@@ -327,6 +346,8 @@ class Predictor(nn.Module):
             if known:
                 limit = known.pop("limit").item()
                 predictor.familiarity = Familiarity(**known, limit=limit)
+            if (directory / _SILENCE).is_dir():
+                predictor.silence = load_heads(directory / _SILENCE)
         return predictor.eval()
 
 

@@ -1,12 +1,13 @@
 """What `maemi fit` and few-shot say of real micrographs, beside simpler ways to the same answer.
 
     python -m benchmarks.families --real ../shared/data/open_sem ../shared/data/more_sem [--parts groups,sources,few]
-        [--drawn DRAWN] [--seeds 3] [--resnet-steps 0] [--out benchmarks/families.json]
+        [--drawn DRAWN --cache CACHE] [--seeds 3] [--resnet-steps 0] [--out benchmarks/families.json]
 
 The label is the family ("battery cathode" for four recordings of one). Groups: trained on the groups of `train`,
 calibrated on those of `val` where there are any, scored on `test`. Sources: each source left out in turn, with the
 families that only it has; what is said there counts against purity. Few-shot: five families of which three have
-examples, drawn anew 20 times; the space in which pictures are compared is that of the other families.
+examples, drawn anew 20 times; the space in which pictures are compared is that of the other families and, with
+`--drawn` from `maemi synth`, of drawn pictures, as in the heads that travel with MAEMI.
 A verdict counts as said where it is not "unknown" and its conformal set holds it alone.
 """
 
@@ -29,8 +30,9 @@ import torch
 from assistant.config import load_config
 from assistant.heads import few_shot, fit_space
 from assistant.micrograph import read_micrograph, to_model_input
+from assistant.towers import see
 from training.fit import fit_rows
-from training.heads import CLASS_OF
+from training.heads import CLASS_OF, drawn
 from training.labelled import Labelled, LabelledRow
 from training.pictures import extractor_of, picture_values
 
@@ -48,6 +50,8 @@ def main() -> None:
     parser.add_argument("--real", type=Path, nargs="+", required=True)
     parser.add_argument("--parts", default="groups,sources,few")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--drawn", type=Path)
+    parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--resnet-steps", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
@@ -63,7 +67,8 @@ def main() -> None:
         elif part == "sources":
             report[part] = on_sources(pictures)
         else:
-            report[part] = on_few(pictures)
+            others = [s.pixels.astype(np.float32) / 255 for s in drawn(args.drawn, args.cache)] if args.drawn else []
+            report[part] = on_few(pictures, others)
         print(json.dumps({part: report[part]}, indent=1), flush=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
 
@@ -150,7 +155,8 @@ def ours(
     }
 
 
-def on_few(pictures: Sequence[tuple[LabelledRow, str, Array]]) -> dict[str, Any]:
+def on_few(pictures: Sequence[tuple[LabelledRow, str, Array]], others: Sequence[Array]) -> dict[str, Any]:
+    """`others` are pictures [S, S] that shape the space and are asked nothing."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
@@ -159,12 +165,13 @@ def on_few(pictures: Sequence[tuple[LabelledRow, str, Array]]) -> dict[str, Any]
     seen = np.stack([row.values["image"] for row, *_ in pictures])
     texture = np.stack([row.values["texture"] for row, *_ in pictures])
     enough = sorted(label for label, count in Counter(labels.tolist()).items() if count >= SHOTS[-1] + 1)
-    results: dict[str, Any] = {"families": enough}
+    beside = see(others) if others else np.zeros((0, seen.shape[1]), np.float32)
+    results: dict[str, Any] = {"families": enough, "drawn": len(others)}
     for shots in SHOTS:
         rng, right, plain, known, sure = np.random.default_rng(shots), [], [], [], []
         for _ in range(EPISODES):
             held = rng.permutation(enough)[:HELD].tolist()
-            space = fit_space(seen[~np.isin(labels, held)])
+            space = fit_space(np.concatenate([seen[~np.isin(labels, held)], beside]))
             shown, asked = {}, []
             for label in held[:KNOWN]:
                 own = rng.permutation(np.flatnonzero(labels == label))

@@ -520,3 +520,41 @@ def test_the_settings_written_out_are_the_defaults() -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def test_a_class_that_nobody_taught_is_unknown(tmp_path: Path) -> None:
+    """A stranger lies no farther from the rows than a new group does, so a distance alone would name it."""
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(0, 1, (7, 24))
+
+    def rows(kind: int, groups: range) -> list[LabelledRow]:
+        made = []
+        for group in groups:
+            shift = rng.normal(0, 2.0 if group == 0 else 0.5, 24)  # one odd lot of each kind
+            for n in range(4):
+                vector = kinds[kind] + shift + rng.normal(0, 0.3, 24)
+                made.append(
+                    LabelledRow(
+                        f"{kind}-{group}-{n}", None, {"texture": vector}, {"kind": f"k{kind}"}, f"{kind}-{group}"
+                    )
+                )
+        return made
+
+    known = [row for kind in range(6) for row in rows(kind, range(8))]
+    held = [row for kind in range(6) for row in rows(kind, range(8, 12))]
+    classes = tuple(f"k{n}" for n in range(6))
+    labelled = Labelled(known, {"kind": ""}, {"kind": classes}, {}, [], [])
+    predictor = fit_rows(labelled, {"train": known, "calibration": held}, load_config(None, QUICK))
+    predictor.save(tmp_path / "head", {})
+    predictor = Predictor.load(tmp_path / "head")
+    assert predictor.silence is not None
+    strangers, home = rows(6, range(4)), held
+    told = predictor.silence.verdicts(predictor.fixed([predictor.items(row.values) for row in strangers + home]))
+    said = [not verdict.reason for (verdict,) in told]
+    assert not any(said[: len(strangers)])
+    assert np.mean(said[len(strangers) :]) > 0.5
+    assert all(
+        verdict.word == row.truth["kind"] for (verdict,), row in zip(told[16:], home, strict=True) if not verdict.reason
+    )
+    found = [p.targets[0].verdict for p in predictor.predict([row.values for row in strangers + home])]
+    assert all(verdict == "unknown" for verdict, spoken in zip(found, said, strict=True) if not spoken)

@@ -12,7 +12,7 @@ from assistant.heads import (
     NEVER,
     SETTINGS,
     TENSORS,
-    Labelled,
+    LabelledFeatures,
     few_shot,
     fit_heads,
     fit_space,
@@ -29,7 +29,7 @@ WORDS = ("fibres", "powder", "sponge")
 CENTRES = 6 * np.random.default_rng(0).normal(size=(len(WORDS) + 1, WIDTH))
 
 
-def pictures(seed: int, *, each: int = 40, spread: float = 1.0, shift: float = 0.0) -> Labelled:
+def pictures(seed: int, *, each: int = 40, spread: float = 1.0, shift: float = 0.0) -> LabelledFeatures:
     """Three classes from two sources, five groups each, and some pictures that are nothing of the kind."""
     rng = np.random.default_rng(seed)
     rows, words, groups, sources = [], [], [], []
@@ -46,7 +46,9 @@ def pictures(seed: int, *, each: int = 40, spread: float = 1.0, shift: float = 0
         groups.append(f"foreign {n}")
         sources.append("photographs")
     foreign = (False,) * (3 * each) + (True,) * 20
-    return Labelled(np.asarray(rows, np.float32), tuple(groups), tuple(sources), {"class": tuple(words)}, foreign)
+    return LabelledFeatures(
+        np.asarray(rows, np.float32), tuple(groups), tuple(sources), {"class": tuple(words)}, foreign
+    )
 
 
 def test_new_pictures_of_known_classes_are_named_and_foreign_ones_are_not() -> None:

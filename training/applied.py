@@ -15,7 +15,7 @@ from assistant.errors import DatasetError, MaemiError, MicrographError, RunError
 from assistant.explain import Explanation, explain, save_over
 from assistant.heads import Verdict, log_odds
 from assistant.micrograph import Micrograph, find_micrographs, read_micrograph, to_model_input
-from assistant.predictor import Items, Predicted, Prediction, Predictor
+from assistant.predictor import UNKNOWN, Items, Predicted, Prediction, Predictor
 from assistant.progress import Progress
 from assistant.quantities import QUANTITIES
 from training.fit import HEAD, fill
@@ -100,7 +100,7 @@ class Applied:
             reason = ""
             if prediction.distance > 1.0:
                 reason = "the picture is too unlike those that the classifier was trained on"
-            elif len(predicted.likely) != 1:
+            elif len(predicted.likely) != 1 or predicted.verdict == UNKNOWN:
                 reason = "the classifier is not sure enough of any of its words"
             best = int(np.argmax(predicted.probabilities))
             shares = dict(zip(classes, predicted.probabilities, strict=True))

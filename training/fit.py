@@ -34,6 +34,7 @@ from assistant.encoders.vector import VectorEncoder
 from assistant.errors import DatasetError, MaemiError, RunError
 from assistant.evidence import evidential_loss, fit_temperature, number_evidence, number_loss
 from assistant.fusion import drop_probability
+from assistant.heads import NEVER, Heads, LabelledFeatures, fit_heads
 from assistant.predictor import Design, Items, Predicted, Predictor, Target
 from assistant.progress import Progress
 from training.labelled import Labelled, LabelledRow, find_leaks, read_labelled
@@ -326,7 +327,26 @@ def calibrate(
             found = number_evidence(out)
             scores = number_scores(found.mean.numpy(), found.deviation.numpy(), truth.double().numpy())
         targets.append(replace(target, quantile=quantile_by_group(scores, groups, settings.coverage)))
-    return predictor.calibrated(targets or predictor.targets, familiarity)
+    return predictor.calibrated(targets or predictor.targets, familiarity, silence(predictor, known, fixed))
+
+
+def silence(predictor: Predictor, rows: Sequence[LabelledRow], fixed: np.ndarray) -> Heads | None:
+    """Heads that know when not to speak: calibrated on groups, and on whole classes, left out in turn.
+
+    A distance alone does not do: pictures of another laboratory lie no farther off than new groups of one's own. None
+    without three classes, or where too few groups were left out to tell.
+    """
+    words = {
+        target.name: tuple(None if (word := row.truth[target.name]) is None else str(word) for row in rows)
+        for target in predictor.targets
+        if len(target.classes) > 2
+    }
+    if not words or not fixed.shape[1]:
+        return None
+    groups, own = tuple(row.group for row in rows), ("own",) * len(rows)
+    heads = fit_heads(LabelledFeatures(fixed, groups, own, words, (False,) * len(rows)), origin="fit")
+    calibrated = tuple(head for head in heads.heads if head.threshold < NEVER)
+    return replace(heads, heads=calibrated) if calibrated else None
 
 
 def score(predictor: Predictor, rows: Sequence[LabelledRow], known: Sequence[LabelledRow]) -> dict[str, Any]:

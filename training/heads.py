@@ -26,7 +26,7 @@ import numpy as np
 
 from assistant.config import TOWER_SIDE
 from assistant.disk import MANIFEST, fingerprint, verify_directory, write_directory
-from assistant.heads import Array, Heads, Labelled, fit_heads, write_heads
+from assistant.heads import Array, Heads, LabelledFeatures, fit_heads, write_heads
 
 _HEADS = ("class", "shape", "surface", "arrangement")
 COPIES = 3
@@ -161,7 +161,7 @@ def foreign(seed: int, *, each: int = FOREIGN_EACH) -> list[Specimen]:
     return specimens
 
 
-def labelled(specimens: Sequence[Specimen], *, seed: int, copies: int = COPIES) -> Labelled:
+def labelled(specimens: Sequence[Specimen], *, seed: int, copies: int = COPIES) -> LabelledFeatures:
     """Features of every picture and of `copies` further recordings of each that is a micrograph."""
     from assistant.towers import see
 
@@ -174,7 +174,7 @@ def labelled(specimens: Sequence[Specimen], *, seed: int, copies: int = COPIES) 
         of += [specimen] * (1 + len(extra))
     words = {name: tuple(s.words.get(name) for s in of) for name in _HEADS}
     groups, sources = tuple(s.group for s in of), tuple(s.source for s in of)
-    return Labelled(see(pictures), groups, sources, words, tuple(s.foreign for s in of))
+    return LabelledFeatures(see(pictures), groups, sources, words, tuple(s.foreign for s in of))
 
 
 def recorded_again(pixels: Array, rng: np.random.Generator) -> Array:
