@@ -80,7 +80,7 @@ class Familiarity:
         known = (features - centre) @ scaled
         codes = {group: place for place, group in enumerate(dict.fromkeys(groups))}
         marks = np.array([codes[group] for group in groups])
-        lengths = _lengths(known, known)
+        lengths = distances_between(known, known)
         lengths[marks[:, None] == marks[None]] = np.inf
         near = np.sort(lengths, axis=1)[:, :_NEIGHBOURS]
         near = near[np.isfinite(near).all(axis=1)]
@@ -89,7 +89,7 @@ class Familiarity:
 
     def distances(self, features: np.ndarray) -> np.ndarray:
         """Distance of rows [I, F] from training, in units of the limit: above 1 is unknown."""
-        lengths = _lengths(self.components(features), self.known)
+        lengths = distances_between(self.components(features), self.known)
         near: np.ndarray = np.sort(lengths, axis=1)[:, :_NEIGHBOURS].mean(axis=1)
         return near / self.limit
 
@@ -99,7 +99,8 @@ class Familiarity:
         return whitened
 
 
-def _lengths(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+def distances_between(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Euclidean distances [I, J] of rows [I, K] to others [J, K]."""
     squares = (rows**2).sum(1)[:, None] + (others**2).sum(1)[None] - 2.0 * rows @ others.T
     lengths: np.ndarray = np.sqrt(np.maximum(squares, 0.0))
     return lengths

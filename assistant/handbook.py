@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 TEXT = Path(__file__).with_suffix(".txt")
@@ -63,6 +63,7 @@ def entries() -> tuple[Entry, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=4096)  # an answer, its statements and its taught twin each ask
 def entry_for(question: str) -> Entry | None:
     """The entry that answers a general question; None where none does, or where it points at something at hand."""
     plain = _POLITE.sub("", " ".join(question.lower().split()))

@@ -94,7 +94,7 @@ class Head:
         logits = embedded @ self.weight + self.bias
         raised = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = raised / raised.sum(axis=1, keepdims=True)
-        apart = 1 - _unit(embedded / spread) @ self.bank.T
+        apart = 1 - unit(embedded / spread) @ self.bank.T
         apart[self.taught[None] != probabilities.argmax(axis=1)[:, None]] = 2.0
         nearest = np.sort(apart, axis=1)[:, :_NEIGHBOURS]
         return probabilities, nearest.mean(axis=1)
@@ -306,9 +306,9 @@ def few_shot(examples: Mapping[str, Array], features: Array, space: Space | None
     if space is None or space.mean.size != shown.shape[1]:
         width = shown.shape[1]
         space = Space(shown.mean(axis=0), shown.std(axis=0) + 1e-3, np.eye(width), np.ones(width))
-    known, asked = (_unit(space.embed(rows) / space.spread) for rows in (shown, features))
+    known, asked = (unit(space.embed(rows) / space.spread) for rows in (shown, features))
     near = asked @ known.T  # [N, M]
-    means = _unit(np.stack([known[owner == n].mean(axis=0) for n in range(len(labels))]))
+    means = unit(np.stack([known[owner == n].mean(axis=0) for n in range(len(labels))]))
     closest = np.stack([near[:, owner == n].max(axis=1) for n in range(len(labels))], axis=1)
     alike = (asked @ means.T + closest) / 2  # [N, C]
     raised = np.exp(FEW_SHARPNESS * (alike - alike.max(axis=1, keepdims=True)))
@@ -407,7 +407,7 @@ def _fit_head(name: str, embedded: Array, data: LabelledFeatures, spread: Array,
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     words = tuple(map(str, fitted.classes_))
     taught = np.asarray([words.index(word) for word in told], np.int16)
-    bank = _unit(embedded[rows] / spread)
+    bank = unit(embedded[rows] / spread)
     return Head(name, words, weight.T.astype(np.float32), bias.astype(np.float32), bank, taught)
 
 
@@ -416,9 +416,10 @@ def _sigmoid(x: Array) -> Array:
     return share
 
 
-def _unit(rows: Array) -> Array:
-    unit: Array = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
-    return unit
+def unit(rows: Array) -> Array:
+    """Rows [..., D] at length 1; rows of zeros stay."""
+    scaled: Array = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+    return scaled
 
 
 def _scattered(group: str) -> str:

@@ -31,7 +31,7 @@ from assistant.database import Database
 from assistant.disk import disk_errors, fingerprint
 from assistant.encoders.texture import SIDE, texture_descriptors
 from assistant.errors import ConfigError, DatasetError, MicrographError
-from assistant.heads import SETTINGS, Heads, load_heads
+from assistant.heads import SETTINGS, Heads, load_heads, unit
 from assistant.measure import Fact, known_of, measure
 from assistant.micrograph import Micrograph, ReadLimits, find_micrographs, read_micrograph, to_model_input
 from assistant.progress import Progress
@@ -133,7 +133,7 @@ def distances(asked: np.ndarray, vectors: Sequence[np.ndarray]) -> np.ndarray:
     seen = np.stack(vectors)
     mean = seen.mean(axis=0, dtype=np.float64).astype(np.float32) if len(seen) >= _FEWEST else np.float32(0)
     blocks = [slice(start, start + _ROWS) for start in range(0, len(seen), _ROWS)]
-    away: np.ndarray = np.concatenate([1 - _unit(seen[block] - mean) @ _unit(asked - mean) for block in blocks])
+    away: np.ndarray = np.concatenate([1 - unit(seen[block] - mean) @ unit(asked - mean) for block in blocks])
     return away
 
 
@@ -312,11 +312,6 @@ def _meets(facts: Sequence[Fact], where: Sequence[Condition]) -> bool | None:
     by_name = {fact.name: fact for fact in facts}
     held = [condition.holds(by_name.get(condition.quantity)) for condition in where]
     return False if False in held else None if None in held else True
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    unit: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
-    return unit
 
 
 def _digest(*parts: str) -> str:

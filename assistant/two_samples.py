@@ -15,6 +15,8 @@ from itertools import combinations
 
 import numpy as np
 
+from assistant.conformal import distances_between
+
 PERMUTATIONS = 1999
 _TIE = 1e-9
 """What floating point does to equal distances, relative."""
@@ -91,8 +93,6 @@ def _lengths(rows: np.ndarray) -> np.ndarray:
     """Euclidean distances [I, I] of rows [I, F] scaled to spread 1, by the root of F."""
     spread = rows.std(axis=0)
     scaled = (rows - rows.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    squares = (scaled**2).sum(axis=1)
-    gram = squares[:, None] + squares[None] - 2.0 * scaled @ scaled.T
-    np.fill_diagonal(gram, 0.0)
-    lengths: np.ndarray = np.sqrt(np.maximum(gram, 0.0) / max(rows.shape[1], 1))
+    lengths = distances_between(scaled, scaled) / math.sqrt(max(rows.shape[1], 1))
+    np.fill_diagonal(lengths, 0.0)
     return lengths

@@ -34,7 +34,8 @@ from assistant.towers import see
 from training.fit import fit_rows
 from training.heads import CLASS_OF, drawn
 from training.labelled import Labelled, LabelledRow
-from training.pictures import extractor_of, picture_values
+from training.metrics import expected_calibration_error
+from training.pictures import computed, extractor_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TARGET = "family"
@@ -43,6 +44,7 @@ SHOTS = (1, 3, 5, 10)
 SIDE = 16
 """Of a thumbnail [px]."""
 RESNET_SIDE = 112
+_ECE_BINS = 10
 
 
 def main() -> None:
@@ -81,10 +83,11 @@ def read(folder: Path) -> list[tuple[LabelledRow, str, Array]]:
             if row["label"] not in CLASS_OF:
                 continue
             file = folder / row["path"]
-            values = picture_values(file, looks)
+            micrograph = read_micrograph(file)
+            values = computed(micrograph, looks)
             values.pop("instrument")  # a voltage tells the laboratory
             truth = {TARGET: CLASS_OF[row["label"]]}
-            small, _ = to_model_input(read_micrograph(file), RESNET_SIDE)
+            small, _ = to_model_input(micrograph, RESNET_SIDE)
             found.append(
                 (LabelledRow(row["path"], file, values, truth, row["group"], row["split"]), row["source"], small)
             )
@@ -147,7 +150,7 @@ def ours(
         "n": len(test),
         **{f"top{k}": float(np.mean([w in o[:k] for o, w in zip(order, truth, strict=True)])) for k in (1, 2, 3, 5)},
         "macro_f1": macro_f1([ranked[0] for ranked in order], truth),
-        "ece": ece(shares.max(axis=1), likeliest),
+        "ece": expected_calibration_error(shares.max(axis=1), likeliest, bins=_ECE_BINS),
         "said": int(said.sum()),
         "said_right": int((said & right).sum()),
         "fit_cpu_s": fitted - began,
@@ -271,13 +274,6 @@ def macro_f1(told: Sequence[str], truth: Sequence[str]) -> float:
     from sklearn.metrics import f1_score
 
     return float(f1_score(truth, told, average="macro", labels=sorted(set(truth)), zero_division=0))
-
-
-def ece(confidence: Array, right: Array, bins: int = 10) -> float:
-    """Expected calibration error: |confidence - share right|, weighed by how many there are."""
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(confidence[place == b].mean() - right[place == b].mean()) * (place == b).mean() for b in set(place)]
-    return float(sum(gaps))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from postgres import Server, postgres_server
 
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -27,6 +28,13 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the folder of real micrographs is not beside this checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A PostgreSQL server for the tests of one file, which are marked `needs_server`."""
+    with postgres_server() as running:
+        yield running
 
 
 @pytest.fixture

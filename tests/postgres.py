@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+import pytest
+
 PASSWORD = "corréct:h/orse?&%'"
 """Every character that a URL, a shell or SQL could stumble over."""
 DATABASE = "books"
@@ -119,3 +121,6 @@ def _programs() -> Path | None:
     found = [Path(path).resolve().parent for path in [shutil.which("initdb")] if path]
     found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -int(path.parent.name))
     return next((path for path in found if (path / "initdb").exists() and (path / "pg_ctl").exists()), None)
+
+
+needs_server = pytest.mark.skipif(missing() is not None, reason=str(missing()))

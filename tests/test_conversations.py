@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from measuring import MeasuringAssistant, write_tiff
-from postgres import Server, missing, postgres_server
+from postgres import needs_server
 
 from assistant.errors import ConfigError, ServerError
 from assistant.micrograph import read_micrograph
@@ -16,13 +16,6 @@ from serve.desk.conversations import BAD, Conversations, NewPicture, beside_the_
 from serve.page.uploads import shown_png
 
 ADA, BOB = "ada0", "b0b0"
-needs_server = pytest.mark.skipif(missing() is not None, reason=str(missing()))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgres_server() as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=needs_server)])

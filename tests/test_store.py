@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from postgres import DATABASE, PASSWORD, Server, missing, postgres_server
+from postgres import DATABASE, PASSWORD, Server, needs_server
 from sqlalchemy import text
 
 from assistant.database import database_url, open_database, shown_url, write_transaction
@@ -24,13 +24,6 @@ from serve.desk import store as store_module
 from serve.desk.store import AnswerStore
 
 ROOT = Path(__file__).parents[1]
-needs_server = pytest.mark.skipif(missing() is not None, reason=str(missing()))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgres_server() as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=needs_server)])

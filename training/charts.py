@@ -13,7 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 18, 34, 46
 _COLOURS = ("#14908a", "#d9652f", "#8b6ee8", "#8391a5")
 _STYLE = (
     "svg{font:13px system-ui,sans-serif;color:#1f2937}text{fill:currentColor}"
-    ".grid{stroke:#8885}.faint{opacity:.35}"
+    ".grid{stroke:#8885}"
     ".ideal{stroke:currentColor;opacity:.5;stroke-dasharray:5 5}"
     "@media(prefers-color-scheme:dark){svg{color:#e5e7eb}}"
 )
@@ -21,11 +21,10 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class Series:
-    """Points in the order they are joined; `bars` draws each as a bar from the axis, `faint` behind the others."""
+    """Points in the order they are joined; `bars` draws each as a bar from the axis."""
 
     name: str
     points: Sequence[tuple[float, float]]
-    faint: bool = False
     bars: float = 0.0
     """Width of a bar in units of x; 0 joins the points by a line."""
 
@@ -69,19 +68,19 @@ def chart(
         (x1, y1), (x2, y2) = place(x_low, y_low), place(x_high, y_high)
         parts.append(f'<line class="ideal" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
     for number, (one, points) in enumerate(shown):
-        colour, faint = _COLOURS[number % len(_COLOURS)], ' class="faint"' if one.faint else ""
+        colour = _COLOURS[number % len(_COLOURS)]
         placed = [place(*point) for point in points]
         if one.bars:
             half = one.bars / 2 / (x_high - x_low) * (width - LEFT - RIGHT)
             floor = place(x_low, y_low)[1]
             for x, y in placed:
                 box = f'x="{x - half:.1f}" y="{y:.1f}" width="{2 * half:.1f}" height="{max(0.0, floor - y):.1f}"'
-                parts.append(f'<rect{faint} {box} fill="{colour}" fill-opacity=".55"/>')
+                parts.append(f'<rect {box} fill="{colour}" fill-opacity=".55"/>')
         elif len(placed) == 1:
             parts.append(f'<circle cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3.5" fill="{colour}"/>')
         else:
             line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-            parts.append(f'<polyline{faint} points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
     if len(shown) > 1:
         names = (
             f'<tspan fill="{_COLOURS[number % len(_COLOURS)]}" dx="{14 * bool(number)}">{escape(one.name)}</tspan>'

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from assistant.conformal import Familiarity
+from assistant.conformal import Familiarity, distances_between
 from assistant.disk import fingerprint
 from assistant.errors import RunError
 from assistant.micrograph import group_of_name
@@ -115,14 +115,14 @@ class Survey:
         unsure = np.array([uncertainty(prediction.targets) for prediction in self.predictions]) * free
         here = self.familiarity.components(self.features)
         reach = self.familiarity.limit if math.isfinite(self.familiarity.limit) else 1.0
-        away = _nearest(here, self.familiarity.known) / reach
+        away = distances_between(here, self.familiarity.known).min(axis=1) / reach
         chosen: list[Suggestion] = []
         while len(chosen) < count and (unsure * away).max(initial=0.0) > 0:
             place = int((unsure * away).argmax())
             targets = tuple(told(target) for target in self.predictions[place].targets)
             score = float(unsure[place] * away[place])
             chosen.append(Suggestion(self.rows[place].name, score, float(unsure[place]), float(away[place]), targets))
-            away = np.minimum(away, _nearest(here, here[[place]]) / reach)
+            away = np.minimum(away, distances_between(here, here[[place]])[:, 0] / reach)
             away[place] = 0.0
         return chosen
 
@@ -212,13 +212,6 @@ def uncertainty(targets: Sequence[Predicted]) -> float:
         else:
             shares.append(min(1.0, (predicted.deviation or 0.0) / predicted.target.scale))
     return float(np.mean(shares))
-
-
-def _nearest(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Distance [N] of each row to the nearest of others."""
-    squares = (rows**2).sum(1)[:, None] + (others**2).sum(1)[None] - 2.0 * rows @ others.T
-    nearest: np.ndarray = np.sqrt(np.maximum(squares.min(axis=1), 0.0))
-    return nearest
 
 
 def _drawn(count: int, seed: int) -> np.ndarray:

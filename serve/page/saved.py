@@ -11,7 +11,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,12 +57,11 @@ class SavedPicture:
 def routes_of(find: Callable[[Request, str], Conversation]) -> list[Route]:
     """The addresses of saved conversations; `find` gives one that a request may see, or raises MaemiError."""
 
-    def reply(request: Request) -> Response:
+    def reply(request: Request, form: str) -> Response:
         try:
             conversation = find(request, request.path_params["id"])
         except MaemiError as error:
             return JSONResponse({"error": {"code": error.code, "message": error.message}}, 404)
-        form = request.path_params["form"]
         content = as_html(conversation).encode() if form == "html" else as_markdown_zip(conversation)
         kind = "text/html; charset=utf-8" if form == "html" else "application/zip"
         headers = {
@@ -71,15 +70,9 @@ def routes_of(find: Callable[[Request, str], Conversation]) -> list[Route]:
         }
         return Response(content, media_type=kind, headers=headers)
 
-    return [Route(f"/conversations/{{id}}.{form}", _formed(reply, form), methods=["GET"]) for form in ("html", "zip")]
-
-
-def _formed(reply: Callable[[Request], Response], form: str) -> Callable[[Request], Response]:
-    def endpoint(request: Request) -> Response:
-        request.path_params["form"] = form
-        return reply(request)
-
-    return endpoint
+    return [
+        Route(f"/conversations/{{id}}.{form}", partial(reply, form=form), methods=["GET"]) for form in ("html", "zip")
+    ]
 
 
 def as_html(conversation: Conversation) -> str:
