@@ -267,9 +267,9 @@ def _traits(found: Findings) -> Traits:
     return traits | ({} if found.objects is None else traits_of_objects(found.picture, found.objects))
 
 
-def measure(m: Micrograph) -> Facts:
+def measure(m: Micrograph, found: Findings | None = None) -> Facts:
     """Measure a micrograph outside its info bar; lengths are in nm where it is calibrated, else in px."""
-    return _facts_of(found_in(m), nm_per_pixel=_scale(m))
+    return _facts_of(found or found_in(m), nm_per_pixel=_scale(m))
 
 
 def known_of(m: Micrograph, facts: Facts, predicted: tuple[Fact, ...] = ()) -> Known:

@@ -132,7 +132,7 @@ class Tools:
         def work() -> CallToolResult:
             m = self._pictures([image], pixel_size)[0]
             found = found_in(m)
-            facts, drawn = measure(m), figures(m, found)
+            facts, drawn = measure(m, found), figures(m, found)
             if figure is not None and figure not in drawn:
                 raise ConfigError("no_figure", f"There is no figure {figure!r}. There is {', '.join(drawn) or 'none'}.")
             chosen = figure or next(iter(drawn), None)

@@ -21,6 +21,7 @@ from data_gen.dataset.reader import CORRECTIONS, PENDING, parquet_file
 from data_gen.dataset.rows import row_of
 from data_gen.dataset.writer import SplitWriter
 from data_gen.ledger import Ledger
+from data_gen.passes.examine import described
 from data_gen.questions.evidence import Evidence
 from data_gen.questions.filters import MAX_ANSWER_CHARS, clean, untrusted_text
 from data_gen.questions.tasks import TaughtQuestion
@@ -118,27 +119,21 @@ def _row(correction: Correction, question: str, answer: str, shown: tuple[Eviden
 def _examined(path: Path, nm: float | None) -> tuple[Evidence, bytes]:
     """What is known of a picture, and the PNG that goes into the data set."""
     from assistant.measure import measure
-    from assistant.micrograph import INSTRUMENT_FIELDS, read_micrograph
+    from assistant.micrograph import read_micrograph
     from data_gen.hosted.egress import redact
 
     m = read_micrograph(path, pixel_size_nm=nm)
-    facts, png = measure(m), redact(m)
     evidence = Evidence(
+        **described(m, measure(m)),
         path=path.name,
-        sha256=m.sha256,
         label=None,
         group=m.sha256[:12],
         split="train",
         size=(m.pixels.shape[1], m.pixels.shape[0]),
         truth={},
         true_nm_per_pixel=None,
-        nm_per_pixel=m.calibration.nm_per_pixel if m.calibration else None,
-        instrument={name: getattr(m.instrument, name) for name in INSTRUMENT_FIELDS if name != "date"},
-        facts=facts.as_dict(),
-        metadata_line=m.metadata_line(),
-        facts_line=facts.line(),
     )
-    return evidence, png
+    return evidence, redact(m)
 
 
 def _held_out(out: Path) -> set[str]:

@@ -15,10 +15,14 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from assistant.errors import DatasetError, MicrographError
 from assistant.orphans import end_with_parent
+
+if TYPE_CHECKING:
+    from assistant.measure import Facts
+    from assistant.micrograph import Micrograph
 
 SIDE_CAR_BYTES = 2**20
 _FEW = 8
@@ -63,7 +67,7 @@ def examine_files(job: tuple[str, bool, int | None]) -> dict[str, Any]:
     `job` is (path, list it for egress?, longest side sent [px]).
     """
     from assistant.measure import measure
-    from assistant.micrograph import INSTRUMENT_FIELDS, read_micrograph
+    from assistant.micrograph import read_micrograph
     from data_gen.hosted.egress import display_content, redact
     from data_gen.questions.filters import difference_hash
 
@@ -75,15 +79,8 @@ def examine_files(job: tuple[str, bool, int | None]) -> dict[str, Any]:
     except MicrographError as error:
         return {"error": {"code": error.code, "message": error.message}}
     height, width = picture.shape
-    record = {
-        "sha256": m.sha256,
+    record = described(m, facts) | {
         "size": [width, height],
-        "nm_per_pixel": m.calibration.nm_per_pixel if m.calibration else None,
-        # What is asked and told of the instrument: never the date.
-        "instrument": {name: getattr(m.instrument, name) for name in INSTRUMENT_FIELDS if name != "date"},
-        "facts": facts.as_dict(),
-        "facts_line": facts.line(),
-        "metadata_line": m.metadata_line(),
         "dhash": difference_hash(picture),
         "warnings": list(m.warnings),
     }
@@ -91,6 +88,21 @@ def examine_files(job: tuple[str, bool, int | None]) -> dict[str, Any]:
         sent = redact(m, longest=longest)
         record["sent"] = {"sha256": hashlib.sha256(sent).hexdigest(), "bytes": len(sent)}
     return record
+
+
+def described(m: Micrograph, facts: Facts) -> dict[str, Any]:
+    """What rows say of a micrograph, by the names that `Evidence` gives it."""
+    from assistant.micrograph import INSTRUMENT_FIELDS
+
+    return {
+        "sha256": m.sha256,
+        "nm_per_pixel": m.calibration.nm_per_pixel if m.calibration else None,
+        # What is asked and told of the instrument: never the date.
+        "instrument": {name: getattr(m.instrument, name) for name in INSTRUMENT_FIELDS if name != "date"},
+        "facts": facts.as_dict(),
+        "facts_line": facts.line(),
+        "metadata_line": m.metadata_line(),
+    }
 
 
 def redacted(paths: Sequence[str], longest: int | None) -> list[bytes]:
