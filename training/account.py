@@ -12,7 +12,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from assistant.config import Config, dump_config
 from assistant.disk import write_file
@@ -37,12 +37,7 @@ def write_account(
 
     file = out / "metrics.jsonl"
     log = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    curves = [
-        Series(name, points)
-        for name, key in (("training", "loss"), ("validation", "validation_loss"))
-        if (points := [(entry["step"], entry[key]) for entry in log if key in entry])
-    ]
-    if drawn := chart(curves, title="Loss over steps", x_label="step", y_label="loss"):
+    if drawn := loss_curve(log):
         write_file(out / CURVE, drawn + "\n")
     counted = [
         (name, len(rows), len({png for row in rows for png in row.images}), len({row.group for row in rows}))
@@ -63,6 +58,16 @@ def write_account(
         hardware=_hardware(device),
     )
     write_file(out / CARD, told)
+
+
+def loss_curve(log: Sequence[Mapping[str, Any]]) -> str:
+    """Training and validation loss over steps as SVG, from the entries of `metrics.jsonl`; "" where there are none."""
+    curves = [
+        Series(name, points)
+        for name, key in (("training", "loss"), ("validation", "validation_loss"))
+        if (points := [(entry["step"], entry[key]) for entry in log if key in entry])
+    ]
+    return chart(curves, title="Loss over steps", x_label="step", y_label="loss")
 
 
 def _hardware(device: str) -> dict[str, str]:

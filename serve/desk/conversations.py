@@ -251,12 +251,14 @@ class Conversations(DeskDatabase):
         with self._failures_in_the_log(), self._engine.connect() as connection:
             return self._loaded(connection, owner, id)
 
-    def corrected(self) -> list[Conversation]:
-        """The conversations of all owners in which an answer was corrected, oldest first: for who runs the server."""
+    def corrected(self, owner: str | None = None) -> list[Conversation]:
+        """The conversations in which an answer was corrected, oldest first; of all owners for who runs the server."""
         query = select(conversations.c.owner, conversations.c.id).order_by(conversations.c.begun_at, conversations.c.id)
         query = query.where(
             conversations.c.id.in_(select(exchanges.c.conversation).where(exchanges.c.correction != ""))
         )
+        if owner is not None:
+            query = query.where(conversations.c.owner == owner)
         with self._failures(), self._engine.connect() as connection:
             return [self._loaded(connection, *row) for row in connection.execute(query).all()]
 

@@ -1,4 +1,4 @@
-"""The page: chat about micrographs, caption many, classify them; and the server application it is mounted in.
+"""The page: chat about micrographs, caption and classify many, fine-tune; and the server that it is mounted in.
 
 Self-hosted to the last byte. Knows nothing about what a tab does, and never hands a browser anything but pictures we
 made and text that is escaped.
@@ -12,6 +12,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from serve.desk.desk import Desk
+from serve.desk.workbench import Workbench
 from serve.http.api import build_api
 from serve.http.guard import App, Credentials, Guard
 from serve.page.captions_tab import captions_tab
@@ -20,13 +21,15 @@ from serve.page.chat_tab import chat_tab
 from serve.page.classify_tab import classify_tab
 from serve.page.intake import Intake
 from serve.page.mounting import Blocks, mount
+from serve.page.review import ReviewPage, Shelf, review_tab
 from serve.page.saved import routes_of
+from serve.page.tuning_tab import tuning_tab
 from serve.page.uploads import LIFETIME_S, Workspace
 from serve.page.viewer.routes import viewer_routes
 
 
-def build_page(desk: Desk) -> Blocks:
-    """The three tabs, wired."""
+def build_page(desk: Desk, bench: Workbench | None = None) -> Blocks:
+    """The tabs, wired; those that train only where there is a place for it."""
     intake = Intake(desk, Workspace(get_upload_folder()))
     chat = Chat(intake)
     routes = [*routes_of(chat.find), *viewer_routes(desk, chat.picture)]
@@ -44,6 +47,12 @@ def build_page(desk: Desk) -> Blocks:
                 captions_tab(intake)
             with gr.Tab("Classify"):
                 classify_tab(intake)
+            if bench is not None:
+                with gr.Tab("Fine-tune"):
+                    tuning_tab(blocks, bench)
+                with gr.Tab("Review"):
+                    shelf = Shelf(bench.datasets, bench.dataset)
+                    review_tab(blocks, ReviewPage(shelf, chat.corrections), corrections=True)
         gr.HTML(
             f'<footer class="maemi-foot"><p>Model <b>{escape(desk.answerer.name)}</b>. Sizes and counts come from '
             "measurement, sentences from a language model that can be wrong: check an answer against the measured "
@@ -53,7 +62,7 @@ def build_page(desk: Desk) -> Blocks:
     return blocks
 
 
-def build_app(desk: Desk, *, credentials: Credentials | None = None) -> App:
+def build_app(desk: Desk, *, credentials: Credentials | None = None, bench: Workbench | None = None) -> App:
     """The whole server: API and page behind the guard."""
     api = build_api(desk)
-    return Guard(mount(api, build_page(desk)), credentials=credentials, metrics=desk.metrics)
+    return Guard(mount(api, build_page(desk, bench)), credentials=credentials, metrics=desk.metrics)

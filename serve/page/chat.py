@@ -18,8 +18,10 @@ import gradio as gr
 
 from assistant.chat import CAPTION_PROMPT
 from assistant.errors import ConfigError
+from data_gen.passes.corrections import Correction
 from serve.desk.answering import Proof, Question
 from serve.desk.conversations import BAD, GOOD, Conversation, Conversations, Exchange, NewPicture
+from serve.desk.corrected import corrections_of
 from serve.page.intake import Intake, user_of
 from serve.page.marked import as_text, marked_answer
 from serve.page.panel import EMPTY, PREVIEW, panel, thumbnail
@@ -238,6 +240,10 @@ class Chat:
         """A conversation that a request may see. Raises ConfigError `no_conversation`."""
         store, keeper = self._store(request)
         return store.load(keeper, id)
+
+    def corrections(self, request: gr.Request) -> Iterator[Correction]:
+        """The answers that whoever asks has corrected."""
+        return corrections_of(*self._store(request))
 
     def picture(self, request: Any, name: str) -> Path | None:
         """The file that a request may see: `CONVERSATION/NUMBER`, or the path of an upload; None for any other."""

@@ -25,6 +25,10 @@ def serve(
         str | None,
         typer.Option(metavar="URL", help="Where every answer is kept: a file, or postgresql://USER@HOST/DATABASE."),
     ] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Data sets and runs: opens the tabs Fine-tune and Review to all logins."),
+    ] = None,
     trusted_proxy: Annotated[
         list[str] | None,
         typer.Option(metavar="ADDRESS", help="Proxy, or network of proxies, that may name the client's address."),
@@ -39,9 +43,13 @@ def serve(
     from serve.desk.conversations import Conversations, beside_the_book
     from serve.desk.database import default_place
     from serve.desk.store import AnswerStore
-    from serve.http.server import admit, bind, parse_proxies, run_server, signals_last
+    from serve.desk.workbench import Workbench
+    from serve.http.server import admit, bind, parse_proxies, require_known_visitors, run_server, signals_last
 
     credentials, proxies = admit(host, auth), parse_proxies(trusted_proxy or ())
+    bench = Workbench(training) if training else None
+    if bench:
+        require_known_visitors(credentials, proxies, "--training")
     logging.getLogger("maemi").setLevel(logging.WARNING)
     # A database that does not answer and a port that is taken are told before the model is loaded.
     book = AnswerStore(store or default_place())
@@ -70,6 +78,5 @@ def serve(
         with Sandbox() as sandbox:
             rate = measured_false_rate(assistant.run.path)
             desk = Desk(assistant, Gate(), count, book, sandbox.read, conversations=kept, false_rate=rate)
-            run_server(
-                build_app(desk, credentials=credentials), listener, proxies=proxies, ready=lambda: terminal.note(told)
-            )
+            page = build_app(desk, credentials=credentials, bench=bench)
+            run_server(page, listener, proxies=proxies, ready=lambda: terminal.note(told))
