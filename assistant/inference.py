@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from assistant.config import TOWER_SIDE
 from assistant.decoder import VisualContext
 from assistant.demonstrations import Shots
 from assistant.errors import ConfigError
-from assistant.explain import Explanation, explain
+from assistant.explain import Explanation, Turn, explain
 from assistant.families import FAMILIES
 from assistant.generation import GREEDY, Token, advance, complete, computing, likelihoods, next_token, observed, read
 from assistant.generation import Sampling as Sampling
@@ -304,14 +305,20 @@ class Assistant:
         return [ranked[:top] for ranked in self._labeller.ranked(images, labels, examples, shots)]
 
     def explain_label(
-        self, image: Image, labels: Sequence[str], *, examples: Mapping[str, Sequence[Image]] | None = None
+        self,
+        image: Image,
+        labels: Sequence[str],
+        *,
+        examples: Mapping[str, Sequence[Image]] | None = None,
+        turn: Turn = nullcontext,
     ) -> Explanation:
-        """Which parts of an image carry its likeliest label, as `classify` sees it.
+        """Which parts of an image carry its likeliest label, as `classify` sees it; `turn` as `explain` takes it.
 
         Raises MicrographError, ConfigError `no_examples`, or `not_known` without a head that knows a label, and
         RunError `no_tower`.
         """
-        look, labeller = self.look(image), self._labeller
+        with turn():
+            look, labeller = self.look(image), self._labeller
         if examples is None and labeller.asks_own(labels):
             message = "The fitted run that knows these labels explains itself: maemi predict --explain --overlay."
             raise ConfigError("not_known", message)
@@ -322,14 +329,16 @@ class Assistant:
             column: np.ndarray = labeller.scores(looks, labels, examples)[:, chosen]
             return column
 
-        return explain(to_model_input(look.micrograph, TOWER_SIDE)[0], score, what=f"log-odds of {labels[chosen]}")
+        square = to_model_input(look.micrograph, TOWER_SIDE)[0]
+        return explain(square, score, what=f"log-odds of {labels[chosen]}", turn=turn)
 
-    def explain_answer(self, image: Image, question: str, answer: str) -> Explanation:
+    def explain_answer(self, image: Image, question: str, answer: str, *, turn: Turn = nullcontext) -> Explanation:
         """Which parts of an image the student's own wording of an answer rests on, its facts held as they are.
 
         Raises MicrographError, and ConfigError `too_long`.
         """
-        look = self.look(image)
+        with turn():
+            look = self.look(image)
         asked = self._compose([look], question, (), "")
         said = quoted(answer, [look.known]) if self.by_reference else answer
 
@@ -338,7 +347,7 @@ class Assistant:
             return np.array([float(self._likelihoods([replace(look, memory=m)], asked, [said])[0]) for m in memories])
 
         square = to_model_input(look.micrograph, self.processor.image_size)[0]
-        return explain(square, score, what="log-probability of the answer")
+        return explain(square, score, what="log-probability of the answer", turn=turn)
 
     def labels_not_known(self, labels: Sequence[str]) -> list[str]:
         """The labels that no head knows: without examples no image is given one of them."""

@@ -7,6 +7,7 @@ made and text that is escaped.
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -15,6 +16,7 @@ from serve.desk.desk import Desk
 from serve.desk.workbench import Workbench
 from serve.http.api import build_api
 from serve.http.guard import App, Credentials, Guard
+from serve.page.beside import Beside
 from serve.page.captions_tab import captions_tab
 from serve.page.chat import Chat
 from serve.page.chat_tab import chat_tab
@@ -28,7 +30,7 @@ from serve.page.uploads import LIFETIME_S, Workspace
 from serve.page.viewer.routes import viewer_routes
 
 
-def build_page(desk: Desk, bench: Workbench | None = None) -> Blocks:
+def build_page(desk: Desk, bench: Workbench | None = None, archive: Path | None = None) -> Blocks:
     """The tabs, wired; those that train only where there is a place for it."""
     intake = Intake(desk, Workspace(get_upload_folder()))
     chat = Chat(intake)
@@ -42,7 +44,7 @@ def build_page(desk: Desk, bench: Workbench | None = None) -> Blocks:
         )
         with gr.Tabs():
             with gr.Tab("Chat"):
-                chat_tab(blocks, chat)
+                chat_tab(blocks, chat, Beside(chat, intake, archive))
             with gr.Tab("Captions"):
                 captions_tab(intake)
             with gr.Tab("Classify"):
@@ -62,7 +64,9 @@ def build_page(desk: Desk, bench: Workbench | None = None) -> Blocks:
     return blocks
 
 
-def build_app(desk: Desk, *, credentials: Credentials | None = None, bench: Workbench | None = None) -> App:
-    """The whole server: API and page behind the guard."""
+def build_app(
+    desk: Desk, *, credentials: Credentials | None = None, bench: Workbench | None = None, archive: Path | None = None
+) -> App:
+    """The whole server: API and page behind the guard; `archive`: where similar pictures are looked for."""
     api = build_api(desk)
-    return Guard(mount(api, build_page(desk, bench)), credentials=credentials, metrics=desk.metrics)
+    return Guard(mount(api, build_page(desk, bench, archive)), credentials=credentials, metrics=desk.metrics)

@@ -25,6 +25,10 @@ def serve(
         str | None,
         typer.Option(metavar="URL", help="Where every answer is kept: a file, or postgresql://USER@HOST/DATABASE."),
     ] = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", exists=True, file_okay=False, help="Where similar pictures are looked for."),
+    ] = None,
     training: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Data sets and runs: opens the tabs Fine-tune and Review to all logins."),
@@ -78,5 +82,5 @@ def serve(
         with Sandbox() as sandbox:
             rate = measured_false_rate(assistant.run.path)
             desk = Desk(assistant, Gate(), count, book, sandbox.read, conversations=kept, false_rate=rate)
-            page = build_app(desk, credentials=credentials, bench=bench)
+            page = build_app(desk, credentials=credentials, bench=bench, archive=archive)
             run_server(page, listener, proxies=proxies, ready=lambda: terminal.note(told))
