@@ -29,7 +29,7 @@ def _here() -> None:
 
 def configured(*overrides: str) -> Config:
     small = ["training.batch_size=2", "training.steps=2", "training.save_every=1", "training.precision=fp32"]
-    return load_config(STUDENT, [*small, *overrides])
+    return load_config(STUDENT, [*small, "training.language_steps=2", *overrides])
 
 
 def test_untrained_it_is_its_base() -> None:

@@ -149,10 +149,10 @@ def _summarise(
 ) -> dict[str, Any]:
     import resource
 
-    from training.data import load_split
+    from training.data import held_out_split
 
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    rows = {split: len(load_split(data, split)) for split in ("train", "validation", "test")}
+    rows = {split: len(held_out_split(data, split)) for split in ("train", "validation", "test")}
     return {
         "dataset": {"rows": rows, "teacher": config.teach.teacher},
         "before": before,
