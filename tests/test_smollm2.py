@@ -29,7 +29,8 @@ def _here() -> None:
 
 def configured(*overrides: str) -> Config:
     small = ["training.batch_size=2", "training.steps=2", "training.save_every=1", "training.precision=fp32"]
-    return load_config(STUDENT, [*small, "training.language_steps=2", *overrides])
+    alone = ["training.language_steps=0", "training.alignment_steps=0"]
+    return load_config(STUDENT, [*small, *alone, *overrides])
 
 
 def test_untrained_it_is_its_base() -> None:
