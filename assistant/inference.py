@@ -6,6 +6,7 @@ print("".join(assistant.ask(["wafer.tif"], "What is the pitch of the lines?")))
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,6 +64,8 @@ Posed = tuple[Conversation, Sequence["Look"]]
 """A conversation that waits for its answer, and its images in order."""
 CACHED_LOOKS = 64
 ENCODING_BATCH = 16
+_ENTRY = re.compile(r"; (?=image \d+: |\{)")
+"""Between the facts of two pictures, or two facts that are quoted by name."""
 RESERVED = 128
 """Tokens kept free for an answer; a longer one may take what the prompt leaves."""
 
@@ -574,10 +577,15 @@ class Assistant:
         return number_lines([look.aux for look in looks])
 
     def _fit(self, conversation: Conversation, max_new_tokens: int) -> Conversation:
-        """Forget the oldest questions, never the images, until prompt and answer fit the language model."""
+        """Forget the oldest questions, then the oldest facts, never the images, until all fits the language model."""
         while (length := len(self.processor.encode(conversation).input_ids) + max_new_tokens) > self._room:
             if len(conversation.messages) < 3:
-                self._require_room(length)
+                first, *rest = conversation.messages
+                _, *newer = _ENTRY.split(first.aux, maxsplit=1)
+                if not newer or first.images < 2:  # a picture alone keeps its facts
+                    self._require_room(length)
+                conversation = Conversation((replace(first, aux=newer[0]), *rest))
+                continue
             first, _, following, *rest = conversation.messages
             aux = auxiliary_text(first.aux, following.aux)
             merged = replace(following, images=first.images + following.images, aux=aux)

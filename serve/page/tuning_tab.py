@@ -16,7 +16,7 @@ from serve.desk.workbench import DEFAULTS, Running, Settings, Standing, Workbenc
 from serve.page.mounting import Blocks
 from serve.page.saved import template
 from serve.wording import SHOWN_SCORES
-from training.account import loss_curve
+from training.account import loss_curve, score_curve
 from training.preflight import memory_here
 
 LOOK_EVERY_S = 2.0
@@ -184,7 +184,8 @@ def _drawn_standing(standing: Standing) -> str:
     step = standing.steps if standing.state in ("done", "scoring") else int(_last(standing, "step") or 0)
     losses = (("training loss", _last(standing, "loss")), ("validation loss", _last(standing, "validation_loss")))
     loss = ", ".join(f"{name} {value:.3f}" for name, value in losses if isinstance(value, float))
-    curve = loss_curve(standing.log)
+    drawn = (loss_curve(standing.log), score_curve(standing.log))
+    curves = [f"data:image/svg+xml;base64,{base64.b64encode(one.encode()).decode()}" for one in drawn if one]
     return _drawn(
         "standing",
         standing,
@@ -192,7 +193,7 @@ def _drawn_standing(standing: Standing) -> str:
         standing.state in ("training", "scoring", "done"),
         step,
         loss,
-        f"data:image/svg+xml;base64,{base64.b64encode(curve.encode()).decode()}" if curve else "",
+        curves,
         _scores(standing),
     )
 
