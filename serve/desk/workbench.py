@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -105,6 +106,10 @@ class Workbench:
         """Runs that began here, the newest first."""
         begun = sorted(self.folder.glob(f"*/{_JOB}"), key=lambda path: path.stat().st_mtime, reverse=True)
         return [path.parent.name for path in begun[:MOST_LISTED]]
+
+    def free_name(self) -> str:
+        """A name that no run has yet."""
+        return next(name for n in count(1) if not (self.folder / (name := f"run-{n}")).exists())
 
     def dataset(self, name: str) -> Path:
         """The directory of a data set. Raises ConfigError `no_dataset`."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
+from jinja2 import UndefinedError
 
 from assistant.errors import MaemiError
 from serve.desk.workbench import DEFAULTS, Running, Settings, Standing, Workbench
@@ -49,7 +50,7 @@ class Tuning:
         return (
             gr.Dropdown(choices=datasets, value=next(iter(datasets), None)),
             gr.Dropdown(choices=files, value=DEFAULTS),
-            self._free_name(runs),
+            self._bench.free_name(),
             *self.look(newest),
         )
 
@@ -77,7 +78,7 @@ class Tuning:
     def start(self, name: str, data: str | None, *words: Any) -> tuple[Any, ...]:
         """Begin a training: name of the next one, then as `look`."""
         self._bench.start(name.strip(), _settings(data, *words))
-        return self._free_name(self._bench.runs()), *self.look(name.strip())
+        return self._bench.free_name(), *self.look(name.strip())
 
     def resume(self, run: str | None) -> tuple[Any, ...]:
         """Let a training go on."""
@@ -112,9 +113,6 @@ class Tuning:
             gr.Button(interactive=not free),
         )
 
-    def _free_name(self, runs: list[str]) -> str:
-        return next(name for n in range(1, len(runs) + 2) if (name := f"run-{n}") not in runs)
-
     def _drawn_check(self, running: Running | None) -> str:
         if running is not None and running.what == "check":
             return _drawn("waiting", "Looking at every picture and conversation …")
@@ -122,7 +120,12 @@ class Tuning:
         if checked is None:
             return ""
         settings, report = checked
-        return _drawn("problem", report) if isinstance(report, str) else _drawn("checked", settings, report)
+        if isinstance(report, str):
+            return _drawn("problem", report)
+        try:
+            return _drawn("checked", settings, report)
+        except UndefinedError:
+            return _drawn("problem", "The last check was made by another version. Check again.")
 
 
 def tuning_tab(blocks: Blocks, bench: Workbench) -> None:
