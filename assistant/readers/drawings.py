@@ -13,6 +13,7 @@ import numpy as np
 from assistant.arrays import Mask, Pixels
 from assistant.readers.frame import VIVID, vividness
 from assistant.readers.sample import largest_rectangle
+from assistant.readers.window import level_counts
 
 NEAR = 12  # [levels of 256]: how far JPEG takes a pure level off
 SOFT = 0.3  # of the range below the pure level over which ink fades out: smoothed edges of letters
@@ -179,7 +180,7 @@ def inks(pixels: Pixels, colour: Pixels | None) -> Iterator[Ink]:
         if _FEWEST <= np.count_nonzero(mask) <= MOST_COLOUR * mask.size:
             yield Ink(mask, np.minimum(255, vivid.astype(np.uint16) * 2).astype(np.uint8), grey=None, alone=True)
     grey = eight_bits(pixels)
-    counts = np.bincount(grey.ravel(), minlength=256)
+    counts = level_counts(grey)
     used = np.flatnonzero(counts)
     for level, inward in ((int(used[-1]), -1), (int(used[0]), 1)):
         if counts[level] < _FEWEST or counts[level] > LARGEST_SHARE * grey.size:
@@ -211,14 +212,6 @@ def eight_bits(pixels: Pixels) -> Pixels:
     for part in parts if high > low else ():
         grey[part] = (_finite(pixels[part]) - low) / (high - low) * 255
     return grey
-
-
-def level_counts(grey: Pixels) -> Pixels:
-    """How often each of the 256 levels occurs."""
-    counts = np.zeros(256, np.int64)
-    for top in range(0, len(grey), _ROWS_AT_ONCE):  # bincount widens its input eightfold
-        counts += np.bincount(grey[top : top + _ROWS_AT_ONCE].ravel(), minlength=256)
-    return counts
 
 
 def _finite(pixels: Pixels) -> Pixels:
@@ -256,12 +249,13 @@ def flat_strokes(pixels: Pixels) -> Mask | None:
     same = (grey[1:, 1:] == grey[:-1, :-1]) & (grey[1:, 1:] == grey[1:, :-1]) & (grey[1:, 1:] == grey[:-1, 1:])
     if not _FEWEST <= np.count_nonzero(same) <= SMOOTH_SHARE * same.size:
         return None
-    names, count = ndimage.label(same)
-    areas = np.bincount(names.ravel(), minlength=count + 1)
-    areas[0] = 0
-    boxes = ndimage.find_objects(names)
+    names, _ = ndimage.label(same)
+    large = np.flatnonzero(np.bincount(names[same]) >= FEWEST_CORNERS)[:MOST_STROKES].tolist()
+    if not large:
+        return None
+    boxes = ndimage.find_objects(names, max_label=large[-1])
     out = np.zeros(grey.shape, bool)
-    for name in np.flatnonzero(areas >= FEWEST_CORNERS)[:MOST_STROKES].tolist():
+    for name in large:
         rows, columns = boxes[name - 1]
         place = Box(columns.start, rows.start, columns.stop, rows.stop).grown(STROKE_RING + 1, same.shape)
         piece = names[place.rows, place.columns] == name
@@ -269,9 +263,11 @@ def flat_strokes(pixels: Pixels) -> Mask | None:
         ink = ndimage.binary_dilation(np.pad(piece, ((0, 1), (0, 1))), corner, origin=(-1, -1))
         around = grey[place.top : place.bottom + 1, place.left : place.right + 1].astype(np.int16)
         level = int(np.median(around[ink]))
-        ring = ndimage.binary_dilation(ink, iterations=STROKE_RING) & ~ndimage.binary_dilation(ink, iterations=2)
-        apart = (np.abs(around[ring] - level) >= STROKE_CONTRAST).mean()
-        if GREY_INK[0] <= level <= GREY_INK[1] and apart >= STROKE_EDGE:
+        if not GREY_INK[0] <= level <= GREY_INK[1]:
+            continue
+        near = ndimage.binary_dilation(ink, iterations=2)
+        ring = ndimage.binary_dilation(near, iterations=STROKE_RING - 2) & ~near
+        if (np.abs(around[ring] - level) >= STROKE_CONTRAST).mean() >= STROKE_EDGE:
             out[place.top : place.bottom + 1, place.left : place.right + 1] |= ndimage.binary_dilation(
                 ink, iterations=RIM
             )
@@ -281,7 +277,7 @@ def flat_strokes(pixels: Pixels) -> Mask | None:
 def flat_boxes(pixels: Pixels) -> list[Box]:
     """Rectangles filled with one level, text on them included, that are something else than what lies around them."""
     grey = eight_bits(pixels)
-    counts = np.bincount(grey.ravel(), minlength=256)
+    counts = level_counts(grey)
     found: list[Box] = []
     if not many_levels(counts):
         return found
