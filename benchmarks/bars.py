@@ -29,7 +29,7 @@ from assistant.micrograph import Micrograph, find_micrographs, read_micrograph
 
 ALIKE = 0.02
 """How far apart two readings of a scale may be."""
-BY_EYE = ("hv_kv", "wd_mm", "magnification", "detector", "nm_per_pixel")
+BY_EYE = ("kV", "WD [mm]", "magnification", "detector", "scale [nm]")
 SHARED = ("folder", "size", "dtype", "vendor", "info bar", "scale [nm]", "from", "bar alone [nm]", "apart", "kV",
           "magnification", "display [mm]", "detector")  # fmt: skip
 
@@ -56,9 +56,6 @@ def row_of(path: Path, root: Path) -> dict[str, Any]:
         "magnification": i.magnification,
         "display [mm]": None if display is None or i.magnification is None else round(display * i.magnification, 1),
         "detector": i.detector,
-        "hv_kv": i.hv_kv,
-        "wd_mm": i.wd_mm,
-        "nm_per_pixel": None if scale is None else scale.nm_per_pixel,
     }
 
 
@@ -72,18 +69,16 @@ def bar_alone(m: Micrograph) -> float | None:
     return None if found is None else found.nm_per_pixel
 
 
-def verdicts(rows: list[dict[str, Any]], seen: dict[str, dict[str, str]]) -> dict[str, Counter[str]]:
-    """Field -> how many files were read rightly, wrongly, or not at all though a person reads it."""
-    out: dict[str, Counter[str]] = {name: Counter() for name in ("info bar", *BY_EYE)}
+def by_eye(rows: list[dict[str, Any]], seen: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """For every file that a person looked at: how each field was read."""
+    out = {}
     for row in rows:
-        eye = seen.get(f"{row['folder']}/{Path(row['file']).name}")
-        if eye is None:
-            continue
-        out["info bar"]["right" if (eye["bar_px"] != "") == (row["info bar"] is not None) else "wrong"] += 1
-        eye = eye | {"nm_per_pixel": eye["label_nm"] and str(float(eye["label_nm"]) / float(eye["bar_px"]))}
-        for name in BY_EYE:
-            if eye[name] or row[name] is not None:
-                out[name][verdict(name, row[name], eye[name])] += 1
+        path = f"{row['folder']}/{Path(row['file']).name}"
+        if path in seen:
+            eye = seen[path]
+            eye = eye | {"scale [nm]": str(float(eye["label [nm]"]) / float(eye["bar [px]"]))}
+            out[path] = {"info bar": "missing" if row["info bar"] is None else "right"}
+            out[path] |= {name: verdict(name, row[name], eye[name]) for name in BY_EYE if eye[name] or row[name]}
     return out
 
 
@@ -94,15 +89,20 @@ def verdict(name: str, read: float | str | None, seen: str) -> str:
     if isinstance(read, str):
         return "right" if read == seen else "wrong"
     half_digit = 0.5 * 10.0 ** -len(seen.partition(".")[2])
-    slack = ALIKE * float(seen) if name == "nm_per_pixel" else half_digit * (1 + 1e-9)
+    slack = ALIKE * float(seen) if name == "scale [nm]" else half_digit * (1 + 1e-9)
     return "right" if abs(read - float(seen)) <= slack else "wrong"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown, files that are alike in one."""
+def alike(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without their files, with the number of files that share one."""
     many = Counter(tuple(row[name] for name in SHARED) for row in rows)
-    lines = [("files", *SHARED), ("--:", *["---"] * len(SHARED))]
-    lines += [(str(count), *("-" if cell is None else str(cell) for cell in cells)) for cells, count in many.items()]
+    return [{"files": count} | dict(zip(SHARED, cells, strict=True)) for cells, count in many.items()]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [["-" if cell is None else str(cell) for cell in row.values()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -122,17 +122,20 @@ def main() -> None:
             except MicrographError as error:
                 print(f"{path}: {error}", file=sys.stderr)
     apart = sum(row["apart"] is not None and abs(float(row["apart"].split()[0])) > 100 * ALIKE for row in rows)
+    read = by_eye(rows, seen)
+    names = ("info bar", *BY_EYE)
     result = {
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "files": len(rows),
         "cpu_s": round(time.process_time() - start, 1),
+        "files": len(rows),
         "info bars": sum(row["info bar"] is not None for row in rows),
         "scales": sum(row["scale [nm]"] is not None for row in rows),
         "apart by over 2 %": apart,
-        "by eye": {name: dict(many) for name, many in verdicts(rows, seen).items()},
-        "rows": [{name: row[name] for name in ("file", *SHARED, "WD [mm]")} for row in rows],
+        "by eye": {name: dict(Counter(of[name] for of in read.values() if name in of)) for name in names},
+        "not right": {path: of for path, of in read.items() if set(of.values()) - {"right", "not printed"}},
+        "rows": alike(rows),
     }
-    print(table(rows))
+    print(table(alike(rows)))
     print(json.dumps({name: value for name, value in result.items() if name != "rows"}, indent=1))
     if args.out is not None:
         args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
