@@ -6,8 +6,8 @@
 Every scene is drawn once and imaged at three doses [electrons per pixel at white]. The measurement was tuned on the
 seeds of `development` only; the figures to quote are those of `test`. A share of the frame is compared with the phase
 that the fact itself names. A verdict is wrong where a quantity applies that the drawing does not have. `--rows` keeps
-what was measured as it comes, and a file that is there already is only summed up again, as far as it goes. `--shale` is a folder of pictures with
-`_MASK_` files beside them, split in halves by name.
+what was measured as it comes, and a file that is there already is only summed up again, as far as it goes. `--shale` is
+a folder of pictures with `_MASK_` files beside them, split in halves by name.
 """
 
 from __future__ import annotations

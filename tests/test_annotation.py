@@ -18,6 +18,7 @@ from assistant.readers import bar_text, drawings
 from assistant.readers.fields import fields_of
 from assistant.readers.ocr import Line
 from assistant.readers.sample import largest_rectangle, without_gaps
+from data_gen.drawing.synth import render_at_doses
 from data_gen.drawing.vendor_files import instrument_of, with_bar
 from tests.test_micrograph import encoded, tiff_bytes
 
@@ -269,6 +270,34 @@ class TestSample:
         assert m.sample is not None
         assert m.sample[np.asarray(image) != clean].mean() < 0.05
         assert m.sample_fraction > 0.97
+
+    @pytest.mark.parametrize("quality", [None, 90, 75])
+    @pytest.mark.parametrize(("level", "filled"), [(255, True), (255, False), (0, True), (0, False)])
+    def test_black_and_white_arrows(self, level: int, filled: bool, quality: int | None) -> None:
+        """The specimen touches both levels, and JPEG spoils them: the outline tells, whichever way it points."""
+        clean = specimen(300, 400)
+        clean[20:40, 20:40], clean[20:40, 60:80] = 255, 0
+        image = Image.fromarray(clean)
+        pen = ImageDraw.Draw(image)
+        pen.line((60, 80, 170, 135), fill=level, width=5)
+        if filled:
+            pen.polygon([(186, 143), (158, 141), (168, 121)], fill=level)
+        else:
+            pen.line((158, 143, 178, 139, 166, 122), fill=level, width=5)
+        kind = ("PNG", {}) if quality is None else ("JPEG", {"quality": quality})
+        m = read_micrograph(encoded(image, kind[0], **kind[1]))
+        assert m.sample is not None
+        assert m.sample[np.asarray(image) != clean].mean() < 0.05
+        assert m.sample_fraction > 0.97
+
+    def test_bodies_are_no_arrows(self) -> None:
+        """Whatever is drawn as specimen here, sharp and clipped as it may be."""
+        for label in ("nanowires", "tips", "powder"):
+            for part in (slice(None), slice(None, None, -1)):
+                pixels = render_at_doses(label, [400.0], seed=7)[0].pixels[part]
+                low, high = np.percentile(pixels, [2, 98])
+                grey = np.clip((pixels - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+                assert all(ink.alone or ink.arrows is None for ink in drawings.inks(grey, None))
 
     def test_false_colour_is_no_drawing(self) -> None:
         grey = specimen(300, 400)
