@@ -5,6 +5,7 @@ Bars are those that the drawn vendor files have; the specimen is smooth noise th
 
 import tracemalloc
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,12 @@ NM = 4.0
 
 
 def specimen(height: int = 768, width: int = 1024, *, seed: int = 3) -> np.ndarray:
+    """A fresh copy, to be drawn on."""
+    return rough(height, width, seed).copy()
+
+
+@cache
+def rough(height: int, width: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     smooth = ndimage.gaussian_filter(rng.normal(0, 1, (height, width)), 6)
     return (110 + 45 * smooth / smooth.std() + rng.normal(0, 8, (height, width))).clip(0, 255).astype(np.uint8)
@@ -81,9 +88,16 @@ PLACES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class TestInfoBar:
-    @pytest.mark.parametrize("place", PLACES)
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        ("kind", "place"),
+        [
+            pytest.param(kind, place, marks=() if (row + column) % len(PLACES) in (0, 1) else pytest.mark.slow)
+            for row, kind in enumerate(KINDS)
+            for column, place in enumerate(PLACES)
+        ],
+    )
     def test_anywhere(self, kind: str, place: str) -> None:
+        """Each layout in two places, each place with half of the layouts; the other half takes as long again."""
         band, said = info_bar(kind)
         m = read_micrograph(encoded(Image.fromarray(PLACES[place](band)), "PNG"))
         assert m.banner is not None
