@@ -19,11 +19,17 @@ from assistant.disk import write_file
 from training.charts import Series, chart
 from training.claim import RECORD
 from training.data import Example
+from training.stages import planned
 
 if TYPE_CHECKING:
     from training.trainer import Kept
 
-CARD, CURVE = "README.md", "loss.svg"
+CARD, CURVE, SCORES_CURVE = "README.md", "loss.svg", "scores.svg"
+SCORES = {
+    "score_drafted_true": "drafted statements that are true",
+    "score_agrees": "answers that agree with what is known",
+    "score_shown_false": "shown statements that are false",
+}
 LOSSES = ("loss", "lm", "itm", "itc", "router")
 _LIBRARIES = ("maemi", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
 _TEMPLATE = Path(__file__).with_name("account.md.jinja")
@@ -40,10 +46,13 @@ def write_account(
     curves = [
         Series(name, points)
         for name, key in (("training", "loss"), ("validation", "validation_loss"))
-        if (points := [(entry["step"], entry[key]) for entry in log if key in entry])
+        if (points := series(log, key))
     ]
     if drawn := chart(curves, title="Loss over steps", x_label="step", y_label="loss"):
         write_file(out / CURVE, drawn + "\n")
+    shares = [Series(name, points) for key, name in SCORES.items() if (points := series(log, key))]
+    if scored := chart(shares, title="Scores over steps", x_label="step", y_label="share", y_range=(0.0, 1.0)):
+        write_file(out / SCORES_CURVE, scored + "\n")
     counted = [
         (name, len(rows), len({png for row in rows for png in row.images}), len({row.group for row in rows}))
         for name, rows in splits.items()
@@ -59,10 +68,17 @@ def write_account(
         last=next((entry for entry in reversed(log) if "loss" in entry), None),
         names=LOSSES,
         drawn=bool(drawn),
+        scores={name: points[-1][1] for key, name in SCORES.items() if (points := series(log, key))},
+        stages=planned(config),
         splits=counted,
         hardware=_hardware(device),
     )
     write_file(out / CARD, told)
+
+
+def series(log: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
+    """(step, value) of every entry of a log that has the key."""
+    return [(entry["step"], entry[key]) for entry in log if key in entry]
 
 
 def _hardware(device: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ grey image and without auxiliary text: what it knows from the question alone.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,8 +22,10 @@ from assistant.inference import Assistant, Look
 from assistant.measure import Facts, fact_line, filled, references_of
 from assistant.progress import Progress
 from training.baselines import convolutional_accuracy, linear_probe_accuracy, texture_accuracy
+from training.claim import RECORD, record
 from training.data import Example, data_fingerprint, decode_image, load_split
 from training.fact_check import agrees
+from training.matching import matching_report
 from training.metrics import majority_answers, nearest_question_answers, text_scores
 from training.quoting import Prompt, digest, known_of_pictures, taught_answer
 from training.scores import class_report, rounded, score_answers, shown_answers
@@ -43,10 +46,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of a run (None: the bundled student) on the test split; `limit` bounds the rows of each task.
 
+    How many of its statements were false is added to the run's record: `maemi serve` says it beside answers.
     Raises RunError and DatasetError.
     """
     assistant = Assistant.load(run, device)
-    return evaluate_assistant(assistant, data, limit=limit, baselines=baselines, progress=progress)
+    report = evaluate_assistant(assistant, data, limit=limit, baselines=baselines, progress=progress)
+    if run is not None and os.access(run / RECORD, os.W_OK):
+        counted = {verdict: count for verdict, count in report["statements"].items() if verdict != "drafted"}
+        record(run, statements=counted | {"data": report["provenance"]["data_fingerprint"]})
+    return report
 
 
 def evaluate_assistant(
@@ -72,6 +80,7 @@ def evaluate_assistant(
     report: dict[str, Any] = {
         **score_answers(rows, answers, shown=shown_answers(rows, answers["seen"])),
         "classification": classification_report(assistant, rows, looks),
+        "matching": matching_report(assistant.run, rows),
         **({"references": reference_report(assistant, rows, looks)} if assistant.by_reference else {}),
         "baselines": baseline_report(assistant, train, rows, classify=baselines),
         "n": {
@@ -115,17 +124,20 @@ def sample_rows(examples: Sequence[Example], limit: int | None) -> list[Example]
     return kept
 
 
-def encode_examples(assistant: Assistant, rows: Sequence[Example]) -> dict[bytes, Look]:
-    """Encode every image of the rows once; facts come from the data set's auxiliary text, not measured anew."""
+def encode_examples(assistant: Assistant, rows: Sequence[Example], *, features: bool = True) -> dict[bytes, Look]:
+    """Encode every image of the rows once, with the tower's features where they are wanted.
+
+    Facts come from the data set's auxiliary text, not measured anew.
+    """
     pngs = list(dict.fromkeys(image for row in rows for image in row.images))
     looks: dict[bytes, Look] = {}
     for start in range(0, len(pngs), _BATCH):
         batch = pngs[start : start + _BATCH]
         micrographs = [decode_image(png) for png in batch]
         memory, summary = assistant.encode(micrographs)
-        features = assistant.see(micrographs)
+        vectors = assistant.see(micrographs) if features else None
         for n, (png, micrograph) in enumerate(zip(batch, micrographs, strict=True)):
-            seen = None if features is None else features[n]
+            seen = None if vectors is None else vectors[n]
             looks[png] = Look(micrograph, NO_FACTS, "", memory[n], summary[n], seen)
     return looks
 
