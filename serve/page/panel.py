@@ -12,7 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from assistant.quantities import written
+from assistant.quantities import typeset
 from serve import wording
 from serve.batch.caption_rows import CaptionRow
 
@@ -79,7 +79,7 @@ def caption_table(rows: Sequence[tuple[CaptionRow, str]], *, of: int) -> str:
     for row, uri in rows:
         if row.error is None:
             said = escape(row.caption or "")
-            size = "not calibrated" if row.pixel_size_nm is None else written(row.pixel_size_nm, "nm/px")
+            size = "not calibrated" if row.pixel_size_nm is None else typeset(row.pixel_size_nm, "nm/px", figures=4)
         else:
             said, size = f'<span class="maemi-problem">{escape(row.error)}</span>', ""
         picture = f'<img src="{uri}" alt="">' if uri else ""
