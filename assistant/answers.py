@@ -163,7 +163,9 @@ def _composed_of(
             yield from _named(known, said)
         elif intent == "defects":
             yield "", "Whether there are defects cannot be told: nothing here recognises them."
-        yield from ((fact.name, _said(fact)) for fact in facts if intent not in ("what", "describe"))
+        if intent not in ("what", "describe"):
+            yield from ((fact.name, _said(fact)) for fact in facts)
+            said = said | {fact.name for fact in facts}
         if intent == "instrument" and names != INTENTS[intent].facts:  # each was asked for by its name
             lost += [name for name in names if known.get(name) is None]
         elif names and (not facts or (QUANTITIES[names[0]].source == "predicted" and facts[0].name != names[0])):

@@ -42,7 +42,7 @@ TOWER_SIDE = 224
 """Least side of the square that a pretrained tower sees [px]; fine structure is lost below."""
 """Largest file of settings that is read [byte]."""
 NonNegative = Annotated[float, Field(ge=0.0)]
-MatchText = Literal["question_answer", "answer", "auxiliary"]
+MatchText = Literal["question_answer", "answer", "caption", "auxiliary"]
 
 
 class Section(BaseModel):
@@ -152,7 +152,7 @@ class MatchingConfig(Section):
     learning_rate: NonNegative | None = None
     """Peak rate of text encoder, grounded encoder and matching heads; None takes `training.learning_rate`."""
     text: MatchText = "question_answer"
-    """The text that belongs to an image. A question alone would fit every image."""
+    """The text that belongs to an image. A question alone would fit every image; most of a caption can be seen."""
     negatives: Literal["hard", "random"] = "hard"
     """Wrong images and texts: the likelier the more similar to the right one, or any."""
 
@@ -182,6 +182,10 @@ class TrainingConfig(Section):
     steps: Positive = 300
     language_steps: Annotated[int, Field(ge=0)] = 0
     """Steps before those, in which the language model's adapters learn the words alone, without the picture."""
+    alignment_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps before those with both, in which encoders and grounding learn which text belongs to which picture."""
+    alignment_batch: Positive = 16
+    """Pictures of such a step: it goes without the language model, so it has room for more."""
     batch_size: Positive = 8
     """Images per optimizer step; each brings a conversation of several turns."""
     accumulate: Positive = 1

@@ -121,7 +121,7 @@ def test_an_answer_says_its_doubts_and_withholds_what_is_unlikely() -> None:
     question = "How many structures are there, and how large?"
     assert answer("There are 24 structures. The mean diameter is 312 nm.", question, unsure) == (
         "24 structures were counted, which is uncertain. The mean diameter could not be measured in this image with "
-        "any confidence. The image shows bright bodies on a darker ground. Measured: count 24 (uncertain)."
+        "any confidence. The image shows bright bodies on a darker ground."
     )
     assert "Measured: count 24 (uncertain). The contrast is 20 %." in answer("", "Describe this micrograph.", unsure)
 

@@ -45,10 +45,12 @@ from training.data import Collator, Conversations, Example, data_fingerprint, he
 from training.heads import own_heads
 from training.preflight import Preflight, look, memory_here, require_memory, require_sound
 from training.processes import ALONE, Processes, meet
-from training.stages import InstructionStage, LanguageStage, counts_of
+from training.stages import AlignmentStage, InstructionStage, LanguageStage, counts_of
 from training.state import load_optimizer, load_random_state, random_state, save_training_state
 from training.validation import Validation
 
+_FIRST = ("words", "alignment")
+"""Folders of the stages before the pictures come with the words."""
 _VISION_PARTS = ("vit", "hnf", "vit_projection", "hnf_projection")
 MATCHING_PARTS = ("text_encoder", "grounded", "matching", "image_match", "text_match")
 HELD_OUT = ("validation", "test")
@@ -88,7 +90,7 @@ def train(
             return out
         examples = load_split(data, "train")
         splits = {"train": examples} | {split: held_out_split(data, split) for split in HELD_OUT}
-        fresh = not any((out / place / "checkpoints").is_dir() for place in ("", "words"))
+        fresh = not any((out / place / "checkpoints").is_dir() for place in ("", *_FIRST))
         memory = memory_here(config, data, device=device, processes=processes.count) if fresh else {}
         if memory and not force:
             require_memory(memory)
@@ -105,6 +107,8 @@ def train(
         shared: dict[str, Any] = {"processes": processes, "progress": progress if processes.leads else None}
         if config.training.language_steps:
             learn_words(run, dataset, collator, out / "words", **shared)
+        if config.training.alignment_steps:
+            align(run, dataset, collator, out / "alignment", **shared)
         validation = None
         if splits["validation"] and config.training.validate_every != 0:
             validation = Validation(splits["validation"], config, collator)
@@ -119,7 +123,8 @@ def train(
         write_account(out, config, splits, best, device=device_of(device))
         save_model(run, out / "model", heads=heads)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        shutil.rmtree(out / "words", ignore_errors=True)
+        for place in _FIRST:
+            shutil.rmtree(out / place, ignore_errors=True)
         return out
 
 
@@ -154,6 +159,21 @@ def learn_words(run: Run, dataset: Conversations, collator: Collator, out: Path,
     out.mkdir(parents=True, exist_ok=True)
     words = replace(run, config=run.config.model_copy(update={"training": training}))
     fit(LanguageStage(run.student), words, dataset, collator, groups, out, **shared)
+
+
+def align(run: Run, dataset: Conversations, collator: Collator, out: Path, **shared: Any) -> None:
+    """The steps before both together: encoders and grounding learn which text belongs to which picture."""
+    settings = run.config.training
+    training = settings.model_copy(update={"steps": settings.alignment_steps, "batch_size": settings.alignment_batch})
+    out.mkdir(parents=True, exist_ok=True)
+    alone = replace(run, config=run.config.model_copy(update={"training": training}))
+    rate = run.config.loss.itm.learning_rate
+    matching = [p for name in MATCHING_PARTS for p in getattr(run.student, name).parameters()]
+    groups = [
+        {"params": matching, "lr": settings.learning_rate if rate is None else rate},
+        parameter_groups(run)[-1],
+    ]
+    fit(AlignmentStage(run.student, run.config.loss), alone, dataset, collator, groups, out, **shared)
 
 
 def start_student(config: Config, *, device: str = "auto") -> Run:

@@ -21,6 +21,7 @@ SHOWN_SCORES = (
     ("classification", "top1", ""),
     ("classification", "macro_f1", ""),
     ("factual", "accuracy", "blind"),
+    ("matching", "auroc", ""),
 )
 
 
