@@ -15,7 +15,7 @@ import numpy as np
 
 FUSED, CONSTANT = "fused", "constant"
 """The name of the head behind the fusion, and of the one that looks at nothing."""
-_STRENGTH = 0.3
+_STRENGTH = 1.0
 """Inverse of the penalty on the weights of a logistic head."""
 _RIDGE = 10.0
 """Penalty on the weights of a ridge, times the number of vectors' columns over the number of rows."""
