@@ -45,8 +45,11 @@ class Trust:
     @property
     def sentence(self) -> str:
         """Who speaks, in words."""
-        if self.shares == {FUSED: 1.0}:
-            return "The fused head speaks alone."
+        if len(self.shares) == 1:
+            (name,) = self.shares
+            if name == FUSED:
+                return "The fused head speaks alone."
+            return f"A linear head on {name} speaks alone: the fused head brought nothing on held-out groups."
         parts = [f"{name} {share:.0%}" for name, share in sorted(self.shares.items(), key=lambda pair: -pair[1])]
         plain = min(self.losses.keys() - {FUSED}, key=lambda name: self.losses[name])
         better = self.losses[plain] <= self.losses[FUSED]
@@ -59,7 +62,8 @@ def choose(told: Mapping[str, np.ndarray], truth: np.ndarray, groups: Sequence[s
 
     `told` has logits [N, C] or numbers [N, 1] by head; `truth` [N] is of integers for classes.
     """
-    weights = _even(groups)
+    sizes = Counter(groups)
+    weights = np.array([1.0 / (sizes[group] * len(sizes)) for group in groups])
     temperatures: dict[str, float] = {}
     if truth.dtype.kind == "i":
         for name, logits in told.items():
@@ -106,12 +110,6 @@ def _opinions(told: Mapping[str, np.ndarray], temperatures: Mapping[str, float])
 
 def _shares(chosen: Sequence[str]) -> dict[str, float]:
     return {name: count / len(chosen) for name, count in Counter(chosen).items()}
-
-
-def _even(groups: Sequence[str]) -> np.ndarray:
-    """A weight for each row [N], so that every group counts once; together 1."""
-    sizes = Counter(groups)
-    return np.array([1.0 / (sizes[group] * len(sizes)) for group in groups])
 
 
 def _loss(said: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
