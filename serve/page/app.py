@@ -11,13 +11,15 @@ from html import escape
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from serve.batch.background import Batches
+from serve.batch.roots import Roots
 from serve.desk.desk import Desk
 from serve.http.api import build_api
 from serve.http.guard import App, Credentials, Guard
-from serve.page.captions_tab import captions_tab
+from serve.page.captions_tab import Captions, captions_tab
 from serve.page.chat import Chat
 from serve.page.chat_tab import chat_tab
-from serve.page.classify_tab import classify_tab
+from serve.page.classify_tab import Classify, classify_tab
 from serve.page.intake import Intake
 from serve.page.mounting import Blocks, mount
 from serve.page.saved import routes_of
@@ -25,11 +27,11 @@ from serve.page.uploads import LIFETIME_S, Workspace
 from serve.page.viewer.routes import viewer_routes
 
 
-def build_page(desk: Desk) -> Blocks:
-    """The three tabs, wired."""
+def build_page(desk: Desk, batches: Batches | None = None, roots: Roots = Roots()) -> Blocks:  # noqa: B008  (frozen)
+    """The three tabs, wired. `roots` are folders of the server that the page may name for its `batches`."""
     intake = Intake(desk, Workspace(get_upload_folder()))
-    chat = Chat(intake)
-    routes = [*routes_of(chat.find), *viewer_routes(desk, chat.picture)]
+    chat, captions, classify = Chat(intake), Captions(intake, batches, roots), Classify(intake)
+    routes = [*routes_of(chat.find), *viewer_routes(desk, chat.picture), *captions.routes, *classify.routes]
     blocks = Blocks(intake.workspace, routes=routes, title="MAEMI", delete_cache=(3600, LIFETIME_S))
     with blocks:
         gr.HTML(
@@ -41,9 +43,9 @@ def build_page(desk: Desk) -> Blocks:
             with gr.Tab("Chat"):
                 chat_tab(blocks, chat)
             with gr.Tab("Captions"):
-                captions_tab(intake)
+                captions_tab(blocks, captions)
             with gr.Tab("Classify"):
-                classify_tab(intake)
+                classify_tab(blocks, classify)
         gr.HTML(
             f'<footer class="maemi-foot"><p>Model <b>{escape(desk.answerer.name)}</b>. Sizes and counts come from '
             "measurement, sentences from a language model that can be wrong: check an answer against the measured "
@@ -53,7 +55,13 @@ def build_page(desk: Desk) -> Blocks:
     return blocks
 
 
-def build_app(desk: Desk, *, credentials: Credentials | None = None) -> App:
+def build_app(
+    desk: Desk,
+    *,
+    credentials: Credentials | None = None,
+    batches: Batches | None = None,
+    roots: Roots = Roots(),  # noqa: B008  (frozen)
+) -> App:
     """The whole server: API and page behind the guard."""
     api = build_api(desk)
-    return Guard(mount(api, build_page(desk)), credentials=credentials, metrics=desk.metrics)
+    return Guard(mount(api, build_page(desk, batches, roots)), credentials=credentials, metrics=desk.metrics)
