@@ -13,6 +13,17 @@ from assistant.micrograph import VENDOR_NAMES
 
 SOURCES = {"tag": "file tag", "sidecar": "side-car file", "banner": "info bar", "user": "you"}
 UNCALIBRATED = "not calibrated"
+SHOWN_SCORES = (
+    ("caption", "bleu2", "bleu2_blind"),
+    ("caption", "rougeL", "rougeL_blind"),
+    ("vqa", "bleu2", "bleu2_blind"),
+    ("vqa", "rougeL", "rougeL_blind"),
+    ("classification", "top1", ""),
+    ("classification", "macro_f1", ""),
+    ("factual", "accuracy", "blind"),
+    ("matching", "auroc", ""),
+)
+"""Section, score and blind score of an evaluation that tell most."""
 
 
 def pixel_size(info: Mapping[str, Any]) -> str:
