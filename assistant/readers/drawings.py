@@ -269,7 +269,7 @@ def eight_bits(pixels: Pixels) -> Pixels:
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == np.uint16:  # there are fewer levels than pixels
-        low, high = int(pixels.min(initial=0xFFFF)), int(pixels.max(initial=0))
+        low, high = float(pixels.min(initial=0xFFFF)), float(pixels.max(initial=0))
         steps = (np.arange(0x10000, dtype=np.float64) - low) / max(high - low, 1) * 255
         return np.asarray(steps.clip(0, 255).astype(np.uint8)[pixels])
     parts = [slice(top, top + _ROWS_AT_ONCE) for top in range(0, len(pixels), _ROWS_AT_ONCE)]
