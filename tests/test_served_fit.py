@@ -4,6 +4,7 @@ import asyncio
 import math
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def test_the_page_sorts_by_the_run_and_says_what_to_label_next(place: Path, tmp_
     files = [*sorted((place / "new").iterdir())[:3], *(place / "strange").iterdir()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-        with running(asyncio.run(build())) as url, Client(url, verbose=False) as client:
+        with running(asyncio.run(build())) as url, closing(Client(url, verbose=False)) as client:
             given = [handle_file(file) for file in files]
             table = client.predict(given, "Fitted run", "", "", api_name="/classify")
             asked = client.predict(api_name="/label_next")
