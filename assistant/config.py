@@ -180,10 +180,11 @@ class TrainingConfig(Section):
     """One fine-tuning run."""
 
     steps: Positive = 300
+    """Stage `instruction`, the last: adapters, what joins pictures and words, and the encoders more slowly."""
     language_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps before those, in which the language model's adapters learn the words alone, without the picture."""
+    """Stage `language`: steps in which the language model's adapters learn the words alone, without the picture."""
     alignment_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps before those with both, in which encoders and grounding learn which text belongs to which picture."""
+    """Stage `alignment`, after it: encoders and grounding learn which text belongs to which picture."""
     alignment_batch: Positive = 16
     """Pictures of such a step: it goes without the language model, so it has room for more."""
     batch_size: Positive = 8
@@ -218,6 +219,10 @@ class TrainingConfig(Section):
     """Conversations of the validation split that are looked at, the same every time."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Looks without a better loss that end the training; 0 trains to the last step."""
+    score_on: Annotated[int, Field(ge=0)] = 0
+    """Questions of the validation split that are answered at every look, each statement held against the facts."""
+    tensorboard: bool = False
+    """Whether the log is also written for TensorBoard, into the run's folder `tensorboard`; needs the extra."""
 
     @model_validator(mode="after")
     def _parts_divide_the_batch(self) -> TrainingConfig:
@@ -348,6 +353,8 @@ class FitConfig(Section):
     learning_rate: NonNegative = 1e-3
     weight_decay: NonNegative = 0.05
     max_grad_norm: NonNegative = 1.0
+    save_every: Positive = 200
+    """Steps after which the state is kept, so that a fit that was killed goes on."""
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     """How often the truth is promised to lie in a set or an interval."""
     test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15

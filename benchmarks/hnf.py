@@ -86,6 +86,8 @@ def step(model: nn.Module, *inputs: Tensor) -> Callable[[], None]:
         model.zero_grad()
         output = model(*inputs)
         (output if isinstance(output, Tensor) else output.scales.sum() + output.tokens).sum().backward()
+        if inputs[0].is_cuda:
+            torch.cuda.synchronize()
 
     return run
 
@@ -111,10 +113,11 @@ def compared(times: dict[str, list[float]]) -> dict[str, Any]:
     return found
 
 
-def parts(ours: HNF, peer: HNF, batch: int) -> dict[str, dict[str, Callable[[], None]]]:
+def parts(ours: HNF, peer: HNF, batch: int, device: str) -> dict[str, dict[str, Callable[[], None]]]:
     """The whole encoder and its two engines on the first scale."""
     patches = (IMAGE_SIZE // PATCH_SIZES[0]) ** 2
-    pixels, tokens = torch.rand(batch, 1, IMAGE_SIZE, IMAGE_SIZE), torch.randn(batch, patches + 1, DIM)
+    pixels = torch.rand(batch, 1, IMAGE_SIZE, IMAGE_SIZE, device=device)
+    tokens = torch.randn(batch, patches + 1, DIM, device=device)
     laplacian = scaled_laplacian(add_virtual_node(knn_graph(tokens[:, 1:], 9)))
     mine, theirs = ours.scales[0], peer.scales[0]
     return {
@@ -132,22 +135,23 @@ def disagreement(ours: HNF, peer: HNF, *, steps: int) -> float:
     ours = copy.deepcopy(ours)
     for scale in ours.scales:
         scale.ode.steps = steps
-    pixels = torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE)
+    pixels = torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE, device=next(ours.parameters()).device)
     with torch.no_grad():
         a, b = ours(pixels).scales, peer(pixels).scales
     return float((a - b).abs().max() / a.abs().max())
 
 
-def report(batch: int, rounds: int) -> dict[str, Any]:
+def report(batch: int, rounds: int, device: str) -> dict[str, Any]:
     torch.manual_seed(0)
-    ours = HNF(IMAGE_SIZE, PATCH_SIZES, DIM, steps=STEPS)
-    peer = peer_of(ours)
+    ours = HNF(IMAGE_SIZE, PATCH_SIZES, DIM, steps=STEPS).to(device)
+    peer = peer_of(ours).to(device)
     off = disagreement(ours, peer, steps=FINE_STEPS)
     if off > AGREEMENT:
         raise SystemExit(f"error: the two encoders differ by {off:.1e}, so their times do not compare")
     return {
         "date": date.today().isoformat(),
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+        | ({"card": torch.cuda.get_device_name()} if device.startswith("cuda") else {}),
         "versions": {name: version(name) for name in ("torch", "torch_geometric", "torchdiffeq")},
         "shape": {"image_size": IMAGE_SIZE, "patch_sizes": PATCH_SIZES, "dim": DIM, "steps": STEPS, "batch": batch},
         "disagreement": {
@@ -156,7 +160,9 @@ def report(batch: int, rounds: int) -> dict[str, Any]:
         },
         "goal": f"encoder, forward and backward, >= {GOAL:g} times faster",
         "rounds": rounds,
-        "forward_backward": {name: compared(timed(runs, rounds)) for name, runs in parts(ours, peer, batch).items()},
+        "forward_backward": {
+            name: compared(timed(runs, rounds)) for name, runs in parts(ours, peer, batch, device).items()
+        },
     }
 
 
@@ -164,9 +170,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
-    text = json.dumps(report(arguments.batch, arguments.rounds), indent=1)
+    text = json.dumps(report(arguments.batch, arguments.rounds, arguments.device), indent=1)
     arguments.out.write_text(text + "\n")
     print(text)
 

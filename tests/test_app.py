@@ -444,13 +444,6 @@ def test_the_loss_chart_draws_every_step_inside_its_frame() -> None:
     assert "No training steps" in loss_chart([])
 
 
-@pytest.mark.parametrize(
-    ("nm", "text"), [(0.42, "0.42 nm"), (312.4, "312 nm"), (999.9, "1000 nm"), (1234.0, "1.23 µm"), (2.5e6, "2.5 mm")]
-)
-def test_lengths_read_as_people_write_them(nm: float, text: str) -> None:
-    assert wording.length(nm) == text
-
-
 def test_the_window_keeps_the_grey_levels_of_deep_pictures_apart() -> None:
     info = dict.fromkeys(("pixel_size_nm", "vendor", "model", "hv_kv", "wd_mm", "magnification", "detector", "banner"))
     frame = {"width": 640, "height": 480, "dtype": "float32", "pages": 1}

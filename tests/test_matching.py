@@ -45,8 +45,8 @@ def test_without_two_texts_there_is_nothing_to_match(tmp_path: Path) -> None:
 
 def test_the_alignment_learns_which_caption_belongs_and_leaves_the_words_alone(tmp_path: Path) -> None:
     """Seen failing with the gates of the grounded encoder closed: 0.5 after as many steps."""
-    data = write_dataset(tmp_path / "data", per_class=8)
-    fast = ("training.alignment_steps=80", "loss.itm.learning_rate=3e-3", "training.vision_learning_rate=3e-3")
+    data = write_dataset(tmp_path / "data", per_class=6)
+    fast = ("training.alignment_steps=40", "loss.itm.learning_rate=5e-3", "training.vision_learning_rate=5e-3")
     config = tiny_config(write_tiny_base(tmp_path / "base"), *QUICK, *fast, "training.save_every=1000")
     run, dataset, collator = prepare(config, load_split(data, "train"), device="cpu")
     run.student.grounded.open_gates(1.0)

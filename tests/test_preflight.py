@@ -139,7 +139,17 @@ def test_the_command_checks_and_trains_nothing(
 
     assert maemi("--check", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert {"splits", "tokens", "loss_view", "trained", "frozen_parameters", "memory", "stops", "notes"} == found.keys()
+    assert {
+        "splits",
+        "tokens",
+        "loss_view",
+        "stages",
+        "trained",
+        "frozen_parameters",
+        "memory",
+        "stops",
+        "notes",
+    } == found.keys()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "tiny.yaml"]
     rewrite(data, "train", torn)
     assert maemi("--check") == 1

@@ -19,7 +19,9 @@ from test_survey import QUICK, draw
 
 from assistant.config import load_config
 from assistant.errors import ConfigError
+from assistant.heads import NumberTold
 from assistant.inference import Assistant
+from assistant.micrograph import group_of_name
 from assistant.predictor import Predictor
 from serve.desk.desk import Desk
 from serve.desk.gate import Gate
@@ -27,7 +29,7 @@ from serve.http.guard import App
 from serve.page.app import build_app
 from serve.verbs.command import load
 from training.applied import Applied
-from training.fit import HEAD, fit
+from training.fit import HEAD, Choices, fit
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +141,60 @@ def test_the_page_sorts_by_the_run_and_says_what_to_label_next(place: Path, tmp_
     assert verdicts[-1] == "unknown"
     assert files[-1].name in str(asked)
     assert files[-1].name not in str(later)
+
+
+@pytest.fixture(scope="module")
+def strong(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Assistant:
+    """A run on a number with its unit: blobs are at 100 MPa, stripes at 300."""
+    rows = ["path,group,yield_strength"]
+    for kind, value in (("blobs", 100), ("stripes", 300)):
+        for n, file in enumerate(sorted((place / "pictures" / kind).iterdir())):
+            rows.append(f"{kind}/{file.name},{kind} {group_of_name(file)},{value + n % 5}")
+    (place / "pictures" / "strength.csv").write_text("\n".join(rows) + "\n")
+    settings = load_config(None, [*QUICK, "fit.calibration=0.4", "fit.test=0.1"])
+    fit(place / "pictures" / "strength.csv", place / "strong", settings, Choices(("yield_strength[MPa]",)))
+    run = tiny_run(tmp_path_factory.mktemp("base"))
+    return Assistant(run, Applied.load(place / "strong"))
+
+
+def test_a_number_of_the_run_is_a_fact_with_its_interval(strong: Assistant, place: Path) -> None:
+    """Seen failing before: a run's numbers were for `maemi predict` alone."""
+    picture = sorted((place / "new").iterdir())[0]
+    (told,) = strong.look(picture).numbers
+    assert (told.name, told.unit, told.reason) == ("yield_strength", "MPa", "")
+    assert told.low is not None
+    assert told.high is not None
+    assert told.low < told.value < told.high
+    question = "How high is the yield strength?"
+    answer = "".join(strong.ask([picture], question))
+    assert answer == told.sentence
+    assert answer.startswith(f"The yield strength is {told.value:.4g} MPa ({told.low:.4g} to ")
+    (statement,) = strong.statements(answer, [picture], question)
+    assert (statement.verdict, statement.name, statement.image) == ("true", "yield_strength", 1)
+    assert statement.fact is not None
+    assert "with 90%" in statement.fact.text
+    assert answer[statement.start : statement.stop] == told.sentence
+
+
+def test_a_number_stands_beside_what_else_is_asked_and_only_where_it_is_asked(strong: Assistant, place: Path) -> None:
+    picture = sorted((place / "new").iterdir())[0]
+    question = "How many particles are there, and what is their yield strength?"
+    answer = "".join(strong.ask([picture], question))
+    (told,) = strong.look(picture).numbers
+    assert answer.endswith(f" {told.sentence}")
+    assert "count" in answer
+    assert [s.verdict for s in strong.statements(answer, [picture], question) if s.name == "yield_strength"] == ["true"]
+    assert "yield" not in "".join(strong.ask([picture], "How many particles are there?"))
+
+
+def test_a_number_is_withheld_where_nothing_is_promised(strong: Assistant, place: Path) -> None:
+    strange = next((place / "strange").iterdir())
+    answer = "".join(strong.ask([strange], "yield strength?"))
+    assert answer == (
+        "The yield strength cannot be told: the picture is too unlike those that the classifier was trained on."
+    )
+    (statement,) = strong.statements(answer, [strange], "yield strength?")
+    assert statement.verdict == "withheld"
+    told = NumberTold("fibre-pull_out", 1.0, "", None, None, 0.9, "head", "too few groups")
+    assert told.named_in("What is the fibre pull out?")
+    assert not told.named_in("What fibre is it?")

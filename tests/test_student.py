@@ -42,7 +42,7 @@ def test_the_recipe_runs_through_all_stages_and_counts_its_references(tmp_path: 
     moved = {name for name in before if name in after and not torch.equal(before[name], after[name])}
     assert any("lora_B" in name for name in moved)
     assert not any(name.startswith("decoder.lm.") and "lora" not in name for name in moved)
-    assert not (out / "words").exists()
+    assert not (out / "language").exists()
     assert not (out / "alignment").exists()
     gate = run.student.grounded.blocks[0].cross_gate
     assert abs(float(gate)) > 0.5

@@ -124,17 +124,20 @@ def sample_rows(examples: Sequence[Example], limit: int | None) -> list[Example]
     return kept
 
 
-def encode_examples(assistant: Assistant, rows: Sequence[Example]) -> dict[bytes, Look]:
-    """Encode every image of the rows once; facts come from the data set's auxiliary text, not measured anew."""
+def encode_examples(assistant: Assistant, rows: Sequence[Example], *, features: bool = True) -> dict[bytes, Look]:
+    """Encode every image of the rows once, with the tower's features where they are wanted.
+
+    Facts come from the data set's auxiliary text, not measured anew.
+    """
     pngs = list(dict.fromkeys(image for row in rows for image in row.images))
     looks: dict[bytes, Look] = {}
     for start in range(0, len(pngs), _BATCH):
         batch = pngs[start : start + _BATCH]
         micrographs = [decode_image(png) for png in batch]
         memory, summary = assistant.encode(micrographs)
-        features = assistant.see(micrographs)
+        vectors = assistant.see(micrographs) if features else None
         for n, (png, micrograph) in enumerate(zip(batch, micrographs, strict=True)):
-            seen = None if features is None else features[n]
+            seen = None if vectors is None else vectors[n]
             looks[png] = Look(micrograph, NO_FACTS, "", memory[n], summary[n], seen)
     return looks
 

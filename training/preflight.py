@@ -19,6 +19,7 @@ from assistant.precision import device_of
 from training.data import CACHE_BYTES, Collator, Conversations, Example, decode_image
 from training.planning.memory import GIB, USABLE, fitting_settings_here, plan_here
 from training.quoting import digest
+from training.stages import planned
 
 _LOOKED_AT = 2000
 """Pictures that are decoded, and conversations whose tokens are counted, before a training; a check looks at all."""
@@ -36,6 +37,8 @@ class Preflight:
     """Of the first epoch's conversations: how many, shortest, median, longest, how many are cut or too long."""
     loss_view: Sequence[Mapping[str, Any]]
     """One conversation as the student reads it: pieces of text, and whether they carry loss."""
+    stages: Sequence[Mapping[str, Any]]
+    """In their order: name, steps, losses and what learns."""
     trained: Sequence[Mapping[str, Any]]
     """What learns: name, number of tensors and parameters, peak learning rate."""
     frozen_parameters: int
@@ -112,6 +115,7 @@ def look(
         splits={name: _counted(rows) for name, rows in splits.items()},
         tokens=tokens,
         loss_view=view,
+        stages=planned(run.config) if run is not None else [],
         trained=trained,
         frozen_parameters=frozen,
         memory=memory,

@@ -12,12 +12,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from assistant.adapters import count_tokens, has_routers, router_losses
-from assistant.config import LossConfig
+from assistant.config import Config, LossConfig
 from assistant.grounding import CLS, STATES, contrastive_loss, hard_negatives, matching_loss, similarity_of
 from assistant.loss import IGNORED_LABEL
 from assistant.model import ImageStates, MaemiForConditionalGeneration
 
 PROBE_WEIGHT = 0.3
+LEARNS = {
+    "language": "the language model's adapters",
+    "alignment": "the encoders and the grounded text, matching",
+    "instruction": "the adapters, cross-attention, grounded text, matching, and the encoders more slowly",
+    "heads": "class and attributes from frozen features; the student is held",
+}
+"""What each stage of `maemi train` trains, in their order."""
+
+
+def planned(config: Config) -> list[dict[str, Any]]:
+    """The stages of a configuration with their steps and losses; heads are fitted in closed form, without steps."""
+    steps = {
+        "language": config.training.language_steps,
+        "alignment": config.training.alignment_steps,
+        "instruction": config.training.steps,
+    }
+    matching = [name for name, part in (("itm", config.loss.itm), ("itc", config.loss.itc)) if part.weight]
+    routed = ["router"] if config.adapter.kind == "dya_mope" else []
+    losses = {"language": ["lm"], "alignment": matching, "instruction": ["lm", *matching, *routed]}
+    stages: list[dict[str, Any]] = [
+        {"stage": name, "steps": count, "losses": losses[name], "learns": LEARNS[name]}
+        for name, count in steps.items()
+        if count
+    ]
+    return [*stages, {"stage": "heads", "steps": None, "losses": ["cross-entropy"], "learns": LEARNS["heads"]}]
 
 
 def counts_of(batch: dict[str, Tensor]) -> Tensor:

@@ -45,12 +45,10 @@ from training.data import Collator, Conversations, Example, data_fingerprint, he
 from training.heads import own_heads
 from training.preflight import Preflight, look, memory_here, require_memory, require_sound
 from training.processes import ALONE, Processes, meet
-from training.stages import AlignmentStage, InstructionStage, LanguageStage, counts_of
+from training.stages import LEARNS, AlignmentStage, InstructionStage, LanguageStage, counts_of, planned
 from training.state import load_optimizer, load_random_state, random_state, save_training_state
-from training.validation import Validation
+from training.validation import AnswerScores, Validation
 
-_FIRST = ("words", "alignment")
-"""Folders of the stages before the pictures come with the words."""
 _VISION_PARTS = ("vit", "hnf", "vit_projection", "hnf_projection")
 MATCHING_PARTS = ("text_encoder", "grounded", "matching", "image_match", "text_match")
 HELD_OUT = ("validation", "test")
@@ -90,7 +88,7 @@ def train(
             return out
         examples = load_split(data, "train")
         splits = {"train": examples} | {split: held_out_split(data, split) for split in HELD_OUT}
-        fresh = not any((out / place / "checkpoints").is_dir() for place in ("", *_FIRST))
+        fresh = not any((out / place / "checkpoints").is_dir() for place in ("", *LEARNS))
         memory = memory_here(config, data, device=device, processes=processes.count) if fresh else {}
         if memory and not force:
             require_memory(memory)
@@ -105,14 +103,17 @@ def train(
             run.student.grounded.open_gates(config.loss.itm.gates)
         stage = InstructionStage(run.student, config.loss)
         shared: dict[str, Any] = {"processes": processes, "progress": progress if processes.leads else None}
-        if config.training.language_steps:
-            learn_words(run, dataset, collator, out / "words", **shared)
-        if config.training.alignment_steps:
-            align(run, dataset, collator, out / "alignment", **shared)
-        validation = None
+        before = {"language": learn_words, "alignment": align}
+        for name in (entry["stage"] for entry in planned(config)):
+            if name in before:
+                before[name](run, dataset, collator, out / name, **shared)
+        groups = parameter_groups(run)
+        validation = scores = None
         if splits["validation"] and config.training.validate_every != 0:
             validation = Validation(splits["validation"], config, collator)
-        best = fit(stage, run, dataset, collator, parameter_groups(run), out, validation=validation, **shared)
+            if config.training.score_on and processes.leads:
+                scores = AnswerScores(splits["validation"], run, config.training.score_on)
+        best = fit(stage, run, dataset, collator, groups, out, validation=validation, scores=scores, **shared)
         require_finite(stage, config.training.steps, [], out / "checkpoints")
         if not processes.leads:
             return out
@@ -122,9 +123,8 @@ def train(
         record(out, kept=asdict(best))
         write_account(out, config, splits, best, device=device_of(device))
         save_model(run, out / "model", heads=heads)
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        for place in _FIRST:
-            shutil.rmtree(out / place, ignore_errors=True)
+        for leftover in ("checkpoints", *before):
+            shutil.rmtree(out / leftover, ignore_errors=True)
         return out
 
 
@@ -153,27 +153,29 @@ def prepare(config: Config, examples: Sequence[Example], *, device: str) -> tupl
 def learn_words(run: Run, dataset: Conversations, collator: Collator, out: Path, **shared: Any) -> None:
     """The steps before the pictures: only adapters of the language model learn, and only from words."""
     settings = run.config.training
-    training = settings.model_copy(update={"steps": settings.language_steps})
     run.student.requires_grad_(False)
     groups = [{"params": adapter_parameters(run.student.decoder.lm), "lr": settings.learning_rate}]
     out.mkdir(parents=True, exist_ok=True)
-    words = replace(run, config=run.config.model_copy(update={"training": training}))
-    fit(LanguageStage(run.student), words, dataset, collator, groups, out, **shared)
+    fit(LanguageStage(run.student), _for(run, settings.language_steps), dataset, collator, groups, out, **shared)
 
 
 def align(run: Run, dataset: Conversations, collator: Collator, out: Path, **shared: Any) -> None:
-    """The steps before both together: encoders and grounding learn which text belongs to which picture."""
-    settings = run.config.training
-    training = settings.model_copy(update={"steps": settings.alignment_steps, "batch_size": settings.alignment_batch})
-    out.mkdir(parents=True, exist_ok=True)
-    alone = replace(run, config=run.config.model_copy(update={"training": training}))
-    rate = run.config.loss.itm.learning_rate
+    """The steps in which encoders and grounding learn which text belongs to which picture, without the words."""
+    settings, rate = run.config.training, run.config.loss.itm.learning_rate
     matching = [p for name in MATCHING_PARTS for p in getattr(run.student, name).parameters()]
     groups = [
         {"params": matching, "lr": settings.learning_rate if rate is None else rate},
         parameter_groups(run)[-1],
     ]
+    out.mkdir(parents=True, exist_ok=True)
+    alone = _for(run, settings.alignment_steps, batch_size=settings.alignment_batch, accumulate=1)
     fit(AlignmentStage(run.student, run.config.loss), alone, dataset, collator, groups, out, **shared)
+
+
+def _for(run: Run, steps: int, **settings: int) -> Run:
+    """The run with another number of steps, and other settings of a stage."""
+    training = run.config.training.model_copy(update={"steps": steps, **settings})
+    return replace(run, config=run.config.model_copy(update={"training": training}))
 
 
 def start_student(config: Config, *, device: str = "auto") -> Run:
@@ -227,6 +229,7 @@ def fit(
     out: Path,
     *,
     validation: Validation | None = None,
+    scores: AnswerScores | None = None,
     processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> Kept:
@@ -236,6 +239,8 @@ def fit(
     signals = Signals(processes)
     log = Log(out / "metrics.jsonl", progress, writes=processes.leads)
     callbacks: list[TrainerCallback] = [log, signals, Epochs(dataset)]
+    if settings.tensorboard and processes.leads:
+        callbacks.append(TensorBoard(out / "tensorboard", out / "metrics.jsonl"))
     if hasattr(run.student.decoder.lm, "peft_config"):
         from assistant.adapters import hold_inactive, precondition
 
@@ -254,6 +259,7 @@ def fit(
         run=run,
         processes=processes,
         validation=validation,
+        scores=scores,
         args=_arguments(run.config, out, device=device, processes=processes, validates=validation is not None),
         train_dataset=dataset,
         eval_dataset=dataset if validation is not None else None,  # the stock loop wants one, and never reads it
@@ -286,11 +292,20 @@ class StudentTrainer(Trainer):
     loss_is_scaled_for_ga = True
     """A stage divides by what the whole step holds."""
 
-    def __init__(self, *, run: Run, processes: Processes, validation: Validation | None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        run: Run,
+        processes: Processes,
+        validation: Validation | None,
+        scores: AnswerScores | None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.run = run
         self.processes = processes
         self.validation = validation
+        self.scores = scores
         self._parts: dict[str, float] = {}
         self._logged_at = 0
         self._losses: deque[float] = deque(maxlen=5)
@@ -337,10 +352,11 @@ class StudentTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The losses on the validation sample, logged; every process computes the same."""
+        """The losses on the validation sample, logged; every process computes the same, and the first the scores."""
         assert self.validation is not None
         losses = self.validation.losses(self.model)
-        self.log({f"validation_{name}": loss for name, loss in losses.items()})
+        scored = self.scores.measure(self.model) if self.scores else {}
+        self.log({f"validation_{name}": loss for name, loss in losses.items()} | scored)
         self.control.should_evaluate = False
         return {"eval_loss": losses["loss"]}
 
@@ -518,6 +534,42 @@ class Log(TrainerCallback):
         if self.progress:
             told = ", ".join(f"{name.replace('_', ' ')} {loss:.3f}" for name, loss in sorted(self.losses.items()))
             self.progress(state.global_step, state.max_steps, told)
+
+
+class TensorBoard(TrainerCallback):
+    """Writes the log for TensorBoard: anew from `metrics.jsonl` where training begins or goes on, then as it comes.
+
+    Raises ConfigError `needs_extra`.
+    """
+
+    def __init__(self, folder: Path, log: Path) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise ConfigError(
+                "needs_extra",
+                "training.tensorboard needs the extra. Install it with: pip install 'maemi[tensorboard]'.",
+            ) from None
+        self.log = log
+        shutil.rmtree(folder, ignore_errors=True)
+        self.writer = SummaryWriter(str(folder))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.log.exists():
+            for line in self.log.read_text(encoding="utf-8").splitlines():
+                self._add(json.loads(line))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        self._add({"step": state.global_step, **(logs or {})})
+        self.writer.flush()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.writer.close()
+
+    def _add(self, entry: dict[str, float]) -> None:
+        for name, value in entry.items():
+            if name not in ("step", "epoch"):
+                self.writer.add_scalar(name.replace("_", "/", 1), value, int(entry["step"]))
 
 
 def _logged_step(line: str) -> float:

@@ -1,16 +1,21 @@
-"""The loss on the validation split while a student trains: the same few conversations every time, at the full rank.
+"""Loss and answers on the validation split while a student trains: the same few rows every time, at the full rank.
 
-Knows nothing about checkpoints, or about what follows from a loss.
+Knows nothing about checkpoints, or about what follows from a loss or a score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
+from assistant.checkpoint import Run
 from assistant.config import Config
+from assistant.inference import Assistant
 from training.data import Collator, Conversations, Example
+from training.evaluate import answer_examples, encode_examples
+from training.scores import factual_report, rounded, shown_answers, statement_report
 from training.stages import InstructionStage, counts_of
 
 
@@ -32,18 +37,52 @@ class Validation:
     @torch.no_grad()
     def losses(self, stage: InstructionStage) -> dict[str, float]:
         """Every loss of the stage over all conversations, rounded; leaves random numbers and stage as they were."""
-        lm, device, training = stage.student.decoder.lm, next(stage.parameters()).device, stage.training
-        if hasattr(lm, "peft_config"):
-            from assistant.adapters import set_rank
-
-            set_rank(lm, None)
+        device = next(stage.parameters()).device
         totals: dict[str, float] = {}
-        stage.eval()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with looking(stage, device):
             torch.manual_seed(self.seed)
             for batch in self.batches:
                 there = {name: tensor.to(device) for name, tensor in batch.items()}
                 for name, loss in stage(**there, counts=self.counts.to(device)).items():
                     totals[name] = totals.get(name, 0.0) + float(loss)
-        stage.train(training)
         return {name: round(total, 6) for name, total in totals.items()}
+
+
+class AnswerScores:
+    """At most `count` questions of the validation split, answered as the student words it, held against the facts."""
+
+    def __init__(self, examples: Sequence[Example], run: Run, count: int) -> None:
+        self.rows = list(examples[:: -(-len(examples) // count)])
+        self.assistant = Assistant(run)
+
+    def measure(self, stage: InstructionStage) -> dict[str, float]:
+        """Shares of drafted statements that are true, of shown ones that are false, and of answers that agree.
+
+        A share is left out where nothing was said that could be held against a fact. Leaves the stage as it was.
+        """
+        with looking(stage, self.assistant.device):
+            looks = encode_examples(self.assistant, self.rows, features=False)
+            drafts = answer_examples(self.assistant, self.rows, looks, with_aux=True, blind=False)
+        told = statement_report(self.rows, drafts, shown_answers(self.rows, drafts))
+        drafted = told["drafted"]
+        stated = drafted["true"] + drafted["false"] + drafted["unsupported"]
+        shares = {
+            "score_drafted_true": rounded(drafted["true"] / stated) if stated else None,
+            "score_shown_false": told["false_rate"],
+            "score_agrees": factual_report(self.rows, {"seen": drafts})["accuracy"],
+        }
+        return {name: share for name, share in shares.items() if share is not None}
+
+
+@contextmanager
+def looking(stage: InstructionStage, device: torch.device) -> Iterator[None]:
+    """The stage as it will be used, at the full rank; afterwards it trains on, with the random numbers it had."""
+    lm, training = stage.student.decoder.lm, stage.training
+    if hasattr(lm, "peft_config"):
+        from assistant.adapters import set_rank
+
+        set_rank(lm, None)
+    stage.eval()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+    stage.train(training)

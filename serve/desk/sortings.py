@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Column, Integer, LargeBinary, MetaData, String, Table, delete, func, insert, select, update
 
 from assistant.database import write_transaction
+from assistant.disk import replacing
 from assistant.errors import ConfigError, ServerError
 from serve.desk.database import DeskDatabase, storable
 
@@ -97,8 +98,8 @@ class Sortings(DeskDatabase):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for file in (path, *beside):
                 if not (folder / file.name).exists():
-                    partial = Path(shutil.copyfile(file, folder / f".{file.name}.partial"))
-                    partial.replace(folder / file.name)
+                    with replacing(folder / file.name) as partial:
+                        shutil.copyfile(file, partial)
         except OSError as error:
             message = f"The picture cannot be kept ({error.strerror}). Check the disk of the server."
             raise ServerError("store_failed", message) from None

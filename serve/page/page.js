@@ -71,9 +71,10 @@
     if (field) tell(field, `${field.dataset.value}\t${field.value.replace(/\s+/g, " ").trim()}`);
   });
 
-  // Gradio gives pictures of a chat no words.
+  // Gradio gives pictures of a chat no words, and fields for files another name than what stands in them.
   new MutationObserver(() => {
     for (const picture of document.querySelectorAll('.maemi-chat .message img[alt=""]')) picture.alt = "Micrograph";
+    for (const field of document.querySelectorAll("button.upload-container[aria-label]")) field.removeAttribute("aria-label");
   }).observe(document.body, { childList: true, subtree: true });
 
   const write = navigator.clipboard?.writeText.bind(navigator.clipboard);

@@ -25,6 +25,14 @@ def serve(
         str | None,
         typer.Option(metavar="URL", help="Where every answer is kept: a file, or postgresql://USER@HOST/DATABASE."),
     ] = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", exists=True, file_okay=False, help="Where similar pictures are looked for."),
+    ] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Data sets and runs: opens the tabs Fine-tune and Review to all logins."),
+    ] = None,
     folders: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATH", help="Folder that everyone at the page may have captioned, with all in it."),
@@ -46,9 +54,13 @@ def serve(
     from serve.desk.database import default_place
     from serve.desk.sortings import Sortings
     from serve.desk.store import AnswerStore
-    from serve.http.server import admit, bind, parse_proxies, run_server, signals_last
+    from serve.desk.workbench import Workbench
+    from serve.http.server import admit, bind, parse_proxies, require_known_visitors, run_server, signals_last
 
     credentials, proxies, roots = admit(host, auth), parse_proxies(trusted_proxy or ()), Roots.of(folders or ())
+    bench = Workbench(training) if training else None
+    if bench:
+        require_known_visitors(credentials, proxies, "--training")
     logging.getLogger("maemi").setLevel(logging.WARNING)
     # A database that does not answer and a port that is taken are told before the model is loaded.
     book = AnswerStore(store or default_place())
@@ -83,5 +95,5 @@ def serve(
             desk = Desk(
                 assistant, Gate(), count, book, sandbox.read, conversations=kept, false_rate=rate, sortings=sorted_
             )
-            page = build_app(desk, credentials=credentials, batches=batches, roots=roots)
+            page = build_app(desk, credentials=credentials, bench=bench, archive=archive, batches=batches, roots=roots)
             run_server(page, listener, proxies=proxies, ready=lambda: terminal.note(told))

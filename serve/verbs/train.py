@@ -62,10 +62,15 @@ def print_preflight(found: Preflight) -> None:
         for name, split in found.splits.items()
     ]
     terminal.print_table("Data", ("split", ">rows", ">pictures", ">groups", "classes"), sizes)
+    if found.stages:
+        stages = [
+            (one["stage"], str(one["steps"] or "-"), ", ".join(one["losses"]), one["learns"]) for one in found.stages
+        ]
+        terminal.print_table("Stages", ("stage", ">steps", "losses", "what learns"), stages)
     if found.trained:
         learns = [(part["name"], f"{part['parameters']:,}", f"{part['learning_rate']:g}") for part in found.trained]
         frozen = ("frozen", f"{found.frozen_parameters:,}", "-")
-        terminal.print_table("What learns", ("part", ">parameters", ">peak rate"), [*learns, frozen])
+        terminal.print_table("What the last steps teach", ("part", ">parameters", ">peak rate"), [*learns, frozen])
     if found.tokens:
         lengths = (
             "{shortest} to {longest} tokens, median {median}, limit {max_tokens}; {cut} of {conversations} are cut"
