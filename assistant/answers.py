@@ -9,7 +9,7 @@ about models.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 from assistant.handbook import entry_for
 from assistant.measure import LINE_ORDER, Fact, Known, filled, missing, read_statements, sentence_of, sentences
@@ -96,15 +96,21 @@ def checked(
             said.add(sentence)
             said_of |= names
             gap = " "
-    if not said or wanted - said_of:
-        rest = [text for name, text in composed(question, known, about=meant) if name not in said_of]
+    if not said or wanted - said_of or _OPEN & set(intents_of(question)):
+        told = said_of if len(meant) == 1 else set[str]()
+        rest = [text for name, text in composed(question, known, about=meant, said=told) if name not in said_of]
         rest = [text for text in rest if text not in said]
         if rest:
             yield gap + " ".join(rest)
 
 
-def composed(question: str, known: Sequence[Known], *, about: Sequence[int] = ()) -> list[tuple[str, str]]:
-    """What the facts say to a question, or the handbook: names of quantities, each with its sentence."""
+def composed(
+    question: str, known: Sequence[Known], *, about: Sequence[int] = (), said: Set[str] = frozenset()
+) -> list[tuple[str, str]]:
+    """What the facts say to a question, or the handbook: names of quantities, each with its sentence.
+
+    A description leaves out the quantities that were `said` before it.
+    """
     if entry := entry_for(question):
         return [("", entry.answer)]
     numbers = tuple(about) or tuple(range(1, len(known) + 1))
@@ -126,7 +132,7 @@ def composed(question: str, known: Sequence[Known], *, about: Sequence[int] = ()
             return parts
     for number in numbers:
         prefix = f"Image {number}: " if len(numbers) > 1 else ""
-        parts += [(name, f"{prefix}{text}") for name, text in _composed_of(intents, question, known[number - 1])]
+        parts += [(name, f"{prefix}{text}") for name, text in _composed_of(intents, question, known[number - 1], said)]
     return list(dict.fromkeys(parts))
 
 
@@ -139,7 +145,13 @@ ABOUT_ITSELF = {
 }
 
 
-def _composed_of(intents: Sequence[str], question: str, known: Known) -> Iterator[tuple[str, str]]:
+_OPEN = frozenset({"what", "describe", "defects"})
+"""Intents of a question that no single quantity answers."""
+
+
+def _composed_of(
+    intents: Sequence[str], question: str, known: Known, said: Set[str] = frozenset()
+) -> Iterator[tuple[str, str]]:
     """What is known, intent by intent; what is not; and what can be seen, where that is asked or something is not."""
     if not intents:
         yield "", "What is asked cannot be told from the image, its file or the measurements."
@@ -148,22 +160,24 @@ def _composed_of(intents: Sequence[str], question: str, known: Known) -> Iterato
         names = facts_asked(intent, question)
         facts = [fact for name in names if (fact := known.get(name)) is not None]
         if intent in ("what", "describe"):
-            yield from _named(known)
+            yield from _named(known, said)
         elif intent == "defects":
             yield "", "Whether there are defects cannot be told: nothing here recognises them."
-        yield from ((fact.name, _said(fact)) for fact in facts if intent not in ("what", "describe"))
+        if intent not in ("what", "describe"):
+            yield from ((fact.name, _said(fact)) for fact in facts)
+            said = said | {fact.name for fact in facts}
         if intent == "instrument" and names != INTENTS[intent].facts:  # each was asked for by its name
             lost += [name for name in names if known.get(name) is None]
         elif names and (not facts or (QUANTITIES[names[0]].source == "predicted" and facts[0].name != names[0])):
             lost.append(names[0])
     told = list(_lost(lost, known))
     yield from told
-    asked = not intents or bool({"what", "describe", "defects"} & set(intents))
+    asked = not intents or bool(_OPEN & set(intents))
     if asked or any(QUANTITIES[name].source != "read" for name in lost):
         wholly = asked and ("what" not in intents or known.get("class") is None)
-        yield from _seen(known, wholly=wholly, reasoned=any(NONE_APART in text for _, text in told))
+        yield from _seen(known, wholly=wholly, reasoned=any(NONE_APART in text for _, text in told), said=said)
     if "describe" in intents:
-        yield from _imaging(known)
+        yield from _imaging(known, said)
 
 
 def _said(fact: Fact) -> str:
@@ -213,18 +227,18 @@ _NO_BODIES = frozenset({"network", "layered"})
 """Arrangements that separate bodies do not have."""
 
 
-def _named(known: Known) -> Iterator[tuple[str, str]]:
+def _named(known: Known, said: Set[str]) -> Iterator[tuple[str, str]]:
     """What the sample is and looks like, where a head or a person says so."""
     for names in (("class",), ("shape", "surface", "arrangement")):
         for sure, doubt in ((True, ""), (False, ", which is uncertain")):
             words = [
                 f"the {QUANTITIES[name].said} is {_AS_SAID.get(fact.text, fact.text)}"
                 for name in names
-                if (fact := known.get(name)) is not None and fact.sure is sure
+                if name not in said and (fact := known.get(name)) is not None and fact.sure is sure
             ]
             if words:
-                said = " and ".join(words)
-                yield (names[0] if len(names) == 1 else ""), f"{said[0].upper()}{said[1:]}{doubt}."
+                text = " and ".join(words)
+                yield (names[0] if len(names) == 1 else ""), f"{text[0].upper()}{text[1:]}{doubt}."
 
 
 KIND_WORDS = {
@@ -243,10 +257,10 @@ _NOISY = 5.0
 _LEAVES_OUT = frozenset({"anisotropy", "orientation", "contrast", "noise", "orientation_spread"})
 
 
-def _seen(known: Known, *, wholly: bool, reasoned: bool) -> Iterator[tuple[str, str]]:
+def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozenset()) -> Iterator[tuple[str, str]]:
     """What can be seen, as far as it is measured: bodies and, `wholly`, their direction and the tone.
 
-    `reasoned`: that no bodies were told apart has been said already.
+    `reasoned`: that no bodies were told apart has been said already, as have been the quantities `said`.
     """
     kind, sure = known.facts.kind, known.facts.kind_confidence
     arranged = known.get("arrangement")
@@ -260,7 +274,7 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool) -> Iterator[tuple[str, 
     measured = [
         f"{QUANTITIES[fact.name].said} {fact.written}{'' if fact.sure else ' (uncertain)'}"
         for fact in facts
-        if fact.name not in _LEAVES_OUT
+        if fact.name not in _LEAVES_OUT | said
     ]
     if measured:
         yield "", f"Measured: {'; '.join(measured[:MOST_FACTS])}."
@@ -273,18 +287,18 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool) -> Iterator[tuple[str, 
         yield "orientation", _said(turn)
     elif clear is not None and clear.sure and (clear.value or 0) < UNDIRECTED:
         yield "anisotropy", _said(clear)
-    tone = [fact for name in ("contrast", "noise") if (fact := known.get(name)) is not None]
+    tone = [fact for name in ("contrast", "noise") if name not in said and (fact := known.get(name)) is not None]
     if tone:
         words = [f"{fact.name} is {fact.written}{'' if fact.sure else ' (uncertain)'}" for fact in tone]
         yield "", f"The {' and the '.join(words)}."
 
 
-def _imaging(known: Known) -> Iterator[tuple[str, str]]:
+def _imaging(known: Known, said: Set[str]) -> Iterator[tuple[str, str]]:
     """How it was taken, as the file says."""
     read = [
         f"{QUANTITIES[fact.name].said} {fact.written}"
         for fact in known
-        if QUANTITIES[fact.name].source == "read" and fact.name != "date"
+        if QUANTITIES[fact.name].source == "read" and fact.name not in {"date", *said}
     ]
     if read:
         yield "", f"Read from the file: {'; '.join(read)}."

@@ -42,7 +42,7 @@ TOWER_SIDE = 224
 """Least side of the square that a pretrained tower sees [px]; fine structure is lost below."""
 """Largest file of settings that is read [byte]."""
 NonNegative = Annotated[float, Field(ge=0.0)]
-MatchText = Literal["question_answer", "answer", "auxiliary"]
+MatchText = Literal["question_answer", "answer", "caption", "auxiliary"]
 
 
 class Section(BaseModel):
@@ -152,7 +152,7 @@ class MatchingConfig(Section):
     learning_rate: NonNegative | None = None
     """Peak rate of text encoder, grounded encoder and matching heads; None takes `training.learning_rate`."""
     text: MatchText = "question_answer"
-    """The text that belongs to an image. A question alone would fit every image."""
+    """The text that belongs to an image. A question alone would fit every image; most of a caption can be seen."""
     negatives: Literal["hard", "random"] = "hard"
     """Wrong images and texts: the likelier the more similar to the right one, or any."""
 
@@ -184,7 +184,9 @@ class TrainingConfig(Section):
     language_steps: Annotated[int, Field(ge=0)] = 0
     """Stage `language`: steps in which the language model's adapters learn the words alone, without the picture."""
     alignment_steps: Annotated[int, Field(ge=0)] = 0
-    """Stage `alignment`, after it: what joins pictures and words learns; encoders and adapters are held."""
+    """Stage `alignment`, after it: encoders and grounding learn which text belongs to which picture."""
+    alignment_batch: Positive = 16
+    """Pictures of such a step: it goes without the language model, so it has room for more."""
     batch_size: Positive = 8
     """Images per optimizer step; each brings a conversation of several turns."""
     accumulate: Positive = 1
@@ -353,6 +355,8 @@ class FitConfig(Section):
     learning_rate: NonNegative = 1e-3
     weight_decay: NonNegative = 0.05
     max_grad_norm: NonNegative = 1.0
+    save_every: Positive = 200
+    """Steps after which the state is kept, so that a fit that was killed goes on."""
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     """How often the truth is promised to lie in a set or an interval."""
     test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15

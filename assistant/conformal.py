@@ -101,6 +101,6 @@ class Familiarity:
 
 def distances_between(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Euclidean distances [I, J] of rows [I, K] to others [J, K]."""
-    squares = (rows**2).sum(1)[:, None] + (others**2).sum(1)[None] - 2.0 * rows @ others.T
-    lengths: np.ndarray = np.sqrt(np.maximum(squares, 0.0))
-    return lengths
+    from scipy.spatial.distance import cdist
+
+    return np.asarray(cdist(rows, others))  # not by a product, whose rounding parts equal rows

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from assistant.errors import MaemiError, RunError
 
@@ -180,6 +180,18 @@ def fingerprint(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def lock_at_once(lock: IO[bytes], *, shared: bool = False) -> bool:
+    """Whether the lock of an open file could be had; it ends when all who have the file open, heirs too, close it.
+
+    `shared`: beside others who ask for as much, which shows whether somebody holds it.
+    """
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
 def locked(file: Path, place: Path, kind: type[MaemiError], code: str) -> Iterator[None]:
     """Hold a lock file, and with it `place`, for this process; the lock ends with the process, however that ends.
@@ -188,9 +200,7 @@ def locked(file: Path, place: Path, kind: type[MaemiError], code: str) -> Iterat
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab+", buffering=0) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_at_once(lock):
             lock.seek(0)
             owner = lock.read(OWNER_BYTES).decode(errors="replace").strip() or "another process"
             message = f"{place} is being written by {owner}. Wait for it, or choose another --out."

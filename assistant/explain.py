@@ -11,6 +11,7 @@ Letters: S side of the square, T tiles of a side.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -39,8 +40,12 @@ _PLACES = (
     ("at the left", "in the middle", "at the right"),
     ("at the lower left", "at the bottom", "at the lower right"),
 )
+AT_ONCE = 10
+"""Squares that are scored at a time."""
 Score = Callable[[Sequence[np.ndarray]], np.ndarray]
 """Scores [N] of squares [S, S] float32 in 0..1."""
+Turn = Callable[[], AbstractContextManager[object]]
+"""What is waited for before something is computed, and given back after it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +82,19 @@ class Explanation:
         return {"what": self.what, "baseline": self.baseline, "falls": falls, "sentence": self.sentence()}
 
 
-def explain(square: np.ndarray, score: Score, *, what: str, tiles: int = TILES) -> Explanation:
-    """Cover each tile of a square [S, S] in turn by its blurred self, and see how far the score falls."""
-    whole = float(score([square])[0])
-    scores = np.asarray(score(covered(square, tiles)), dtype=np.float64)
-    return Explanation(what, whole, whole - scores.reshape(tiles, tiles))
+def explain(
+    square: np.ndarray, score: Score, *, what: str, tiles: int = TILES, turn: Turn = nullcontext
+) -> Explanation:
+    """Cover each tile of a square [S, S] in turn by its blurred self, and see how far the score falls.
+
+    Scores are asked for a few at a time, each time within a `turn`, between which others may have theirs.
+    """
+    squares, scores = [square, *covered(square, tiles)], list[float]()
+    for start in range(0, len(squares), AT_ONCE):
+        with turn():
+            scores += map(float, score(squares[start : start + AT_ONCE]))
+    whole, *without = scores
+    return Explanation(what, whole, whole - np.array(without).reshape(tiles, tiles))
 
 
 def covered(square: np.ndarray, tiles: int = TILES) -> list[np.ndarray]:

@@ -6,11 +6,14 @@ print("".join(assistant.ask(["wafer.tif"], "What is the pitch of the lines?")))
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,13 +33,13 @@ from assistant.config import TOWER_SIDE
 from assistant.decoder import VisualContext
 from assistant.demonstrations import Shots
 from assistant.errors import ConfigError
-from assistant.explain import Explanation, explain
+from assistant.explain import Explanation, Turn, explain
 from assistant.families import FAMILIES
 from assistant.generation import GREEDY, Token, advance, complete, computing, likelihoods, next_token, observed, read
 from assistant.generation import Sampling as Sampling
 from assistant.grounding import CLS
 from assistant.handbook import entry_for, is_entry
-from assistant.heads import Heads, Judge, Verdict, first_sure, load_heads, verdicts
+from assistant.heads import Heads, Judge, NumberTold, Verdict, first_sure, load_heads, verdicts
 from assistant.labelling import Labeller
 from assistant.measure import (
     Fact,
@@ -51,6 +54,7 @@ from assistant.measure import (
     read_statements,
 )
 from assistant.micrograph import Micrograph, read_micrograph, to_model_input
+from assistant.questions import asked_for
 from assistant.recall import Recall
 from assistant.starts import BUNDLED
 from assistant.towers import load_tower, see
@@ -62,6 +66,8 @@ Posed = tuple[Conversation, Sequence["Look"]]
 """A conversation that waits for its answer, and its images in order."""
 CACHED_LOOKS = 64
 ENCODING_BATCH = 16
+_ENTRY = re.compile(r"; (?=image \d+: |\{)")
+"""Between the facts of two pictures, or two facts that are quoted by name."""
 RESERVED = 128
 """Tokens kept free for an answer; a longer one may take what the prompt leaves."""
 
@@ -80,6 +86,8 @@ class Look:
     """What is said of it: by a fitted run, else by the heads."""
     judged: tuple[Verdict, ...] = ()
     """What the fitted run says of it, said or withheld."""
+    numbers: tuple[NumberTold, ...] = ()
+    """The numbers that the fitted run tells of it, said or withheld."""
 
     @property
     def key(self) -> Key:
@@ -90,6 +98,17 @@ class Look:
     def known(self) -> Known:
         """What an answer about this image may quote."""
         return known_of(self.micrograph, self.facts, tuple(verdict.fact() for verdict in self.verdicts))
+
+
+def _numbers_asked(question: str, looks: Sequence[Look], about: Sequence[int]) -> list[tuple[str, tuple[int, Fact]]]:
+    """The numbers of a fitted run that a question names: each as a sentence, with its picture, from 1, and its fact."""
+    found = []
+    for number in about or range(1, len(looks) + 1):
+        for told in looks[number - 1].numbers:
+            if told.named_in(question):
+                said = told.sentence if len(looks) == 1 else f"Image {number}: {told.sentence}"
+                found.append((said, (number, told.fact())))
+    return found
 
 
 def heads_of(run: Run) -> list[Heads]:
@@ -177,7 +196,11 @@ class Assistant:
             top=top,
         )
         about = pictures_meant(question, len(looks), len(looks) - _shown(history))
-        yield from checked(pieces, question, [look.known for look in looks], about=about)
+        numbers = _numbers_asked(question, looks, about)
+        if not numbers or asked_for(question):
+            yield from checked(pieces, question, [look.known for look in looks], about=about)
+        for n, (said, _) in enumerate(numbers):
+            yield f" {said}" if n or asked_for(question) else said
 
     def statements(
         self, answer: str, images: Sequence[Image], question: str = "", history: Sequence[Message] = ()
@@ -188,7 +211,17 @@ class Assistant:
             return [Statement(answer, 0, len(answer), None, "true", None, written)]
         looks = self.look_all(images)
         about = pictures_meant(question, len(looks), len(looks) - _shown(history))
-        return read_statements(answer, [look.known for look in looks], about=about)
+        known = [look.known for look in looks]
+        numbers = _numbers_asked(question, looks, about)
+        place = answer.find(" ".join(said for said, _ in numbers)) if numbers else -1
+        if place < 0:
+            return read_statements(answer, known, about=about)
+        stated = read_statements(answer[:place], known, about=about) if answer[:place].strip() else []
+        for said, (number, fact) in numbers:
+            verdict: Literal["true", "withheld"] = "true" if fact.applies else "withheld"
+            stated.append(Statement(said, place, place + len(said), fact.name, verdict, number, fact))
+            place += len(said) + 1
+        return stated
 
     def draft(
         self,
@@ -304,14 +337,20 @@ class Assistant:
         return [ranked[:top] for ranked in self._labeller.ranked(images, labels, examples, shots)]
 
     def explain_label(
-        self, image: Image, labels: Sequence[str], *, examples: Mapping[str, Sequence[Image]] | None = None
+        self,
+        image: Image,
+        labels: Sequence[str],
+        *,
+        examples: Mapping[str, Sequence[Image]] | None = None,
+        turn: Turn = nullcontext,
     ) -> Explanation:
-        """Which parts of an image carry its likeliest label, as `classify` sees it.
+        """Which parts of an image carry its likeliest label, as `classify` sees it; `turn` as `explain` takes it.
 
         Raises MicrographError, ConfigError `no_examples`, or `not_known` without a head that knows a label, and
         RunError `no_tower`.
         """
-        look, labeller = self.look(image), self._labeller
+        with turn():
+            look, labeller = self.look(image), self._labeller
         if examples is None and labeller.asks_own(labels):
             message = "The fitted run that knows these labels explains itself: maemi predict --explain --overlay."
             raise ConfigError("not_known", message)
@@ -322,14 +361,16 @@ class Assistant:
             column: np.ndarray = labeller.scores(looks, labels, examples)[:, chosen]
             return column
 
-        return explain(to_model_input(look.micrograph, TOWER_SIDE)[0], score, what=f"log-odds of {labels[chosen]}")
+        square = to_model_input(look.micrograph, TOWER_SIDE)[0]
+        return explain(square, score, what=f"log-odds of {labels[chosen]}", turn=turn)
 
-    def explain_answer(self, image: Image, question: str, answer: str) -> Explanation:
+    def explain_answer(self, image: Image, question: str, answer: str, *, turn: Turn = nullcontext) -> Explanation:
         """Which parts of an image the student's own wording of an answer rests on, its facts held as they are.
 
         Raises MicrographError, and ConfigError `too_long`.
         """
-        look = self.look(image)
+        with turn():
+            look = self.look(image)
         asked = self._compose([look], question, (), "")
         said = quoted(answer, [look.known]) if self.by_reference else answer
 
@@ -338,7 +379,7 @@ class Assistant:
             return np.array([float(self._likelihoods([replace(look, memory=m)], asked, [said])[0]) for m in memories])
 
         square = to_model_input(look.micrograph, self.processor.image_size)[0]
-        return explain(square, score, what="log-probability of the answer")
+        return explain(square, score, what="log-probability of the answer", turn=turn)
 
     def labels_not_known(self, labels: Sequence[str]) -> list[str]:
         """The labels that no head knows: without examples no image is given one of them."""
@@ -407,8 +448,11 @@ class Assistant:
                 facts = measure(m)
                 looks.append(Look(m, facts, auxiliary_text(m.metadata_line(), facts.line()), memory, summary))
         if self.judge is not None:
-            told = [self.judge.verdicts(m) for m in micrographs]
-            looks = [replace(look, verdicts=own, judged=own) for look, own in zip(looks, told, strict=True)]
+            told = [(self.judge.verdicts(m), self.judge.numbers(m)) for m in micrographs]
+            looks = [
+                replace(look, verdicts=own, judged=own, numbers=numbers)
+                for look, (own, numbers) in zip(looks, told, strict=True)
+            ]
         features = self.see(micrographs)
         if features is None or not looks:
             return looks
@@ -565,10 +609,15 @@ class Assistant:
         return number_lines([look.aux for look in looks])
 
     def _fit(self, conversation: Conversation, max_new_tokens: int) -> Conversation:
-        """Forget the oldest questions, never the images, until prompt and answer fit the language model."""
+        """Forget the oldest questions, then the oldest facts, never the images, until all fits the language model."""
         while (length := len(self.processor.encode(conversation).input_ids) + max_new_tokens) > self._room:
             if len(conversation.messages) < 3:
-                self._require_room(length)
+                first, *rest = conversation.messages
+                _, *newer = _ENTRY.split(first.aux, maxsplit=1)
+                if not newer or first.images < 2:  # a picture alone keeps its facts
+                    self._require_room(length)
+                conversation = Conversation((replace(first, aux=newer[0]), *rest))
+                continue
             first, _, following, *rest = conversation.messages
             aux = auxiliary_text(first.aux, following.aux)
             merged = replace(following, images=first.images + following.images, aux=aux)

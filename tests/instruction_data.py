@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -66,7 +67,7 @@ def image_rows(index: int, *, seed: int, split: str) -> list[dict[str, object]]:
             "source": f"{split}-{seed}.png",
             "group": f"{split}-{seed}",
             "teacher": "test",
-            "provenance": json.dumps({}),
+            "provenance": json.dumps({"sha256": [hashlib.sha256(png).hexdigest()]}),
             "measured": json.dumps({"kind": "particles", "items": [vars(Fact("count", 12.0, "", "test", 0.9))]}),
             "instrument": json.dumps({"hv_kv": 5.0}),
             "aux": "5 kV; count 12",

@@ -90,6 +90,15 @@ def test_a_description_is_what_is_known() -> None:
     )
 
 
+def test_what_a_draft_leaves_out_of_a_description_is_added_once() -> None:
+    """Seen failing: half of the true drafts about real pictures told a single fact of the dozen that were known."""
+    said = answer("24 structures were counted.", "Describe this micrograph.")
+    assert said.startswith("24 structures were counted. ")
+    assert said.count("24") == 1
+    assert "mean diameter 312 nm" in said
+    assert "voltage 20 kV" in said
+
+
 def test_a_sentence_that_says_more_than_its_number_does_not_stay() -> None:
     """The number is right and the word beside it is a guess."""
     said = answer("The 24 structures are nanowires.", "How many structures are there?")
@@ -112,7 +121,7 @@ def test_an_answer_says_its_doubts_and_withholds_what_is_unlikely() -> None:
     question = "How many structures are there, and how large?"
     assert answer("There are 24 structures. The mean diameter is 312 nm.", question, unsure) == (
         "24 structures were counted, which is uncertain. The mean diameter could not be measured in this image with "
-        "any confidence. The image shows bright bodies on a darker ground. Measured: count 24 (uncertain)."
+        "any confidence. The image shows bright bodies on a darker ground."
     )
     assert "Measured: count 24 (uncertain). The contrast is 20 %." in answer("", "Describe this micrograph.", unsure)
 
@@ -211,15 +220,15 @@ def sized(name: str, value: float, unit: str = "nm", confidence: float = 0.9) ->
             sized("fibre_width", 1300.0),
             sized("grain_size", 9350.0, confidence=0.6),
             "Which image has the larger structures?",
-            "Image 2 seems to have the larger structures, though different things were measured: grain size 9350 nm in "
-            "image 2 (uncertain), fibre width 1300 nm in image 1.",
+            "Image 2 seems to have the larger structures, though different things were measured: grain size 9.35 um in "
+            "image 2 (uncertain), fibre width 1.3 um in image 1.",
         ),
         (
             sized("fibre_width", 1300.0),
             sized("grain_size", 2000.0),
             "Which image has the larger structures?",
-            "Which it is cannot be told, as different things were measured: grain size 2000 nm in image 2, fibre width "
-            "1300 nm in image 1.",
+            "Which it is cannot be told, as different things were measured: grain size 2 um in image 2, fibre width "
+            "1.3 um in image 1.",
         ),
         (
             sized("count", 12.0, ""),

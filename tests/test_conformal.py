@@ -9,6 +9,7 @@ from assistant.conformal import (
     Familiarity,
     class_scores,
     class_set,
+    distances_between,
     groups_needed,
     number_scores,
     quantile_by_group,
@@ -98,3 +99,9 @@ def test_rows_of_one_group_do_not_vouch_for_each_other() -> None:
     new = random.normal(size=(300, 5)) + 0.01 * random.normal(size=(300, 5))
     assert (Familiarity.of(features, groups).distances(new) > 1).mean() < 0.15
     assert (Familiarity.of(features, range(300)).distances(new) > 1).mean() > 0.8
+
+
+def test_equal_rows_lie_at_no_distance() -> None:
+    """Seen failing with squares and products, whose rounding parted copies on some processors only."""
+    rows = np.random.default_rng(0).normal(20.0, 3.0, size=(5, 100))
+    assert (distances_between(rows, rows).diagonal() == 0.0).all()

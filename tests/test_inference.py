@@ -9,7 +9,7 @@ import tifffile
 import torch
 from students import open_gates, tiny_run
 
-from assistant.chat import Message
+from assistant.chat import Conversation, Message
 from assistant.demonstrations import Shots
 from assistant.errors import ConfigError, MicrographError
 from assistant.generation import Sampling, next_token
@@ -225,3 +225,16 @@ def test_mistakes_are_named(assistant: Assistant, files: list[Path], tmp_path: P
         assistant.answer_all([(assistant.look(files[0]), "Size? " * 400)])
     with pytest.raises(ConfigError, match="too_long"):
         assistant.caption(files[:1], max_new_tokens=512)
+
+
+def test_a_conversation_has_no_most_pictures(assistant: Assistant, files: list[Path]) -> None:
+    """Seen failing with `too_long` at the 16th picture: questions were forgotten, facts of pictures never."""
+    facts = "; ".join(f"image {number}: count {number}; mean grey 40 %; contrast 17 %" for number in range(1, 61))
+    asked = Message("user", "How many?", images=60, aux=facts)
+    fitted = assistant._fit(Conversation((asked,)), 64)
+    (kept,) = fitted.messages
+    assert (kept.text, kept.images) == ("How many?", 60)
+    assert kept.aux.startswith("image ")
+    assert kept.aux.endswith("image 60: count 60; mean grey 40 %; contrast 17 %")
+    assert facts.endswith(kept.aux)
+    assert len(assistant.processor.encode(fitted).input_ids) + 64 <= assistant._room

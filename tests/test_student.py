@@ -25,13 +25,14 @@ FEW = [
     "decoder.cross_attention_every=1",
     "training.steps=2",
     "training.language_steps=2",
+    "training.alignment_steps=2",
     "training.batch_size=4",
     "training.save_every=1",
 ]
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT 0.21 looks for the base of the bundled student
-def test_the_recipe_runs_through_both_stages_and_counts_its_references(tmp_path: Path) -> None:
+def test_the_recipe_runs_through_all_stages_and_counts_its_references(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", per_class=2)
     config = load_config(RECIPE, FEW)
     before = {name: p.clone() for name, p in start_student(config).student.named_parameters()}
@@ -41,7 +42,8 @@ def test_the_recipe_runs_through_both_stages_and_counts_its_references(tmp_path:
     moved = {name for name in before if name in after and not torch.equal(before[name], after[name])}
     assert any("lora_B" in name for name in moved)
     assert not any(name.startswith("decoder.lm.") and "lora" not in name for name in moved)
-    assert not (out / "words").exists()
+    assert not (out / "language").exists()
+    assert not (out / "alignment").exists()
     gate = run.student.grounded.blocks[0].cross_gate
     assert abs(float(gate)) > 0.5
     report = evaluate_assistant(Assistant(run), data, limit=2, baselines=False)

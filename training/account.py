@@ -12,7 +12,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from assistant.config import Config, dump_config
 from assistant.disk import write_file
@@ -43,15 +43,9 @@ def write_account(
 
     file = out / "metrics.jsonl"
     log = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    curves = [
-        Series(name, points)
-        for name, key in (("training", "loss"), ("validation", "validation_loss"))
-        if (points := series(log, key))
-    ]
-    if drawn := chart(curves, title="Loss over steps", x_label="step", y_label="loss"):
+    if drawn := loss_curve(log):
         write_file(out / CURVE, drawn + "\n")
-    shares = [Series(name, points) for key, name in SCORES.items() if (points := series(log, key))]
-    if scored := chart(shares, title="Scores over steps", x_label="step", y_label="share", y_range=(0.0, 1.0)):
+    if scored := score_curve(log):
         write_file(out / SCORES_CURVE, scored + "\n")
     counted = [
         (name, len(rows), len({png for row in rows for png in row.images}), len({row.group for row in rows}))
@@ -74,6 +68,22 @@ def write_account(
         hardware=_hardware(device),
     )
     write_file(out / CARD, told)
+
+
+def loss_curve(log: Sequence[Mapping[str, Any]]) -> str:
+    """Training and validation loss over steps as SVG, from the entries of `metrics.jsonl`; "" where there are none."""
+    curves = [
+        Series(name, points)
+        for name, key in (("training", "loss"), ("validation", "validation_loss"))
+        if (points := series(log, key))
+    ]
+    return chart(curves, title="Loss over steps", x_label="step", y_label="loss")
+
+
+def score_curve(log: Sequence[Mapping[str, Any]]) -> str:
+    """The scores of answers over steps as SVG, where they were measured; "" where not."""
+    shares = [Series(name, points) for key, name in SCORES.items() if (points := series(log, key))]
+    return chart(shares, title="Scores over steps", x_label="step", y_label="share", y_range=(0.0, 1.0))
 
 
 def series(log: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:

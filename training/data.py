@@ -208,7 +208,11 @@ class Conversations(torch.utils.data.Dataset[TrainingItem]):
         pixels = tuple(self._pixels(image) for image in opening.images)
         if self.settings.augment:
             pixels = tuple(augment(image, random) for image in pixels)
-        matched, wordings = matched_text(opening, self.match_text)
+        told = opening
+        if self.match_text == "caption":
+            captions = [row for row in self.rows[opening.images_key] if row.task == "caption"]
+            told = captions[random.integers(len(captions))] if captions else opening
+        matched, wordings = matched_text(told, self.match_text)
         return TrainingItem(conversation, pixels, matched, wordings, self.rows[opening.images_key][0].label)
 
     def conversation(self, index: int) -> tuple[Conversation, Example, np.random.Generator]:
@@ -300,7 +304,7 @@ def matched_text(row: Example, kind: MatchText) -> tuple[str, frozenset[str]]:
         return row.aux, frozenset([_normalised(row.aux)])
     question, answer = row.turns[0]
     wordings = (answer,) if row.history else (answer, *row.references)
-    return answer if kind == "answer" else f"{question} {answer}", frozenset(map(_normalised, wordings))
+    return f"{question} {answer}" if kind == "question_answer" else answer, frozenset(map(_normalised, wordings))
 
 
 def keys_of_the_same(wordings: Sequence[frozenset[str]]) -> list[int]:

@@ -7,6 +7,7 @@ grey image and without auxiliary text: what it knows from the question alone.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,8 +22,10 @@ from assistant.inference import Assistant, Look
 from assistant.measure import Facts, fact_line, filled, references_of
 from assistant.progress import Progress
 from training.baselines import convolutional_accuracy, linear_probe_accuracy, texture_accuracy
+from training.claim import RECORD, record
 from training.data import Example, data_fingerprint, decode_image, load_split
 from training.fact_check import agrees
+from training.matching import matching_report
 from training.metrics import majority_answers, nearest_question_answers, text_scores
 from training.quoting import Prompt, digest, known_of_pictures, taught_answer
 from training.scores import class_report, rounded, score_answers, shown_answers
@@ -43,10 +46,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of a run (None: the bundled student) on the test split; `limit` bounds the rows of each task.
 
+    How many of its statements were false is added to the run's record: `maemi serve` says it beside answers.
     Raises RunError and DatasetError.
     """
     assistant = Assistant.load(run, device)
-    return evaluate_assistant(assistant, data, limit=limit, baselines=baselines, progress=progress)
+    report = evaluate_assistant(assistant, data, limit=limit, baselines=baselines, progress=progress)
+    if run is not None and os.access(run / RECORD, os.W_OK):
+        counted = {verdict: count for verdict, count in report["statements"].items() if verdict != "drafted"}
+        record(run, statements=counted | {"data": report["provenance"]["data_fingerprint"]})
+    return report
 
 
 def evaluate_assistant(
@@ -72,6 +80,7 @@ def evaluate_assistant(
     report: dict[str, Any] = {
         **score_answers(rows, answers, shown=shown_answers(rows, answers["seen"])),
         "classification": classification_report(assistant, rows, looks),
+        "matching": matching_report(assistant.run, rows),
         **({"references": reference_report(assistant, rows, looks)} if assistant.by_reference else {}),
         "baselines": baseline_report(assistant, train, rows, classify=baselines),
         "n": {

@@ -20,8 +20,8 @@ from assistant.model import ImageStates, MaemiForConditionalGeneration
 PROBE_WEIGHT = 0.3
 LEARNS = {
     "language": "the language model's adapters",
-    "alignment": "projections of the encoders, cross-attention, grounded text, matching",
-    "instruction": "the same, the adapters, and the encoders more slowly",
+    "alignment": "the encoders and the grounded text, matching",
+    "instruction": "the adapters, cross-attention, grounded text, matching, and the encoders more slowly",
     "heads": "class and attributes from frozen features; the student is held",
 }
 """What each stage of `maemi train` trains, in their order."""
@@ -36,7 +36,7 @@ def planned(config: Config) -> list[dict[str, Any]]:
     }
     matching = [name for name, part in (("itm", config.loss.itm), ("itc", config.loss.itc)) if part.weight]
     routed = ["router"] if config.adapter.kind == "dya_mope" else []
-    losses = {"language": ["lm"], "alignment": ["lm", *matching, *routed], "instruction": ["lm", *matching, *routed]}
+    losses = {"language": ["lm"], "alignment": matching, "instruction": ["lm", *matching, *routed]}
     stages: list[dict[str, Any]] = [
         {"stage": name, "steps": count, "losses": losses[name], "learns": LEARNS[name]}
         for name, count in steps.items()
@@ -55,20 +55,115 @@ def counts_of(batch: dict[str, Tensor]) -> Tensor:
     return torch.stack([answers, batch["attention_mask"].sum(), (batch["image_mask"].sum(1) == 1).sum()])
 
 
-class InstructionStage(nn.Module):
-    """Language-model loss on the answers, image-text matching with hard negatives, optional image-text contrast.
+class AlignmentStage(nn.Module):
+    """Image-text matching with image-text contrast, without the language model: which text belongs to which picture.
 
-    MAEMI (2408.13248) and sLAVA (2408.15305): LM + ITM; MVaEMa (2409.07463): LM + ITM + ITC.
+    MAEMI (2408.13248): ITM; MVaEMa (2409.07463): ITM + ITC.
     """
 
     def __init__(self, student: MaemiForConditionalGeneration, loss: LossConfig) -> None:
         super().__init__()
         self.student = student
         self.loss = loss
+
+    def forward(
+        self,
+        *,
+        pixel_values: Tensor,
+        image_mask: Tensor,
+        match_ids: Tensor,
+        match_mask: Tensor,
+        match_key: Tensor,
+        counts: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """A batch from `Collator`, with `counts` of the whole step if it is a part -> `loss` and its parts."""
+        states = self.student.encode_images(pixel_values[image_mask])
+        itm, itc = self.matching(states, image_mask, match_ids, match_mask, match_key, counts)
+        return {"loss": self.weighed(itm, itc), "itm": itm, "itc": itc}
+
+    def weighed(self, itm: Tensor, itc: Tensor) -> Tensor:
+        """Both losses with their weights.
+
+        A contrast without a weight is 0 with the gradient of the projections behind hard negatives, times the
+        temperature, so that it does not rule the norm gradients are clipped by; Adam's step is the same.
+        """
+        options = self.loss.itc
+        contrast = options.weight * itc if options.weight else options.temperature * (itc - itc.detach())
+        return self.loss.itm.weight * itm + contrast
+
+    def matching(
+        self,
+        states: ImageStates,
+        image_mask: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        key: Tensor,
+        counts: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Matching and contrast over the P conversations with exactly one image.
+
+        Matching sees every pair three times: itself, with a wrong image, with a wrong text; none of the three where
+        no wrong one is legal, since true pairs alone teach a head to say yes.
+        """
+        student, share = self.student, _share(image_mask, counts)
+        single = image_mask.sum(1) == 1  # [B]
+        mine = single[image_mask.nonzero()[:, 0]]  # [I] images of such conversations
+        memory, mask, key = states.memory[mine], mask[single], key[single]
+        same = key[:, None] == key[None, :]
+        text = student.text_encoder(ids[single], mask)  # [P, T + 2, Dt]
+        similarity, itc = self._contrast(states.cls[mine], text[:, CLS], same)
+        if self.loss.itm.pairs == "all":
+            return self._all_pairs(text, mask, memory, same) * share, itc * share
+        image_for_text, text_for_image, legal = hard_negatives(similarity, same)
+        right = torch.arange(len(text), device=text.device)
+        texts = torch.cat([right, right, text_for_image])
+        images = torch.cat([right, image_for_text, right])
+        shown = F.pad(mask[texts], (STATES, 0), value=True)
+        logits = student.matching(student.grounded(text[texts], shown, memory[images]))  # [3 P]
+        labels = torch.arange(len(texts), device=text.device) < len(text)
+        return matching_loss(logits, labels, legal.repeat(3)) * share, itc * share
+
+    def _all_pairs(self, text: Tensor, mask: Tensor, memory: Tensor, same: Tensor) -> Tensor:
+        """The matching loss of every image with every text that says another thing; right pairs weigh as much as wrong.
+
+        text [P, T + 2, Dt], memory [P, N, D], same [P, P].
+        """
+        student, count = self.student, len(text)
+        images, texts = torch.meshgrid(*[torch.arange(count, device=text.device)] * 2, indexing="ij")
+        images, texts = images.flatten(), texts.flatten()  # [P P]
+        shown = F.pad(mask[texts], (STATES, 0), value=True)
+        logits = student.matching(student.grounded(text[texts], shown, memory[images]))
+        right, wrong = images == texts, ~(same | same.mT)[images, texts]
+        if not wrong.any():
+            return matching_loss(logits, right, wrong)
+        return (matching_loss(logits, right, right) + matching_loss(logits, right, wrong)) / 2
+
+    def _contrast(self, image: Tensor, text: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+        """Similarity [P, P] that negatives are drawn by, and the contrastive loss; [P, Dv] and [P, Dt] -> both.
+
+        Without a weight the encoders learn nothing from it, and the two projections still learn what is similar.
+        """
+        student, itc = self.student, self.loss.itc
+        if not itc.weight:
+            image, text = image.detach(), text.detach()
+        similarity = similarity_of(student.image_match(image), student.text_match(text), itc.temperature)
+        drawn_by = similarity if self.loss.itm.negatives == "hard" else torch.zeros_like(similarity)
+        return drawn_by.detach(), contrastive_loss(similarity, same)
+
+
+class InstructionStage(AlignmentStage):
+    """Language-model loss on the answers, image-text matching with hard negatives, optional image-text contrast.
+
+    MAEMI (2408.13248) and sLAVA (2408.15305): LM + ITM; MVaEMa (2409.07463): LM + ITM + ITC.
+    """
+
+    def __init__(self, student: MaemiForConditionalGeneration, loss: LossConfig) -> None:
+        super().__init__(student, loss)
         self.routed = has_routers(student.decoder.lm)
 
     def forward(self, *, pixel_values: Tensor, image_mask: Tensor, **batch: Any) -> dict[str, Tensor]:
-        """A batch from `Collator`, with `counts` of the whole step if it is a part -> `loss` and its parts."""
+        """As of the alignment, with `lm` and, for routed adapters, `router`."""
         return self.losses(self.student.encode_images(pixel_values[image_mask]), image_mask=image_mask, **batch)
 
     def losses(
@@ -97,74 +192,15 @@ class InstructionStage(nn.Module):
         losses = {"lm": language.loss}
         total = losses["lm"]
         if self.loss.itm.weight or self.loss.itc.weight:
-            itm, itc = self._matching(states, image_mask, match_ids, match_mask, match_key)
-            share = _share(image_mask, counts)
-            itm, itc = itm * share, itc * share
+            itm, itc = self.matching(states, image_mask, match_ids, match_mask, match_key, counts)
             losses |= {"itm": itm, "itc": itc}
-            # A contrast without a weight is 0 with the gradient of the projections behind hard negatives, times the
-            # temperature, so that it does not rule the norm gradients are clipped by; Adam's step is the same.
-            options = self.loss.itc
-            contrast = options.weight * itc if options.weight else options.temperature * (itc - itc.detach())
-            total = total + self.loss.itm.weight * itm + contrast
+            total = total + self.weighed(itm, itc)
         if self.routed:
             losses["router"] = router_losses(self.student.decoder.lm)
             if counts is not None:
                 losses["router"] = losses["router"] * (text["attention_mask"].sum() / counts[1])
             total = total + losses["router"]
         return {"loss": total, **losses}
-
-    def _matching(
-        self, states: ImageStates, image_mask: Tensor, ids: Tensor, mask: Tensor, key: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Matching and contrast over the P conversations with exactly one image.
-
-        Matching sees every pair three times: itself, with a wrong image, with a wrong text; none of the three where
-        no wrong one is legal, since true pairs alone teach a head to say yes.
-        """
-        student = self.student
-        single = image_mask.sum(1) == 1  # [B]
-        mine = single[image_mask.nonzero()[:, 0]]  # [I] images of such conversations
-        memory, mask, key = states.memory[mine], mask[single], key[single]
-        same = key[:, None] == key[None, :]
-        text = student.text_encoder(ids[single], mask)  # [P, T + 2, Dt]
-        similarity, itc = self._contrast(states.cls[mine], text[:, CLS], same)
-        if self.loss.itm.pairs == "all":
-            return self._all_pairs(text, mask, memory, same), itc
-        image_for_text, text_for_image, legal = hard_negatives(similarity, same)
-        right = torch.arange(len(text), device=text.device)
-        texts = torch.cat([right, right, text_for_image])
-        images = torch.cat([right, image_for_text, right])
-        shown = F.pad(mask[texts], (STATES, 0), value=True)
-        logits = student.matching(student.grounded(text[texts], shown, memory[images]))  # [3 P]
-        labels = torch.arange(len(texts), device=text.device) < len(text)
-        return matching_loss(logits, labels, legal.repeat(3)), itc
-
-    def _all_pairs(self, text: Tensor, mask: Tensor, memory: Tensor, same: Tensor) -> Tensor:
-        """The matching loss of every image with every text that says another thing; right pairs weigh as much as wrong.
-
-        text [P, T + 2, Dt], memory [P, N, D], same [P, P].
-        """
-        student, count = self.student, len(text)
-        images, texts = torch.meshgrid(*[torch.arange(count, device=text.device)] * 2, indexing="ij")
-        images, texts = images.flatten(), texts.flatten()  # [P P]
-        shown = F.pad(mask[texts], (STATES, 0), value=True)
-        logits = student.matching(student.grounded(text[texts], shown, memory[images]))
-        right, wrong = images == texts, ~(same | same.mT)[images, texts]
-        if not wrong.any():
-            return matching_loss(logits, right, wrong)
-        return (matching_loss(logits, right, right) + matching_loss(logits, right, wrong)) / 2
-
-    def _contrast(self, image: Tensor, text: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-        """Similarity [P, P] that negatives are drawn by, and the contrastive loss; [P, Dv] and [P, Dt] -> both.
-
-        Without a weight the encoders learn nothing from it, and the two projections still learn what is similar.
-        """
-        student, itc = self.student, self.loss.itc
-        if not itc.weight:
-            image, text = image.detach(), text.detach()
-        similarity = similarity_of(student.image_match(image), student.text_match(text), itc.temperature)
-        drawn_by = similarity if self.loss.itm.negatives == "hard" else torch.zeros_like(similarity)
-        return drawn_by.detach(), contrastive_loss(similarity, same)
 
 
 class LanguageStage(nn.Module):

@@ -34,6 +34,8 @@ _SURE = 0.05
 MOST_ROWS = 1000
 """Rows of a sample that are compared, drawn by a fixed seed where there are more."""
 _STRANGEST = 3
+_SAME = 1e-3
+"""Distance, in units of the farthest that is still known, below which two rows are one."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Survey:
             score = float(unsure[place] * away[place])
             chosen.append(Suggestion(self.rows[place].name, score, float(unsure[place]), float(away[place]), targets))
             away = np.minimum(away, distances_between(here, here[[place]])[:, 0] / reach)
-            away[place] = 0.0
+            away[away < _SAME] = 0.0
         return chosen
 
     def drift(self, *, seed: int = 0) -> list[Source]:

@@ -45,7 +45,7 @@ from training.data import Collator, Conversations, Example, data_fingerprint, he
 from training.heads import own_heads
 from training.preflight import Preflight, look, memory_here, require_memory, require_sound
 from training.processes import ALONE, Processes, meet
-from training.stages import LEARNS, InstructionStage, LanguageStage, counts_of, planned
+from training.stages import LEARNS, AlignmentStage, InstructionStage, LanguageStage, counts_of, planned
 from training.state import load_optimizer, load_random_state, random_state, save_training_state
 from training.validation import AnswerScores, Validation
 
@@ -160,22 +160,21 @@ def learn_words(run: Run, dataset: Conversations, collator: Collator, out: Path,
 
 
 def align(run: Run, dataset: Conversations, collator: Collator, out: Path, **shared: Any) -> None:
-    """The steps in which pictures and words are joined, before either changes: encoders and adapters are held."""
-    settings, student = run.config.training, run.student
-    student.requires_grad_(False)
-    held = {id(p) for part in (student.vit, student.hnf, student.decoder.lm) for p in part.parameters()}
-    joining = [p for p in student.parameters() if id(p) not in held]
-    for parameter in joining:
-        parameter.requires_grad_(True)
-    groups = [{"params": joining, "lr": settings.learning_rate}]
+    """The steps in which encoders and grounding learn which text belongs to which picture, without the words."""
+    settings, rate = run.config.training, run.config.loss.itm.learning_rate
+    matching = [p for name in MATCHING_PARTS for p in getattr(run.student, name).parameters()]
+    groups = [
+        {"params": matching, "lr": settings.learning_rate if rate is None else rate},
+        parameter_groups(run)[-1],
+    ]
     out.mkdir(parents=True, exist_ok=True)
-    stage = InstructionStage(student, run.config.loss)
-    fit(stage, _for(run, settings.alignment_steps), dataset, collator, groups, out, **shared)
+    alone = _for(run, settings.alignment_steps, batch_size=settings.alignment_batch, accumulate=1)
+    fit(AlignmentStage(run.student, run.config.loss), alone, dataset, collator, groups, out, **shared)
 
 
-def _for(run: Run, steps: int) -> Run:
-    """The run with another number of steps."""
-    training = run.config.training.model_copy(update={"steps": steps})
+def _for(run: Run, steps: int, **settings: int) -> Run:
+    """The run with another number of steps, and other settings of a stage."""
+    training = run.config.training.model_copy(update={"steps": steps, **settings})
     return replace(run, config=run.config.model_copy(update={"training": training}))
 
 

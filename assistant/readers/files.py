@@ -49,12 +49,17 @@ def file_bytes(path: Path, limits: ReadLimits) -> bytes:
     return data
 
 
-def sidecar_texts(image: Path, max_bytes: int) -> Iterator[tuple[str, str | None]]:
-    """(name, text) of each side-car there is, best first; the text is None where the file is too large to be one."""
+def sidecar_names(image: Path) -> list[str]:
+    """What a side-car of an image may be called, best first."""
     stem, extension = image.stem, image.suffix.lstrip(".")
     # `NAME.ext.txt` before `NAME.txt`, then TESCAN's three ways to name a `.hdr`; each also with an upper suffix.
     names = (f"{image.name}.txt", f"{stem}.txt", f"{stem}-{extension}.hdr", f"{image.name}.hdr", f"{stem}.hdr")
-    for path in [image.with_name(name) for base in names for name in (base, base[:-4] + base[-4:].upper())]:
+    return [name for base in names for name in (base, base[:-4] + base[-4:].upper())]
+
+
+def sidecar_texts(image: Path, max_bytes: int) -> Iterator[tuple[str, str | None]]:
+    """(name, text) of each side-car there is, best first; the text is None where the file is too large to be one."""
+    for path in [image.with_name(name) for name in sidecar_names(image)]:
         try:
             if not stat.S_ISREG(os.lstat(path).st_mode):
                 continue

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import file_digest, sha256
@@ -28,7 +28,9 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    and_,
     delete,
+    false,
     insert,
     or_,
     select,
@@ -251,12 +253,29 @@ class Conversations(DeskDatabase):
         with self._failures_in_the_log(), self._engine.connect() as connection:
             return self._loaded(connection, owner, id)
 
-    def corrected(self) -> list[Conversation]:
-        """The conversations of all owners in which an answer was corrected, oldest first: for who runs the server."""
+    def said_of(self, owner: str, hashes: Collection[str]) -> dict[str, str]:
+        """The latest answer to a question of an owner that came with a picture, by the SHA-256 of the file."""
+        query = select(pictures.c.info, exchanges.c.answer).join(
+            exchanges,
+            and_(exchanges.c.conversation == pictures.c.conversation, exchanges.c.number == pictures.c.exchange),
+        )
+        query = query.where(
+            pictures.c.owner == owner,
+            exchanges.c.answer.is_not(None),
+            or_(false(), *(pictures.c.info.contains(one, autoescape=True) for one in hashes)),
+        )
+        with self._failures_in_the_log(), self._engine.connect() as connection:
+            found = connection.execute(query.order_by(exchanges.c.asked_at)).all()
+        return {json.loads(info)["sha256"]: answer for info, answer in found}
+
+    def corrected(self, owner: str | None = None) -> list[Conversation]:
+        """The conversations in which an answer was corrected, oldest first; of all owners for who runs the server."""
         query = select(conversations.c.owner, conversations.c.id).order_by(conversations.c.begun_at, conversations.c.id)
         query = query.where(
             conversations.c.id.in_(select(exchanges.c.conversation).where(exchanges.c.correction != ""))
         )
+        if owner is not None:
+            query = query.where(conversations.c.owner == owner)
         with self._failures(), self._engine.connect() as connection:
             return [self._loaded(connection, *row) for row in connection.execute(query).all()]
 
@@ -351,6 +370,21 @@ class Conversations(DeskDatabase):
                 connection.execute(query.values(info=json.dumps(info), facts=json.dumps(facts)))
             self._touch(connection, owner, id, pixel_size=storable(pixel_size))
 
+    def replace(self, owner: str, id: str, number: int, picture: NewPicture) -> None:
+        """Put another reading of the picture at a place (from 0) there, with other side-cars beside the file."""
+        partial, folder = self._lay(owner, picture)
+        try:
+            with self._failures_in_the_log(), write_transaction(self._engine) as connection:
+                if number >= len(self._loaded(connection, owner, id).pictures):
+                    raise ConfigError("no_picture", "This picture is not there any more. Reload the page.")
+                self._keep(owner, partial, folder)
+                query = _within(update(pictures), pictures, id, pictures.c.number == number)
+                values = {"info": json.dumps(picture.info), "facts": json.dumps(picture.facts)}
+                connection.execute(query.values(folder=folder, **values))
+                self._remove_unused(connection, owner)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
     # -------------------------------------------------------------------------------------------- order
 
     def choose(self, owner: str, id: str | None) -> None:
@@ -373,10 +407,7 @@ class Conversations(DeskDatabase):
             for table in (exchanges, pictures):
                 connection.execute(_within(delete(table), table, id))
             connection.execute(delete(conversations).where(conversations.c.id == id))
-            used = set(connection.scalars(select(pictures.c.folder).where(pictures.c.owner == owner)))
-            for folder in self._files.glob(f"{owner}/*"):
-                if folder.name not in used:
-                    shutil.rmtree(folder, ignore_errors=True)
+            self._remove_unused(connection, owner)
         if (
             self._engine.dialect.name == "sqlite"
         ):  # deleted rows are overwritten; the log beside the file has them still
@@ -494,6 +525,13 @@ class Conversations(DeskDatabase):
                 "store_failed", f"The picture cannot be kept ({error.strerror}). Check the disk of the server."
             ) from None
         return partial, digest.hexdigest()
+
+    def _remove_unused(self, connection: Connection, owner: str) -> None:
+        """Remove the files that no conversation of an owner shows."""
+        used = set(connection.scalars(select(pictures.c.folder).where(pictures.c.owner == owner)))
+        for folder in self._files.glob(f"{owner}/*"):
+            if folder.name not in used:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _keep(self, owner: str, partial: Path, name: str) -> None:
         place = self._files / owner / name

@@ -42,6 +42,12 @@ def admit(host: str, auth: Path | None) -> Credentials | None:
     return read_credentials(auth) if auth else None
 
 
+def require_known_visitors(credentials: Credentials | None, proxies: Sequence[str], what: str) -> None:
+    """Raise ServerError `auth_needed` where strangers could use what only people known to the site may."""
+    if credentials is None and proxies:
+        raise ServerError("auth_needed", f"{what} is not for strangers, whom a proxy lets in. Give --auth FILE.")
+
+
 def parse_proxies(addresses: Sequence[str]) -> list[str]:
     """Addresses and networks of proxies as they are compared. Raises ServerError `bad_proxy`."""
     try:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from filecmp import cmp
 from functools import cached_property
 from hashlib import sha256
 from html import unescape
@@ -18,13 +19,16 @@ import gradio as gr
 
 from assistant.chat import CAPTION_PROMPT
 from assistant.errors import ConfigError
+from assistant.readers.files import sidecar_names
+from data_gen.passes.corrections import Correction
 from serve.desk.answering import Proof, Question
 from serve.desk.conversations import BAD, GOOD, Conversation, Conversations, Exchange, NewPicture
+from serve.desk.corrected import corrections_of
 from serve.page.intake import Intake, user_of
 from serve.page.marked import as_text, marked_answer
 from serve.page.panel import EMPTY, PREVIEW, panel, thumbnail
 from serve.page.sessions import keeper_of, owner_of
-from serve.page.uploads import LIFETIME_S, shown_png, sidecars_of
+from serve.page.uploads import LIFETIME_S, is_sidecar, shown_png, sidecars_of
 
 MAX_QUESTION = 2000
 REFRESH_S = 0.05
@@ -50,15 +54,21 @@ class Chat:
         """Read pictures as they are dropped: panel, also while they are being read."""
         store, keeper = self._store(request)
         cards = _kept_cards(store.load(keeper, talk)) if talk else []
-        paths, looks = self._intake.stage((typed or {}).get("files"), request), list[str]()
+        paths, lone = self._laid(typed, request)
+        if lone:
+            yield panel(cards, reading=[path.name for path in lone])
+            lone = self._join(store, keeper, talk, lone, size, request)
+            cards = _kept_cards(store.load(keeper, talk)) if talk else []
+        looks = list[str]()
+        strange = [f"{path.name} belongs to no picture here: a side-car has the picture's name." for path in lone]
         for number, path in enumerate(paths):
-            yield panel(cards, reading=[path.name for path in paths[number:]], looks=looks)
+            yield panel(cards, strange, reading=[path.name for path in paths[number:]], looks=looks)
             (micrograph,) = self._intake.read([path], size)
             with self._desk.gate.turn():
                 facts = self._desk.answerer.facts_of(micrograph).as_dict()
             cards.append((path.name, micrograph.info(), facts, (str(path), size)))
             looks.append(thumbnail(micrograph, PREVIEW))
-        yield panel(cards, looks=looks)
+        yield panel(cards, strange, looks=looks)
 
     def take(
         self, typed: Mapping[str, Any], talk: str, size: str, page_id: str, request: gr.Request
@@ -66,17 +76,14 @@ class Chat:
         """Take a question and its files into the conversation: text field, chat, talk."""
         text, (store, keeper) = (typed.get("text") or "").strip(), self._store(request)
         id = self._known(store, keeper, talk or page_id)
-        new = self._intake.stage(typed.get("files"), request)
+        new, lone = self._laid(typed, request)
         if not new and not (id and store.load(keeper, id).pictures):
             raise ConfigError("no_picture", "Add a micrograph first, with the clip beside the text field.")
         if len(text) > MAX_QUESTION:
             raise ConfigError("too_long", f"The question has more than {MAX_QUESTION} characters. Make it shorter.")
-        pictures = []
-        for path, micrograph in zip(new, self._intake.read(new, size), strict=True):
-            with self._desk.gate.turn():
-                facts = self._desk.answerer.facts_of(micrograph).as_dict()
-            known = micrograph.info() | {"path": None}  # where it lay on the server is nobody's business
-            pictures.append(NewPicture(path, sidecars_of(path), shown_png(micrograph), known, facts))
+        if lone:
+            self._join(store, keeper, id, lone, size, request)
+        pictures = [self._examined(path, size) for path in new]
         id = store.ask(keeper, id, text or CAPTION_PROMPT, pictures, pixel_size=size)
         box = gr.MultimodalTextbox(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
         yield box, self._messages(store.load(keeper, id), request, waiting=True), id
@@ -239,6 +246,15 @@ class Chat:
         store, keeper = self._store(request)
         return store.load(keeper, id)
 
+    def said_of(self, hashes: Collection[str], request: gr.Request) -> dict[str, str]:
+        """What whoever asks was last told of pictures, by their SHA-256."""
+        store, keeper = self._store(request)
+        return store.said_of(keeper, hashes)
+
+    def corrections(self, request: gr.Request) -> Iterator[Correction]:
+        """The answers that whoever asks has corrected."""
+        return corrections_of(*self._store(request))
+
     def picture(self, request: Any, name: str) -> Path | None:
         """The file that a request may see: `CONVERSATION/NUMBER`, or the path of an upload; None for any other."""
         id, _, number = name.partition("/")
@@ -268,6 +284,36 @@ class Chat:
             keeper = sha256(f"{owner_of(request)}\n{session}".encode()).hexdigest()[:24]
         self._passing.expire(LIFETIME_S)
         return self._passing, keeper
+
+    def _laid(self, typed: Mapping[str, Any] | None, request: gr.Request) -> tuple[list[Path], list[Path]]:
+        """The files of the text field, side by side: pictures, and side-cars that come without theirs."""
+        laid = self._intake.lay((typed or {}).get("files"), request)
+        new = [path for path in laid if not is_sidecar(path)]
+        named = {name for path in new for name in sidecar_names(path)}
+        return new, [path for path in laid if is_sidecar(path) and path.name not in named]
+
+    def _join(
+        self, store: Conversations, keeper: str, id: str | None, lone: Sequence[Path], size: str, request: gr.Request
+    ) -> list[Path]:
+        """Lay side-cars beside the pictures of a conversation, which are read again with them; gives those of none."""
+        left = {path.name: path for path in lone}
+        for number, picture in enumerate(store.load(keeper, id).pictures if id else ()):
+            coming = {name: path for path in lone if (name := path.name) in sidecar_names(picture.path)}
+            there = {path.name: path for path in sidecars_of(picture.path)}
+            left = {name: path for name, path in left.items() if name not in coming}
+            if id and any(name not in there or not cmp(path, there[name], False) for name, path in coming.items()):
+                files = [picture.path, *(there | coming).values()]
+                (path, *_) = self._intake.workspace.stage(files, owner_of(request))
+                store.replace(keeper, id, number, self._examined(path, size))
+        return list(left.values())
+
+    def _examined(self, path: Path, size: str) -> NewPicture:
+        """A picture that was laid down, with all that is known of it."""
+        (micrograph,) = self._intake.read([path], size)
+        with self._desk.gate.turn():
+            facts = self._desk.answerer.facts_of(micrograph).as_dict()
+        known = micrograph.info() | {"path": None}  # where it lay on the server is nobody's business
+        return NewPicture(path, sidecars_of(path), shown_png(micrograph), known, facts)
 
     def _known(self, store: Conversations, keeper: str, id: str) -> str | None:
         """The id of a conversation if there is such a one, which another page may have deleted."""

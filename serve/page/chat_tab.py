@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from assistant.chat import CAPTION_PROMPT
+from serve.page.beside import Beside
 from serve.page.chat import Chat
 from serve.page.intake import pixel_size
 from serve.page.mounting import Blocks
@@ -31,7 +32,7 @@ _SURE = (
 )
 
 
-def chat_tab(blocks: Blocks, page: Chat) -> None:
+def chat_tab(blocks: Blocks, page: Chat, aside: Beside) -> None:
     """Conversations to the left, the open one in the middle, what is known of its pictures to the right."""
     talk, page_id, dropped = gr.State(""), _hidden(), _hidden()
     with gr.Row(elem_classes="maemi-columns"):
@@ -81,6 +82,18 @@ def chat_tab(blocks: Blocks, page: Chat) -> None:
             # A viewer of the open picture stands here, above what is known of it.
             card = gr.HTML(EMPTY, elem_classes="maemi-card")
             size = pixel_size()
+            with gr.Row(elem_classes="maemi-actions"):
+                similar = gr.Button("Similar pictures", size="sm", min_width=110, visible=aside.archive is not None)
+                evidence = gr.Button("What the answer rests on", size="sm", min_width=110, visible=aside.explains)
+            where = gr.Textbox(
+                "",
+                label="Similar ones only where",
+                placeholder="magnification > 5000, class = fibres",
+                max_lines=1,
+                max_length=200,
+                visible=aside.archive is not None,
+            )
+            found = gr.HTML(elem_classes="maemi-card")
 
     opened = [chat, talk, page_id, card, size, title, headings, links, about, form]
     asked = box.submit(
@@ -111,6 +124,18 @@ def chat_tab(blocks: Blocks, page: Chat) -> None:
     dropped.change(page.preview, [box, talk, size], card, **QUIET)
     for button, text in zip(suggestions, SUGGESTIONS, strict=True):
         button.click(None, box, box, js=f"typed => ({{text: {json.dumps(text)}, files: typed?.files ?? []}})")
+    one_at_a_time: dict[str, Any] = {
+        "concurrency_id": "aside",
+        "concurrency_limit": 1,
+        "show_progress": "hidden",
+    }
+    looking = [
+        similar.click(aside.similar, [talk, page_id, where], found, **one_at_a_time, api_name="similar"),
+        where.submit(aside.similar, [talk, page_id, where], found, **one_at_a_time, api_visibility="private"),
+        evidence.click(aside.evidence, [talk, page_id], found, **one_at_a_time, api_name="evidence"),
+    ]
+    for gone in (talk.change, box.submit):
+        gone(lambda: "", None, found, cancels=looking, queue=False, **QUIET)
     size.submit(page.recalibrate, [talk, size], card, api_name="recalibrate")
 
     chat.like(page.rate, [talk, page_id], [chat, corrected, form, words], **QUIET)

@@ -15,7 +15,7 @@ import gradio as gr
 from assistant.errors import ConfigError, MicrographError
 from serve.desk.answering import parse_pixel_size, read_images
 from serve.page.sessions import MAX_FILES, owner_of
-from serve.page.uploads import PICTURES, SIDECARS
+from serve.page.uploads import PICTURES, SIDECARS, is_sidecar
 
 if TYPE_CHECKING:
     from assistant.micrograph import Micrograph
@@ -32,6 +32,10 @@ class Intake:
 
     def stage(self, files: Sequence[str] | None, request: gr.Request) -> list[Path]:
         """Lay uploaded files side by side; gives the pictures. Raises ConfigError `too_many`."""
+        return [path for path in self.lay(files, request) if not is_sidecar(path)]
+
+    def lay(self, files: Sequence[str] | None, request: gr.Request) -> list[Path]:
+        """Lay uploaded files side by side; gives all of them. Raises ConfigError `too_many`."""
         if files and len(files) > MAX_FILES:
             raise ConfigError("too_many", f"More than {MAX_FILES} files at once. Use `maemi caption FOLDER` for many.")
         return self.workspace.stage(files or [], owner_of(request))
@@ -61,9 +65,9 @@ def user_of(request: gr.Request) -> str:
     return str(request.request.scope.get("state", {}).get("user", "local")) if request.request else "local"
 
 
-def picture_files(label: str) -> gr.File:
-    """A field for many pictures."""
-    return gr.File(label=label, file_count="multiple", file_types=[*PICTURES, *SIDECARS], height=170)
+def picture_files(label: str, *more: str) -> gr.File:
+    """A field for many pictures, and for files with `more` suffixes."""
+    return gr.File(label=label, file_count="multiple", file_types=[*PICTURES, *SIDECARS, *more], height=170)
 
 
 def pixel_size() -> gr.Textbox:

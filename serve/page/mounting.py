@@ -101,8 +101,8 @@ class Blocks(gr.Blocks):
         return {"path": value["path"], "meta": {"_type": "gradio.FileData"}}
 
 
-def mount(server: Starlette, page: Blocks, *, looks: str = "") -> Starlette:
-    """A page at `/` of a server, in the house's looks and `looks`, with nothing of Gradio's own beside it.
+def mount(server: Starlette, page: Blocks) -> Starlette:
+    """A page at `/` of a server, in the house's looks, with nothing of Gradio's own beside it.
 
     The page's files go when the server stops.
     """
@@ -117,7 +117,7 @@ def mount(server: Starlette, page: Blocks, *, looks: str = "") -> Starlette:
         path="/",
         theme=theme(),
         js=SCRIPT.read_text(encoding="utf-8"),
-        css=STYLE.read_text(encoding="utf-8") + looks,
+        css=STYLE.read_text(encoding="utf-8"),
         show_error=False,
         max_file_size=MAX_FILE,
         footer_links=[],

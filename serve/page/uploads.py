@@ -63,7 +63,7 @@ class Workspace:
         return Path(tempfile.mkdtemp(prefix=f"{owner}-", dir=self.root))
 
     def stage(self, files: Sequence[str | Path], owner: str) -> list[Path]:
-        """Put uploaded files into one fresh folder, so that side-cars are found; returns the pictures.
+        """Put uploaded files into one fresh folder, so that side-cars are found; returns them.
 
         What is no side-car counts as a picture: reading it says what is wrong with it.
         """
@@ -75,7 +75,7 @@ class Workspace:
                 target = Path(tempfile.mkdtemp(dir=folder)) / file.name
             shutil.copyfile(file, target)
             staged.append(target)
-        return [path for path in staged if path.suffix.lower() not in SIDECARS]
+        return staged
 
     def hand_out(self, picture: Path, owner: str) -> Path:
         """A copy of a picture that is kept elsewhere, which its owner's browser may fetch."""
@@ -88,9 +88,14 @@ class Workspace:
         return path
 
 
+def is_sidecar(path: Path) -> bool:
+    """Whether a file tells of a picture and is none."""
+    return path.suffix.lower() in SIDECARS
+
+
 def sidecars_of(staged: Path) -> list[Path]:
     """The side-cars that were uploaded with a picture."""
-    return [path for path in staged.parent.iterdir() if path.suffix.lower() in SIDECARS]
+    return [path for path in staged.parent.iterdir() if is_sidecar(path)]
 
 
 def shown_png(micrograph: Micrograph) -> bytes:
@@ -101,6 +106,17 @@ def shown_png(micrograph: Micrograph) -> bytes:
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def small_jpeg(micrograph: Micrograph, side: int = 132) -> bytes:
+    """A picture for a row of a table, at most `side` px."""
+    from PIL import Image
+
+    image = Image.fromarray(micrograph.to_display())
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
 
 

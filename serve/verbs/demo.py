@@ -149,10 +149,10 @@ def _summarise(
 ) -> dict[str, Any]:
     import resource
 
-    from training.data import load_split
+    from training.data import held_out_split
 
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    rows = {split: len(load_split(data, split)) for split in ("train", "validation", "test")}
+    rows = {split: len(held_out_split(data, split)) for split in ("train", "validation", "test")}
     return {
         "dataset": {"rows": rows, "teacher": config.teach.teacher},
         "before": before,
@@ -190,14 +190,15 @@ def _report(out: Path, run: Path, data: Path, images: Path, summary: dict[str, A
                 answers=[(row.question, text, row.answer) for row, text in zip(asked, answers, strict=True)],
             )
         )
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    log = run / "metrics.jsonl"  # nothing is logged of a run of few steps
+    steps = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     write_report(
         out / "report.html",
         title="MAEMI: one loop, from images to a fine-tuned assistant",
         dataset=summary["dataset"],
         before=summary["before"],
         after=summary["after"],
-        losses=[(entry["step"], entry["loss"]) for entry in steps],
+        losses=[(entry["step"], entry["loss"]) for entry in steps if "loss" in entry],
         images=shown,
         timing=summary["seconds"],
         versions=summary["versions"],

@@ -12,16 +12,7 @@ import typer
 from assistant.progress import Progress
 from serve.verbs import terminal
 from serve.verbs.command import Data, Json, RunOption, app, quiet, usage
-
-SHOWN_SCORES = (
-    ("caption", "bleu2", "bleu2_blind"),
-    ("caption", "rougeL", "rougeL_blind"),
-    ("vqa", "bleu2", "bleu2_blind"),
-    ("vqa", "rougeL", "rougeL_blind"),
-    ("classification", "top1", ""),
-    ("classification", "macro_f1", ""),
-    ("factual", "accuracy", "blind"),
-)
+from serve.wording import SHOWN_SCORES
 
 
 @app.command("evaluate", short_help="Score a student on the test split.")

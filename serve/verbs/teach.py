@@ -5,7 +5,6 @@ Knows nothing about how rows are made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,10 +17,7 @@ from serve.verbs.consent import with_consent
 
 if TYPE_CHECKING:
     from assistant.config import TeachConfig
-    from data_gen.passes.corrections import Correction
     from data_gen.passes.teach_report import TeachReport
-    from serve.desk.conversations import Conversations
-
 REVIEW_HOST, REVIEW_PORT = "127.0.0.1", 7861
 
 
@@ -171,6 +167,7 @@ def take_corrections(store: str, out: Path) -> None:
 
     from data_gen.passes.corrections import queue_corrections
     from serve.desk.conversations import Conversations, beside_the_book
+    from serve.desk.corrected import corrections_of
 
     place, files = beside_the_book(store)
     with closing(Conversations(place, files, create=False)) as kept:
@@ -179,28 +176,6 @@ def take_corrections(store: str, out: Path) -> None:
     terminal.note(f"{waiting} corrections of answers can be reviewed: maemi teach --out {out} --review")
     for reason, count in counts.items():
         terminal.note(f"left out: {count} x {reason}")
-
-
-def corrections_of(kept: Conversations) -> Iterator[Correction]:
-    """Every corrected answer of a store, with the pictures that its question was about: the last ones shown before it.
-
-    Without the turns before it, whose answers nobody has judged.
-    """
-    from data_gen.passes.corrections import Correction
-
-    for conversation in kept.corrected():
-        shown = conversation.pictures[:0]
-        for exchange in conversation.exchanges:
-            shown = exchange.pictures or shown
-            if exchange.correction and shown:
-                yield Correction(
-                    id=f"{conversation.id[:12]}-{exchange.number}",
-                    question=exchange.question,
-                    said=exchange.answer or "",
-                    correction=exchange.correction,
-                    model=exchange.model,
-                    pictures=tuple((picture.path, picture.given_nm) for picture in shown),
-                )
 
 
 def export_rows(directory: Path, form: str) -> Path:

@@ -59,6 +59,7 @@ export class Stage extends EventTarget {
     this.window = { ...this.picture.window };
     this.nmPerPixel = this.picture.nm_per_pixel;
     this.title.textContent = this.mark + this.picture.name;
+    this.view.firstElementChild?.setAttribute("role", "group"); // without one, readers pass over the name
     this.view.firstElementChild?.setAttribute("aria-label", `${this.picture.name}: arrows move, plus and minus zoom`);
     this.turnPages();
     this.image = null;
