@@ -197,6 +197,8 @@ class TrainingConfig(Section):
     warmup: Fraction = 0.05
     """Share of the steps over which the rate rises."""
     weight_decay: NonNegative = 0.01
+    moments: Literal["fp32", "8bit"] = "fp32"
+    """How AdamW keeps its two moments of each weight: 8 bytes, or two of 8 bits in blocks (bitsandbytes)."""
     max_grad_norm: NonNegative = 1.0
     max_tokens: Positive = 320
     """Tokens of one conversation."""

@@ -441,6 +441,15 @@ def test_largest_rectangle() -> None:
     assert largest_rectangle(np.zeros((64, 64), bool)) == (slice(0, 64), slice(0, 64))
 
 
+@pytest.mark.parametrize("levels", [65536, 4000, 2, 1])
+def test_sixteen_bits_become_eight_as_fractions_do(levels: int) -> None:
+    """They go through a table, for speed."""
+    deep = (100 + np.random.default_rng(0).integers(0, levels - 100 if levels > 9999 else levels, (70, 90))).astype(
+        np.uint16
+    )
+    assert np.array_equal(drawings.eight_bits(deep), drawings.eight_bits(deep.astype(np.float64)))
+
+
 @pytest.mark.parametrize("pixels", [np.zeros((64, 64)), np.full((64, 64), np.nan), np.full((200, 200), 1e300)])
 def test_odd_pictures_hold_no_drawing(pixels: np.ndarray) -> None:
     assert all(ink.bars == [] and ink.lines == [] for ink in drawings.inks(pixels, None))

@@ -223,7 +223,7 @@ def test_captions_come_as_table_csv_jsonl_and_parquet(client: Client, url: str, 
     files = [handle_file(file) for file in (tiff, bad, formula)]
     id, table = captioned(client, files, "", "")
     assert table.count("data:image/jpeg") == 2
-    assert "mean diameter [nm]" in table
+    assert "circularity" in table
     texts = {}
     for form in ("csv", "plain.csv", "jsonl", "parquet"):
         reply = httpx.get(f"{url}/captions/{id}.{form}", cookies=client.cookies)
@@ -436,11 +436,12 @@ def test_the_report_escapes_what_it_shows(tmp_path: Path, tiff: Path) -> None:
 
 def test_the_loss_chart_draws_every_step_inside_its_frame() -> None:
     chart = loss_chart([(1, 3.0), (2, 2.0), (3, 2.5)])
-    points = re.findall(r'class="raw" points="([^"]+)"', chart)[0].split()
-    pixels = [tuple(map(float, point.split(","))) for point in points]
-    assert len(pixels) == 3
-    assert all(0 <= x <= 920 and 0 <= y <= 260 for x, y in pixels)
+    each, median = (line.split() for line in re.findall(r'polyline points="([^"]+)"', chart))
+    pixels = [tuple(map(float, point.split(","))) for point in each]
+    assert len(pixels) == len(median) == 3
+    assert all(0 <= x <= 920 and 0 <= y <= 280 for x, y in pixels)
     assert pixels[0][1] < pixels[2][1] < pixels[1][1]  # a larger loss stands higher
+    assert "Training loss from 3.000 to 2.500 over 3 steps" in chart
     assert "No training steps" in loss_chart([])
 
 

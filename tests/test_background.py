@@ -19,7 +19,7 @@ from assistant.errors import ConfigError
 from serve.batch.archive import Bounds, unpack
 from serve.batch.background import Batch, Batches
 from serve.batch.caption_rows import CaptionRow
-from serve.batch.journal import caption_folder
+from serve.batch.journal import caption_folder, finished_rows, journal_of
 from serve.batch.roots import Roots
 from serve.desk.gate import Gate, Stopped
 from serve.page.tables import ALL, DOUBTFUL, FAILED, UNCALIBRATED, chosen_rows
@@ -207,6 +207,12 @@ def test_a_batch_is_stopped_continued_and_found_after_a_restart(tmp_path: Path) 
     assert again.begin(ADA, "lot", folder, model="other", within=folder) != id
     again.delete(ADA, id)
     assert refused(lambda: again.state(ADA, id)).startswith("no_batch")
+
+
+def test_a_journal_that_is_just_being_made_has_no_rows(tmp_path: Path) -> None:
+    """Seen failing: a page that looked between the file and its tables got an error with a number."""
+    journal_of(tmp_path / "out.jsonl").touch()
+    assert finished_rows(tmp_path / "out.jsonl", tmp_path) == []
 
 
 def test_a_batch_that_fails_says_so_without_the_servers_paths(tmp_path: Path) -> None:

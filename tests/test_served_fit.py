@@ -1,13 +1,19 @@
 """A fitted run behind the assistant: its verdicts are quoted as facts, withheld where it is not sure, and classify."""
 
+import asyncio
 import math
+import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gradio_client import Client, handle_file
+from measuring import MeasuringAssistant
+from serving import running
 from students import open_gates, tiny_run
 from test_survey import QUICK, draw
 
@@ -17,6 +23,10 @@ from assistant.heads import NumberTold
 from assistant.inference import Assistant
 from assistant.micrograph import group_of_name
 from assistant.predictor import Predictor
+from serve.desk.desk import Desk
+from serve.desk.gate import Gate
+from serve.http.guard import App
+from serve.page.app import build_app
 from serve.verbs.command import load
 from training.applied import Applied
 from training.fit import HEAD, Choices, fit
@@ -106,6 +116,31 @@ def test_every_verb_takes_such_a_run(place: Path, monkeypatch: pytest.MonkeyPatc
     assert seen["judge"].words == {"class": ("blobs", "stripes")}
     load(place)
     assert seen == {"run": place, "judge": None}
+
+
+def test_the_page_sorts_by_the_run_and_says_what_to_label_next(place: Path, tmp_path: Path) -> None:
+    """Verdicts of the run with "unknown" among them; what is corrected is no longer asked for."""
+    served = MeasuringAssistant()
+    served.judge = Applied.load(place / "run")  # type: ignore[attr-defined]
+
+    async def build() -> App:
+        return build_app(Desk(served, Gate(), lambda text: len(text.split())))
+
+    files = [*sorted((place / "new").iterdir())[:3], *(place / "strange").iterdir()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+        with running(asyncio.run(build())) as url, closing(Client(url, verbose=False)) as client:
+            given = [handle_file(file) for file in files]
+            table = client.predict(given, "Fitted run", "", "", api_name="/classify")
+            asked = client.predict(api_name="/label_next")
+            key = re.findall(r'data-tells="correction" data-value="([^"]+)"', table)[-1]
+            client.predict(f"{key}\tgrain\n1", api_name="/correct_label")
+            later = client.predict(api_name="/label_next")
+    verdicts = re.findall(r'maemi-badge maemi-(?:teal|amber)">([^<]+)<', table)
+    assert set(verdicts) <= {"blobs", "unknown"}
+    assert verdicts[-1] == "unknown"
+    assert files[-1].name in str(asked)
+    assert files[-1].name not in str(later)
 
 
 @pytest.fixture(scope="module")

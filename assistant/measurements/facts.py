@@ -32,7 +32,7 @@ READ: Mapping[str, tuple[str, str]] = {
 LIKELY, SURE = 0.5, 0.8
 """Confidence from which an answer states a measured fact, and from which it does so without a word of doubt.
 
-Of facts at 0.8 and more, 94 % lay within their tolerance on pictures held apart (docs/measurement.md).
+Of facts at 0.8 and more, 93 % lay within their tolerance on pictures held apart (docs/measurement.md).
 """
 
 

@@ -201,37 +201,38 @@ def _is_ruler(piece: Mask) -> bool:
 
 
 def _is_arrow(piece: Mask) -> bool:
-    """Whether a piece has the outline of an arrow, filled or open, in any direction."""
+    """Whether a piece has the outline of an arrow, filled or open, in any direction.
+
+    That is a straight shaft of one width, then a head that begins wide and ends in a point.
+    """
     points = np.argwhere(piece).astype(np.float64)
     points -= points.mean(axis=0)
     _, axes = np.linalg.eigh(points.T @ points)
     across, along = (points @ axes).T
     order = np.argsort(along)
     steps = np.floor(along[order] - along.min()).astype(int)
-    starts = np.flatnonzero(np.diff(steps, prepend=-1))
-    if len(starts) < SHORTEST_ARROW or len(starts) != steps[-1] + 1:
+    starts, long = np.flatnonzero(np.diff(steps, prepend=-1)), int(steps[-1]) + 1
+    if long < SHORTEST_ARROW or len(starts) != long:
         return False
     high, low = (side.reduceat(across[order], starts) for side in (np.maximum, np.minimum))
-    width, middle = high - low + 1, (high + low) / 2
-    bend = middle - np.polyval(np.polyfit(np.arange(len(middle)), middle, 1), np.arange(len(middle)))
-    return bool(bend.std() <= max(_STRAIGHT, STRAIGHT_SHARE * width.max())) and any(
-        _widens_then_tapers(one) for one in (width, width[::-1])
-    )
-
-
-def _widens_then_tapers(width: Pixels) -> bool:
-    """Whether widths [px] along a piece are those of a shaft, then of a head that begins wide and ends in a point."""
-    widest, long = int(width.argmax()), len(width)
-    if not SHAFT_SHARE * long <= widest <= long - 4 or long < ARROW_SLENDER * width[widest]:
+    widths, middle, place = high - low + 1, (high + low) / 2, np.arange(long)
+    bend = middle - np.polyval(np.polyfit(place, middle, 1), place)
+    if bend.std() > max(_STRAIGHT, STRAIGHT_SHARE * widths.max()):
         return False
-    shaft, head = width[1 : round(SHAFT_SHARE * long)], width[widest:]
-    usual = float(np.median(shaft))
-    straight = np.linspace(width[widest], 1, len(head))
-    return bool(
-        np.ptp(np.percentile(shaft, [15, 85])) <= max(2.0, SHAFT_SPREAD * usual)
-        and width[widest] >= max(NARROWEST_HEAD, HEAD_OVER_SHAFT * usual)
-        and np.abs(head - straight).mean() <= TAPER * width[widest]
-    )
+    for width in (widths, widths[::-1]):
+        widest = int(width.argmax())
+        wide = float(width[widest])
+        shaft, head = width[1 : round(SHAFT_SHARE * long)], width[widest:]
+        usual = float(np.median(shaft))
+        if (
+            SHAFT_SHARE * long <= widest <= long - 4
+            and long >= ARROW_SLENDER * wide
+            and np.ptp(np.percentile(shaft, [15, 85])) <= max(2.0, SHAFT_SPREAD * usual)
+            and wide >= max(NARROWEST_HEAD, HEAD_OVER_SHAFT * usual)
+            and np.abs(head - np.linspace(wide, 1, len(head))).mean() <= TAPER * wide
+        ):
+            return True
+    return False
 
 
 def inks(pixels: Pixels, colour: Pixels | None) -> Iterator[Ink]:
@@ -267,6 +268,10 @@ def eight_bits(pixels: Pixels) -> Pixels:
     """uint8 [H, W] over the full range of finite values; eight-bit pictures as they are."""
     if pixels.dtype == np.uint8:
         return pixels
+    if pixels.dtype == np.uint16:  # there are fewer levels than pixels
+        low, high = float(pixels.min(initial=0xFFFF)), float(pixels.max(initial=0))
+        steps = (np.arange(0x10000, dtype=np.float64) - low) / max(high - low, 1) * 255
+        return np.asarray(steps.clip(0, 255).astype(np.uint8)[pixels])
     parts = [slice(top, top + _ROWS_AT_ONCE) for top in range(0, len(pixels), _ROWS_AT_ONCE)]
     ends = [(float(wide.min()), float(wide.max())) for part in parts if (wide := _finite(pixels[part])).size]
     low, high = (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (0.0, 0.0)

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Engine, Float, Integer, LargeBinary, MetaData, String, Table, select
+from sqlalchemy import Column, Engine, Float, Integer, LargeBinary, MetaData, String, Table, inspect, select
 from sqlalchemy.dialects.sqlite import insert
 
 from assistant.database import database_url, open_database, write_transaction
@@ -122,6 +122,8 @@ def finished_rows(out: Path, folder: Path) -> list[CaptionRow]:
     query = select(results, facts.c.facts).outerjoin(facts, facts.c.name == results.c.name).order_by(results.c.name)
     try:
         with engine.connect() as connection:
+            if not inspect(connection).has_table(facts.name):  # the file is there a moment before its tables
+                return []
             return [
                 _caption_row(row, os.fsdecode(row.name), row.error and row.error.replace(f"{folder}/", ""))
                 for row in connection.execute(query)

@@ -55,7 +55,7 @@ FOLLOWED = 1000
 """Rows up to which the table follows a batch that runs; a longer one waits for its end or a touch."""
 _FORMS = {
     "csv": "CSV for spreadsheets",
-    "plain.csv": "CSV without byte-order mark",
+    "plain.csv": "CSV without BOM",
     "jsonl": "JSONL",
     "parquet": "Parquet",
 }
@@ -122,7 +122,7 @@ class Captions:
         """A batch: how far it is, a page of its table, its downloads, what can be done with it."""
         if not id:
             hidden = gr.update(visible=False)
-            return [EMPTY, "", "", *[hidden] * 5, gr.Timer(active=False), 1, gr.update(choices=[], value=[])]
+            return [EMPTY, "", *[hidden] * 5, gr.Timer(active=False), 1, gr.update(choices=[], value=[])]
         owner, order = _keeper(request), told.partition("\n")[0] or "path"
         batch = self._batches.state(owner, id)
         rows = self._batches.rows(owner, id)
@@ -141,10 +141,10 @@ class Captions:
             for form, words_ in _FORMS.items()
         )
         counted = f"{first + 1}–{first + len(part)} of {len(found)}" if part else "No row fits."
+        above = f'<p class="maemi-views">Download {links} <span>{counted}</span></p>' if rows else ""
         return [
             batch_line(batch, len(rows)),
-            table,
-            f'<p class="maemi-views">Download {links}</p><p class="maemi-progress">{counted}</p>' if rows else "",
+            above + table,
             gr.update(visible=batch.running),
             gr.update(visible=not batch.running and not batch.finished),
             gr.update(visible=True),
@@ -152,7 +152,7 @@ class Captions:
             gr.update(visible=pages > 1),
             gr.Timer(active=batch.running),
             page,
-            gr.update(choices=[(heading(name), name) for name in columns], value=shown),
+            gr.update(choices=[(heading(name), name) for name in columns], value=[n for n in facts if n in columns]),
         ]
 
     def watch(
@@ -161,7 +161,7 @@ class Captions:
         """What `show` gives while a batch runs; only its line where the table is too long to be drawn every second."""
         batch = self._batches.state(_keeper(request), id) if id else None
         if batch is not None and batch.running and batch.done > FOLLOWED:
-            return [batch_line(batch, batch.done), *[gr.skip()] * 10]
+            return [batch_line(batch, batch.done), *[gr.skip()] * 9]
         return self.show(id, words, only, told, facts, page, request)
 
     def _staged(self, files: Sequence[str], request: gr.Request) -> tuple[Path, tuple[str, ...], str]:
@@ -249,17 +249,18 @@ def captions_tab(blocks: Blocks, page: Captions) -> None:
         with gr.Column(scale=8, min_width=300, elem_classes="maemi-results"):
             line = gr.HTML(EMPTY, elem_classes="maemi-card")
             with gr.Row(visible=False, elem_classes="maemi-filters") as filters:
-                words = gr.Textbox(label="Filter", placeholder="Words in the name or the caption", max_lines=1, scale=3)
+                words = gr.Textbox(
+                    "", label="Filter", placeholder="Words in the name or the caption", max_lines=1, scale=3
+                )
                 only = gr.Dropdown([ALL, FAILED, DOUBTFUL, UNCALIBRATED], value=ALL, label="Show", min_width=120)
-                facts = gr.Dropdown([], value=[], label="Columns", multiselect=True, scale=4)
-            links = gr.HTML("", elem_classes="maemi-bare")
+                facts = gr.Dropdown([], value=[], label="Columns; none: the usual ones", multiselect=True, scale=3)
             table = gr.HTML("", elem_classes="maemi-bare")
             with gr.Row(visible=False) as pager:
                 before, after = gr.Button("Earlier rows", size="sm"), gr.Button("Later rows", size="sm")
     order = gr.Textbox("", visible="hidden", show_label=False, elem_classes="maemi-told-sort")
     number, timer = gr.Number(1, visible=False), gr.Timer(WATCHED_S, active=False)
     asked = [chosen, words, only, order, facts, number]
-    shown = [line, table, links, stop, resume, forget, filters, pager, timer, number, facts]
+    shown = [line, table, stop, resume, forget, filters, pager, timer, number, facts]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     begun = start.click(page.begin, [files, folder, size], chosen, show_progress="minimal", api_name="captions")
     again = resume.click(page.resume, chosen, chosen, show_progress="minimal", api_name="resume_captions")
@@ -298,4 +299,4 @@ def _named(batch: Batch) -> str:
 
 def _telling(columns: Sequence[str], facts: Sequence[Any]) -> list[str]:
     """The first columns that most pictures fill."""
-    return [name for name in columns if 2 * sum(name in row for row in facts) >= len(facts)][:_FIRST]
+    return [name for name in columns if 2 * sum(name in row for row in facts) > len(facts)][:_FIRST]

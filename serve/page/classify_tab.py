@@ -134,7 +134,7 @@ class Classify:
         self._kept.clear(_keeper(request))
         return self.restore(request)
 
-    def next(self, request: gr.Request) -> str:
+    def next(self, request: gr.Request) -> Any:
         """Which pictures to label next: the far and unsure ones of a fitted run, else those that are least sure."""
         rows = [row for row in self._kept.listed(_keeper(request)) if not row.error and not row.corrected]
         by_path = {str(row.path): row for row in rows}
@@ -155,7 +155,7 @@ class Classify:
             lines = [(row, f"{row.targets[0]['verdict']}, {_sureness(row):.0%} sure") for row in unsure]
         items = "".join(f"<li><b>{escape(row.name)}</b> {escape(why)}</li>" for row, why in lines)
         told = f"<ol>{items}</ol>" if items else "<p>Every picture is labelled, or like one that is.</p>"
-        return f'<div class="maemi-next"><h4>Label these next</h4>{told}</div>'
+        return gr.HTML(f'<div class="maemi-next"><p>Label these next</p>{told}</div>', visible=True)
 
     def _told(
         self, micrograph: Micrograph, names: Sequence[str], examples: Mapping[str, Sequence[Path]]
@@ -241,7 +241,7 @@ def classify_tab(blocks: Blocks, page: Classify) -> None:
                 following = gr.Button("Label these next", size="sm")
                 clear = gr.Button("Clear all", size="sm", variant="stop")
         with gr.Column(scale=8, min_width=300, elem_classes="maemi-results"):
-            suggested = gr.HTML("", elem_classes="maemi-bare")
+            suggested = gr.HTML("", visible=False, elem_classes="maemi-card")
             shown = gr.HTML(EMPTY, elem_classes="maemi-card")
     told = gr.Textbox("", visible="hidden", show_label=False, elem_classes="maemi-told-correction")
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

@@ -67,7 +67,8 @@ def batch_line(batch: Batch, done: int) -> str:
     else:
         told = f"Stopped at {counted}" if total else "Not begun"
     failed = f", {batch.failed}" if batch.failed else ""
-    bar = f'<progress max="{max(total, 1)}" value="{done}" aria-label="Progress"></progress>'
+    share = done / total if total else 0.0
+    bar = f'<div class="maemi-share" style="--share:{share:.4f}"></div>'
     problem = f'<p class="maemi-problem" role="alert">{escape(batch.error)}</p>' if batch.error else ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in batch.notes)
     notes = f'<ul class="maemi-cautions">{notes}</ul>' if notes else ""
@@ -90,11 +91,11 @@ def captions_table(rows: Sequence[CaptionRow], facts: Sequence[str], order: str,
         size = (
             "" if row.error else "not calibrated" if row.pixel_size_nm is None else written(row.pixel_size_nm, "nm/px")
         )
-        cells = "".join(f"<td>{_cell(row.facts.get(name))}</td>" for name in facts)
+        cells = "".join(_cell(heading(name), row.facts.get(name)) for name in facts)
         body += (
             f'<tr><td class="maemi-thumb">{picture(thumbnail(row.sha256))}</td>'
-            f'<td class="maemi-said"><p class="maemi-file">{escape(row.path)}</p><p>{said}</p>{doubt}</td>'
-            f"<td>{size}</td>{cells}</tr>"
+            f'<td class="maemi-entry"><p class="maemi-file">{escape(row.path)}</p><p>{said}</p>{doubt}</td>'
+            f'<td data-name="pixel size">{size}</td>{cells}</tr>'
         )
     return (
         f'<div class="maemi-wide" tabindex="0" role="region" aria-label="Captions"><table class="maemi-table">'
@@ -107,7 +108,7 @@ def labels_table(results: Sequence[Mapping[str, Any]], labels: Sequence[str], th
     body = ""
     for result in results:
         name, error = escape(result["name"]), result["error"]
-        shown = f'<tr><td class="maemi-thumb">{picture(thumbnail(result["sha256"]))}</td><td class="maemi-said">'
+        shown = f'<tr><td class="maemi-thumb">{picture(thumbnail(result["sha256"]))}</td><td class="maemi-entry">'
         shown += f'<p class="maemi-file">{name}</p>'
         if error:
             body += f'{shown}<p class="maemi-problem">{escape(error)}</p></td><td></td></tr>'
@@ -140,9 +141,10 @@ def confusion_table(pairs: Sequence[tuple[str, str]]) -> str:
         )
         body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
     return (
-        f'<div class="maemi-wide" tabindex="0" role="region" aria-label="Confusion"><table class="maemi-confusion">'
-        f"<caption>{right} of {len(pairs)} that you looked at were right. Rows: what you say; columns: what was "
-        f"predicted.</caption><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<p class="maemi-progress maemi-counted">{right} of {len(pairs)} that you looked at were right. '
+        'Rows: what you say; columns: what was predicted.</p><div class="maemi-wide" tabindex="0" role="region" '
+        'aria-label="Confusion"><table class="maemi-confusion">'
+        f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -177,8 +179,9 @@ def _heading(column: str, order: str) -> str:
     )
 
 
-def _cell(value: float | str | None) -> str:
-    return "" if value is None else escape(value) if isinstance(value, str) else f"{value:.4g}"
+def _cell(name: str, value: float | str | None) -> str:
+    words = "" if value is None else escape(value) if isinstance(value, str) else f"{value:.4g}"
+    return f'<td data-name="{escape(name)}">{words}</td>'
 
 
 def _target(result: Mapping[str, Any], target: Mapping[str, Any]) -> str:
