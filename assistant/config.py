@@ -197,6 +197,8 @@ class TrainingConfig(Section):
     warmup: Fraction = 0.05
     """Share of the steps over which the rate rises."""
     weight_decay: NonNegative = 0.01
+    moments: Literal["fp32", "8bit"] = "fp32"
+    """How AdamW keeps its two moments of each weight: 8 bytes, or two of 8 bits in blocks (bitsandbytes)."""
     max_grad_norm: NonNegative = 1.0
     max_tokens: Positive = 320
     """Tokens of one conversation."""
@@ -353,6 +355,8 @@ class FitConfig(Section):
     learning_rate: NonNegative = 1e-3
     weight_decay: NonNegative = 0.05
     max_grad_norm: NonNegative = 1.0
+    save_every: Positive = 200
+    """Steps after which the state is kept, so that a fit that was killed goes on."""
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     """How often the truth is promised to lie in a set or an interval."""
     test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15

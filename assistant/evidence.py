@@ -121,13 +121,17 @@ def softened(logits: Tensor, temperature: float) -> Tensor:
     return (logits / temperature).softmax(dim=-1)
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature under which held-out logits [B, C] are most likely, between 0.05 and 20 (Guo et al. 2017)."""
+def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
+    """The temperature under which held-out logits [B, C] are most likely, between 0.05 and 20 (Guo et al. 2017).
+
+    Rows count by their weights [B], or all alike.
+    """
+    counted = weights if weights is not None else torch.full((len(labels),), 1.0 / max(len(labels), 1))
     low, high = math.log(0.05), math.log(20.0)
     ratio = (math.sqrt(5.0) - 1.0) / 2.0
 
     def loss(log_temperature: float) -> float:
-        return float(F.cross_entropy(logits / math.exp(log_temperature), labels))
+        return float(F.cross_entropy(logits / math.exp(log_temperature), labels, reduction="none") @ counted.to(logits))
 
     with torch.no_grad():
         for _ in range(40):  # golden section: the loss is convex in 1 / T, so it has one valley in log T

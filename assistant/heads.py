@@ -10,6 +10,7 @@ Letters: N pictures, D width of the features, K width of the space, C words.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,6 +125,46 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class NumberTold:
+    """What a fitted run says of a number of one picture."""
+
+    name: str
+    value: float
+    unit: str
+    low: float | None
+    high: float | None
+    """The interval that holds the truth as often as promised; None where nothing is promised."""
+    coverage: float
+    method: str
+    reason: str = ""
+    """Why it is not said; "" where it is."""
+
+    def named_in(self, question: str) -> bool:
+        """Whether a question asks for it: by its name, whatever joins the words."""
+        name = r"[\s_-]*".join(re.escape(word) for word in re.split(r"[\s_-]+", self.name.strip()))
+        return re.search(rf"(?<!\w){name}s?(?!\w)", question, re.IGNORECASE) is not None
+
+    @property
+    def text(self) -> str:
+        """Value, unit and interval: "512 MPa (480 to 544 MPa with 90 %)"."""
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.value:.4g}{unit} ({self.low:.4g} to {self.high:.4g}{unit} with {self.coverage:.0%})"
+
+    @property
+    def sentence(self) -> str:
+        """The number as an answer states it, or that it cannot be told and why."""
+        said = self.name.replace("_", " ")
+        if self.reason:
+            return f"The {said} cannot be told: {self.reason}."
+        return f"The {said} is {self.text}, by the {self.method}."
+
+    def fact(self) -> Fact:
+        """The fact behind the sentence; one that does not apply where it is not said."""
+        confidence, text = (0.0, "") if self.reason else (self.coverage, self.text)
+        return Fact(self.name, None, self.unit, self.method, confidence, self.reason, "predicted", text)
+
+
+@dataclass(frozen=True)
 class Heads:
     """Several heads in one space."""
 
@@ -181,6 +222,9 @@ class Judge(Protocol):
 
     def verdicts(self, m: Micrograph) -> tuple[Verdict, ...]:
         """Its verdicts. Raises MaemiError."""
+
+    def numbers(self, m: Micrograph) -> tuple[NumberTold, ...]:
+        """Its numbers. Raises MaemiError."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ from assistant.generation import GREEDY, Token, advance, complete, computing, li
 from assistant.generation import Sampling as Sampling
 from assistant.grounding import CLS
 from assistant.handbook import entry_for, is_entry
-from assistant.heads import Heads, Judge, Verdict, first_sure, load_heads, verdicts
+from assistant.heads import Heads, Judge, NumberTold, Verdict, first_sure, load_heads, verdicts
 from assistant.labelling import Labeller
 from assistant.measure import (
     Fact,
@@ -53,6 +54,7 @@ from assistant.measure import (
     read_statements,
 )
 from assistant.micrograph import Micrograph, read_micrograph, to_model_input
+from assistant.questions import asked_for
 from assistant.recall import Recall
 from assistant.starts import BUNDLED
 from assistant.towers import load_tower, see
@@ -84,6 +86,8 @@ class Look:
     """What is said of it: by a fitted run, else by the heads."""
     judged: tuple[Verdict, ...] = ()
     """What the fitted run says of it, said or withheld."""
+    numbers: tuple[NumberTold, ...] = ()
+    """The numbers that the fitted run tells of it, said or withheld."""
 
     @property
     def key(self) -> Key:
@@ -94,6 +98,17 @@ class Look:
     def known(self) -> Known:
         """What an answer about this image may quote."""
         return known_of(self.micrograph, self.facts, tuple(verdict.fact() for verdict in self.verdicts))
+
+
+def _numbers_asked(question: str, looks: Sequence[Look], about: Sequence[int]) -> list[tuple[str, tuple[int, Fact]]]:
+    """The numbers of a fitted run that a question names: each as a sentence, with its picture, from 1, and its fact."""
+    found = []
+    for number in about or range(1, len(looks) + 1):
+        for told in looks[number - 1].numbers:
+            if told.named_in(question):
+                said = told.sentence if len(looks) == 1 else f"Image {number}: {told.sentence}"
+                found.append((said, (number, told.fact())))
+    return found
 
 
 def heads_of(run: Run) -> list[Heads]:
@@ -181,7 +196,11 @@ class Assistant:
             top=top,
         )
         about = pictures_meant(question, len(looks), len(looks) - _shown(history))
-        yield from checked(pieces, question, [look.known for look in looks], about=about)
+        numbers = _numbers_asked(question, looks, about)
+        if not numbers or asked_for(question):
+            yield from checked(pieces, question, [look.known for look in looks], about=about)
+        for n, (said, _) in enumerate(numbers):
+            yield f" {said}" if n or asked_for(question) else said
 
     def statements(
         self, answer: str, images: Sequence[Image], question: str = "", history: Sequence[Message] = ()
@@ -192,7 +211,17 @@ class Assistant:
             return [Statement(answer, 0, len(answer), None, "true", None, written)]
         looks = self.look_all(images)
         about = pictures_meant(question, len(looks), len(looks) - _shown(history))
-        return read_statements(answer, [look.known for look in looks], about=about)
+        known = [look.known for look in looks]
+        numbers = _numbers_asked(question, looks, about)
+        place = answer.find(" ".join(said for said, _ in numbers)) if numbers else -1
+        if place < 0:
+            return read_statements(answer, known, about=about)
+        stated = read_statements(answer[:place], known, about=about) if answer[:place].strip() else []
+        for said, (number, fact) in numbers:
+            verdict: Literal["true", "withheld"] = "true" if fact.applies else "withheld"
+            stated.append(Statement(said, place, place + len(said), fact.name, verdict, number, fact))
+            place += len(said) + 1
+        return stated
 
     def draft(
         self,
@@ -419,8 +448,11 @@ class Assistant:
                 facts = measure(m)
                 looks.append(Look(m, facts, auxiliary_text(m.metadata_line(), facts.line()), memory, summary))
         if self.judge is not None:
-            told = [self.judge.verdicts(m) for m in micrographs]
-            looks = [replace(look, verdicts=own, judged=own) for look, own in zip(looks, told, strict=True)]
+            told = [(self.judge.verdicts(m), self.judge.numbers(m)) for m in micrographs]
+            looks = [
+                replace(look, verdicts=own, judged=own, numbers=numbers)
+                for look, (own, numbers) in zip(looks, told, strict=True)
+            ]
         features = self.see(micrographs)
         if features is None or not looks:
             return looks

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from assistant.evidence import number_evidence
 from assistant.fusion import ClassTexts, Fused, Fusion
 from assistant.heads import Heads, load_heads, write_heads
 from assistant.inspection import loading
+from assistant.plain import FUSED, PlainHead, pooled, softmax, supported
 
 _KINDS: dict[str, type[Encoder]] = {
     kind.kind: kind
@@ -64,6 +65,10 @@ class Target:
     quantile: float = math.inf
     """Conformal: of 1 - the true class's probability, or of |error| in predicted deviations; inf promises nothing."""
     coverage: float = 0.9
+    shares: dict[str, float] = field(default_factory=lambda: {FUSED: 1.0})
+    """By head, together 1: what the fused one and the plain ones count for in what is said."""
+    held_groups: int | None = None
+    """Groups that all this was chosen on, which bound how sure it can be; None in what an older version wrote."""
 
     @property
     def outputs(self) -> int:
@@ -105,7 +110,7 @@ class Prediction:
 
     targets: tuple[Predicted, ...]
     weights: dict[str, float]
-    """Share of each modality in the fusion."""
+    """Share of each modality in what was said."""
     distance: float
     """From the training rows, in units of the farthest that is still known."""
 
@@ -162,6 +167,8 @@ class Predictor(nn.Module):
             )
             for target in self.targets
         )
+        self.plain: dict[str, dict[str, PlainHead]] = {target.name: {} for target in targets}
+        """Linear heads by target and by what they look at; their logits have their temperature in them."""
         self.familiarity: Familiarity | None = None
         self.silence: Heads | None = None
         """Which verdicts are not said: calibrated on classes left out in turn, so it knows a stranger from a class."""
@@ -200,15 +207,32 @@ class Predictor(nn.Module):
 
     def fixed(self, rows: Sequence[Items]) -> np.ndarray:
         """What is known of rows before anything was learned [B, F], zeros where absent: by it strangers are told."""
-        parts = []
+        parts = [*self.vectors(rows).values(), np.zeros((len(rows), 0))]
+        known: np.ndarray = np.nan_to_num(np.concatenate(parts, axis=1))
+        return known
+
+    def vectors(self, rows: Sequence[Items]) -> dict[str, np.ndarray]:
+        """`fixed` by modality, those that have such vectors [B, F]; NaN in rows without it."""
+        found = {}
         for name, encoder in zip(self.modalities, self.encoders, strict=True):
             assert isinstance(encoder, Encoder)
-            part = torch.zeros(len(rows), encoder.fixed_width)
-            here = [i for i, row in enumerate(rows) if name in row]
-            if here and encoder.fixed_width:
-                part[here] = encoder.fixed([rows[i][name] for i in here])
-            parts.append(part)
-        return torch.cat(parts, dim=1).double().numpy()
+            if encoder.fixed_width:
+                part = torch.full((len(rows), encoder.fixed_width), math.nan, dtype=torch.float64)
+                here = [i for i, row in enumerate(rows) if name in row]
+                if here:
+                    part[here] = encoder.fixed([rows[i][name] for i in here]).double()
+                found[name] = part.numpy()
+        return found
+
+    def told(self, rows: Sequence[Items], outputs: Sequence[Tensor]) -> list[dict[str, np.ndarray]]:
+        """Per target what each of its heads says [B, C or 1]: logits before any temperature, or scaled numbers."""
+        vectors = self.vectors(rows)
+        said = []
+        for target, out in zip(self.targets, outputs, strict=True):
+            fused = out.double() if target.classes else number_evidence(out.double()).mean[:, None]
+            plain = {name: head.outputs(vectors, len(rows)) for name, head in self.plain[target.name].items()}
+            said.append({FUSED: fused.numpy(), **plain})
+        return said
 
     @torch.inference_mode()
     def outputs(self, rows: Sequence[Items]) -> tuple[list[Tensor], Tensor]:
@@ -232,28 +256,54 @@ class Predictor(nn.Module):
         told = self.silence.verdicts(fixed) if self.silence else [[] for _ in rows]
         said = [{verdict.name: "" if verdict.reason else verdict.word for verdict in row} for row in told]
         columns = [
-            self._predicted(target, out, distances, [words.get(target.name) for words in said])
-            for target, out in zip(self.targets, outputs, strict=True)
+            self._predicted(target, out, opinions, distances, [words.get(target.name) for words in said])
+            for target, out, opinions in zip(self.targets, outputs, self.told(rows, outputs), strict=True)
         ]
+        shares = self._shares(rows, weights.double().numpy())
         return [
             Prediction(targets, dict(zip(self.modalities, row.tolist(), strict=True)), float(distance))
-            for targets, row, distance in zip(zip(*columns, strict=True), weights, distances, strict=True)
+            for targets, row, distance in zip(zip(*columns, strict=True), shares, distances, strict=True)
         ]
 
+    def _shares(self, rows: Sequence[Items], gate: np.ndarray) -> np.ndarray:
+        """What each modality counts for [B, M], the mean over targets: by the gate [B, M] of the fused head, and by
+        what the plain heads with a share look at, as far as a row has it."""
+        present = np.array([[name in row for name in self.modalities] for row in rows])
+        shares = np.zeros_like(gate)
+        for target in self.targets:
+            own = np.zeros_like(gate)
+            for name, share in target.shares.items():
+                looks = self.plain[target.name][name].modalities if name != FUSED else ()
+                seen = np.array([modality in looks for modality in self.modalities])
+                heard = np.all(present[:, seen], axis=1, keepdims=True)  # a head that lacks a modality has no say
+                own += share * (gate if name == FUSED else heard * seen / max(len(looks), 1))
+            total = own.sum(axis=1, keepdims=True)
+            shares += np.where(total > 0, own / np.maximum(total, 1e-12), gate) / len(self.targets)
+        return shares
+
     def _predicted(
-        self, target: Target, outputs: Tensor, distances: np.ndarray, said: Sequence[str | None]
+        self,
+        target: Target,
+        outputs: Tensor,
+        opinions: Mapping[str, np.ndarray],
+        distances: np.ndarray,
+        said: Sequence[str | None],
     ) -> list[Predicted]:
         """A target of rows; `said` is what may be said of each: another word than the likeliest makes it unknown."""
         if not target.classes:
-            found = number_evidence(outputs.double())
-            values = (found.mean * target.scale + target.mean).tolist()
+            values = (pooled(opinions, target.shares)[:, 0] * target.scale + target.mean).tolist()
             numbers = []
-            for value, deviation in zip(values, (found.deviation * target.scale).tolist(), strict=True):
+            deviations = number_evidence(outputs.double()).deviation * target.scale
+            for value, deviation in zip(values, deviations.tolist(), strict=True):
                 half = deviation * target.quantile
                 low, high = (value - half, value + half) if math.isfinite(half) else (None, None)
                 numbers.append(Predicted(target, value, low, high, deviation=deviation))
             return numbers
-        rows = (outputs.double() / target.temperature).softmax(dim=-1).numpy()
+        probable = {name: softmax(logits) for name, logits in opinions.items()}
+        probable[FUSED] = softmax(opinions[FUSED] / target.temperature)
+        rows = pooled(probable, target.shares)
+        if target.held_groups is not None:
+            rows = supported(rows, target.held_groups)
         predicted = []
         for row, distance, word in zip(rows, distances, said, strict=True):
             likely = tuple(target.classes[c] for c in class_set(row, target.quantile))
@@ -293,6 +343,10 @@ class Predictor(nn.Module):
             "design": asdict(self.design),
             "knowledge": _described(self.knowledge) if self.knowledge is not None else None,
             "class_texts": self.class_texts,
+            "plain": {
+                target: {name: list(head.modalities) for name, head in heads.items()}
+                for target, heads in self.plain.items()
+            },
         }
 
         def write(staging: Path) -> None:
@@ -301,6 +355,10 @@ class Predictor(nn.Module):
             )
             tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
             tensors |= {f"familiarity.{name}": torch.from_numpy(value) for name, value in known.items()}
+            for place, heads in enumerate(self.plain.values()):
+                for name, head in heads.items():
+                    tensors[f"plain.{place}.{name}.weight"] = torch.from_numpy(head.weight).contiguous()
+                    tensors[f"plain.{place}.{name}.bias"] = torch.from_numpy(head.bias).contiguous()
             save_file(tensors, staging / _WEIGHTS)
             if self.silence is not None:
                 (staging / _SILENCE).mkdir()
@@ -341,6 +399,10 @@ class Predictor(nn.Module):
                 for name in list(tensors)
                 if name.startswith("familiarity.")
             }
+            for place, (target, heads) in enumerate(document.get("plain", {}).items()):
+                for name, used in heads.items():
+                    weight, bias = (tensors.pop(f"plain.{place}.{name}.{part}") for part in ("weight", "bias"))
+                    predictor.plain[target][name] = PlainHead(tuple(used), weight.numpy(), bias.numpy())
             predictor.load_state_dict(tensors)
             predictor.about = dict(document["about"])
             if known:

@@ -1,7 +1,8 @@
 """What is known of a picture, and numbers with units in words: read, converted, compared and written - once.
 
 `QUANTITIES` is the one table: whatever names a measured or read thing derives from it. `read_amounts` is the one
-parser of numbers in a text, `written` the one writer. Knows nothing about pixels, models or where a value comes from.
+parser of numbers in a text, `written` the one writer, `typeset` the same with symbols. Knows nothing about pixels,
+models or where a value comes from.
 """
 
 from __future__ import annotations
@@ -432,23 +433,47 @@ def _range(first: Amount, last: Amount) -> Amount | None:
 # ---------------------------------------------------------------------------------- writing
 
 
-def digits(value: float, unit: str) -> str:
+_LARGER = {"nm": "um", "um": "mm", "nm/px": "um/px"}
+"""What a thousand of a unit are."""
+_SYMBOLS = {"um": " µm", "um/px": " µm/px", "deg": "°", "1/um^2": " /µm²"}
+
+
+def digits(value: float, unit: str, *, figures: int = 3) -> str:
     """A value in as many digits as a measurement is good for, never with an exponent.
 
-    Whole degrees, two digits of a percentage, hundredths of a ratio, three digits of a length.
+    Whole degrees, two digits of a percentage, hundredths of a ratio, three digits (`figures`) of a length.
     """
     if not abs(value) < 1e15:
         return f"{value:g}"
     if unit == "deg":
         return f"{value:.0f}"
     if unit:
-        value = float(f"{value:.{2 if unit == '%' else 3}g}")
+        value = float(f"{value:.{2 if unit == '%' else figures}g}")
     return f"{value:.{12 if unit else 2}f}".rstrip("0").rstrip(".")
 
 
-def written(value: float, unit: str) -> str:
-    """A measured value with its unit, as it is written in lines and answers: "312 nm", "4.2 px", "12 %", "84"."""
-    return f"{digits(value, unit)} {unit}".rstrip()
+def written(value: float, unit: str, *, figures: int = 3) -> str:
+    """A value with its unit, as lines and answers have it: "312 nm", "1.3 um", "4.2 px", "12 %", "84".
+
+    A length is in the unit that suits its size.
+    """
+    number, unit = _suited(value, unit, figures)
+    return f"{number} {unit}".rstrip()
+
+
+def typeset(value: float, unit: str, *, figures: int = 3) -> str:
+    """The same with the symbols that pages and figures have: "1.3 µm", "45°"."""
+    number, unit = _suited(value, unit, figures)
+    return number + _SYMBOLS.get(unit, f" {unit}".rstrip())
+
+
+def _suited(value: float, unit: str, figures: int) -> tuple[str, str]:
+    """The digits of a value and its unit: the largest one in which it is still one or more."""
+    number = digits(value, unit, figures=figures)
+    while unit in _LARGER and 1000 <= abs(float(number)) < float("inf"):
+        value, unit = value / 1000, _LARGER[unit]
+        number = digits(value, unit, figures=figures)
+    return number, unit
 
 
 # ---------------------------------------------------------------------------------- comparing

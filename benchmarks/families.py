@@ -153,6 +153,7 @@ def ours(
         "ece": expected_calibration_error(shares.max(axis=1), likeliest, bins=_ECE_BINS),
         "said": int(said.sum()),
         "said_right": int((said & right).sum()),
+        "shares": predictor.targets[0].shares,
         "fit_cpu_s": fitted - began,
         "predict_cpu_s": time.process_time() - fitted,
     }

@@ -6,8 +6,8 @@
 Every scene is drawn once and imaged at three doses [electrons per pixel at white]. The measurement was tuned on the
 seeds of `development` only; the figures to quote are those of `test`. A share of the frame is compared with the phase
 that the fact itself names. A verdict is wrong where a quantity applies that the drawing does not have. `--rows` keeps
-what was measured, and a file that is there already is only summed up again. `--shale` is a folder of pictures with
-`_MASK_` files beside them, split in halves by name.
+what was measured as it comes, and a file that is there already is only summed up again, as far as it goes. `--shale` is
+a folder of pictures with `_MASK_` files beside them, split in halves by name.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ GOALS = {"count": 0.10, "mean_diameter": 0.05, "period": 0.02, "share": 3.0, "po
 ALSO = ("nearest_neighbour", "line_width", "line_edge_roughness", "fibre_width")
 """Quantities without a goal, whose errors are listed all the same."""
 RELATIVE = {"count", "mean_diameter", "period", *ALSO}
+SURE, FAR_OFF = 0.8, 0.2
+"""Confidence from which a fact is stated without a word of doubt, and the relative error that makes it wrong."""
 MOST_WRONG = 0.05
 Row = dict[str, Any]
 
@@ -64,6 +66,7 @@ def row_of(image: Synthetic, noise: str) -> Row:
         if share is not None:
             values["share"] = share
     shown = {"shape": image.truth["shape"], "kind": facts.kind, "seconds": seconds}
+    shown["confidence"] = {fact.name: fact.confidence for fact in facts.applicable()}
     return {"label": image.label, "seed": image.seed, "noise": noise, "truth": truth, "found": found} | shown
 
 
@@ -101,19 +104,28 @@ def summed(name: str, rows: list[Row]) -> dict[str, Any] | None:
     wrong = sum(name in row["found"] for row in rows) - len(both)
     if not true and not wrong:
         return None
-    errors = [error(name, row["found"][name], row["truth"][name]) for row in both]
+    errors = [_off(name, row) for row in both]
     out: dict[str, Any] = {"pictures": len(true), "applicable": len(both), "wrong": wrong}
     if errors:
         out |= {"median_error": round(float(np.median(errors)), 4)}
         out |= {"median_by_noise": {noise: _median(name, both, noise) for noise in DOSES}}
+        if name in RELATIVE:
+            out |= {"within_10": sum(e <= 0.1 for e in errors), "within_20": sum(e <= FAR_OFF for e in errors)}
+            sure = [row for row in rows if row.get("confidence", {}).get(name, 0.0) >= SURE]
+            right = [row for row in sure if name in row["truth"] and _off(name, row) <= FAR_OFF]
+            out |= {"sure": len(sure), "wrong_and_sure": len(sure) - len(right)}
         if name in GOALS:
             out |= {"within_goal": round(float(np.mean(np.array(errors) <= GOALS[name])), 3)}
             out |= {"met": out["median_error"] <= GOALS[name]}
     return out
 
 
+def _off(name: str, row: Row) -> float:
+    return error(name, row["found"][name], row["truth"][name])
+
+
 def _median(name: str, rows: list[Row], noise: str) -> float | None:
-    errors = [error(name, row["found"][name], row["truth"][name]) for row in rows if row["noise"] == noise]
+    errors = [_off(name, row) for row in rows if row["noise"] == noise]
     return round(float(np.median(errors)), 4) if errors else None
 
 

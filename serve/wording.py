@@ -26,14 +26,6 @@ SHOWN_SCORES = (
 """Section, score and blind score of an evaluation that tell most."""
 
 
-def length(nm: float) -> str:
-    """A length [nm] in the unit that suits its size."""
-    for limit, unit, factor in ((1000.0, "nm", 1.0), (1e6, "µm", 1e-3)):
-        if nm < limit:
-            return quantities.written(nm * factor, unit)
-    return quantities.written(nm * 1e-6, "mm")
-
-
 def pixel_size(info: Mapping[str, Any]) -> str:
     """The calibration of an `info` record in words."""
     nm = info["pixel_size_nm"]
@@ -42,7 +34,7 @@ def pixel_size(info: Mapping[str, Any]) -> str:
     source = SOURCES.get(info["pixel_size_source"], info["pixel_size_source"])
     confidence = info["pixel_size_confidence"]
     doubt = f", {confidence:.0%} sure" if confidence is not None and confidence < 1 else ""
-    return f"{quantities.written(nm, 'nm/px')} ({source}{doubt})"
+    return f"{quantities.typeset(nm, 'nm/px', figures=4)} ({source}{doubt})"
 
 
 def reading(info: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -52,8 +44,8 @@ def reading(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("Pixel size", pixel_size(info)),
         ("Instrument", maker),
-        ("Voltage", "" if info["hv_kv"] is None else quantities.written(info["hv_kv"], "kV")),
-        ("Working distance", "" if info["wd_mm"] is None else quantities.written(info["wd_mm"], "mm")),
+        ("Voltage", "" if info["hv_kv"] is None else quantities.typeset(info["hv_kv"], "kV", figures=4)),
+        ("Working distance", "" if info["wd_mm"] is None else quantities.typeset(info["wd_mm"], "mm", figures=4)),
         ("Magnification", "" if info["magnification"] is None else f"{info['magnification']:,.0f} ×"),
         ("Detector", info["detector"] or ""),
         ("Frame", f"{info['width']} × {info['height']} px, {info['dtype']}"),
@@ -64,13 +56,6 @@ def reading(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(label, value) for label, value in rows if value]
 
 
-def shown_quantity(value: float, unit: str) -> str:
-    """A measured value with its unit, in the digits that it is good for."""
-    if unit == "nm":
-        return length(value)
-    return quantities.digits(value, unit) + {"": "", "%": " %", "deg": "°", "1/um^2": " /µm²"}.get(unit, f" {unit}")
-
-
 def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value, and method with its certainty of every fact that applies, from `Facts.as_dict`."""
     rows = []
@@ -78,7 +63,7 @@ def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if item["value"] is not None:
             sure = f"{item['confidence']:.0%} sure" if "confidence" in item else ""
             how = ", ".join(filter(None, [item.get("method", ""), sure]))
-            rows.append((item["name"].replace("_", " "), shown_quantity(item["value"], item["unit"]), how))
+            rows.append((item["name"].replace("_", " "), quantities.typeset(item["value"], item["unit"]), how))
     return rows
 
 
@@ -88,7 +73,8 @@ def statement_row(statement: Mapping[str, Any]) -> tuple[str, str, str]:
     if fact is None:
         return statement["text"], "not known", "No fact stands behind this."
     name = fact["name"].replace("_", " ")
-    value = fact["text"] or shown_quantity(fact["value"], fact["unit"])
+    figures = 3 if fact["source"] == "measured" else 4
+    value = fact["text"] or quantities.typeset(fact["value"], fact["unit"], figures=figures)
     picture = f"image {statement['image']}, " if statement["image"] else ""
     source = SOURCES.get(fact["source"], fact["source"])
     if fact["source"] == "handbook":

@@ -5,6 +5,7 @@ Bars are those that the drawn vendor files have; the specimen is smooth noise th
 
 import tracemalloc
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from assistant.readers import bar_text, drawings
 from assistant.readers.fields import fields_of
 from assistant.readers.ocr import Line
 from assistant.readers.sample import largest_rectangle, without_gaps
+from data_gen.drawing.synth import render_at_doses
 from data_gen.drawing.vendor_files import instrument_of, with_bar
 from tests.test_micrograph import encoded, tiff_bytes
 
@@ -28,6 +30,12 @@ NM = 4.0
 
 
 def specimen(height: int = 768, width: int = 1024, *, seed: int = 3) -> np.ndarray:
+    """A fresh copy, to be drawn on."""
+    return rough(height, width, seed).copy()
+
+
+@cache
+def rough(height: int, width: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     smooth = ndimage.gaussian_filter(rng.normal(0, 1, (height, width)), 6)
     return (110 + 45 * smooth / smooth.std() + rng.normal(0, 8, (height, width))).clip(0, 255).astype(np.uint8)
@@ -80,9 +88,16 @@ PLACES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class TestInfoBar:
-    @pytest.mark.parametrize("place", PLACES)
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        ("kind", "place"),
+        [
+            pytest.param(kind, place, marks=() if (row + column) % len(PLACES) in (0, 1) else pytest.mark.slow)
+            for row, kind in enumerate(KINDS)
+            for column, place in enumerate(PLACES)
+        ],
+    )
     def test_anywhere(self, kind: str, place: str) -> None:
+        """Each layout in two places, each place with half of the layouts; the other half takes as long again."""
         band, said = info_bar(kind)
         m = read_micrograph(encoded(Image.fromarray(PLACES[place](band)), "PNG"))
         assert m.banner is not None
@@ -270,6 +285,34 @@ class TestSample:
         assert m.sample[np.asarray(image) != clean].mean() < 0.05
         assert m.sample_fraction > 0.97
 
+    @pytest.mark.parametrize("quality", [None, 90, 75])
+    @pytest.mark.parametrize(("level", "filled"), [(255, True), (255, False), (0, True), (0, False)])
+    def test_black_and_white_arrows(self, level: int, filled: bool, quality: int | None) -> None:
+        """The specimen touches both levels, and JPEG spoils them: the outline tells, whichever way it points."""
+        clean = specimen(300, 400)
+        clean[20:40, 20:40], clean[20:40, 60:80] = 255, 0
+        image = Image.fromarray(clean)
+        pen = ImageDraw.Draw(image)
+        pen.line((60, 80, 170, 135), fill=level, width=5)
+        if filled:
+            pen.polygon([(186, 143), (158, 141), (168, 121)], fill=level)
+        else:
+            pen.line((158, 143, 178, 139, 166, 122), fill=level, width=5)
+        kind = ("PNG", {}) if quality is None else ("JPEG", {"quality": quality})
+        m = read_micrograph(encoded(image, kind[0], **kind[1]))
+        assert m.sample is not None
+        assert m.sample[np.asarray(image) != clean].mean() < 0.05
+        assert m.sample_fraction > 0.97
+
+    def test_bodies_are_no_arrows(self) -> None:
+        """Whatever is drawn as specimen here, sharp and clipped as it may be."""
+        for label in ("nanowires", "tips", "powder"):
+            for part in (slice(None), slice(None, None, -1)):
+                pixels = render_at_doses(label, [400.0], seed=7)[0].pixels[part]
+                low, high = np.percentile(pixels, [2, 98])
+                grey = np.clip((pixels - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+                assert all(ink.alone or ink.arrows is None for ink in drawings.inks(grey, None))
+
     def test_false_colour_is_no_drawing(self) -> None:
         grey = specimen(300, 400)
         picture = np.dstack([grey, 255 - grey, np.full_like(grey, 128)])
@@ -396,6 +439,15 @@ def test_largest_rectangle() -> None:
     assert sample[rows, columns].mean() > 0.9
     assert (rows.stop - rows.start) * (columns.stop - columns.start) >= 0.4 * sample.size
     assert largest_rectangle(np.zeros((64, 64), bool)) == (slice(0, 64), slice(0, 64))
+
+
+@pytest.mark.parametrize("levels", [65536, 4000, 2, 1])
+def test_sixteen_bits_become_eight_as_fractions_do(levels: int) -> None:
+    """They go through a table, for speed."""
+    deep = (100 + np.random.default_rng(0).integers(0, levels - 100 if levels > 9999 else levels, (70, 90))).astype(
+        np.uint16
+    )
+    assert np.array_equal(drawings.eight_bits(deep), drawings.eight_bits(deep.astype(np.float64)))
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((64, 64)), np.full((64, 64), np.nan), np.full((200, 200), 1e300)])

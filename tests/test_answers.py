@@ -220,15 +220,15 @@ def sized(name: str, value: float, unit: str = "nm", confidence: float = 0.9) ->
             sized("fibre_width", 1300.0),
             sized("grain_size", 9350.0, confidence=0.6),
             "Which image has the larger structures?",
-            "Image 2 seems to have the larger structures, though different things were measured: grain size 9350 nm in "
-            "image 2 (uncertain), fibre width 1300 nm in image 1.",
+            "Image 2 seems to have the larger structures, though different things were measured: grain size 9.35 um in "
+            "image 2 (uncertain), fibre width 1.3 um in image 1.",
         ),
         (
             sized("fibre_width", 1300.0),
             sized("grain_size", 2000.0),
             "Which image has the larger structures?",
-            "Which it is cannot be told, as different things were measured: grain size 2000 nm in image 2, fibre width "
-            "1300 nm in image 1.",
+            "Which it is cannot be told, as different things were measured: grain size 2 um in image 2, fibre width "
+            "1.3 um in image 1.",
         ),
         (
             sized("count", 12.0, ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import io
 import json
 import re
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
@@ -202,26 +204,45 @@ def test_words_are_shown_as_words(client: Client, tiff: Path) -> None:
 # ------------------------------------------------------------------------------------------- captions, classes
 
 
-def test_captions_come_as_table_csv_and_jsonl(client: Client, tiff: Path, tmp_path: Path) -> None:
+def captioned(client: Client, *given: Any) -> tuple[str, str]:
+    """Caption files to the end: the batch and its table."""
+    choice = client.predict(*given, api_name="/captions")
+    id = str(choice["value"] if isinstance(choice, dict) else choice)
+    while True:
+        line, table, *_ = client.predict(id, "", "all", "", [], 1, api_name="/batch")
+        if " done" in line:
+            return id, table
+        assert "captioned" in line or "Looking" in line
+        time.sleep(0.1)
+
+
+def test_captions_come_as_table_csv_jsonl_and_parquet(client: Client, url: str, tiff: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.tif"
     bad.write_bytes(b"not a tiff")
     formula = write_tiff(tmp_path / "=cmd.tif", seed=3, nm=None)
     files = [handle_file(file) for file in (tiff, bad, formula)]
-    table, sheet, lines = client.predict(files, "", api_name="/captions")
-    assert "3 done" in table
-    assert table.count("data:image/png") == 2
-    rows = [json.loads(line) for line in Path(_path(lines)).read_text().splitlines()]
+    id, table = captioned(client, files, "", "")
+    assert table.count("data:image/jpeg") == 2
+    assert "circularity" in table
+    texts = {}
+    for form in ("csv", "plain.csv", "jsonl", "parquet"):
+        reply = httpx.get(f"{url}/captions/{id}.{form}", cookies=client.cookies)
+        assert reply.status_code == 200, reply.text
+        texts[form] = reply.content
+    assert httpx.get(f"{url}/captions/{id}.csv").status_code == 404  # somebody else's
+    rows = [json.loads(line) for line in texts["jsonl"].splitlines()]
+    rows.sort(key=lambda row: str(row["path"]))
+    assert [row["path"] for row in rows] == ["=cmd.tif", "bad.tif", tiff.name]
     assert [bool(row["caption"]) for row in rows] == [True, False, True]
     assert rows[1]["error"]
     assert not LEAKS.search(rows[1]["error"])
-    with Path(_path(sheet)).open(newline="") as file:
-        cells = [cell for row in csv.reader(file) for cell in row]
+    assert rows[2]["mean_diameter_nm"] == pytest.approx(65.9, abs=0.5)
+    assert rows[0]["mean_diameter_nm"] is None
+    assert texts["csv"].startswith(b"\xef\xbb\xbf")
+    assert not texts["plain.csv"].startswith(b"\xef\xbb\xbf")
+    cells = [cell for row in csv.reader(texts["csv"].decode("utf-8-sig").splitlines()) for cell in row]
     assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t"))]
-
-
-def _path(download: Any) -> str:
-    value = download.get("value", download) if isinstance(download, dict) else download
-    return str(value["path"] if isinstance(value, dict) else value)
+    assert pq.read_table(io.BytesIO(texts["parquet"])).num_rows == 3
 
 
 def test_a_side_car_is_found_beside_its_picture(client: Client, tmp_path: Path) -> None:
@@ -234,20 +255,36 @@ def test_a_side_car_is_found_beside_its_picture(client: Client, tmp_path: Path) 
     assert "15 kV" in panel
 
 
-def test_classes_without_and_with_examples(client: Client, tmp_path: Path) -> None:
+def test_classes_without_and_with_examples(client: Client, url: str, tmp_path: Path) -> None:
     bright = [write_tiff(tmp_path / f"bright{n}.tif", seed=n, level=45000) for n in range(2)]
     dark = [write_tiff(tmp_path / f"dark{n}.tif", seed=n, level=5000) for n in range(2)]
     asked = [handle_file(bright[0]), handle_file(dark[0])]
-    table = client.predict(asked, "particles, powder", "", api_name="/classify")
+    table = client.predict(asked, "Labels", "particles, powder", "", api_name="/classify")
     assert "2 done" in table
     for label, files in (("light", bright), ("dim", dark)):
         summary, _ = client.predict(label, [handle_file(files[1])], api_name="/add_examples")
-    assert summary == "light: 1, dim: 1"
-    table = client.predict(asked, "light, dim", "", api_name="/classify")
+    assert summary == "dim: 1, light: 1"
+    table = client.predict(asked, "Labels", "light, dim", "", api_name="/classify")
     verdicts = re.findall(r'maemi-badge maemi-teal">([^<]+)<', table)
     assert verdicts == ["light", "dim"]
     with pytest.raises(AppError, match="two or more"):
-        client.predict(asked, "one", "", api_name="/classify")
+        client.predict(asked, "Labels", "one", "", api_name="/classify")
+    keys = re.findall(r'<input list="maemi-labels" data-tells="correction" data-value="([^"]+)"', table)
+    client.predict(f"{keys[0]}\tlight\n1", api_name="/correct_label")
+    table = client.predict(f"{keys[1]}\tgrey\n2", api_name="/correct_label")
+    assert "1 of 2 that you looked at were right" in table
+    assert table.count('class="maemi-wrong"') == 1
+    sheet = httpx.get(f"{url}/sorted.csv", cookies=client.cookies).content.decode("utf-8-sig")
+    told = list(csv.DictReader(sheet.splitlines()))
+    assert [(row["picture"], row["said"], row["predicted"]) for row in told] == [
+        ("bright0.tif", "light", "light"),
+        ("dark0.tif", "grey", "dim"),
+    ]
+    assert len(httpx.get(f"{url}/sorted.csv").text.splitlines()) == 1  # nothing of somebody else's
+    with pytest.raises(AppError, match="Nothing is left to label"):
+        client.predict(api_name="/label_next")
+    with pytest.raises(AppError, match="no longer in the table"):
+        client.predict("99\tlabel\tlight\n1", api_name="/correct_label")
 
 
 class _Tags(HTMLParser):
@@ -278,8 +315,10 @@ def test_names_and_labels_are_text_never_markup(client: Client, tmp_path: Path) 
     picture = write_tiff(tmp_path / f"{HOSTILE}.tif", nm=None)
     (tmp_path / f"{HOSTILE}.txt").write_text(f"$CM_FORMAT JEOL\n$CM_INSTRUMENT {HOSTILE}\n$CM_SIGNAL {HOSTILE}\n")
     _, panel = talk(client, "?", picture, tmp_path / f"{HOSTILE}.txt")
-    table = client.predict([handle_file(picture)], f"{HOSTILE}, <script>b</script>", "", api_name="/classify")
-    captions = client.predict([handle_file(picture)], "", api_name="/captions")[0]
+    labels = f"{HOSTILE}, <script>b</script>"
+    client.predict(api_name="/forget_examples")
+    table = client.predict([handle_file(picture)], "Labels", labels, "", api_name="/classify")
+    _, captions = captioned(client, [handle_file(picture)], "", "")
     for html in (panel, table, captions):
         assert not hostile_tags(html)
     assert hostile_tags(HOSTILE)  # the detector detects
@@ -397,19 +436,13 @@ def test_the_report_escapes_what_it_shows(tmp_path: Path, tiff: Path) -> None:
 
 def test_the_loss_chart_draws_every_step_inside_its_frame() -> None:
     chart = loss_chart([(1, 3.0), (2, 2.0), (3, 2.5)])
-    points = re.findall(r'class="raw" points="([^"]+)"', chart)[0].split()
-    pixels = [tuple(map(float, point.split(","))) for point in points]
-    assert len(pixels) == 3
-    assert all(0 <= x <= 920 and 0 <= y <= 260 for x, y in pixels)
+    each, median = (line.split() for line in re.findall(r'polyline points="([^"]+)"', chart))
+    pixels = [tuple(map(float, point.split(","))) for point in each]
+    assert len(pixels) == len(median) == 3
+    assert all(0 <= x <= 920 and 0 <= y <= 280 for x, y in pixels)
     assert pixels[0][1] < pixels[2][1] < pixels[1][1]  # a larger loss stands higher
+    assert "Training loss from 3.000 to 2.500 over 3 steps" in chart
     assert "No training steps" in loss_chart([])
-
-
-@pytest.mark.parametrize(
-    ("nm", "text"), [(0.42, "0.42 nm"), (312.4, "312 nm"), (999.9, "1000 nm"), (1234.0, "1.23 µm"), (2.5e6, "2.5 mm")]
-)
-def test_lengths_read_as_people_write_them(nm: float, text: str) -> None:
-    assert wording.length(nm) == text
 
 
 def test_the_window_keeps_the_grey_levels_of_deep_pictures_apart() -> None:

@@ -79,3 +79,39 @@ def test_candidates_learn(step_7b: Any, name: str, checkpointed: bool) -> None:
         losses.append(loss.item())
     assert losses[0] == pytest.approx(math.log(96), rel=0.1)
     assert losses[-1] < losses[0] - 0.2
+
+
+def test_whole_steps_count_what_lives_at_once() -> None:
+    """Two tensors that live together count together, one after another once; a view counts nothing."""
+    adapters = load_benchmark("adapters")
+
+    def together() -> None:
+        first, second = torch.ones(1000), torch.ones(500)
+        assert first.view(10, 100).shape[0] + len(second) == 510
+
+    def after_another() -> None:
+        for _ in range(3):
+            torch.ones(1000).sum()
+
+    assert adapters.counted_peak(together, []) == 4 * 1500
+    assert adapters.counted_peak(after_another, []) == 4 * 1000 + 4
+    assert adapters.counted_peak(lambda: None, [torch.nn.Linear(10, 10)]) == 4 * 110
+
+
+def test_the_subspace_peer_is_lora_but_for_the_gradient_of_a() -> None:
+    """Exact outputs and gradients of x; A's gradient is that of an input inside the subspace, and nothing wide is kept."""
+    adapters = load_benchmark("adapters")
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(4, 128))
+    peer = adapters.InSubspace(weight)
+    inside = torch.randn(7, adapters.SUBSPACE) @ peer.directions.T
+    gradients = []
+    for way in (peer, lambda x: x @ weight.T):
+        x = inside.clone().requires_grad_()
+        (way(x) ** 2).sum().backward()
+        gradients.append((x.grad, weight.grad.clone()))
+        weight.grad = None
+    for mine, exact in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-4, atol=1e-4)
+    x = torch.randn(7, 128, requires_grad=True)
+    assert adapters.saved_bytes(peer, x) == 4 * 7 * adapters.SUBSPACE

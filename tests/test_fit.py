@@ -412,6 +412,8 @@ def test_pictures_in_folders_are_told_apart_and_explained(
     report = json.loads(out.out)
     assert "target class: 2 classes (blobs 12, stripes 12)" in out.err
     assert report["modalities"] == ["texture"]
+    assert report["heads"]["class"]["shares"] == {"fused": 1.0}  # four groups are too few to choose by
+    assert set(report["test"]["heads"]["class"]) == {"fused", "constant", "texture"}
     assert any("a coverage of 90% needs 9" in warning for warning in report["warnings"])
     new = tmp_path / "new"
     new.mkdir()

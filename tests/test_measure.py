@@ -13,7 +13,7 @@ from scipy import ndimage
 from assistant.measure import FACT_NAMES, Fact, Facts, disagreements, measure, measure_pixels
 from assistant.measurements import bodies, confidence, findings, lines, picture, rims, segmentation, texture
 from assistant.micrograph import Calibration, Micrograph, Window
-from assistant.quantities import written
+from assistant.quantities import typeset, written
 
 GREY = ("mean_grey", "contrast", "sharpness", "noise")
 
@@ -654,14 +654,15 @@ FACTS = Facts(
 def test_the_line_is_short_stable_and_in_order_of_importance() -> None:
     """It is part of the student's input, so its wording must never move, and 1312 nm never reads 1.31e+03."""
     assert FACTS.line() == (
-        "count 84; mean diameter 1310 nm; aspect ratio 1.04; nearest neighbour 2400000 nm; coverage 0.012 %; noise 3 %"
+        "count 84; mean diameter 1.31 um; aspect ratio 1.04; nearest neighbour 2.4 mm; coverage 0.012 %; noise 3 %"
     )
 
 
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
-        (312.04, "nm", "312 nm"), (1312.4, "nm", "1310 nm"), (2.4e6, "nm", "2400000 nm"), (4.18, "px", "4.18 px"),
+        (0.42, "nm", "0.42 nm"), (312.04, "nm", "312 nm"), (999.9, "nm", "1 um"), (1312.4, "nm", "1.31 um"),
+        (2.4e6, "nm", "2.4 mm"), (9.1e9, "nm", "9100 mm"), (1825.0, "nm/px", "1.82 um/px"), (4.18, "px", "4.18 px"),
         (151.6, "deg", "152 deg"), (7.14, "deg", "7 deg"), (33.87, "%", "34 %"), (9.01, "%", "9 %"),
         (0.0123456, "%", "0.012 %"), (1e-9, "%", "0.000000001 %"), (99.96, "%", "100 %"), (0.0869, "", "0.09"),
         (0.0039, "", "0"), (1.5, "", "1.5"), (84, "", "84"), (1e6, "", "1000000"), (0.0, "nm", "0 nm"),
@@ -670,6 +671,7 @@ def test_the_line_is_short_stable_and_in_order_of_importance() -> None:
 def test_a_value_has_the_digits_that_it_is_good_for(value: float, unit: str, text: str) -> None:
     """Never an exponent, never 7.14 degrees from a measurement that is good to one."""
     assert written(value, unit) == text
+    assert typeset(value, unit).replace("µ", "u").replace("°", " deg") == text
 
 
 def test_the_line_has_at_most_twelve_entries() -> None:

@@ -91,13 +91,6 @@ def test_round_lengths(target: float, length: float) -> None:
     assert canvas.round_length(target) == pytest.approx(length)
 
 
-def test_lengths_are_written_in_the_unit_a_person_would_choose() -> None:
-    assert canvas.length_text(500, "nm") == "500 nm"
-    assert canvas.length_text(2000, "nm") == "2 µm"
-    assert canvas.length_text(5e6, "nm") == "5 mm"
-    assert canvas.length_text(200, "px") == "200 px"
-
-
 def test_figures_of_any_shape_do_not_crash() -> None:
     for shape in ((33, 500), (400, 40), (64, 64)):
         grey = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from assistant.measure import Fact, Facts, Known, corrected
 from assistant.measurements.corrections import sentence_of
-from assistant.quantities import MEASURED, QUANTITIES, canonical_unit, read_amounts, states, written
+from assistant.quantities import MEASURED, QUANTITIES, UNITS, canonical_unit, read_amounts, states, written
+from serve import wording
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_any_text_can_be_read(text: str) -> None:
 def test_what_is_written_is_read_back_and_states_its_value(unit: str, value: float) -> None:
     """Guards the round trip of every fact through a text: no value is its own contradiction."""
     (amount,) = read_amounts(f"It is {written(value, unit)}.")
-    assert amount.unit == unit
+    assert amount.dimension == (UNITS[unit].dimension if unit else "")
     if float(written(value, unit).split()[0]) != 0:
         assert states(amount, value, unit)
 
@@ -224,3 +225,17 @@ def test_a_sentence_that_names_a_picture_speaks_of_that_one(sentence: str, stays
     """Seen failing while a number of either picture was true of both."""
     other = Known(Facts("particles", (Fact("count", 7.0, "", "m", 0.9),)))
     assert (corrected(sentence, KNOWN, other) == sentence) is stays
+
+
+def test_a_size_and_a_scale_read_the_same_in_an_answer_on_the_page_and_on_the_figure() -> None:
+    """An answer said "1130000 nm" beside a panel that said 1.13 mm, and gave a pixel size with an exponent."""
+    known = Known(Facts("particles", (Fact("mean_diameter", 1312.4, "nm", "m", 0.9),)), nm_per_pixel=352_777.0)
+    size, scale = known.get("mean_diameter"), known.get("pixel_size")
+    assert size is not None
+    assert scale is not None
+    assert sentence_of(size) == "The mean diameter is 1.31 um."
+    assert sentence_of(scale) == "The pixel size is 352.8 um."
+    assert corrected("The mean diameter is 1312 nm.", known) == "The mean diameter is 1312 nm."
+    assert [value for _, value, _ in wording.fact_rows(known.facts.as_dict())] == ["1.31 µm"]
+    info = {"pixel_size_nm": 352_777.0, "pixel_size_source": "user", "pixel_size_confidence": 1.0}
+    assert wording.pixel_size(info) == "352.8 µm/px (you)"

@@ -19,6 +19,7 @@ LISTED_BY_FOLDER = (
     "data_gen/questions/prompts",
     "assistant/weights",
     "configs/ablations",
+    "configs/accelerate",
     "docs/images",
     "examples/LICENSES",
 )

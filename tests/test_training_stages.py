@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from instruction_data import write_dataset
+from safetensors.torch import load_file
 from students import tiny_config, write_tiny_base
 from test_trainer import interrupted, weights
 
@@ -154,3 +155,21 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
         found += [(event.step, value.simple_value) for value in event.summary.value if value.tag == tag]
         at += size + 16
     return found
+
+
+# ---------------------------------------------------------------------------------- moments in 8 bits
+
+
+def test_moments_in_8_bits_take_a_quarter_and_survive_a_kill(data: Path, base: Path, tmp_path: Path) -> None:
+    config = settings(base, "training.moments=8bit", "training.steps=3", "training.save_every=1",
+                      "training.validate_every=0", "text_encoder.dim=64")  # fmt: skip
+    train(config, data, tmp_path / "whole", device="cpu")
+    interrupted(config, data, tmp_path / "torn", after=2)
+    newest = tmp_path / "torn" / "checkpoints" / "checkpoint-1"
+    moments = {name: t for name, t in load_file(newest / "optimizer.safetensors").items() if name.endswith("state1")}
+    large = [t for t in moments.values() if t.numel() > 4096]  # smaller ones stay in float32, as the library has it
+    assert large
+    assert {t.dtype for t in large} == {torch.uint8}
+    train(config, data, tmp_path / "torn", device="cpu")
+    whole, torn = weights(tmp_path / "whole"), weights(tmp_path / "torn")
+    assert [name for name in whole if not torch.equal(whole[name], torn[name])] == []

@@ -13,7 +13,7 @@ import numpy as np
 
 from assistant.errors import DatasetError, MaemiError, MicrographError, RunError
 from assistant.explain import Explanation, explain, save_over
-from assistant.heads import Verdict, log_odds
+from assistant.heads import NumberTold, Verdict, log_odds
 from assistant.micrograph import Micrograph, find_micrographs, read_micrograph, to_model_input
 from assistant.predictor import UNKNOWN, Items, Predicted, Prediction, Predictor
 from assistant.progress import Progress
@@ -23,6 +23,8 @@ from training.labelled import LabelledRow, read_cells, rows_of
 from training.pictures import FeatureExtractor, computed, extractor_of
 
 _SIDE = 256
+_METHOD = "head of the fitted run"
+_TOO_UNLIKE = "the picture is too unlike those that the classifier was trained on"
 
 
 class Applied:
@@ -30,6 +32,7 @@ class Applied:
 
     def __init__(self, predictor: Predictor, extractor: FeatureExtractor | None) -> None:
         self.predictor, self.extractor = predictor, extractor
+        self._last: tuple[Micrograph, Prediction | None] | None = None  # so that a picture is looked at once
 
     @classmethod
     def load(cls, run: Path) -> Applied:
@@ -88,25 +91,48 @@ class Applied:
 
     def verdicts(self, m: Micrograph) -> tuple[Verdict, ...]:
         """What the run says of a picture alone. A class is said where the set that holds the true one has it alone."""
-        values = computed(m, self.extractor)
-        if not any(values.get(name) is not None for name in self.predictor.modalities):
-            return ()
         told = []
-        prediction = self.predictor.predict([values])[0]
-        for predicted in prediction.targets:
+        prediction = self._alone(m)
+        for predicted in prediction.targets if prediction else ():
             classes = self.words.get(predicted.target.name)
             if classes is None:
                 continue
             reason = ""
-            if prediction.distance > 1.0:
-                reason = "the picture is too unlike those that the classifier was trained on"
+            if prediction and prediction.distance > 1.0:
+                reason = _TOO_UNLIKE
             elif len(predicted.likely) != 1 or predicted.verdict == UNKNOWN:
                 reason = "the classifier is not sure enough of any of its words"
             best = int(np.argmax(predicted.probabilities))
             shares = dict(zip(classes, predicted.probabilities, strict=True))
-            sure = predicted.probabilities[best]
-            told.append(Verdict(predicted.target.name, classes[best], sure, reason, shares, "head of the fitted run"))
+            told.append(
+                Verdict(predicted.target.name, classes[best], predicted.probabilities[best], reason, shares, _METHOD)
+            )
         return tuple(told)
+
+    def numbers(self, m: Micrograph) -> tuple[NumberTold, ...]:
+        """The numbers that the run tells from a picture alone, each said where an interval can be promised."""
+        told = []
+        prediction = self._alone(m)
+        for one in prediction.targets if prediction else ():
+            if one.target.classes or one.value is None:
+                continue
+            reason = "too few groups were held out to promise an interval" if one.low is None else ""
+            if prediction and prediction.distance > 1.0:
+                reason = _TOO_UNLIKE
+            target = one.target
+            told.append(
+                NumberTold(target.name, one.value, target.unit, one.low, one.high, target.coverage, _METHOD, reason)
+            )
+        return tuple(told)
+
+    def _alone(self, m: Micrograph) -> Prediction | None:
+        """What is predicted of a picture by itself; None where the run learned nothing that a picture tells."""
+        last = self._last
+        if last is None or last[0] is not m:
+            values = computed(m, self.extractor)
+            here = any(values.get(name) is not None for name in self.predictor.modalities)
+            self._last = last = m, self.predictor.predict([values])[0] if here else None
+        return last[1]
 
     def explanation(self, row: LabelledRow, prediction: Prediction, overlay: Path | None) -> dict[str, Any]:
         """What a prediction rests on: the weight of each modality, what it changed, and where in the picture."""

@@ -32,16 +32,19 @@ from assistant.encoders.table import TableEncoder
 from assistant.encoders.text import FrozenTextEncoder, TextEncoder
 from assistant.encoders.vector import VectorEncoder
 from assistant.errors import DatasetError, MaemiError, RunError
-from assistant.evidence import evidential_loss, fit_temperature, number_evidence, number_loss
+from assistant.evidence import evidential_loss, number_evidence, number_loss
 from assistant.fusion import drop_probability
 from assistant.heads import NEVER, Heads, LabelledFeatures, fit_heads
+from assistant.plain import FUSED, fit_plain, supported
 from assistant.predictor import Design, Items, Predicted, Predictor, Target
 from assistant.progress import Progress
+from training.kept import Kept, key_of
 from training.labelled import Labelled, LabelledRow, find_leaks, read_labelled
 from training.metrics import classification_scores
 from training.pictures import FeatureExtractor, picture_values
+from training.trust import choose, crossed
 
-HEAD, REPORT = "head", "report.json"
+HEAD, REPORT, STATE = "head", "report.json", "training"
 ENCODERS: dict[str, type[Encoder]] = {
     "texture": VectorEncoder,
     "image": VectorEncoder,
@@ -88,10 +91,12 @@ def fit(
 ) -> dict[str, Any]:
     """Fit heads and write them to `out/head`, with `out/report.json`; the report.
 
+    The same call after an interruption goes on where a state was last kept, in `out/training`, to the same end.
     `found` is told what the table holds before anything is trained; `extractor` is loaded where there are pictures.
     Raises ConfigError, DatasetError, and RunError `other_run` where `out` holds something else.
     """
-    if out.exists() and any(out.iterdir()) and not (out / HEAD).is_dir():
+    held = [path.name.lstrip(".") for path in out.iterdir()] if out.exists() else []
+    if held and not any(name.startswith((HEAD, REPORT, STATE)) for name in held):
         raise RunError("other_run", f"{out} holds something else. Choose another --out.")
     columns = [name for name in choices.ignore if name not in ENCODERS]
     labelled = read_labelled(source, choices.targets, ignore=columns, group=choices.group)
@@ -105,19 +110,22 @@ def fit(
     parts = split_rows(labelled, config.fit, seed=config.seed)
     _say_parts(labelled, parts, config.fit)
     found(labelled)
-    predictor = fit_rows(labelled, parts, config, choices, progress=progress)
+    key = key_of(labelled.rows, config.fit, config.seed, choices, labelled.units)
+    kept = Kept(out / STATE, key, config.fit.save_every)
+    predictor = fit_rows(labelled, parts, config, choices, progress=progress, kept=kept)
     report = {
         "findings": labelled.findings,
         "warnings": labelled.warnings,
         "groups": {name: len({row.group for row in rows}) for name, rows in parts.items()},
         "rows": {name: len(rows) for name, rows in parts.items()},
         "modalities": list(predictor.modalities),
+        "heads": predictor.about["heads"],
         "settings": config.fit.model_dump(mode="json"),
         "seed": config.seed,
         "test": score(predictor, parts["test"], parts["train"]) if parts["test"] else None,
     }
     seen = [fingerprint(row.picture) for row in labelled.rows if row.picture]
-    about = {
+    about = predictor.about | {
         "roles": labelled.roles,
         "extractor": looks.name if looks else None,
         "units": labelled.units,
@@ -125,6 +133,7 @@ def fit(
     }
     predictor.save(out / HEAD, about)
     write_file(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    kept.forget()
     return report
 
 
@@ -193,13 +202,14 @@ def fit_rows(
     choices: Choices = Choices(),
     *,
     progress: Progress = lambda done, total, text: None,
+    kept: Kept | None = None,
 ) -> Predictor:
     """Build, train and calibrate a predictor on rows whose values are filled. The same seed gives the same one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         predictor = build(labelled, parts["train"], config.fit, choices)
         items = [predictor.items(row.values) for row in parts["train"]]
-        train(predictor, items, truths(predictor.targets, parts["train"]), config.fit, progress)
+        train(predictor, items, truths(predictor.targets, parts["train"]), config.fit, progress, kept)
     return calibrate(predictor, parts["train"], parts["calibration"], items, config.fit)
 
 
@@ -247,26 +257,34 @@ def build(labelled: Labelled, rows: Sequence[LabelledRow], settings: FitConfig, 
 
 
 def train(
-    predictor: Predictor, rows: Sequence[Items], truth: Sequence[Tensor], settings: FitConfig, progress: Progress
+    predictor: Predictor,
+    rows: Sequence[Items],
+    truth: Sequence[Tensor],
+    settings: FitConfig,
+    progress: Progress,
+    kept: Kept | None = None,
 ) -> None:
-    """Minimise the losses of all targets; the predictor ends with the running mean of its weights."""
+    """Minimise the losses of all targets; the predictor ends with the running mean of its weights.
+
+    With `kept`, the state is written there now and then, and a training that was killed goes on bit for bit.
+    """
     steps = min(max(settings.epochs * len(rows) // settings.batch_size, settings.least_steps), settings.most_steps)
     parameters = [p for p in predictor.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    kept = [p.detach().clone() for p in parameters]
+    rate, decay = settings.learning_rate, settings.weight_decay
+    # Fused: one tensor after the other, a step would take as long as a pass.
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps))
+    means = [p.detach().clone() for p in parameters]
     order: list[int] = []
+    first = 0
+    if kept is not None:
+        first, order = kept.load(parameters, means, optimizer, schedule)
     predictor.train()
-    for step in range(steps):
+    for step in range(first, steps):
         if len(order) < min(settings.batch_size, len(rows)):
             order = torch.randperm(len(rows)).tolist()
         chosen, order = order[: settings.batch_size], order[settings.batch_size :]
         done = step / steps
-        # The learning rate rises, then falls to 0 along a cosine.
-        share = (
-            max(done / RISE, 0.01) if done < RISE else 0.5 * (1.0 + math.cos(math.pi * (done - RISE) / (1.0 - RISE)))
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * share
         drop = drop_probability(done, settings.modality_dropout) if len(predictor.modalities) > 1 else 0.0
         outputs, fused = predictor([rows[i] for i in chosen], drop=drop)
         loss = settings.entropy * fused.disorder + settings.reconstruction * fused.reconstruction
@@ -278,13 +296,21 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         optimizer.step()
-        torch._foreach_lerp_(kept, [p.detach() for p in parameters], 1.0 - min(AVERAGE, (1 + step) / (10 + step)))
+        schedule.step()
+        torch._foreach_lerp_(means, [p.detach() for p in parameters], 1.0 - min(AVERAGE, (1 + step) / (10 + step)))
         if step % 20 == 0 or step + 1 == steps:
             progress(step + 1, steps, f"loss {loss.item():.3f}")
+        if kept is not None and (step + 1) % kept.every == 0 and step + 1 < steps:
+            kept.save(step + 1, order, parameters, means, optimizer, schedule)
     with torch.no_grad():
-        for parameter, mean in zip(parameters, kept, strict=True):
+        for parameter, mean in zip(parameters, means, strict=True):
             parameter.copy_(mean)
     predictor.eval()
+
+
+def _rate(done: float) -> float:
+    """Share of the learning rate: it rises, then falls to 0 along a cosine."""
+    return max(done / RISE, 0.01) if done < RISE else 0.5 * (1.0 + math.cos(math.pi * (done - RISE) / (1.0 - RISE)))
 
 
 def truths(targets: Sequence[Target], rows: Sequence[LabelledRow]) -> list[Tensor]:
@@ -307,26 +333,50 @@ def calibrate(
     items: Sequence[Items],
     settings: FitConfig,
 ) -> Predictor:
-    """Temperatures and conformal quantiles from held-out groups, and what is familiar from the training rows."""
-    fixed = predictor.fixed(items)
-    familiarity = Familiarity.of(fixed, [row.group for row in known]) if fixed.shape[1] else None
-    targets = []
-    outputs, _ = predictor.outputs([predictor.items(row.values) for row in held]) if held else ([], None)
-    for target, out, truth in zip(predictor.targets, outputs, truths(predictor.targets, held), strict=bool(held)):
-        here = truth >= 0 if target.classes else truth.isfinite()
+    """Plain heads beside the fused one; shares, temperatures and conformal quantiles from held-out groups.
+
+    What was chosen is in `about["heads"]`, by target.
+    """
+    fixed, vectors = predictor.fixed(items), predictor.vectors(items)
+    for target, truth in zip(predictor.targets, truths(predictor.targets, known), strict=True):
+        here = (truth >= 0 if target.classes else truth.isfinite()).numpy()
+        taught = {name: part[here] for name, part in vectors.items()}
+        predictor.plain[target.name] = fit_plain(taught, truth.numpy()[here], len(target.classes))
+    held_items = [predictor.items(row.values) for row in held]
+    outputs = predictor.outputs(held_items)[0] if held else []
+    opinions = predictor.told(held_items, outputs) if held else []
+    targets, chosen = [], {}
+    for target, out, told, truth in zip(
+        predictor.targets, outputs, opinions, truths(predictor.targets, held), strict=bool(held)
+    ):
+        here = (truth >= 0 if target.classes else truth.isfinite()).numpy()
         groups = [row.group for row, labelled in zip(held, here.tolist(), strict=True) if labelled]
         if not groups:
             targets.append(target)
             continue
-        out, truth = out[here].double(), truth[here]
+        told, true, count = {name: said[here] for name, said in told.items()}, truth.numpy()[here], len(set(groups))
+        trust, said = choose(told, true, groups), crossed(told, true, groups)
         if target.classes:
-            temperature = fit_temperature(out, truth)
-            scores = class_scores((out / temperature).softmax(-1).numpy(), truth.numpy())
-            target = replace(target, temperature=temperature)
+            scores = class_scores(supported(said, count), true)
         else:
-            found = number_evidence(out)
-            scores = number_scores(found.mean.numpy(), found.deviation.numpy(), truth.double().numpy())
-        targets.append(replace(target, quantile=quantile_by_group(scores, groups, settings.coverage)))
+            deviations = number_evidence(out[torch.from_numpy(here)].double()).deviation.numpy()
+            scores = number_scores(said[:, 0], deviations, true)
+        targets.append(
+            replace(
+                target,
+                temperature=trust.temperatures.get(FUSED, 1.0),
+                quantile=quantile_by_group(scores, groups, settings.coverage),
+                shares=trust.shares,
+                held_groups=count,
+            )
+        )
+        plain = predictor.plain[target.name]
+        predictor.plain[target.name] = {
+            name: head.softened(trust.temperatures.get(name, 1.0)) for name, head in plain.items()
+        }
+        chosen[target.name] = {"shares": trust.shares, "held_out_loss": trust.losses, "sentence": trust.sentence}
+    predictor.about["heads"] = chosen
+    familiarity = Familiarity.of(fixed, [row.group for row in known]) if fixed.shape[1] else None
     return predictor.calibrated(targets or predictor.targets, familiarity, silence(predictor, known, fixed))
 
 
@@ -366,7 +416,22 @@ def score(predictor: Predictor, rows: Sequence[LabelledRow], known: Sequence[Lab
                 alone[name] = _scores(
                     predictor, *_unzipped([({name: i[name]}, r) for r, i in pairs]), known, brief=True
                 )
-    return {"targets": whole, "without": without, "alone": alone}
+    return {"targets": whole, "without": without, "alone": alone, "heads": _by_head(predictor, items, rows)}
+
+
+def _by_head(predictor: Predictor, items: Sequence[Items], rows: Sequence[LabelledRow]) -> dict[str, dict[str, float]]:
+    """What each head alone reaches, by target: the share that is right, or the mean absolute error in its unit."""
+    reached: dict[str, dict[str, float]] = {}
+    opinions = predictor.told(items, predictor.outputs(items)[0])
+    for target, told, truth in zip(predictor.targets, opinions, truths(predictor.targets, rows), strict=True):
+        true, own = truth.numpy(), reached.setdefault(target.name, {})
+        for name, said in told.items():
+            here = np.isfinite(said).all(axis=1) & (true >= 0 if target.classes else np.isfinite(true))
+            if here.any() and target.classes:
+                own[name] = float((said[here].argmax(axis=1) == true[here]).mean())
+            elif here.any():
+                own[name] = float(np.abs(said[here, 0] - true[here]).mean() * target.scale)
+    return reached
 
 
 def _scores(

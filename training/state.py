@@ -31,7 +31,7 @@ def save_training_state(
     tensors = {f"random.{rank}.{name}": t for rank, one in enumerate(randoms) for name, t in one.tensors.items()}
     plain: dict[str, dict[str, Any]] = {}
     for number, entries in state["state"].items():
-        for key, value in entries.items():
+        for key, value in _flat(entries):
             if isinstance(value, Tensor):
                 tensors[f"state.{number}.{key}"] = value.detach().cpu().contiguous().clone()
             else:
@@ -68,14 +68,31 @@ def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer, scheduler:
     from safetensors.torch import load_file
 
     document = json.loads((directory / STATE).read_text())
-    state: dict[int, dict[str, Any]] = {int(number): dict(entries) for number, entries in document["plain"].items()}
+    state: dict[int, dict[str, Any]] = {}
+    for number, entries in document["plain"].items():
+        for key, value in entries.items():
+            _put(state.setdefault(int(number), {}), key, value)
     for name, tensor in load_file(str(directory / OPTIMIZER)).items():
         kind, number, *key = name.split(".", 2)
         if kind == "state":
-            state.setdefault(int(number), {})[key[0]] = tensor
+            _put(state.setdefault(int(number), {}), key[0], tensor)
     groups = [{**group, "betas": tuple(group["betas"])} for group in document["param_groups"]]  # JSON has no tuples
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     scheduler.load_state_dict(document["scheduler"])
+
+
+def _flat(entries: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The entries of one parameter; those that bitsandbytes keeps in a dictionary of their own as `outer/inner`."""
+    flat: list[tuple[str, Any]] = []
+    for key, value in entries.items():
+        flat += [(f"{key}/{name}", one) for name, one in value.items()] if isinstance(value, dict) else [(key, value)]
+    return flat
+
+
+def _put(entries: dict[str, Any], key: str, value: Any) -> None:
+    """The reverse of `_flat` for one entry."""
+    outer, _, inner = key.rpartition("/")
+    (entries.setdefault(outer, {}) if outer else entries)[inner] = value
 
 
 def load_random_state(directory: Path, rank: int = 0) -> None:

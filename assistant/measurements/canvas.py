@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from assistant.measurements.picture import F64, Mask
+from assistant.quantities import typeset
 
 RGB = tuple[int, int, int]
 TEAL, AMBER, ROSE, WHITE, INK = (45, 212, 191), (255, 184, 77), (255, 99, 132), (245, 247, 250), (11, 15, 22)
@@ -50,15 +51,6 @@ def round_length(target: float) -> float:
     """The largest of 1, 2, 5 times a power of ten that is not above `target`."""
     power = 10.0 ** np.floor(np.log10(target))
     return float(max(step * power for step in (1, 2, 5) if step * power <= target * 1.0001))
-
-
-def length_text(length: float, unit: str) -> str:
-    """A round length in the unit a person would choose."""
-    if unit == "nm" and length >= 1e6:
-        length, unit = length / 1e6, "mm"
-    elif unit == "nm" and length >= 1000:
-        length, unit = length / 1000, "µm"
-    return f"{length:g} {unit}"
 
 
 @lru_cache(maxsize=8)
@@ -157,7 +149,7 @@ class Canvas:
     def scale_bar(self, unit: str, per_pixel: float) -> None:
         """A round length at the upper right; `per_pixel` is the size of a picture px in `unit`."""
         length = round_length(max(_BAR_SHARE * self.size[0] / self.scale * per_pixel, 1e-12))
-        long, words = length / per_pixel * self.scale, length_text(length, unit)
+        long, words = length / per_pixel * self.scale, typeset(length, unit)
         right, top = self.size[0] - MARGIN, MARGIN
         wide = max(long, self.text_width(words, 16)) + 24
         self.plate(right - wide, top, right, top + 46)

@@ -32,7 +32,7 @@ READ: Mapping[str, tuple[str, str]] = {
 LIKELY, SURE = 0.5, 0.8
 """Confidence from which an answer states a measured fact, and from which it does so without a word of doubt.
 
-Of facts at 0.8 and more, 94 % lay within their tolerance on pictures held apart (docs/measurement.md).
+Of facts at 0.8 and more, 93 % lay within their tolerance on pictures held apart (docs/measurement.md).
 """
 
 
@@ -65,14 +65,13 @@ class Fact:
 
     @property
     def written(self) -> str:
-        """The value as an answer states it: "312 nm", "20 kV", "5000x", "SE2"; "" where there is none."""
+        """The value as an answer states it: "312 nm", "1.3 um", "20 kV", "5000x", "SE2"; "" where there is none."""
         if self.value is None:
             return self.text
         if self.name == "magnification":
             return f"{self.value:.10g}x"
-        if QUANTITIES[self.name].source == "read":  # not measured, so not rounded to what a measurement is good for
-            return f"{self.value:.4g} {self.unit}"
-        return written(self.value, self.unit)
+        read = QUANTITIES[self.name].source == "read"  # so not rounded to what a measurement is good for
+        return written(self.value, self.unit, figures=4 if read else 3)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from assistant.measurements.findings import Findings
 from assistant.measurements.marks import Marks, Strokes
 from assistant.measurements.objects import outlines
 from assistant.measurements.picture import CROP, F32, F64, block_mean
-from assistant.quantities import QUANTITIES, digits
+from assistant.quantities import QUANTITIES, typeset
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -75,7 +75,7 @@ def _key_of_sizes(canvas: Canvas, it: Drawing) -> None:
         return
     per_pixel = mean.value / float(objects.geometry.diameter[objects.good & objects.whole].mean() - 2 * objects.outset)
     low, high = (f(objects.geometry.diameter[sized]) - 2 * objects.outset for f in (np.min, np.max))
-    ends = [_quantity(float(v) * per_pixel, mean.unit) for v in (low, high)]
+    ends = [typeset(float(v) * per_pixel, mean.unit) for v in (low, high)]
     left, wide = MARGIN, 150
     canvas.plate(left, MARGIN, left + wide + 28, MARGIN + 46)
     for step in range(wide):
@@ -236,12 +236,6 @@ KEYS: dict[str, Callable[[Canvas, Drawing], None]] = {
 """What is told beside it."""
 
 
-def _quantity(value: float, unit: str) -> str:
-    if unit == "nm" and value >= 1000:
-        value, unit = (value / 1e6, "mm") if value >= 1e6 else (value / 1e3, "µm")
-    return digits(value, unit) + {"deg": "°", "": ""}.get(unit, f" {unit}")
-
-
 def drawn_figures(
     display: NDArray[np.uint8], found: Findings, facts: Facts, *, nm_per_pixel: float | None
 ) -> dict[str, Image.Image]:
@@ -259,7 +253,7 @@ def drawn_figures(
         unit, per_pixel = ("px", 1.0) if nm_per_pixel is None else ("nm", nm_per_pixel)
         canvas.scale_bar(unit, per_pixel)
         said = [(fact.name.replace("_", " "), fact.value, fact.unit) for fact in applied[:3]]
-        title = "   ".join(f"{name} {_quantity(value, unit)}" for name, value, unit in said if value is not None)
+        title = "   ".join(f"{name} {typeset(value, unit)}" for name, value, unit in said if value is not None)
         canvas.caption(title[:1].upper() + title[1:], f"{applied[0].method}, {applied[0].confidence:.0%} sure")
         made[name] = canvas.finished()
     return made

@@ -155,7 +155,7 @@ def _written_over(frame: Frame, *, bar_known: bool) -> Annotation:
             boxes = [box for box, _ in ink.lines[:MOST_TEXTS]] + ink.bars[:MOST_BARS]
             found.boxes += [box.grown(RIM, ink.mask.shape) for box in boxes if ink.is_sharp(box)]
     found.ink = flat_strokes(frame.pixels)
-    sure = [ink.mask for ink in drawn if ink.alone]
+    sure = [mask for ink in drawn if (mask := ink.mask if ink.alone else ink.arrows) is not None]
     if sure:  # with the rim that smoothing and JPEG reach
         grown = ndimage.binary_dilation(np.logical_or.reduce(sure), np.ones((3, 3), bool), iterations=RIM)
         found.ink = np.asarray(grown if found.ink is None else grown | found.ink)

@@ -13,6 +13,7 @@ import numpy as np
 from assistant.arrays import Mask, Pixels
 from assistant.readers.frame import VIVID, vividness
 from assistant.readers.sample import largest_rectangle
+from assistant.readers.window import level_counts
 
 NEAR = 12  # [levels of 256]: how far JPEG takes a pure level off
 SOFT = 0.3  # of the range below the pure level over which ink fades out: smoothed edges of letters
@@ -25,6 +26,7 @@ MOST_PIECES, MOST_GLYPHS = 6000, 600
 LETTER_PX, LETTER_SHARE = 7, 0.08  # height of a letter: least [px] and largest [of the frame]
 BAR_PX, _BAR_SHARE = 24, 0.65  # length of a scale bar: least [px] and largest [of the width]
 _STEEP, ALL_AROUND = 50, 0.95  # grey levels between ink and what lies two pixels off, and how much of its rim has them
+MUCH_AROUND = 0.88  # ... where the outline is that of an arrow: it may end on something of its own level
 LINE = 0.97  # share of a line's length, or of an end mark's height, that is ink
 _SLENDER = 4.0  # a bar is so many times as long as high
 SOLID, SMEARED = 0.85, 0.75  # share of a bar's box that is ink, and of a coloured one: JPEG keeps half of its colour
@@ -36,6 +38,12 @@ SMOOTH_SHARE = 0.02  # share of a picture that may be as flat as a stroke: in no
 GREY_INK = (24, 232)  # levels that no specimen is clipped to
 STROKE_RING, STROKE_CONTRAST, STROKE_EDGE = 4, 6, 0.75  # [px] around a stroke; levels by which how much of it differs
 MOST_STROKES = 100
+SHORTEST_ARROW, _ARROW_SHARE = 32, 0.4  # length of an arrow: least [px] and largest [of the frame's width]
+ARROW_SLENDER = 1.5  # an arrow is at least so many times as long as its head is wide
+SHAFT_SHARE, SHAFT_SPREAD = 0.3, 0.35  # of an arrow's length: its shaft, at least; how much the shaft's width varies
+_STRAIGHT, STRAIGHT_SHARE = 0.7, 0.05  # how far its middle line may leave a straight one: [px], or of the head's width
+NARROWEST_HEAD, HEAD_OVER_SHAFT = 9.0, 1.8  # [px], and as a multiple of the shaft's width
+TAPER = 0.15  # how far off a straight line the head may taper, as a share of its width
 RIM = 3  # [px] around a drawing that smoothing and JPEG reach
 TILE_SIDE = 15  # [px] a missing tile has at least
 TILE_SHARE, TILE_FILLED = 0.01, 0.98  # of a missing tile: least share of the frame, and of its box that is constant
@@ -144,19 +152,40 @@ class Ink:
             found.append((Box(int(left), int(top), int(right), int(bottom)), len(group)))
         return sorted(found, key=lambda line: -line[1])
 
-    def is_sharp(self, box: Box) -> bool:
-        """Whether the ink in a box ends within a pixel all around, as nothing in focus or out of it does."""
+    @cached_property
+    def arrows(self) -> Mask | None:
+        """Where arrows are drawn [H, W], None where none are: a shaft of one width, then a head that tapers."""
+        names, boxes, areas = self.pieces
+        sides = boxes[:, 2:] - boxes[:, :2]
+        longest = np.hypot(*sides.T)
+        like = (longest >= SHORTEST_ARROW) & (longest <= _ARROW_SHARE * self.mask.shape[1]) & (areas >= FEWEST_CORNERS)
+        out = np.zeros(self.mask.shape, bool)
+        for name in (np.flatnonzero(like) + 1).tolist():
+            box = Box(*boxes[name - 1].tolist())
+            piece = names[box.rows, box.columns] == name
+            if _is_arrow(piece) and self.is_sharp(box, piece, rim=MUCH_AROUND):
+                out[box.rows, box.columns] |= piece
+        return out if out.any() else None
+
+    def is_sharp(self, box: Box, piece: Mask | None = None, rim: float = ALL_AROUND) -> bool:
+        """Whether the ink in a box, or a piece of it, ends within a pixel all around, as nothing in focus does.
+
+        `rim` is how much of what lies around must be unlike it.
+        """
         from scipy import ndimage
 
         if self.grey is None:
             return True
         place = box.grown(4, self.mask.shape)
         ink = self.mask[place.rows, place.columns]
+        if piece is not None:
+            ink = np.zeros_like(ink)
+            ink[box.top - place.top : box.bottom - place.top, box.left - place.left : box.right - place.left] = piece
         grey = self.grey[place.rows, place.columns].astype(np.int16)
         ring = ndimage.binary_dilation(ink, iterations=3) & ~ndimage.binary_dilation(ink, iterations=1)
         if not ring.any() or not ink.any():
             return False
-        return bool((np.abs(grey[ring] - float(np.median(grey[ink]))) >= _STEEP).mean() >= ALL_AROUND)
+        return bool((np.abs(grey[ring] - float(np.median(grey[ink]))) >= _STEEP).mean() >= rim)
 
     def on_row(self, line: Box) -> int:
         """The number of letters on the row of a line: an info bar's words stand far apart."""
@@ -171,6 +200,41 @@ def _is_ruler(piece: Mask) -> bool:
     return bool(full.any()) and min(ends) >= LINE and int(full.sum()) <= max(2, len(piece) // 3)
 
 
+def _is_arrow(piece: Mask) -> bool:
+    """Whether a piece has the outline of an arrow, filled or open, in any direction.
+
+    That is a straight shaft of one width, then a head that begins wide and ends in a point.
+    """
+    points = np.argwhere(piece).astype(np.float64)
+    points -= points.mean(axis=0)
+    _, axes = np.linalg.eigh(points.T @ points)
+    across, along = (points @ axes).T
+    order = np.argsort(along)
+    steps = np.floor(along[order] - along.min()).astype(int)
+    starts, long = np.flatnonzero(np.diff(steps, prepend=-1)), int(steps[-1]) + 1
+    if long < SHORTEST_ARROW or len(starts) != long:
+        return False
+    high, low = (side.reduceat(across[order], starts) for side in (np.maximum, np.minimum))
+    widths, middle, place = high - low + 1, (high + low) / 2, np.arange(long)
+    bend = middle - np.polyval(np.polyfit(place, middle, 1), place)
+    if bend.std() > max(_STRAIGHT, STRAIGHT_SHARE * widths.max()):
+        return False
+    for width in (widths, widths[::-1]):
+        widest = int(width.argmax())
+        wide = float(width[widest])
+        shaft, head = width[1 : round(SHAFT_SHARE * long)], width[widest:]
+        usual = float(np.median(shaft))
+        if (
+            SHAFT_SHARE * long <= widest <= long - 4
+            and long >= ARROW_SLENDER * wide
+            and np.ptp(np.percentile(shaft, [15, 85])) <= max(2.0, SHAFT_SPREAD * usual)
+            and wide >= max(NARROWEST_HEAD, HEAD_OVER_SHAFT * usual)
+            and np.abs(head - np.linspace(wide, 1, len(head))).mean() <= TAPER * wide
+        ):
+            return True
+    return False
+
+
 def inks(pixels: Pixels, colour: Pixels | None) -> Iterator[Ink]:
     """The vivid, light and dark ink that a picture [H, W] may have been drawn on with, the purest first."""
     if colour is not None:
@@ -179,7 +243,7 @@ def inks(pixels: Pixels, colour: Pixels | None) -> Iterator[Ink]:
         if _FEWEST <= np.count_nonzero(mask) <= MOST_COLOUR * mask.size:
             yield Ink(mask, np.minimum(255, vivid.astype(np.uint16) * 2).astype(np.uint8), grey=None, alone=True)
     grey = eight_bits(pixels)
-    counts = np.bincount(grey.ravel(), minlength=256)
+    counts = level_counts(grey)
     used = np.flatnonzero(counts)
     for level, inward in ((int(used[-1]), -1), (int(used[0]), 1)):
         if counts[level] < _FEWEST or counts[level] > LARGEST_SHARE * grey.size:
@@ -204,6 +268,10 @@ def eight_bits(pixels: Pixels) -> Pixels:
     """uint8 [H, W] over the full range of finite values; eight-bit pictures as they are."""
     if pixels.dtype == np.uint8:
         return pixels
+    if pixels.dtype == np.uint16:  # there are fewer levels than pixels
+        low, high = float(pixels.min(initial=0xFFFF)), float(pixels.max(initial=0))
+        steps = (np.arange(0x10000, dtype=np.float64) - low) / max(high - low, 1) * 255
+        return np.asarray(steps.clip(0, 255).astype(np.uint8)[pixels])
     parts = [slice(top, top + _ROWS_AT_ONCE) for top in range(0, len(pixels), _ROWS_AT_ONCE)]
     ends = [(float(wide.min()), float(wide.max())) for part in parts if (wide := _finite(pixels[part])).size]
     low, high = (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (0.0, 0.0)
@@ -211,14 +279,6 @@ def eight_bits(pixels: Pixels) -> Pixels:
     for part in parts if high > low else ():
         grey[part] = (_finite(pixels[part]) - low) / (high - low) * 255
     return grey
-
-
-def level_counts(grey: Pixels) -> Pixels:
-    """How often each of the 256 levels occurs."""
-    counts = np.zeros(256, np.int64)
-    for top in range(0, len(grey), _ROWS_AT_ONCE):  # bincount widens its input eightfold
-        counts += np.bincount(grey[top : top + _ROWS_AT_ONCE].ravel(), minlength=256)
-    return counts
 
 
 def _finite(pixels: Pixels) -> Pixels:
@@ -256,12 +316,13 @@ def flat_strokes(pixels: Pixels) -> Mask | None:
     same = (grey[1:, 1:] == grey[:-1, :-1]) & (grey[1:, 1:] == grey[1:, :-1]) & (grey[1:, 1:] == grey[:-1, 1:])
     if not _FEWEST <= np.count_nonzero(same) <= SMOOTH_SHARE * same.size:
         return None
-    names, count = ndimage.label(same)
-    areas = np.bincount(names.ravel(), minlength=count + 1)
-    areas[0] = 0
-    boxes = ndimage.find_objects(names)
+    names, _ = ndimage.label(same)
+    large = np.flatnonzero(np.bincount(names[same]) >= FEWEST_CORNERS)[:MOST_STROKES].tolist()
+    if not large:
+        return None
+    boxes = ndimage.find_objects(names, max_label=large[-1])
     out = np.zeros(grey.shape, bool)
-    for name in np.flatnonzero(areas >= FEWEST_CORNERS)[:MOST_STROKES].tolist():
+    for name in large:
         rows, columns = boxes[name - 1]
         place = Box(columns.start, rows.start, columns.stop, rows.stop).grown(STROKE_RING + 1, same.shape)
         piece = names[place.rows, place.columns] == name
@@ -269,9 +330,11 @@ def flat_strokes(pixels: Pixels) -> Mask | None:
         ink = ndimage.binary_dilation(np.pad(piece, ((0, 1), (0, 1))), corner, origin=(-1, -1))
         around = grey[place.top : place.bottom + 1, place.left : place.right + 1].astype(np.int16)
         level = int(np.median(around[ink]))
-        ring = ndimage.binary_dilation(ink, iterations=STROKE_RING) & ~ndimage.binary_dilation(ink, iterations=2)
-        apart = (np.abs(around[ring] - level) >= STROKE_CONTRAST).mean()
-        if GREY_INK[0] <= level <= GREY_INK[1] and apart >= STROKE_EDGE:
+        if not GREY_INK[0] <= level <= GREY_INK[1]:
+            continue
+        near = ndimage.binary_dilation(ink, iterations=2)
+        ring = ndimage.binary_dilation(near, iterations=STROKE_RING - 2) & ~near
+        if (np.abs(around[ring] - level) >= STROKE_CONTRAST).mean() >= STROKE_EDGE:
             out[place.top : place.bottom + 1, place.left : place.right + 1] |= ndimage.binary_dilation(
                 ink, iterations=RIM
             )
@@ -281,7 +344,7 @@ def flat_strokes(pixels: Pixels) -> Mask | None:
 def flat_boxes(pixels: Pixels) -> list[Box]:
     """Rectangles filled with one level, text on them included, that are something else than what lies around them."""
     grey = eight_bits(pixels)
-    counts = np.bincount(grey.ravel(), minlength=256)
+    counts = level_counts(grey)
     found: list[Box] = []
     if not many_levels(counts):
         return found

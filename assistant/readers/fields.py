@@ -8,7 +8,8 @@ files, text or scales.
 import numpy as np
 
 from assistant.arrays import Pixels
-from assistant.readers.drawings import Box, eight_bits, level_counts, many_levels
+from assistant.readers.drawings import Box, eight_bits, many_levels
+from assistant.readers.window import level_counts
 
 SMALLEST_SIDE, SMALLEST_SHARE = 64, 0.15  # of a field: [px], and of the frame's side
 SLENDER = 4.0  # a field is at most this many times as long as wide: an info bar is none, nor is a line of a grating
@@ -16,6 +17,7 @@ _ALIKE = 0.1  # area of the smallest field, as a share of the largest: what is s
 MOST_CUTS, MOST_FIELDS = 5, 36
 GUTTER_SHARE = 0.08  # widest strip between two fields, as a share of the side; wider, it is a gap in the specimen
 GUTTER_RANGE = 16  # [levels of 256] that JPEG spreads a strip of one level over
+_BLACK, _WHITE = 16, 239  # levels up to and from which a strip that JPEG spoilt is paper
 OTHER_BESIDE = 0.5  # share of what lies beside a strip that has another level, or its ends are not straight
 LINES = 240  # averaged rows that are enough to compare two columns
 _BLOCK = 16  # of these between which slow changes do not count: fields of one specimen are shaded alike
@@ -45,7 +47,11 @@ def _is_field(grey: Pixels, box: Box) -> bool:
     large = high >= max(SMALLEST_SIDE, SMALLEST_SHARE * grey.shape[0]) and wide >= max(
         SMALLEST_SIDE, SMALLEST_SHARE * grey.shape[1]
     )
-    return large and max(high, wide) <= SLENDER * min(high, wide) and grey[box.rows, box.columns].std() >= TEXTURE
+    if not large or max(high, wide) > SLENDER * min(high, wide):
+        return False
+    counts, levels = level_counts(grey[box.rows, box.columns]), np.arange(256)
+    mean = np.average(levels, weights=counts)
+    return bool(np.average((levels - mean) ** 2, weights=counts) >= TEXTURE**2)
 
 
 def _cut(grey: Pixels, box: Box, cuts: int) -> list[Box]:
@@ -73,10 +79,14 @@ def _gutters(grey: Pixels) -> list[tuple[int, int]]:
     """Columns [first, stop) of strips of one level, margins included, if pictures end at them along a straight edge."""
     few = grey[:: max(1, len(grey) // _BLOCK)]
     likely = np.flatnonzero(np.ptp(few, axis=0) <= 2 * GUTTER_RANGE)
+    part, half = grey[:, likely], len(grey) // 2 - 1
+    constant = np.ptp(part, axis=0) == 0
+    paper = (np.count_nonzero(part <= _BLACK, axis=0) >= half) | (np.count_nonzero(part >= _WHITE, axis=0) >= half)
+    likely, constant = likely[constant | paper], constant[constant | paper]
     if len(likely) == 0:
         return []
     low, level, high = np.percentile(grey[:, likely], [2, 50, 98], axis=0, method="nearest")
-    flat = (np.ptp(grey[:, likely], axis=0) == 0) | ((high - low <= GUTTER_RANGE) & ((level <= 16) | (level >= 239)))
+    flat = constant | ((high - low <= GUTTER_RANGE) & ((level <= _BLACK) | (level >= _WHITE)))
     columns, levels = likely[flat], level[flat]
     found = []
     for run in np.split(np.arange(len(columns)), np.flatnonzero(np.diff(columns) > 1) + 1):

@@ -129,8 +129,8 @@ def _parts(ink: Pixels, *, longest: float) -> Iterator[_Part]:
             piece = names[box] == name
             full = np.flatnonzero(piece.mean(axis=1) >= FULL_ROW)
             line = (int(full[0]), int(full[-1]) + 1) if like_line and full.size else None
-            fringe = line is not None and line[1] - line[0] < BLOCK and (top == 0 or bottom == rows)
-            if not fringe:
+            at_edge = line is not None and (top + line[0] == 0 or top + line[1] == rows)  # ticks may reach it
+            if line is None or line[1] - line[0] >= BLOCK or not at_edge:
                 yield _Part(left, top, right, bottom, piece, line)
 
 

@@ -6,14 +6,20 @@ run, the journal or the output.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from assistant.errors import MaemiError, MicrographError
+from assistant.quantities import QUANTITIES
 from serve.desk.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from assistant.measure import Facts
+    from assistant.micrograph import Micrograph
 
 READ_S = 60.0
 """Longest time for reading one file, from a slow share as well [s]."""
@@ -21,8 +27,13 @@ READ_MEMORY = 2**32
 """Most memory of the process that reads: a whole page at the limits of the reader fits [byte]."""
 
 
+INSTRUMENT = ("vendor", "model", "hv_kv", "wd_mm", "magnification", "detector")
+"""What the file says of the instrument, as `Micrograph.info` names it."""
+UNITS_IN_NAMES = {"%": "percent", "1/um^2": "per_um2"}
+
+
 class Captioner(Protocol):
-    """What a loader brings; `assistant.inference.Assistant` is one."""
+    """What a loader brings; `assistant.inference.Assistant` is one. One that has `facts_of` is asked for facts too."""
 
     def caption(self, images: Sequence[Any]) -> list[str]:
         """One caption per image."""
@@ -52,7 +63,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one file: the columns of the journal."""
+    """What became of one file: what the journal keeps."""
 
     name: bytes
     size: int
@@ -62,6 +73,8 @@ class Result:
     pixel_size_nm: float | None = None
     confidence: float | None = None
     error: str | None = None
+    facts: str | None = None
+    """JSON of the columns of facts, where the captioner measures."""
 
 
 def reader() -> Sandbox:
@@ -75,6 +88,8 @@ def caption_jobs(captioner: Captioner, jobs: Sequence[Job], files: Sandbox) -> l
     good = [job for job in jobs if not isinstance(read[job], Result)]
     try:
         captions = captioner.caption([read[job] for job in good]) if good else []
+        facts_of = getattr(captioner, "facts_of", None)
+        facts = [json.dumps(known_of(read[job], facts_of(read[job]))) if facts_of else None for job in good]
     except Exception as error:  # the one boundary: a model that fails on a batch is asked again image by image
         if len(jobs) == 1:
             told = f"The model failed on this image ({type(error).__name__})."
@@ -82,7 +97,7 @@ def caption_jobs(captioner: Captioner, jobs: Sequence[Job], files: Sandbox) -> l
                 told = error.message
             return [_failed(jobs[0], getattr(error, "code", "caption_failed"), told)]
         return [result for job in jobs for result in caption_jobs(captioner, [job], files)]
-    for job, caption in zip(good, captions, strict=True):
+    for job, caption, known in zip(good, captions, facts, strict=True):
         calibration = read[job].calibration
         read[job] = Result(
             job.name,
@@ -92,8 +107,26 @@ def caption_jobs(captioner: Captioner, jobs: Sequence[Job], files: Sandbox) -> l
             caption=caption,
             pixel_size_nm=calibration.nm_per_pixel if calibration else None,
             confidence=calibration.confidence if calibration else None,
+            facts=known,
         )
     return [read[job] for job in jobs]
+
+
+def known_of(micrograph: Micrograph, facts: Facts) -> dict[str, float | str]:
+    """Columns of what was read and measured: `hv_kv`, `mean_diameter_nm`, `coverage_percent`, `warnings` and so on.
+
+    A quantity stands in the column of its unit, so that one of an uncalibrated picture never mixes with lengths.
+    """
+    info, columns = micrograph.info(), dict[str, float | str]()
+    for item in facts.as_dict()["items"]:
+        if item["value"] is not None and QUANTITIES[item["name"]].source == "measured":
+            unit = UNITS_IN_NAMES.get(item["unit"], item["unit"])
+            columns[f"{item['name']}_{unit}" if unit else item["name"]] = float(item["value"])
+    read = {name: info[name] for name in INSTRUMENT if info[name] is not None}
+    columns |= {name: value if isinstance(value, str) else float(value) for name, value in read.items()}
+    if info["warnings"]:
+        columns["warnings"] = " ".join(info["warnings"])
+    return columns
 
 
 def _read(job: Job, files: Sandbox) -> Any:

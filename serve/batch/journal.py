@@ -6,6 +6,7 @@ the journal, whole or not at all. Knows nothing about the model: a loader brings
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Engine, Float, Integer, LargeBinary, MetaData, String, Table, select
+from sqlalchemy import Column, Engine, Float, Integer, LargeBinary, MetaData, String, Table, inspect, select
 from sqlalchemy.dialects.sqlite import insert
 
 from assistant.database import database_url, open_database, write_transaction
@@ -22,7 +23,7 @@ from assistant.disk import disk_errors, locked
 from assistant.errors import ConfigError, MaemiError
 from assistant.progress import Progress
 from assistant.readers.files import shown
-from serve.batch.caption_rows import CaptionRow, in_groups, write_rows, writer_for
+from serve.batch.caption_rows import CaptionRow, fact_columns, in_groups, write_rows, writer_for
 from serve.batch.jobs import Captioner, Job, Load, Result, caption_jobs, reader
 from serve.batch.workers import in_processes, on_ray
 
@@ -42,6 +43,8 @@ results = Table(
     Column("confidence", Float),
     Column("error", String),
 )
+facts = Table("facts", _metadata, Column("name", LargeBinary, primary_key=True), Column("facts", String))
+"""Beside the results, because journals of earlier versions have no such column."""
 settings = Table("settings", _metadata, Column("key", String, primary_key=True), Column("value", String))
 
 
@@ -66,34 +69,67 @@ def caption_folder(
     workers: int = 1,
     ray: str | None = None,
     pixel_size_nm: float | None = None,
+    with_facts: bool = False,
+    mark: bool = True,
+    at_once: int = BATCH,
     progress: Progress = lambda done, total, text: None,
 ) -> Summary:
     """Caption every micrograph under `folder` into `out`, with a run (None: the bundled student) or what `load` brings.
 
-    Rows whose file has not changed are reused; failed ones are tried again. Raises ConfigError `no_images`,
-    `bad_suffix`, `other_model`, `out_busy` or `needs_extra`, RunError, and MaemiError `disk_full` or `disk`.
+    Rows whose file has not changed are reused; failed ones are tried again. `with_facts` adds columns of what was read
+    and measured, `mark` puts a byte-order mark before a CSV. `progress` is told after every `at_once` pictures; what it
+    raises ends the run, and what was finished stays.
+
+    Raises ConfigError `no_images`, `bad_suffix`, `other_model`, `out_busy` or `needs_extra`, RunError, and MaemiError
+    `disk_full` or `disk`.
     """
     writer_for(out)
     jobs = _find_jobs(folder, pixel_size_nm)
     lock = out.with_name(f".{out.name}.lock")
     with disk_errors(out, MaemiError), locked(lock, out, ConfigError, "out_busy"):
         model = repr(load) if load else run_digest(run)
-        journal = Journal(out.with_name(f".{out.name}.journal"), {"model": model, "pixel_size_nm": str(pixel_size_nm)})
+        journal = Journal(journal_of(out), {"model": model, "pixel_size_nm": str(pixel_size_nm)})
         try:
             todo = [job for job in jobs if not journal.has(job)]
             done, failed = len(jobs) - len(todo), 0
-            for finished in _run(todo, load or partial(load_assistant, run), workers=workers, ray=ray):
+            progress(done, len(jobs), "")
+            loader = load or partial(load_assistant, run)
+            for finished in _run(todo, loader, workers=workers, ray=ray, at_once=at_once):
                 journal.add(finished)
                 done, failed = (
                     done + len(finished),
                     failed + sum(result.error is not None for result in finished),
                 )
                 progress(done, len(jobs), f"{failed} failed" if failed else "")
-            write_rows(out, journal.rows(jobs))
+            columns = fact_columns(journal.rows(jobs)) if with_facts else {}
+            write_rows(out, journal.rows(jobs), facts=columns, mark=mark)
             failures = [(row.path, row.error) for row in journal.rows(jobs) if row.error]
         finally:
             journal.close()
     return Summary(len(jobs), len(jobs) - len(failures), len(jobs) - len(todo), failures)
+
+
+def journal_of(out: Path) -> Path:
+    """Where the finished rows of an output are."""
+    return out.with_name(f".{out.name}.journal")
+
+
+def finished_rows(out: Path, folder: Path) -> list[CaptionRow]:
+    """The rows that are finished, also while others are under way; paths are those within `folder`."""
+    if not journal_of(out).is_file():
+        return []
+    engine = open_database(database_url(journal_of(out)))
+    query = select(results, facts.c.facts).outerjoin(facts, facts.c.name == results.c.name).order_by(results.c.name)
+    try:
+        with engine.connect() as connection:
+            if not inspect(connection).has_table(facts.name):  # the file is there a moment before its tables
+                return []
+            return [
+                _caption_row(row, os.fsdecode(row.name), row.error and row.error.replace(f"{folder}/", ""))
+                for row in connection.execute(query)
+            ]
+    finally:
+        engine.dispose()
 
 
 def load_assistant(run: Path | None) -> Captioner:
@@ -143,16 +179,18 @@ class Journal:
         with write_transaction(self._engine) as connection:
             for result in finished:
                 row = asdict(result)
-                connection.execute(
-                    insert(results).values(**row).on_conflict_do_update(index_elements=["name"], set_=row)
-                )
+                known = {"name": row["name"], "facts": row.pop("facts")}
+                for table, values in ((results, row), (facts, known)):
+                    connection.execute(
+                        insert(table).values(**values).on_conflict_do_update(index_elements=["name"], set_=values)
+                    )
 
     def rows(self, jobs: Iterable[Job]) -> Iterator[CaptionRow]:
         """The rows of these files, in their order."""
         for job in jobs:
             row = self._find(job)
             if row:
-                yield CaptionRow(str(job.path), row.sha256, row.caption, row.pixel_size_nm, row.confidence, row.error)
+                yield _caption_row(row, str(job.path), row.error)
 
     def close(self) -> None:
         """Close the file."""
@@ -160,7 +198,13 @@ class Journal:
 
     def _find(self, job: Job) -> Any:
         with self._engine.connect() as connection:
-            return connection.execute(select(results).where(results.c.name == job.name)).first()
+            query = select(results, facts.c.facts).outerjoin(facts, facts.c.name == results.c.name)
+            return connection.execute(query.where(results.c.name == job.name)).first()
+
+
+def _caption_row(row: Any, path: str, error: str | None) -> CaptionRow:
+    known = json.loads(row.facts) if row.facts else {}
+    return CaptionRow(path, row.sha256, row.caption, row.pixel_size_nm, row.confidence, error, known)
 
 
 def _find_jobs(folder: Path, pixel_size_nm: float | None) -> list[Job]:
@@ -204,9 +248,9 @@ def _no_files(folder: Path) -> Iterator[tuple[Path, str]]:
         yield path, f"unreadable: {shown(path)} cannot be listed: {reason}. Check its permissions."
 
 
-def _run(jobs: Sequence[Job], load: Load, *, workers: int, ray: str | None) -> Iterator[list[Result]]:
+def _run(jobs: Sequence[Job], load: Load, *, workers: int, ray: str | None, at_once: int) -> Iterator[list[Result]]:
     """Finished batches, in any order."""
-    batches = in_groups(jobs, BATCH)
+    batches = in_groups(jobs, at_once)
     if ray is not None:
         yield from on_ray(batches, load, address=ray)
     elif workers > 1:

@@ -22,6 +22,7 @@ from serve.desk.readings import KeptReadings
 
 if TYPE_CHECKING:
     from serve.desk.conversations import Conversations
+    from serve.desk.sortings import Sortings
     from serve.desk.store import AnswerStore
 
 _log = logging.getLogger("maemi.desk")
@@ -51,6 +52,8 @@ class Desk:
     """Where the page keeps conversations; without, they end with the process."""
     false_rate: float | None = None
     """Share of false statements that was measured on the run behind the answerer."""
+    sortings: Sortings | None = None
+    """Where labels that were given and corrected are kept; without, they end with the process."""
 
     @cached_property
     def reader(self) -> KeptReadings:

@@ -22,6 +22,10 @@ RETRY_AFTER_S = 5
 POLL_S = 0.02
 
 
+class Stopped(BaseException):
+    """Work in the background was stopped by whoever began it; no boundary for errors takes it for one."""
+
+
 class Gate:
     """`places` run at once, `waiting` more may queue; shared by threads (the page) and tasks (the API).
 
@@ -71,6 +75,22 @@ class Gate:
         if not self._free.acquire(timeout=self._patience_s):
             self._step_out()
             raise _waited_too_long()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    @contextmanager
+    def patient_turn(self, stop: threading.Event) -> Iterator[None]:
+        """Hold a place for work that nobody waits for: however long that takes, and after all who wait for an answer.
+
+        Raises Stopped once `stop` is set.
+        """
+        while self.waiting or not self._free.acquire(blocking=False):
+            if stop.wait(POLL_S):
+                raise Stopped
+        with self._lock:
+            self.inside += 1
         try:
             yield
         finally:

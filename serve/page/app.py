@@ -12,15 +12,17 @@ from pathlib import Path
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from serve.batch.background import Batches
+from serve.batch.roots import Roots
 from serve.desk.desk import Desk
 from serve.desk.workbench import Workbench
 from serve.http.api import build_api
 from serve.http.guard import App, Credentials, Guard
 from serve.page.beside import Beside
-from serve.page.captions_tab import captions_tab
+from serve.page.captions_tab import Captions, captions_tab
 from serve.page.chat import Chat
 from serve.page.chat_tab import chat_tab
-from serve.page.classify_tab import classify_tab
+from serve.page.classify_tab import Classify, classify_tab
 from serve.page.intake import Intake
 from serve.page.mounting import Blocks, mount
 from serve.page.review import ReviewPage, Shelf, review_tab
@@ -30,11 +32,22 @@ from serve.page.uploads import LIFETIME_S, Workspace
 from serve.page.viewer.routes import viewer_routes
 
 
-def build_page(desk: Desk, bench: Workbench | None = None, archive: Path | None = None) -> Blocks:
-    """The tabs, wired; those that train only where there is a place for it."""
+def build_page(
+    desk: Desk,
+    *,
+    bench: Workbench | None = None,
+    archive: Path | None = None,
+    batches: Batches | None = None,
+    roots: Roots = Roots(),  # noqa: B008  (frozen)
+) -> Blocks:
+    """The tabs, wired; those that train only where there is a `bench` for it.
+
+    Similar pictures are looked for in `archive`; `roots` are folders of the server that the page may name for its
+    `batches`.
+    """
     intake = Intake(desk, Workspace(get_upload_folder()))
-    chat = Chat(intake)
-    routes = [*routes_of(chat.find), *viewer_routes(desk, chat.picture)]
+    chat, captions, classify = Chat(intake), Captions(intake, batches, roots), Classify(intake)
+    routes = [*routes_of(chat.find), *viewer_routes(desk, chat.picture), *captions.routes, *classify.routes]
     blocks = Blocks(intake.workspace, routes=routes, title="MAEMI", delete_cache=(3600, LIFETIME_S))
     with blocks:
         gr.HTML(
@@ -46,9 +59,9 @@ def build_page(desk: Desk, bench: Workbench | None = None, archive: Path | None 
             with gr.Tab("Chat"):
                 chat_tab(blocks, chat, Beside(chat, intake, archive))
             with gr.Tab("Captions"):
-                captions_tab(intake)
+                captions_tab(blocks, captions)
             with gr.Tab("Classify"):
-                classify_tab(intake)
+                classify_tab(blocks, classify)
             if bench is not None:
                 with gr.Tab("Fine-tune"):
                     tuning_tab(blocks, bench)
@@ -65,8 +78,14 @@ def build_page(desk: Desk, bench: Workbench | None = None, archive: Path | None 
 
 
 def build_app(
-    desk: Desk, *, credentials: Credentials | None = None, bench: Workbench | None = None, archive: Path | None = None
+    desk: Desk,
+    *,
+    credentials: Credentials | None = None,
+    bench: Workbench | None = None,
+    archive: Path | None = None,
+    batches: Batches | None = None,
+    roots: Roots = Roots(),  # noqa: B008  (frozen)
 ) -> App:
-    """The whole server: API and page behind the guard; `archive`: where similar pictures are looked for."""
-    api = build_api(desk)
-    return Guard(mount(api, build_page(desk, bench, archive)), credentials=credentials, metrics=desk.metrics)
+    """The whole server: API and page behind the guard, with what `build_page` takes."""
+    page = build_page(desk, bench=bench, archive=archive, batches=batches, roots=roots)
+    return Guard(mount(build_api(desk), page), credentials=credentials, metrics=desk.metrics)

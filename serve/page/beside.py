@@ -38,6 +38,8 @@ LOOKED_AT = 40
 """New pictures of the folder that one search looks at."""
 KEPT_LOOKS = 512
 """Thumbnails that are kept."""
+_SIDE = 132
+"""Side of a thumbnail [px]."""
 BETWEEN_S = 0.05
 """Time in which whoever waits for the model can have it [s]."""
 MOST_WAITS = 1200
@@ -115,7 +117,7 @@ class Beside:
 
     def _thumbnail(self, path: Path, _: int) -> str:
         try:
-            return thumbnail((self._desk.read or read_micrograph)(path))
+            return thumbnail((self._desk.read or read_micrograph)(path), _SIDE)
         except MicrographError:
             return ""
 

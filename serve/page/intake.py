@@ -65,9 +65,9 @@ def user_of(request: gr.Request) -> str:
     return str(request.request.scope.get("state", {}).get("user", "local")) if request.request else "local"
 
 
-def picture_files(label: str) -> gr.File:
-    """A field for many pictures."""
-    return gr.File(label=label, file_count="multiple", file_types=[*PICTURES, *SIDECARS], height=170)
+def picture_files(label: str, *more: str) -> gr.File:
+    """A field for many pictures, and for files with `more` suffixes."""
+    return gr.File(label=label, file_count="multiple", file_types=[*PICTURES, *SIDECARS, *more], height=170)
 
 
 def pixel_size() -> gr.Textbox:

@@ -55,6 +55,22 @@
     viewer.showModal();
   });
 
+  // What is clicked or typed in a table goes into a hidden field, whose change the page answers.
+  const tell = (element, words) => {
+    const field = document.querySelector(`.maemi-told-${element.dataset.tells} :is(textarea, input)`);
+    if (!field) return;
+    field.value = `${words}\n${Date.now()}`; // the same words twice are told twice
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("button[data-tells]");
+    if (button) tell(button, button.dataset.value);
+  });
+  document.addEventListener("change", (event) => {
+    const field = event.target.closest?.("input[data-tells]");
+    if (field) tell(field, `${field.dataset.value}\t${field.value.replace(/\s+/g, " ").trim()}`);
+  });
+
   // Gradio gives pictures of a chat no words, and fields for files another name than what stands in them.
   new MutationObserver(() => {
     for (const picture of document.querySelectorAll('.maemi-chat .message img[alt=""]')) picture.alt = "Micrograph";

@@ -12,15 +12,13 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from assistant.quantities import written
 from serve import wording
-from serve.batch.caption_rows import CaptionRow
 
 if TYPE_CHECKING:
     from assistant.micrograph import Micrograph
 
-_THUMBNAIL, PREVIEW = 132, 480
-"""Longest side of a picture in a table, and of one that was just dropped [px]."""
+PREVIEW = 480
+"""Longest side of a picture that was just dropped [px]."""
 EMPTY = (
     '<div class="maemi-empty"><p>Nothing shown yet.</p><p>Add a micrograph to the chat: what its file says about the '
     "instrument, and what can be measured in it, appears here.</p></div>"
@@ -70,47 +68,7 @@ def panel(
     return f'<div class="maemi-panel">{waiting}{_cautions(warnings)}{stated}{"".join(reversed(cards))}</div>'
 
 
-def caption_table(rows: Sequence[tuple[CaptionRow, str]], *, of: int) -> str:
-    """Captions beside their thumbnails (`data:` URIs, empty for none); `of` is how many there will be."""
-    if not of:
-        hint = "Add micrographs and press the button. For whole folders there is <code>maemi caption</code>."
-        return _empty("No captions yet.", hint)
-    body = ""
-    for row, uri in rows:
-        if row.error is None:
-            said = escape(row.caption or "")
-            size = "not calibrated" if row.pixel_size_nm is None else written(row.pixel_size_nm, "nm/px")
-        else:
-            said, size = f'<span class="maemi-problem">{escape(row.error)}</span>', ""
-        picture = f'<img src="{uri}" alt="">' if uri else ""
-        name = f'<p class="maemi-file">{escape(row.path)} <span>{size}</span></p>'
-        body += f'<tr><td class="maemi-thumb">{picture}</td><td>{name}<p>{said}</p></td></tr>'
-    return f'{_progress(len(rows), of)}<table class="maemi-table"><tbody>{body}</tbody></table>'
-
-
-def class_table(results: Sequence[Mapping[str, Any]], *, of: int) -> str:
-    """Verdict and probabilities of each file; `of` is how many there will be."""
-    if not of:
-        return _empty("No classes yet.", "Add micrographs, name two or more labels and press the button.")
-    body = ""
-    for result in results:
-        name = escape(result["path"].rpartition("/")[2])
-        if result["error"]:
-            problem = escape(result["error"]["message"])
-            body += f'<tr><td class="maemi-file">{name}</td><td colspan="2" class="maemi-problem">{problem}</td></tr>'
-            continue
-        bars = "".join(
-            f'<div class="maemi-bar"><span>{escape(score["label"])}</span>'
-            f'<i style="--share:{score["probability"]:.4f}"></i><b>{score["probability"]:.1%}</b></div>'
-            for score in result["scores"][:4]
-        )
-        kind = "maemi-amber" if result["verdict"] == "unknown" else "maemi-teal"
-        verdict = f'<span class="maemi-badge {kind}">{escape(result["verdict"])}</span>'
-        body += f'<tr><td class="maemi-file">{name}</td><td>{verdict}</td><td>{bars}</td></tr>'
-    return f'{_progress(len(results), of)}<table class="maemi-table"><tbody>{body}</tbody></table>'
-
-
-def thumbnail(micrograph: Micrograph, side: int = _THUMBNAIL) -> str:
+def thumbnail(micrograph: Micrograph, side: int) -> str:
     """A small windowed picture as a `data:` URI."""
     from PIL import Image
 
@@ -119,15 +77,6 @@ def thumbnail(micrograph: Micrograph, side: int = _THUMBNAIL) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _progress(done: int, of: int) -> str:
-    text = f"{of} done" if done == of else f"{done} of {of} …"
-    return f'<p class="maemi-progress">{text}</p>'
-
-
-def _empty(title: str, hint: str) -> str:
-    return f'<div class="maemi-empty"><p>{title}</p><p>{hint}</p></div>'
 
 
 def _view(words: str, named: Mapping[str, str]) -> str:

@@ -109,6 +109,17 @@ def shown_png(micrograph: Micrograph) -> bytes:
     return buffer.getvalue()
 
 
+def small_jpeg(micrograph: Micrograph, side: int = 132) -> bytes:
+    """A picture for a row of a table, at most `side` px."""
+    from PIL import Image
+
+    image = Image.fromarray(micrograph.to_display())
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a folder with all that is in it."""
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

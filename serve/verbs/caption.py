@@ -19,6 +19,10 @@ def caption(
     workers: Annotated[int, typer.Option(min=1, help="Number of processes. A crash in one costs one image.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or 'local'.")] = None,
     pixel_size: PixelSize = None,
+    facts: Annotated[bool, typer.Option("--facts", help="Add columns of what was read and measured.")] = False,
+    mark: Annotated[
+        bool, typer.Option("--bom/--no-bom", help="Begin a CSV with the mark by which spreadsheets know UTF-8.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Caption every micrograph of a folder, one row each. After an interruption, the same command continues.
@@ -32,7 +36,15 @@ def caption(
 
     with quiet(json), terminal.progress("Captioning") as tell:
         summary = caption_folder(
-            folder, out, run=run, workers=workers, ray=ray, pixel_size_nm=parse_pixel_size(pixel_size), progress=tell
+            folder,
+            out,
+            run=run,
+            workers=workers,
+            ray=ray,
+            pixel_size_nm=parse_pixel_size(pixel_size),
+            with_facts=facts,
+            mark=mark,
+            progress=tell,
         )
     for path, error in summary.failures:
         code, _, message = error.partition(": ")

@@ -73,6 +73,8 @@ def fit(
     if test and test["without"]:
         changes = [(name, _brief(test["alone"].get(name)), _brief(scores)) for name, scores in test["without"].items()]
         terminal.print_table("What each modality brings", ("modality", "alone", "without it"), changes)
+    for name, heads in report["heads"].items():
+        terminal.say(f"{name}: {heads['sentence']}")
     terminal.say(f"run: {out}")
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from assistant.disk import replacing
 from serve import wording
+from training.charts import Series, chart
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,9 +65,6 @@ CHIPS = {
     "Frame": "",
 }
 """What of the reader's findings stands under a picture, and the word before it."""
-CHART = (920, 260)
-_MARGIN = (52, 20, 16, 34)
-"""Left, right, top, bottom of the chart [px]."""
 
 
 @dataclass(frozen=True)
@@ -131,53 +128,17 @@ _IMAGES_NOTE = "Pictures from the test split; the student has never seen them or
 
 
 def loss_chart(losses: Sequence[tuple[int, float]]) -> str:
-    """An inline SVG of the loss over steps: every value faint, a running median bold."""
+    """The loss over steps as an inline SVG: every value, and a running median over a twenty-fifth of them."""
     if len(losses) < 2:
         return '<p class="note">No training steps were logged.</p>'
-    steps, values = [step for step, _ in losses], [loss for _, loss in losses]
-    step_up = _tick(max(values))
-    low, high = 0.0, math.ceil(max(values) / step_up) * step_up
-    left, right, top, bottom = _MARGIN
-    width, height = CHART
-
-    def x(step: float) -> float:
-        return left + (step - steps[0]) / max(1, steps[-1] - steps[0]) * (width - left - right)
-
-    def y(loss: float) -> float:
-        return top + (high - loss) / (high - low) * (height - top - bottom)
-
-    def line(points: Iterable[tuple[float, float]], kind: str) -> str:
-        return f'<polyline class="{kind}" points="{" ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points)}"/>'
-
-    reach = max(1, len(values) // 25)
-    smooth = [median(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
-    grid = "".join(
-        f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-        f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
-        for tick in (number * step_up for number in range(round(high / step_up) + 1))
+    reach = max(1, len(losses) // 25)
+    near = [losses[max(0, i - reach) : i + reach + 1] for i in range(len(losses))]
+    smooth = [(step, median(loss for _, loss in some)) for (step, _), some in zip(losses, near, strict=True)]
+    title = f"Training loss from {losses[0][1]:.3f} to {losses[-1][1]:.3f} over {losses[-1][0]} steps"
+    curves = [Series("each step", losses), Series("running median", smooth)]
+    return (
+        f'<div class="chart">{chart(curves, title=title, x_label="step", y_label="loss", width=920, height=280)}</div>'
     )
-    labels = "".join(
-        f'<text x="{x(step):.1f}" y="{height - 10}" text-anchor="{anchor}">{word}{step}</text>'
-        for step, anchor, word in (
-            (steps[0], "start", ""),
-            (steps[len(steps) // 2], "middle", ""),
-            (steps[-1], "end", "step "),
-        )
-    )
-    last = (
-        f'<circle class="dot" cx="{x(steps[-1]):.1f}" cy="{y(smooth[-1]):.1f}" r="4"/>'
-        f'<text x="{x(steps[-1]) - 8:.1f}" y="{y(smooth[-1]) - 10:.1f}" text-anchor="end">{smooth[-1]:.3f}</text>'
-    )
-    label = f"Training loss from {values[0]:.3f} to {values[-1]:.3f} over {steps[-1]} steps"
-    body = grid + line(losses, "raw") + line(zip(steps, smooth, strict=True), "smooth") + last + labels
-    return f'<div class="chart"><svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{body}</svg></div>'
-
-
-def _tick(highest: float) -> float:
-    """A round step that divides an axis from 0 to `highest` into three to six parts."""
-    rough = max(highest, 1e-9) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
 
 
 def picture_uri(picture: NDArray[np.uint8], width: int = _PICTURE_WIDTH) -> str:

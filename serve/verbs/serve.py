@@ -33,6 +33,10 @@ def serve(
         Path | None,
         typer.Option(metavar="FOLDER", help="Data sets and runs: opens the tabs Fine-tune and Review to all logins."),
     ] = None,
+    folders: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Folder that everyone at the page may have captioned, with all in it."),
+    ] = None,
     trusted_proxy: Annotated[
         list[str] | None,
         typer.Option(metavar="ADDRESS", help="Proxy, or network of proxies, that may name the client's address."),
@@ -42,27 +46,34 @@ def serve(
 
     \b
     Example:
-      maemi serve --host 0.0.0.0 --auth logins.txt --trusted-proxy 10.0.0.2
+      maemi serve --host 0.0.0.0 --auth logins.txt --folders /data/sem --trusted-proxy 10.0.0.2
     """
+    from serve.batch.background import Batches
+    from serve.batch.roots import Roots
     from serve.desk.conversations import Conversations, beside_the_book
     from serve.desk.database import default_place
+    from serve.desk.sortings import Sortings
     from serve.desk.store import AnswerStore
     from serve.desk.workbench import Workbench
     from serve.http.server import admit, bind, parse_proxies, require_known_visitors, run_server, signals_last
 
-    credentials, proxies = admit(host, auth), parse_proxies(trusted_proxy or ())
+    credentials, proxies, roots = admit(host, auth), parse_proxies(trusted_proxy or ()), Roots.of(folders or ())
     bench = Workbench(training) if training else None
     if bench:
         require_known_visitors(credentials, proxies, "--training")
     logging.getLogger("maemi").setLevel(logging.WARNING)
     # A database that does not answer and a port that is taken are told before the model is loaded.
     book = AnswerStore(store or default_place())
-    kept = Conversations(*beside_the_book(store or default_place()))
+    place, pictures = beside_the_book(store or default_place())
+    kept, sorted_ = Conversations(place, pictures), Sortings(place, pictures.with_suffix(".sorted"))
+    batches = Batches(pictures.with_suffix(".captions"))
     with (
         bind(host, port) as listener,
         signals_last(),
         closing(book),
         closing(kept),
+        closing(sorted_),
+        closing(batches),
         tempfile.TemporaryDirectory(prefix="maemi-") as private,
     ):
         tempfile.tempdir = private  # whatever anyone uploads goes when the server stops
@@ -81,6 +92,8 @@ def serve(
 
         with Sandbox() as sandbox:
             rate = measured_false_rate(assistant.run.path)
-            desk = Desk(assistant, Gate(), count, book, sandbox.read, conversations=kept, false_rate=rate)
-            page = build_app(desk, credentials=credentials, bench=bench, archive=archive)
+            desk = Desk(
+                assistant, Gate(), count, book, sandbox.read, conversations=kept, false_rate=rate, sortings=sorted_
+            )
+            page = build_app(desk, credentials=credentials, bench=bench, archive=archive, batches=batches, roots=roots)
             run_server(page, listener, proxies=proxies, ready=lambda: terminal.note(told))

@@ -37,6 +37,7 @@ PROCESS = int(0.9 * GIB)  # Python with torch, transformers, PEFT and datasets, 
 FP32, BF16 = 4, 2
 NF4_BLOCK, SCALE_BLOCK = 64, 256
 LOSS_CHUNK = 512  # answer tokens whose logits exist at one time, as in assistant/loss.py
+MOMENTS = {"fp32": 2.0 * FP32, "8bit": 2.0 * (1 + FP32 / 256)}  # of one weight; a block of 256 has a scale
 NF4_CODES = 16 * FP32 + 256 * FP32  # code books of weights and of scales, once per tensor
 
 # ---------------------------------------------------------------------------------- weights
@@ -228,7 +229,7 @@ def _start_on(config: Config, device: str) -> Start:
 
 
 def step_parts(config: Config, shape: LanguageModelShape, *, on_gpu: bool = True) -> dict[str, int]:
-    """Predicted bytes per part at the peak of one step; moments are fp32.
+    """Predicted bytes per part at the peak of one step.
 
     A GPU's language model computes in bfloat16; a processor keeps its weights in float32 whatever it computes in.
     """
@@ -259,7 +260,7 @@ def step_parts(config: Config, shape: LanguageModelShape, *, on_gpu: bool = True
         "adapter weights": (trained + frozen) * weight,
         "encoders, grounding, cross-attention": (student.vit + student.rest) * FP32,
         "gradients": trained * weight + thawed * FP32,
-        "optimizer moments": 2 * FP32 * (trained + thawed),
+        "optimizer moments": math.ceil(MOMENTS[training.moments] * (trained + thawed)),
         "autocast copies of trained weights": thawed * BF16 if q == BF16 else 0,
         "activations, language model": final_norm + (boundary if checkpointed else shape.layers * layer),
         "activations, cross-attention": 0 if checkpointed else blocks * cross,
@@ -304,6 +305,8 @@ def _savings(config: Config) -> Iterator[tuple[str, Any]]:
         yield "training.gradient_checkpointing", True
     batch = training.batch_size
     yield from (("training.accumulate", n) for n in range(training.accumulate + 1, batch + 1) if batch % n == 0)
+    if training.moments == "fp32":
+        yield "training.moments", "8bit"
     if config.vit.trainable:
         yield "vit.trainable", False
     yield from (("training.max_tokens", tokens) for tokens in _halves(training.max_tokens, 256))

@@ -16,6 +16,7 @@ from assistant.measurements.comparison import compared
 from assistant.measurements.objects import Body
 from assistant.measurements.overlay import FIGURES
 from assistant.micrograph import Micrograph
+from assistant.quantities import typeset
 from serve import wording
 from serve.page.viewer.album import Opened
 from serve.page.viewer.tiles import TILE
@@ -107,11 +108,11 @@ def _objects(found: list[Body], m: Micrograph) -> dict[str, Any]:
     rows = [
         {
             "number": number,
-            "diameter": wording.shown_quantity(body.equivalent_diameter * scale, unit),
-            "feret_max": wording.shown_quantity(body.feret_max * scale, unit),
-            "feret_min": wording.shown_quantity(body.feret_min * scale, unit),
-            "aspect_ratio": wording.shown_quantity(body.aspect_ratio, ""),
-            "orientation": wording.shown_quantity(body.orientation % 180, "deg"),
+            "diameter": typeset(body.equivalent_diameter * scale, unit),
+            "feret_max": typeset(body.feret_max * scale, unit),
+            "feret_min": typeset(body.feret_min * scale, unit),
+            "aspect_ratio": typeset(body.aspect_ratio, ""),
+            "orientation": typeset(body.orientation % 180, "deg"),
             "state": "whole" if body.measured else "cut by a border" if body.counted else "outside the count",
             "outline": np.round(body.outline + 0.5, 2).tolist(),
         }
