@@ -220,6 +220,8 @@ def test_every_endpoint_takes_what_was_uploaded(visit: Any, tmp_path: Path) -> N
     assert len(fields) >= 4
     for endpoint, kinds in fields:
         data = filled(kinds, {"path": own, "meta": META})
+        if endpoint["api_name"] == "captions":  # files, or a folder of the server
+            data[1] = ""
         told = "".join(visitor.replies(endpoint, data, f"own-{endpoint['id']}"))
         assert '"success":true' in told, (endpoint["api_name"], told[-500:])
         assert "event: complete" in told, (endpoint["api_name"], told[-500:])

@@ -35,7 +35,7 @@ def planned(config: Config) -> list[dict[str, Any]]:
         "instruction": config.training.steps,
     }
     matching = [name for name, part in (("itm", config.loss.itm), ("itc", config.loss.itc)) if part.weight]
-    routed = ["router"] if config.adapter.kind == "dya_mope" else []
+    routed = ["router"] if getattr(config.adapter, "is_routed", False) else []
     losses = {"language": ["lm"], "alignment": matching, "instruction": ["lm", *matching, *routed]}
     stages: list[dict[str, Any]] = [
         {"stage": name, "steps": count, "losses": losses[name], "learns": LEARNS[name]}

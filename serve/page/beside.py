@@ -57,7 +57,8 @@ class Beside:
 
     def similar(self, talk: str, page_id: str, where: str, request: gr.Request) -> Iterator[str]:
         """The pictures of the archive that are most like the newest one of the conversation."""
-        assert self.archive is not None
+        if self.archive is None:
+            raise ConfigError("no_archive", "There are no pictures to look through: maemi serve --archive FOLDER.")
         conversation, picture = self._shown(talk, page_id, request)
         conditions = [read_condition(text) for text in where.split(",") if text.strip()]
         yield _drawn("waiting", "Looking through the pictures …")
@@ -85,6 +86,8 @@ class Beside:
         """Which parts of the newest picture the last answer rests on: its class where it names one, else its words."""
         conversation, picture = self._shown(talk, page_id, request)
         exchange = conversation.exchanges[-1]
+        if not self.explains:
+            raise ConfigError("no_evidence", "The model that answers here cannot say what an answer rests on.")
         if not exchange.answer:
             raise ConfigError("no_answer", "Ask something about the micrograph first.")
         yield _drawn("waiting", "Covering the picture part by part; this takes a while …")

@@ -274,7 +274,7 @@ def captions_tab(blocks: Blocks, page: Captions) -> None:
         change(page.show, asked, shown, **quiet)
     timer.tick(page.watch, asked, shown, **quiet)
     for button, step in ((before, -1), (after, 1)):
-        moved = button.click(lambda at, step=step: max(1, at + step), number, number, queue=False, **quiet)
+        moved = button.click(partial(turned, step), number, number, queue=False, **quiet)
         moved.then(page.show, asked, shown, **quiet)
 
 
@@ -300,3 +300,10 @@ def _named(batch: Batch) -> str:
 def _telling(columns: Sequence[str], facts: Sequence[Any]) -> list[str]:
     """The first columns that most pictures fill."""
     return [name for name in columns if 2 * sum(name in row for row in facts) > len(facts)][:_FIRST]
+
+
+def turned(step: int, at: Any) -> int:
+    """The number of another page of the table. Raises ConfigError `bad_page`."""
+    if not isinstance(at, int | float):
+        raise ConfigError("bad_page", "A page of the table is named by its number.")
+    return max(1, int(at) + step)

@@ -12,7 +12,6 @@ import typer
 from assistant.progress import Progress
 from serve.verbs import terminal
 from serve.verbs.command import Data, Json, RunOption, app, quiet, usage
-from serve.wording import SHOWN_SCORES
 
 
 @app.command("evaluate", short_help="Score a student on the test split.")
@@ -83,6 +82,7 @@ def evaluate_command(
 
 def print_scores(report: Mapping[str, Any], title: str = "") -> None:
     """Draw the scores that tell most, each beside its blind score."""
+    from serve.wording import SHOWN_SCORES
 
     def cell(scores: Mapping[str, Any], name: str) -> str:
         return f"{scores[name]:.3f}" if isinstance(scores.get(name), float) else "-"
