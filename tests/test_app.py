@@ -226,10 +226,10 @@ def test_captions_come_as_table_csv_jsonl_and_parquet(client: Client, url: str, 
     assert "circularity" in table
     texts = {}
     for form in ("csv", "plain.csv", "jsonl", "parquet"):
-        reply = httpx.get(f"{url}/captions/{id}.{form}", cookies=client.cookies)
+        reply = httpx.get(f"{url}/captions/{id}/{form}", cookies=client.cookies)
         assert reply.status_code == 200, reply.text
         texts[form] = reply.content
-    assert httpx.get(f"{url}/captions/{id}.csv").status_code == 404  # somebody else's
+    assert httpx.get(f"{url}/captions/{id}/csv").status_code == 404  # somebody else's
     rows = [json.loads(line) for line in texts["jsonl"].splitlines()]
     rows.sort(key=lambda row: str(row["path"]))
     assert [row["path"] for row in rows] == ["=cmd.tif", "bad.tif", tiff.name]

@@ -99,7 +99,7 @@ def test_whole_steps_count_what_lives_at_once() -> None:
 
 
 def test_the_subspace_peer_is_lora_but_for_the_gradient_of_a() -> None:
-    """Exact outputs and gradients of x; A's gradient is that of an input inside the subspace, and nothing wide is kept."""
+    """Exact outputs and gradients of x; that of A as for an input inside the subspace; nothing wide is kept."""
     adapters = load_benchmark("adapters")
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(4, 128))

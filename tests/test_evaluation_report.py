@@ -68,3 +68,6 @@ def test_charts_place_their_points() -> None:
     assert "t&lt;" in svg
     assert chart([Series("a", [(0, float("inf"))])], title="t", x_label="x", y_label="y") == ""
     assert "<circle" in chart([Series("a", [(3, 3)])], title="t", x_label="x", y_label="y")
+    bar = chart([Series("a", [(1, 1)], bars=0.2)], title="t", x_label="x", y_label="y", x_range=(0, 1))
+    x, wide = map(float, re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', bar)[0])
+    assert (x + wide, wide) == (702.0, pytest.approx(64.4))  # half of it would lie beyond the axis

@@ -65,7 +65,8 @@ class Visitor:
     def endpoints(self) -> Iterator[tuple[dict[str, Any], list[str]]]:
         """Every endpoint that runs on the server, with the kinds of its inputs: from the page's own settings."""
         known = {component["id"]: component for component in self.settings["components"]}
-        kinds = {n: "size" if "ixel size" in str(c["props"].get("label")) else c["type"] for n, c in known.items()}
+        labels = {"Pixel size, for pictures that carry none": "size", "Or a folder on the server": "folder"}
+        kinds = {n: labels.get(str(c["props"].get("label")), c["type"]) for n, c in known.items()}
         for endpoint in self.settings["dependencies"]:
             if endpoint["backend_fn"]:
                 yield endpoint, [kinds[number] for number in endpoint["inputs"]]
@@ -183,6 +184,7 @@ def answered(reply: str) -> bool:
 def filled(kinds: list[str], file: Any) -> list[Any]:
     """Inputs of an endpoint with one file in every field that takes one."""
     values = {"multimodaltextbox": {"text": "What?", "files": [file]}, "state": None, "size": "2 nm"}
+    values |= {"folder": "", "radio": "Labels"}
     return [values.get(kind, [file] if kind in FILE_FIELDS else "particles, powder") for kind in kinds]
 
 

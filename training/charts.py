@@ -71,10 +71,11 @@ def chart(
         colour = _COLOURS[number % len(_COLOURS)]
         placed = [place(*point) for point in points]
         if one.bars:
-            half = one.bars / 2 / (x_high - x_low) * (width - LEFT - RIGHT)
+            half = one.bars / 2
             floor = place(x_low, y_low)[1]
-            for x, y in placed:
-                box = f'x="{x - half:.1f}" y="{y:.1f}" width="{2 * half:.1f}" height="{max(0.0, floor - y):.1f}"'
+            for (middle, _), (_, y) in zip(points, placed, strict=True):
+                left, right = (place(min(max(x, x_low), x_high), y)[0] for x in (middle - half, middle + half))
+                box = f'x="{left:.1f}" y="{y:.1f}" width="{right - left:.1f}" height="{max(0.0, floor - y):.1f}"'
                 parts.append(f'<rect {box} fill="{colour}" fill-opacity=".55"/>')
         elif len(placed) == 1:
             parts.append(f'<circle cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3.5" fill="{colour}"/>')
@@ -87,8 +88,8 @@ def chart(
             for number, (one, _) in enumerate(shown)
         )
         parts.append(f'<text x="{width - RIGHT}" y="{TOP - 14}" text-anchor="end">{"".join(names)}</text>')
-    middle, side = (LEFT + width - RIGHT) / 2, (TOP + height - BOTTOM) / 2
-    parts.append(f'<text x="{middle}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>')
+    centre, side = (LEFT + width - RIGHT) / 2, (TOP + height - BOTTOM) / 2
+    parts.append(f'<text x="{centre}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>')
     turned = f'transform="rotate(-90 16 {side})"'
     parts.append(f'<text x="16" y="{side}" text-anchor="middle" {turned}>{escape(y_label)}</text>')
     return (

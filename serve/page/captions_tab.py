@@ -74,7 +74,7 @@ class Captions:
     @property
     def routes(self) -> list[Route]:
         """The addresses of tables to download."""
-        return [Route("/captions/{id}.{form:path}", self._download, methods=["GET"])]
+        return [Route("/captions/{id}/{form}", self._download, methods=["GET"])]
 
     def begin(self, files: list[str] | None, folder: str, size: str, request: gr.Request) -> Any:
         """Begin a batch, or continue that of the same folder: the choice of batches with it chosen."""
@@ -137,7 +137,7 @@ class Captions:
         part = found[first : first + SHOWN]
         table = captions_table(part, shown, order, partial(self._batches.thumbnail, owner, id)) if rows else ""
         links = "".join(
-            f'<a class="maemi-view" href="captions/{quote(id)}.{form}" download>{words_}</a>'
+            f'<a class="maemi-view" href="captions/{quote(id)}/{form}" download>{words_}</a>'
             for form, words_ in _FORMS.items()
         )
         counted = f"{first + 1}–{first + len(part)} of {len(found)}" if part else "No row fits."

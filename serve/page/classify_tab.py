@@ -100,6 +100,7 @@ class Classify:
         owner, paths = _keeper(request), self._intake.stage(files, request)
         examples = self._kept.examples(owner)
         names = [] if by == BY_RUN else parse_labels(labels or ",".join(examples))
+        examples = {name: examples[name] for name in names if name in examples}  # by words alone where none has any
         kept = [self._kept.keep(owner, path, sidecars_of(path)) for path in paths]
         kept = kept or [row.path for row in self._kept.listed(owner)]
         if not kept:
