@@ -171,7 +171,8 @@ def tuning_tab(blocks: Blocks, bench: Workbench) -> None:
         button.click(act, [run], shown, **_QUIET)
     run.input(page.look, [run], shown, **_QUIET)
     clock.tick(page.look, [run], shown, **_QUIET)
-    blocks.load(page.open, None, [data, file, name, *shown], **_QUIET)
+    opened = blocks.load(page.open, None, [data, file, name, *shown], **_QUIET)
+    opened.then(page.plan, words, planned, **_QUIET)
 
 
 def _settings(
