@@ -67,7 +67,7 @@ Posed = tuple[Conversation, Sequence["Look"]]
 CACHED_LOOKS = 64
 ENCODING_BATCH = 16
 _ENTRY = re.compile(r"; (?=image \d+: |\{)")
-"""Between the facts of two pictures, or two facts that are quoted by name."""
+"""Between the facts of two pictures that were shown together, or two facts that are quoted by name."""
 RESERVED = 128
 """Tokens kept free for an answer; a longer one may take what the prompt leaves."""
 
@@ -613,7 +613,7 @@ class Assistant:
         while (length := len(self.processor.encode(conversation).input_ids) + max_new_tokens) > self._room:
             if len(conversation.messages) < 3:
                 first, *rest = conversation.messages
-                _, *newer = _ENTRY.split(first.aux, maxsplit=1)
+                newer = _ENTRY.split(first.aux, maxsplit=1)[1:] or first.aux.split("; ", 1)[1:]
                 if not newer or first.images < 2:  # a picture alone keeps its facts
                     self._require_room(length)
                 conversation = Conversation((replace(first, aux=newer[0]), *rest))

@@ -1,4 +1,4 @@
-"""Batches behind the page: folders that may be named, what comes out of a zip, stopped and continued like a command."""
+"""Batches behind the page: folders that may be named, zip files, stopped and continued like a command."""
 
 from __future__ import annotations
 

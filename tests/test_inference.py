@@ -227,14 +227,16 @@ def test_mistakes_are_named(assistant: Assistant, files: list[Path], tmp_path: P
         assistant.caption(files[:1], max_new_tokens=512)
 
 
-def test_a_conversation_has_no_most_pictures(assistant: Assistant, files: list[Path]) -> None:
+@pytest.mark.parametrize("form", ["", "image {}: "], ids=["one a turn", "shown together"])
+def test_a_conversation_has_no_most_pictures(assistant: Assistant, form: str) -> None:
     """Seen failing with `too_long` at the 16th picture: questions were forgotten, facts of pictures never."""
-    facts = "; ".join(f"image {number}: count {number}; mean grey 40 %; contrast 17 %" for number in range(1, 61))
+    one = "count {}; mean grey 40 %; contrast 17 %"
+    facts = "; ".join(begin + one.format(number) for number in range(1, 61) for begin in [form.format(number)])
     asked = Message("user", "How many?", images=60, aux=facts)
     fitted = assistant._fit(Conversation((asked,)), 64)
     (kept,) = fitted.messages
     assert (kept.text, kept.images) == ("How many?", 60)
-    assert kept.aux.startswith("image ")
-    assert kept.aux.endswith("image 60: count 60; mean grey 40 %; contrast 17 %")
+    assert kept.aux.startswith(form[:6])
+    assert kept.aux.endswith(form.format(60) + one.format(60))
     assert facts.endswith(kept.aux)
     assert len(assistant.processor.encode(fitted).input_ids) + 64 <= assistant._room

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -118,6 +119,33 @@ def test_every_verb_takes_such_a_run(place: Path, monkeypatch: pytest.MonkeyPatc
     assert seen == {"run": place, "judge": None}
 
 
+def test_the_page_sorts_by_the_run_and_says_what_to_label_next(place: Path, tmp_path: Path) -> None:
+    """Verdicts of the run with "unknown" among them; what is corrected is no longer asked for."""
+    served = MeasuringAssistant()
+    served.judge = Applied.load(place / "run")  # type: ignore[attr-defined]
+
+    async def build() -> App:
+        return build_app(Desk(served, Gate(), lambda text: len(text.split())))
+
+    (strange,) = (place / "strange").iterdir()
+    odd = Path(shutil.copy(strange, tmp_path / "odd.png"))
+    files = [*sorted((place / "new").iterdir())[:3], odd]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+        with running(asyncio.run(build())) as url, closing(Client(url, verbose=False)) as client:
+            given = [handle_file(file) for file in files]
+            table = client.predict(given, "Fitted run", "", "", api_name="/classify")
+            asked = client.predict(api_name="/label_next")
+            key = re.findall(r'data-tells="correction" data-value="([^"]+)"', table)[-1]
+            client.predict(f"{key}\tgrain\n1", api_name="/correct_label")
+            later = client.predict(api_name="/label_next")
+    verdicts = re.findall(r'maemi-badge maemi-(?:teal|amber)">([^<]+)<', table)
+    assert set(verdicts) <= {"blobs", "unknown"}
+    assert verdicts[-1] == "unknown"
+    assert odd.name in str(asked)
+    assert odd.name not in str(later)
+
+
 @pytest.fixture(scope="module")
 def strong(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Assistant:
     """A run on a number with its unit: blobs are at 100 MPa, stripes at 300."""
@@ -173,28 +201,3 @@ def test_a_number_is_withheld_where_nothing_is_promised(strong: Assistant, place
     told = NumberTold("fibre-pull_out", 1.0, "", None, None, 0.9, "head", "too few groups")
     assert told.named_in("What is the fibre pull out?")
     assert not told.named_in("What fibre is it?")
-
-
-def test_the_page_sorts_by_the_run_and_says_what_to_label_next(place: Path, tmp_path: Path) -> None:
-    """Verdicts of the run with "unknown" among them; what is corrected is no longer asked for."""
-    served = MeasuringAssistant()
-    served.judge = Applied.load(place / "run")  # type: ignore[attr-defined]
-
-    async def build() -> App:
-        return build_app(Desk(served, Gate(), lambda text: len(text.split())))
-
-    files = [*sorted((place / "new").iterdir())[:3], *(place / "strange").iterdir()]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-        with running(asyncio.run(build())) as url, closing(Client(url, verbose=False)) as client:
-            given = [handle_file(file) for file in files]
-            table = client.predict(given, "Fitted run", "", "", api_name="/classify")
-            asked = client.predict(api_name="/label_next")
-            key = re.findall(r'data-tells="correction" data-value="([^"]+)"', table)[-1]
-            client.predict(f"{key}\tgrain\n1", api_name="/correct_label")
-            later = client.predict(api_name="/label_next")
-    verdicts = re.findall(r'maemi-badge maemi-(?:teal|amber)">([^<]+)<', table)
-    assert set(verdicts) <= {"blobs", "unknown"}
-    assert verdicts[-1] == "unknown"
-    assert files[-1].name in str(asked)
-    assert files[-1].name not in str(later)

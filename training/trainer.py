@@ -235,12 +235,12 @@ def fit(
 ) -> Kept:
     """Run a stage to its end and leave it with the weights of its best step, which is the last without validation."""
     settings = run.config.training
-    kind: Any = torch.optim.AdamW
+    adam: Any = torch.optim.AdamW
     if settings.moments == "8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        kind = AdamW8bit
-    optimizer = kind(list(groups), weight_decay=settings.weight_decay, betas=(0.9, 0.98))
+        adam = AdamW8bit
+    optimizer = adam(list(groups), weight_decay=settings.weight_decay, betas=(0.9, 0.98))
     signals = Signals(processes)
     log = Log(out / "metrics.jsonl", progress, writes=processes.leads)
     callbacks: list[TrainerCallback] = [log, signals, Epochs(dataset)]

@@ -132,8 +132,9 @@ class _RayPool:
     def ended(self, reference: Any) -> list[Result]:
         """What a call brought: results, an actor that is ready, or a death, after which another is started."""
         errors = self.ray.exceptions
-        begun = self.under_way.pop(reference) if reference in self.under_way else (self.starting.pop(reference), [])
-        worker, batch = begun
+        worker, batch = (
+            self.under_way.pop(reference) if reference in self.under_way else (self.starting.pop(reference), [])
+        )
         try:
             found: list[Result] = self.ray.get(reference)
         except errors.RayTaskError as error:  # what the code raised, not what became of its process

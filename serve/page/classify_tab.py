@@ -155,7 +155,7 @@ class Classify:
             lines = [(row, f"{row.targets[0]['verdict']}, {_sureness(row):.0%} sure") for row in unsure]
         items = "".join(f"<li><b>{escape(row.name)}</b> {escape(why)}</li>" for row, why in lines)
         told = f"<ol>{items}</ol>" if items else "<p>Every picture is labelled, or like one that is.</p>"
-        return gr.HTML(f'<div class="maemi-next"><h4>Label these next</h4>{told}</div>', visible=True)
+        return gr.HTML(f'<div class="maemi-next"><p>Label these next</p>{told}</div>', visible=True)
 
     def _told(
         self, micrograph: Micrograph, names: Sequence[str], examples: Mapping[str, Sequence[Path]]

@@ -94,7 +94,7 @@ def captions_table(rows: Sequence[CaptionRow], facts: Sequence[str], order: str,
         cells = "".join(_cell(heading(name), row.facts.get(name)) for name in facts)
         body += (
             f'<tr><td class="maemi-thumb">{picture(thumbnail(row.sha256))}</td>'
-            f'<td class="maemi-said"><p class="maemi-file">{escape(row.path)}</p><p>{said}</p>{doubt}</td>'
+            f'<td class="maemi-entry"><p class="maemi-file">{escape(row.path)}</p><p>{said}</p>{doubt}</td>'
             f'<td data-name="pixel size">{size}</td>{cells}</tr>'
         )
     return (
@@ -108,7 +108,7 @@ def labels_table(results: Sequence[Mapping[str, Any]], labels: Sequence[str], th
     body = ""
     for result in results:
         name, error = escape(result["name"]), result["error"]
-        shown = f'<tr><td class="maemi-thumb">{picture(thumbnail(result["sha256"]))}</td><td class="maemi-said">'
+        shown = f'<tr><td class="maemi-thumb">{picture(thumbnail(result["sha256"]))}</td><td class="maemi-entry">'
         shown += f'<p class="maemi-file">{name}</p>'
         if error:
             body += f'{shown}<p class="maemi-problem">{escape(error)}</p></td><td></td></tr>'

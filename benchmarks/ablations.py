@@ -1,0 +1,291 @@
+"""What each part brings, one switch at a time: means over seeds, with what stays the same written beside them.
+
+    python -m benchmarks.ablations --real ../shared/data/open_sem ../shared/data/more_sem [--data DATASET]
+        [--parts table,encoders,strategies,sampling,adapters] [--seeds 5] [--cache CACHE]
+        [--out benchmarks/ablations.json]
+
+table: MultiFusion-LLM's: all, without HNF, without the texts of the classes, without attention; ten drawn classes,
+whose texts are the authored sheets, six pictures each to learn from. encoders: each way to see a picture alone, with
+the same head and steps, on the families of real micrographs. strategies: how three of them are fused. sampling: which
+examples stand before a question to the bundled student, on drawn pictures. adapters: DyQLoRA-FA's range of ranks and
+DyA-MoPE's experts, by the validation loss of a short training on DATASET, of `maemi teach`.
+
+Every figure is of the fused head alone, on groups that taught nothing; nothing is chosen by it. A seed draws the
+weights and the order of the rows, and for drawn classes the pictures. What is done is kept in the report: the same
+command goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import pickle
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.metrics import precision_recall_fscore_support
+
+from assistant.config import load_config
+from assistant.demonstrations import Shots
+from assistant.encoders.vector import VectorEncoder
+from assistant.inference import Assistant
+from assistant.micrograph import Micrograph, read_micrograph
+from assistant.plain import FUSED
+from data_gen.drawing.synth import CLASSES, render
+from data_gen.knowledge import SHEETS
+from training.fit import ENCODERS, Choices, build, truths
+from training.fit import train as train_head
+from training.heads import CLASS_OF
+from training.labelled import Labelled, LabelledRow
+from training.pictures import computed, extractor_of
+from training.trainer import train as train_student
+
+ENCODERS.update(vit=VectorEncoder, hnf=VectorEncoder)  # the student's two encoders, apart
+TARGET = "class"
+TAUGHT, ASKED = 6, 6
+"""Drawn pictures of a class that teach, and that are asked about."""
+SIZE = (240, 320)
+TABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...], bool]] = {
+    "all": (("vit", "hnf"), (), True),
+    "without HNF": (("vit",), (), True),
+    "without text": (("vit", "hnf"), (), False),
+    "without MHA": (("vit", "hnf"), ("fit.strategy=early", "fit.class_attention=false"), True),
+}
+"""Modalities, settings, and whether the texts of the classes are there."""
+WAYS = {name: (name,) for name in ("texture", "image", "vit", "hnf")} | {"vit + hnf": ("vit", "hnf")}
+"""Of seeing; `image` is the frozen tower."""
+STRATEGIES = ("early", "intermediate", "late", "gated")
+FUSES = ("texture", "image", "hnf")
+SAMPLING = ("random", "similar", "balanced")
+SHOWN, SHOTS, QUESTIONS, LABELS = 4, 4, 2, 4
+RANKS = {f"ranks {low} to {high}": (f"adapter.r_min={low}", f"adapter.r_max={high}")
+         for low, high in ((1, 4), (1, 16), (4, 16), (16, 16))}  # fmt: skip
+EXPERTS = {f"{count} experts": ("adapter.kind=dya_mope", f"adapter.experts={count}") for count in (1, 2, 4)}
+STEPS = 40
+Run = tuple[str, Callable[[int], dict[str, float]]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real", type=Path, nargs="+", required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--parts", default="table,encoders,strategies,sampling,adapters")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--cache", type=Path, default=Path("cache"))
+    parser.add_argument("--steps", type=int, help="of a head; the defaults of maemi fit where it is not given")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    report: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    report["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    for part in args.parts.split(","):
+        done = report.setdefault(part, {})
+        for name, once in PARTS[part](args):
+            runs = done.setdefault(name, {"runs": {}})["runs"]
+            for seed in range(args.seeds):
+                if str(seed) not in runs:
+                    began = time.process_time()
+                    runs[str(seed)] = once(seed) | {"cpu_s": round(time.process_time() - began, 1)}
+                    done[name] |= summed(list(runs.values()))
+                    args.out.write_text(json.dumps(report, indent=1) + "\n")
+                    print(part, name, seed, runs[str(seed)], flush=True)
+
+
+def summed(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Mean, least and largest of every figure over the seeds."""
+    figures = {name: [run[name] for run in runs] for name in runs[0]}
+    return {
+        "seeds": len(runs),
+        **{name: [float(np.mean(held)), min(held), max(held)] for name, held in figures.items()},
+    }
+
+
+# ---------------------------------------------------------------------------------- heads
+
+
+def table(args: argparse.Namespace) -> Iterator[Run]:
+    for name, (modalities, settings, texts) in TABLE.items():
+        yield (
+            name,
+            lambda seed, m=modalities, s=settings, t=texts: scored(  # type: ignore[misc]
+                *drawn(args.cache, seed), m, seed, steps_of(args, *s), SHEETS if t else None
+            ),
+        )
+
+
+def encoders(args: argparse.Namespace) -> Iterator[Run]:
+    for name, modalities in WAYS.items():
+        yield name, lambda seed, m=modalities: scored(*real(args), m, seed, steps_of(args))  # type: ignore[misc]
+
+
+def strategies(args: argparse.Namespace) -> Iterator[Run]:
+    for name in STRATEGIES:
+        yield (
+            name,
+            lambda seed, n=name: scored(  # type: ignore[misc]
+                *real(args), FUSES, seed, steps_of(args, f"fit.strategy={n}")
+            ),
+        )
+
+
+def steps_of(args: argparse.Namespace, *settings: str) -> tuple[str, ...]:
+    """Settings, with the steps that were asked for."""
+    return (*settings, f"fit.least_steps={args.steps}", f"fit.most_steps={args.steps}") if args.steps else settings
+
+
+def scored(
+    train: Sequence[LabelledRow],
+    test: Sequence[LabelledRow],
+    modalities: Sequence[str],
+    seed: int,
+    settings: Sequence[str],
+    knowledge: Path | None = None,
+) -> dict[str, float]:
+    """Precision, recall and F1, the mean over classes, of a fused head on some modalities."""
+    config = load_config(None, [f"seed={seed}", *settings])
+    parts = [
+        [LabelledRow(row.name, None, {n: row.values[n] for n in modalities}, row.truth, row.group, "") for row in rows]
+        for rows in (train, test)
+    ]
+    classes = tuple(sorted({str(row.truth[TARGET]) for row in train}))
+    labelled = Labelled(parts[0], {TARGET: ""}, {TARGET: classes}, {}, [], [])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        predictor = build(labelled, parts[0], config.fit, Choices(knowledge=knowledge))
+        items = [predictor.items(row.values) for row in parts[0]]
+        train_head(predictor, items, truths(predictor.targets, parts[0]), config.fit, lambda *told: None)
+    asked = [predictor.items(row.values) for row in parts[1]]
+    (told,) = predictor.told(asked, predictor.outputs(asked)[0])
+    said = [classes[place] for place in told[FUSED].argmax(axis=1)]
+    truth = [str(row.truth[TARGET]) for row in parts[1]]
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        truth, said, labels=sorted(set(truth)), average="macro", zero_division=0
+    )
+    right = float(np.mean([a == b for a, b in zip(said, truth, strict=True)]))
+    return {"precision": float(precision), "recall": float(recall), "f1": float(f1), "accuracy": right}
+
+
+def drawn(cache: Path, seed: int) -> tuple[list[LabelledRow], list[LabelledRow]]:
+    """Rows of drawn pictures that teach and that are asked about, with what the student sees."""
+
+    def make() -> list[LabelledRow]:
+        assistant, rows = Assistant.load(), []
+        with TemporaryDirectory() as folder:
+            for label in CLASSES:
+                for number in range(TAUGHT + ASKED):
+                    values = seen_by(assistant, read_micrograph(draw(Path(folder), label, seed, number)))
+                    name = f"{label} {number}"
+                    rows.append(LabelledRow(name, None, values, {TARGET: label}, name, ""))
+        return rows
+
+    rows = kept(cache / f"drawn-{seed}.pickle", make)
+    place = [number % (TAUGHT + ASKED) for number in range(len(rows))]
+    return [r for r, p in zip(rows, place, strict=True) if p < TAUGHT], [
+        r for r, p in zip(rows, place, strict=True) if p >= TAUGHT
+    ]
+
+
+def real(args: argparse.Namespace) -> tuple[list[LabelledRow], list[LabelledRow]]:
+    """Rows of real pictures by family: those of train and val teach, those of test are asked about."""
+
+    def make() -> list[LabelledRow]:
+        assistant, looks, rows = Assistant.load(), extractor_of("tower"), []
+        for folder in args.real:
+            with (folder / "index.csv").open(newline="", encoding="utf-8") as index:
+                for row in csv.DictReader(index):
+                    if row["label"] in CLASS_OF:
+                        micrograph = read_micrograph(folder / row["path"])
+                        values = computed(micrograph, looks) | seen_by(assistant, micrograph)
+                        truth = {TARGET: CLASS_OF[row["label"]]}
+                        rows.append(LabelledRow(row["path"], None, values, truth, row["group"], row["split"]))
+        return rows
+
+    rows = kept(args.cache / "real.pickle", make)
+    train, test = ([r for r in rows if (r.split == "test") == asked] for asked in (False, True))
+    known = {row.truth[TARGET] for row in train}
+    return train, [row for row in test if row.truth[TARGET] in known]
+
+
+def draw(folder: Path, label: str, seed: int, number: int) -> Path:
+    """A drawn picture as a file."""
+    pixels = render(label, seed=10_000 * (seed + 1) + number, size=SIZE).pixels
+    file = folder / f"{label}-{number}.png"
+    Image.fromarray(pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)).save(file)
+    return file
+
+
+def seen_by(assistant: Assistant, micrograph: Micrograph) -> dict[str, np.ndarray]:
+    """What the student's two encoders see."""
+    vector, width = assistant.encode([micrograph])[1][0].float().cpu().numpy(), assistant.student.vit.dim
+    return {"vit": vector[:width], "hnf": vector[width:]}
+
+
+def kept(file: Path, make: Callable[[], list[LabelledRow]]) -> list[LabelledRow]:
+    """Rows that are made once; the file is our own, of this benchmark alone."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(pickle.dumps(make()))
+    rows: list[LabelledRow] = pickle.loads(file.read_bytes())
+    return rows
+
+
+# ---------------------------------------------------------------------------------- the student
+
+
+def sampling(args: argparse.Namespace) -> Iterator[Run]:
+    assistant = Assistant.load()
+
+    def once(seed: int, choice: str) -> dict[str, float]:
+        random, right = np.random.default_rng(seed), []
+        labels = random.permutation(list(CLASSES))[:LABELS].tolist()
+        with TemporaryDirectory() as folder:
+            drawings = [(label, number) for label in labels for number in range(SHOWN + QUESTIONS)]
+            files = {(label, number): draw(Path(folder), label, seed, number) for label, number in drawings}
+            examples = {label: [files[label, number] for number in range(SHOWN)] for label in labels}
+            for label in labels:
+                for number in range(SHOWN, SHOWN + QUESTIONS):
+                    shots = Shots(SHOTS, choice, seed)  # type: ignore[arg-type]
+                    told = assistant.classify([files[label, number]], labels, examples=examples, shots=shots)[0]
+                    shares = {name: share for name, share in told if name in labels}
+                    right.append(max(shares, key=lambda name: shares[name]) == label)
+        return {"accuracy": float(np.mean(right))}
+
+    for choice in SAMPLING:
+        yield choice, lambda seed, c=choice: once(seed, c)  # type: ignore[misc]
+
+
+def adapters(args: argparse.Namespace) -> Iterator[Run]:
+    if args.data is None:
+        raise SystemExit("adapters needs --data, a data set of maemi teach")
+    for name, settings in (RANKS | EXPERTS).items():
+
+        def once(seed: int, s: tuple[str, ...] = settings) -> dict[str, float]:
+            steps = (f"seed={seed}", f"training.steps={STEPS}", f"training.validate_every={STEPS}")
+            with TemporaryDirectory() as folder:
+                train_student(load_config(None, [*steps, *s]), args.data, Path(folder) / "run", device="cpu")
+                lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+            losses = [told for told in map(json.loads, lines) if "validation_loss" in told]
+            return {"validation_loss": float(losses[-1]["validation_loss"])}
+
+        yield name, once
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Run]]] = {
+    "table": table,
+    "encoders": encoders,
+    "strategies": strategies,
+    "sampling": sampling,
+    "adapters": adapters,
+}
+
+if __name__ == "__main__":
+    main()
