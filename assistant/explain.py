@@ -42,7 +42,7 @@ _PLACES = (
 )
 AT_ONCE = 10
 """Squares that are scored at a time."""
-Score = Callable[[Sequence[np.ndarray]], np.ndarray]
+ScoreOf = Callable[[Sequence[np.ndarray]], np.ndarray]
 """Scores [N] of squares [S, S] float32 in 0..1."""
 Turn = Callable[[], AbstractContextManager[object]]
 """What is waited for before something is computed, and given back after it."""
@@ -83,7 +83,7 @@ class Explanation:
 
 
 def explain(
-    square: np.ndarray, score: Score, *, what: str, tiles: int = TILES, turn: Turn = nullcontext
+    square: np.ndarray, score: ScoreOf, *, what: str, tiles: int = TILES, turn: Turn = nullcontext
 ) -> Explanation:
     """Cover each tile of a square [S, S] in turn by its blurred self, and see how far the score falls.
 

@@ -80,7 +80,7 @@ class Fusion(nn.Module):
 
     def forward(self, vectors: Tensor, present: Tensor, *, drop: float = 0.0) -> Fused:
         """Vectors [B, M, D] and presence [B, M], one at least in a row; `drop` is a probability, used in training."""
-        kept = present & keep(present, drop) if self.training and drop > 0 else present
+        kept = present & surviving(present, drop) if self.training and drop > 0 else present
         given = vectors.masked_fill(~present[..., None], 0.0)
         normed = torch.stack([norm(v) for norm, v in zip(self.norms, given.unbind(1), strict=True)], dim=1)
         tokens = normed.masked_fill(~kept[..., None], 0.0)
@@ -102,7 +102,7 @@ class Fusion(nn.Module):
         )
 
 
-def keep(present: Tensor, drop: float) -> Tensor:
+def surviving(present: Tensor, drop: float) -> Tensor:
     """Which modalities [B, M] survive when each is dropped with a probability; a row that would lose all keeps all."""
     kept = torch.rand(present.shape, device=present.device) >= drop
     return kept | ~(kept & present).any(dim=1, keepdim=True)
@@ -177,7 +177,7 @@ class Intermediate(nn.Module):
 
     def __init__(self, dim: int, modalities: int, heads: int, depth: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Exchange(dim, modalities, heads) for _ in range(depth))
+        self.layers = nn.ModuleList(CrossModalBlock(dim, modalities, heads) for _ in range(depth))
         self.gate = ModalityGate(dim, modalities)
 
     def forward(self, tokens: Tensor, present: Tensor) -> Joined:
@@ -188,7 +188,7 @@ class Intermediate(nn.Module):
         return joined
 
 
-class Exchange(nn.Module):
+class CrossModalBlock(nn.Module):
     """x_m + Attention(LN x_m; LN x_others), then a feed-forward; each modality with weights of its own."""
 
     def __init__(self, dim: int, modalities: int, heads: int) -> None:

@@ -53,7 +53,7 @@ class GroundedBlock(nn.Module):
         return self.cross.weights(self.cross_norm(x), visual, visual_mask)
 
 
-class TextEncoder(nn.Module):
+class GroundedTextEncoder(nn.Module):
     """Bidirectional transformer over question and auxiliary text, with learned positions.
 
     Raises ConfigError `heads`, and `text_too_long` for more than `max_tokens` tokens.

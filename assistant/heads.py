@@ -107,7 +107,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What a head says of one picture."""
 
     name: str
@@ -173,10 +173,10 @@ class Heads:
     origin: str
     """Whose words these are: "bundled", "run", "examples"."""
 
-    def verdicts(self, features: Array) -> list[list[Verdict]]:
+    def verdicts(self, features: Array) -> list[list[Judgement]]:
         """What every head says of pictures [N, D]."""
         embedded = self.space.embed(features)
-        rows: list[list[Verdict]] = [[] for _ in features]
+        rows: list[list[Judgement]] = [[] for _ in features]
         for head in self.heads:
             probabilities, distance = head.judge(embedded, self.space.spread)
             for n, confidence in enumerate(head.confidence(probabilities, distance)):
@@ -187,7 +187,7 @@ class Heads:
                 elif confidence < head.threshold:
                     reason = "the classifier is not sure enough of any of its words"
                 told = dict(zip(head.words, map(float, probabilities[n]), strict=True))
-                rows[n].append(Verdict(head.name, word, float(confidence), reason, told))
+                rows[n].append(Judgement(head.name, word, float(confidence), reason, told))
         return rows
 
     def head(self, name: str) -> Head | None:
@@ -195,18 +195,18 @@ class Heads:
         return next((head for head in self.heads if head.name == name), None)
 
 
-def verdicts(several: Sequence[Heads], features: Array) -> list[tuple[Verdict, ...]]:
+def verdicts(several: Sequence[Heads], features: Array) -> list[tuple[Judgement, ...]]:
     """What heads say of pictures [N, D], one verdict to each name: of the first that is sure, else of the first."""
-    rows: list[list[Verdict]] = [[] for _ in features]
+    rows: list[list[Judgement]] = [[] for _ in features]
     for heads in several:
         for row, told in zip(rows, heads.verdicts(features), strict=True):
             row += told
     return list(map(first_sure, rows))
 
 
-def first_sure(told: Sequence[Verdict]) -> tuple[Verdict, ...]:
+def first_sure(told: Sequence[Judgement]) -> tuple[Judgement, ...]:
     """One verdict to each name: the first that is said, else the first."""
-    chosen: dict[str, Verdict] = {}
+    chosen: dict[str, Judgement] = {}
     for verdict in told:
         if verdict.name not in chosen or (chosen[verdict.name].reason and not verdict.reason):
             chosen[verdict.name] = verdict
@@ -220,7 +220,7 @@ class Judge(Protocol):
     def words(self) -> Mapping[str, tuple[str, ...]]:
         """Its words by the name of the question."""
 
-    def verdicts(self, m: Micrograph) -> tuple[Verdict, ...]:
+    def verdicts(self, m: Micrograph) -> tuple[Judgement, ...]:
         """Its verdicts. Raises MaemiError."""
 
     def numbers(self, m: Micrograph) -> tuple[NumberTold, ...]:

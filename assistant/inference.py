@@ -39,7 +39,7 @@ from assistant.generation import GREEDY, Token, advance, complete, computing, li
 from assistant.generation import Sampling as Sampling
 from assistant.grounding import CLS
 from assistant.handbook import entry_for, is_entry
-from assistant.heads import Heads, Judge, NumberTold, Verdict, first_sure, load_heads, verdicts
+from assistant.heads import Heads, Judge, Judgement, NumberTold, first_sure, load_heads, verdicts
 from assistant.labelling import Labeller
 from assistant.measure import (
     Fact,
@@ -60,7 +60,7 @@ from assistant.starts import BUNDLED
 from assistant.towers import load_tower, see
 
 Image = Path | str | bytes | Micrograph
-Key = tuple[str, int, float | None]
+_Key = tuple[str, int, float | None]
 Watch = Callable[[Token], None]
 Posed = tuple[Conversation, Sequence["Look"]]
 """A conversation that waits for its answer, and its images in order."""
@@ -82,15 +82,15 @@ class Look:
     memory: Tensor  # [N, D]
     summary: Tensor  # [D']
     features: np.ndarray | None = None  # [Df] of the frozen tower, None where there is none
-    verdicts: tuple[Verdict, ...] = ()
+    verdicts: tuple[Judgement, ...] = ()
     """What is said of it: by a fitted run, else by the heads."""
-    judged: tuple[Verdict, ...] = ()
+    judged: tuple[Judgement, ...] = ()
     """What the fitted run says of it, said or withheld."""
     numbers: tuple[NumberTold, ...] = ()
     """The numbers that the fitted run tells of it, said or withheld."""
 
     @property
-    def key(self) -> Key:
+    def key(self) -> _Key:
         """What two looks at one image share: file, page and calibration."""
         return _key(self.micrograph)
 
@@ -126,7 +126,7 @@ class Assistant:
         self.processor = run.processor
         self.device = next(run.student.parameters()).device
         self.heads = heads_of(run)
-        self._looks: OrderedDict[Key, Look] = OrderedDict()
+        self._looks: OrderedDict[_Key, Look] = OrderedDict()
         self._recall = Recall()
         self._lock = threading.Lock()
 
@@ -488,7 +488,7 @@ class Assistant:
     def _continued(
         self,
         encoded: Encoded,
-        images: tuple[Key, ...],
+        images: tuple[_Key, ...],
         max_new_tokens: int,
         sampling: Sampling,
         prepared: tuple[dict[str, Tensor], VisualContext | None],
@@ -643,6 +643,6 @@ def _shown(history: Sequence[Message]) -> int:
     return sum(message.images for message in history)
 
 
-def _key(micrograph: Micrograph) -> Key:
+def _key(micrograph: Micrograph) -> _Key:
     calibration = micrograph.calibration
     return micrograph.sha256, micrograph.page, calibration.nm_per_pixel if calibration else None

@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from assistant.chat import Conversation, class_answer
-from assistant.demonstrations import Labelled, Shots, choose, demonstrate
+from assistant.demonstrations import LabelledImage, Shots, choose, demonstrate
 from assistant.errors import ConfigError
-from assistant.heads import Heads, Verdict, few_shot, log_odds
+from assistant.heads import Heads, Judgement, few_shot, log_odds
 from assistant.labels import UNKNOWN_BELOW, matched, rank_labels
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Labeller:
         with_class = [heads for heads in self.heads if heads.head("class") is not None]
         return max(with_class, key=lambda heads: sum(map(bool, _matches(heads, labels))), default=None)
 
-    def _class_verdict(self, look: Look, labels: Sequence[str]) -> Verdict | None:
+    def _class_verdict(self, look: Look, labels: Sequence[str]) -> Judgement | None:
         """What those heads say of an image; None where there are none, or no tower has seen it."""
         if self.asks_own(labels):
             return next((verdict for verdict in look.judged if verdict.name == "class"), None)
@@ -179,7 +179,7 @@ class Labeller:
 
 
 @dataclass(frozen=True)
-class Demonstration(Labelled):
+class Demonstration(LabelledImage):
     """A candidate with what was seen of it."""
 
     look: Look

@@ -19,11 +19,11 @@ IGNORED_LABEL = -100
 CHUNK = 512
 """Answer tokens whose logits exist at one time."""
 
-Head = Callable[[Tensor], Tensor]
+OutputLayer = Callable[[Tensor], Tensor]
 
 
 def next_token_loss(
-    hidden: Tensor, labels: Tensor, head: Head, *, chunk: int = CHUNK, count: Tensor | int | None = None
+    hidden: Tensor, labels: Tensor, head: OutputLayer, *, chunk: int = CHUNK, count: Tensor | int | None = None
 ) -> Tensor:
     """Mean cross-entropy over answer tokens; 0 where there are none.
 
@@ -39,6 +39,6 @@ def next_token_loss(
     return total / (max(len(targets), 1) if count is None else count)
 
 
-def _summed(states: Tensor, targets: Tensor, head: Head) -> Tensor:
+def _summed(states: Tensor, targets: Tensor, head: OutputLayer) -> Tensor:
     logits = head(states)  # [n, V]
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum")

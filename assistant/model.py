@@ -32,7 +32,7 @@ from assistant.config import Config
 from assistant.decoder import ANY_TURN, PADDING, Decoder, VisualContext, VisualMemory, align_index
 from assistant.errors import ConfigError
 from assistant.families import family_of
-from assistant.grounding import GroundedEncoder, MatchingHead, TextEncoder
+from assistant.grounding import GroundedEncoder, GroundedTextEncoder, MatchingHead
 from assistant.hnf import HNF
 from assistant.loss import IGNORED_LABEL, next_token_loss
 from assistant.towers import EfficientNetLite0, required_tower
@@ -99,7 +99,7 @@ class MaemiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.tower_projection = nn.Linear(EfficientNetLite0.token_width, dim) if self._tower else None
         vocabulary = config.text_config.vocab_size
         padding = config.pad_token_id or 0
-        self.text_encoder = TextEncoder(
+        self.text_encoder = GroundedTextEncoder(
             vocabulary, text.dim, text.depth, text.heads, max_tokens=text.max_tokens, pad_id=padding
         )
         self.grounded = GroundedEncoder(text.dim, text.grounded_depth, text.heads, image_dim=dim)

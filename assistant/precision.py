@@ -44,7 +44,7 @@ def device_of(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def decide(precision: Precision, device: str) -> NumberFormat:
+def number_format(precision: Precision, device: str) -> NumberFormat:
     """What `training.precision` means on a device (`cpu`, `cuda`, `cuda:1`)."""
     if precision != "auto":
         return NumberFormat(precision, "as set by training.precision")

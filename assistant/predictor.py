@@ -27,7 +27,7 @@ from assistant.encoders.composition import CompositionEncoder
 from assistant.encoders.crystal import CrystalEncoder
 from assistant.encoders.encoder import Encoder, Item
 from assistant.encoders.table import TableEncoder
-from assistant.encoders.text import FrozenTextEncoder, TextEncoder
+from assistant.encoders.text import FrozenTextEncoder, WordPieceEncoder
 from assistant.encoders.vector import VectorEncoder
 from assistant.errors import DatasetError, RunError
 from assistant.evidence import number_evidence
@@ -38,12 +38,12 @@ from assistant.plain import FUSED, PlainHead, pooled, softmax, supported
 
 _KINDS: dict[str, type[Encoder]] = {
     kind.kind: kind
-    for kind in (VectorEncoder, TableEncoder, CompositionEncoder, CrystalEncoder, TextEncoder, FrozenTextEncoder)
+    for kind in (VectorEncoder, TableEncoder, CompositionEncoder, CrystalEncoder, WordPieceEncoder, FrozenTextEncoder)
 }
 _SETTINGS, _WEIGHTS, _SILENCE = "head.json", "head.safetensors", "silence"
 _FORMAT = 1
 _WIDEST = 1024
-BATCH = 256
+ROWS_AT_ONCE = 256
 UNKNOWN = "unknown"
 
 Row = Mapping[str, Any]
@@ -238,7 +238,7 @@ class Predictor(nn.Module):
     def outputs(self, rows: Sequence[Items]) -> tuple[list[Tensor], Tensor]:
         """Outputs [B, K] of each target and modality weights [B, M], batch by batch, as at use."""
         self.eval()
-        parts = [self(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+        parts = [self(rows[start : start + ROWS_AT_ONCE]) for start in range(0, len(rows), ROWS_AT_ONCE)]
         by_target = [torch.cat([part[0][t] for part in parts]) for t in range(len(self.targets))]
         return by_target, torch.cat([part[1].weights for part in parts])
 

@@ -20,7 +20,7 @@ Images = tuple[Hashable, ...]
 
 
 @dataclass(frozen=True)
-class Kept:
+class Recalled:
     images: Images
     encoded: Encoded
     cache: Any
@@ -36,7 +36,7 @@ class Recall:
 
     def __init__(self, limit: int = _KEPT_BYTES) -> None:
         self.limit = limit
-        self._kept: list[Kept] = []
+        self._kept: list[Recalled] = []
         self._lock = threading.Lock()
 
     def take(self, images: Images, encoded: Encoded) -> Any:
@@ -63,12 +63,12 @@ class Recall:
         tokens = [*encoded.input_ids, *said][:length]
         read = Encoded(tokens, [], and_said(encoded.image_index), and_said(encoded.turn_index), encoded.questions)
         with self._lock:
-            self._kept.append(Kept(images, read, cache))
+            self._kept.append(Recalled(images, read, cache))
             while sum(kept.nbytes for kept in self._kept) > self.limit:
                 self._kept.pop(0)
 
 
-def common_beginning(kept: Kept, images: Images, encoded: Encoded) -> int:
+def common_beginning(kept: Recalled, images: Images, encoded: Encoded) -> int:
     """Tokens at the start of both conversations that look at the same: same token, turn, question and images."""
     if kept.images[: len(images)] != images[: len(kept.images)]:
         return 0

@@ -50,7 +50,7 @@ _ASKED = 500
 
 
 @dataclass(frozen=True)
-class Picture:
+class IndexedPicture:
     """One picture of a folder, with what is known of it."""
 
     path: Path
@@ -69,7 +69,7 @@ class Picture:
 class Found:
     """The nearest pictures, nearest first, and what was left out."""
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[IndexedPicture, ...]
     looked_at: int
     """Pictures of the folder that could be read."""
     undecided: int
@@ -115,7 +115,7 @@ def find_similar(
     away = distances(features_of(asked), [look.vector for look in others])
     chosen = sorted((n for n, holds in enumerate(met) if holds), key=lambda n: away[n])
     return Found(
-        tuple(Picture(others[n].path, others[n].sha256, float(away[n]), others[n].facts) for n in chosen[:top]),
+        tuple(IndexedPicture(others[n].path, others[n].sha256, float(away[n]), others[n].facts) for n in chosen[:top]),
         looked_at=len(looks),
         undecided=met.count(None),
         failed=failed,

@@ -39,7 +39,7 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
-STEM_WIDTH, FINAL_WIDTH, CLASSES = 32, 1280, 1000
+STEM_WIDTH, FINAL_WIDTH, IMAGENET_CLASSES = 32, 1280, 1000
 log = logging.getLogger("maemi.towers")
 
 
@@ -65,12 +65,12 @@ class EfficientNetLite0(nn.Module):
         blocks, width = [], STEM_WIDTH
         for kernel, stride, expansion, out, count in STAGES:
             for number in range(count):
-                blocks.append(Block(width, out, kernel, stride if number == 0 else 1, expansion))
+                blocks.append(InvertedResidual(width, out, kernel, stride if number == 0 else 1, expansion))
                 width = out
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = SameConv(width, FINAL_WIDTH, 1)
         self._bn1 = _norm(FINAL_WIDTH)
-        self._fc = nn.Linear(FINAL_WIDTH, CLASSES)
+        self._fc = nn.Linear(FINAL_WIDTH, IMAGENET_CLASSES)
 
     def stages(self, pixels: Tensor) -> list[Tensor]:
         """Pixels [B, 1, S, S] in 0..1 -> the map after every stage, [B, width, S', S'] each."""
@@ -99,7 +99,7 @@ class EfficientNetLite0(nn.Module):
         return logits
 
 
-class Block(nn.Module):
+class InvertedResidual(nn.Module):
     """Inverted residual: expand, look around within each channel, project; what came in is added where it fits."""
 
     def __init__(self, width: int, out: int, kernel: int, stride: int, expansion: int) -> None:

@@ -43,9 +43,9 @@ from assistant.plain import FUSED
 from data_gen.drawing.synth import CLASSES, render
 from data_gen.knowledge import SHEETS
 from training.fit import ENCODERS, Choices, build, truths
-from training.fit import train as train_head
+from training.fit import train_heads as train_head
 from training.heads import CLASS_OF
-from training.labelled import Labelled, LabelledRow
+from training.labelled import LabelledRow, LabelledSet
 from training.pictures import computed, extractor_of
 from training.trainer import train as train_student
 
@@ -157,7 +157,7 @@ def scored(
         for rows in (train, test)
     ]
     classes = tuple(sorted({str(row.truth[TARGET]) for row in train}))
-    labelled = Labelled(parts[0], {TARGET: ""}, {TARGET: classes}, {}, [], [])
+    labelled = LabelledSet(parts[0], {TARGET: ""}, {TARGET: classes}, {}, [], [])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         predictor = build(labelled, parts[0], config.fit, Choices(knowledge=knowledge))

@@ -33,7 +33,7 @@ from assistant.micrograph import read_micrograph, to_model_input
 from assistant.towers import see
 from training.fit import fit_rows
 from training.heads import CLASS_OF, drawn
-from training.labelled import Labelled, LabelledRow
+from training.labelled import LabelledRow, LabelledSet
 from training.metrics import expected_calibration_error
 from training.pictures import computed, extractor_of
 
@@ -136,7 +136,7 @@ def ours(
     rows = [row for row, *_ in train]
     classes = tuple(sorted({str(row.truth[TARGET]) for row in rows}))
     held_rows = [row for row, *_ in held if row.truth[TARGET] in classes]
-    labelled = Labelled(rows, {TARGET: ""}, {TARGET: classes}, {}, [], [])
+    labelled = LabelledSet(rows, {TARGET: ""}, {TARGET: classes}, {}, [], [])
     predictor = fit_rows(labelled, {"train": rows, "calibration": held_rows}, load_config(None, [f"seed={seed}"]))
     fitted = time.process_time()
     predictions = [p.targets[0] for p in predictor.predict([row.values for row, *_ in test])]

@@ -29,7 +29,7 @@ from assistant.encoders.composition import composition_statistics, parse_formula
 from assistant.encoders.crystal import read_crystal
 from assistant.predictor import Predictor
 from training.fit import crystal_values, fit_rows
-from training.labelled import Labelled, LabelledRow
+from training.labelled import LabelledRow, LabelledSet
 
 MODALITIES = ("composition", "cell", "crystal", "text")
 PUBLISHED = {
@@ -168,7 +168,7 @@ def measured(
         "train": [row for row in kept["train"] if row.group not in held],
         "calibration": [row for row in kept["train"] if row.group in held],
     }
-    predictor: Predictor = fit_rows(Labelled(list(train), {"target": ""}, {}, {}, [], []), parts, config)
+    predictor: Predictor = fit_rows(LabelledSet(list(train), {"target": ""}, {}, {}, [], []), parts, config)
     found = [p.targets[0] for p in predictor.predict([row.values for row in kept["test"]])]
     truth = np.array([row.truth["target"] for row in test], dtype=float)
     errors = np.abs(np.array([p.value for p in found], dtype=float) - truth)

@@ -26,7 +26,7 @@ import numpy as np
 from assistant.encoders.texture import texture_descriptors
 from assistant.heads import FOREIGN, Head, Heads, held_out, load_heads
 from assistant.towers import see
-from training.heads import Specimen, drawn, foreign, labelled, real
+from training.heads import TaughtPicture, drawn, foreign, labelled, real
 
 RESULTS = Path(__file__).with_suffix(".json")
 HEADS = Path(__file__).parent.parent / "assistant" / "weights" / "heads"
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(record, indent=1))
 
 
-def on_groups(heads: Heads, name: str, unseen: Sequence[Specimen]) -> dict[str, Any]:
+def on_groups(heads: Heads, name: str, unseen: Sequence[TaughtPicture]) -> dict[str, Any]:
     """What is said of pictures of new groups, and how often it is right; ECE of the confidence of all verdicts."""
     known = [s for s in unseen if name in s.words]
     if not known:
@@ -80,7 +80,7 @@ def on_groups(heads: Heads, name: str, unseen: Sequence[Specimen]) -> dict[str, 
     }
 
 
-def baselines(train: Sequence[Specimen], unseen: Sequence[Specimen]) -> dict[str, float]:
+def baselines(train: Sequence[TaughtPicture], unseen: Sequence[TaughtPicture]) -> dict[str, float]:
     """Accuracy on new groups where every picture gets a class."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -98,7 +98,7 @@ def baselines(train: Sequence[Specimen], unseen: Sequence[Specimen]) -> dict[str
     }
 
 
-def on_sources(head: Head, train: Sequence[Specimen]) -> dict[str, Any]:
+def on_sources(head: Head, train: Sequence[TaughtPicture]) -> dict[str, Any]:
     """Verdicts on sources that were left out, with the classes that only they have."""
     data = labelled([*train, *foreign(0, each=10)], seed=0, copies=0)
     rows = [row for row in held_out(data, "class") if row.kind == "sources"]
@@ -119,7 +119,7 @@ def on_sources(head: Head, train: Sequence[Specimen]) -> dict[str, Any]:
     }
 
 
-def on_foreign(heads: Heads, unseen: Sequence[Specimen]) -> dict[str, Any]:
+def on_foreign(heads: Heads, unseen: Sequence[TaughtPicture]) -> dict[str, Any]:
     """How well confidence tells pictures that are no micrographs from micrographs of new groups."""
     from skimage import data
     from skimage.color import rgb2gray
@@ -144,7 +144,7 @@ def on_foreign(heads: Heads, unseen: Sequence[Specimen]) -> dict[str, Any]:
     return report
 
 
-def cost(heads: Heads, unseen: Sequence[Specimen]) -> dict[str, float]:
+def cost(heads: Heads, unseen: Sequence[TaughtPicture]) -> dict[str, float]:
     """CPU seconds of the tower and of the heads for one picture."""
     pictures = _floats(unseen[:20])
     began = time.process_time()
@@ -175,7 +175,7 @@ def _confidence(heads: Heads, features: np.ndarray) -> np.ndarray:
     return told
 
 
-def _floats(specimens: Sequence[Specimen]) -> list[np.ndarray]:
+def _floats(specimens: Sequence[TaughtPicture]) -> list[np.ndarray]:
     return [s.pixels.astype(np.float32) / 255 for s in specimens]
 
 

@@ -119,8 +119,8 @@ def fitted(cases: list[Case], rounds: int) -> Policy:
         found = [examples(case, policy) for case in cases]
         x, y, weight = (np.concatenate(part, axis=-1) for part in zip(*found, strict=True))
         model = LogisticRegression(C=10, max_iter=3000).fit(x.T, y, sample_weight=weight / weight.mean())
-        touching.WEIGHTS, touching.BIAS = model.coef_[0], float(model.intercept_[0])
-        policy = touching.log_odds
+        touching.SEAM_WEIGHTS, touching.BIAS = model.coef_[0], float(model.intercept_[0])
+        policy = touching.seam_log_odds
     return policy
 
 
@@ -140,14 +140,14 @@ def main() -> None:
     fitted(learnt, args.rounds)
     for case in learnt:
         show(case)
-    print("WEIGHTS =", np.round(touching.WEIGHTS, 2).tolist(), "BIAS =", round(touching.BIAS, 2))
+    print("WEIGHTS =", np.round(touching.SEAM_WEIGHTS, 2).tolist(), "BIAS =", round(touching.BIAS, 2))
 
 
 def show(case: Case) -> None:
     text = ""
     for demand in (2.0, 1.5, 1.0, 0.5, 0.0):
         parts = case.fresh()
-        while parts.join(touching.log_odds(parts) - demand):
+        while parts.join(touching.seam_log_odds(parts) - demand):
             pass
         labels = np.concatenate([[0], parts.joined + 1]).astype(np.int32)[case.labels]
         text += f" {parts.bodies()}:{found(labels, case.true):.2f}"

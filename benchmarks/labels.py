@@ -28,7 +28,7 @@ from assistant.progress import Progress
 from benchmarks.ablations import TARGET, real
 from training.applied import Applied
 from training.fit import fit_rows, split_rows
-from training.labelled import Labelled, LabelledRow
+from training.labelled import LabelledRow, LabelledSet
 from training.survey import Survey
 
 FIRST, MORE, ROUNDS = 20, 20, 5
@@ -109,7 +109,7 @@ def fitted(rows: Sequence[LabelledRow], seed: int) -> Predictor:
     """A predictor on labelled rows, with groups of them held out for calibration."""
     config = load_config(None, [f"seed={seed}", *SETTINGS])
     classes = tuple(sorted({str(row.truth[TARGET]) for row in rows}))
-    labelled = Labelled(list(rows), {TARGET: ""}, {TARGET: classes}, {}, [], [])
+    labelled = LabelledSet(list(rows), {TARGET: ""}, {TARGET: classes}, {}, [], [])
     return fit_rows(labelled, split_rows(labelled, config.fit, seed=seed), config)
 
 

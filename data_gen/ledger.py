@@ -27,19 +27,19 @@ from data_gen.tables import (
     SENT,
     Adaptation,
     Adapted,
-    Base,
     Batch,
     Departure,
-    Exchange,
     Forgotten,
+    LedgerTable,
     Measurement,
     Settlement,
+    Visit,
     seal,
 )  # fmt: skip
 
 _VERSION = 3
 """Of the tables; 1 had no checksums, 2 no adaptations."""
-SEALED: dict[str, type[Exchange] | type[Measurement]] = {"exchanges": Exchange, "measurements": Measurement}
+SEALED: dict[str, type[Visit] | type[Measurement]] = {"exchanges": Visit, "measurements": Measurement}
 
 
 class Ledger(Database):
@@ -61,7 +61,7 @@ class Ledger(Database):
         with ExitStack() as opened:
             opened.enter_context(disk_errors(path, DatasetError))
             opened.enter_context(locked(path.with_name(f".{path.name}.lock"), path.parent, DatasetError, "locked"))
-            super().__init__(path, tables=Base, durable=True)
+            super().__init__(path, tables=LedgerTable, durable=True)
             opened.callback(super().close)
             self._quarantine()
             self._opened = opened.pop_all()
@@ -101,29 +101,27 @@ class Ledger(Database):
                 self.damaged += len(torn)
                 for key in torn:
                     row = session.get_one(table, key)
-                    if isinstance(row, Exchange):
+                    if isinstance(row, Visit):
                         row.verdict = DAMAGED
                     else:
                         session.delete(row)
 
     def begin_attempt(
-        self, exchange: Exchange, *, reserved_usd: float = 0.0, departures: Sequence[Departure] = ()
+        self, exchange: Visit, *, reserved_usd: float = 0.0, departures: Sequence[Departure] = ()
     ) -> None:
         """Write the request down before it is sent; money of an attempt that never came back stays booked."""
         with self._session() as session:
             self._begin(session, exchange, reserved_usd, departures)
 
-    def begin_batch(self, batch: Batch, attempts: Iterable[tuple[Exchange, float, Sequence[Departure]]]) -> None:
+    def begin_batch(self, batch: Batch, attempts: Iterable[tuple[Visit, float, Sequence[Departure]]]) -> None:
         """Write a batch and its requests (exchange, money set aside [USD], departures) down, in one commit."""
         with self._session() as session:
             session.add(batch)
             for exchange, reserved_usd, departures in attempts:
                 self._begin(session, exchange, reserved_usd, departures)
 
-    def _begin(
-        self, session: Session, exchange: Exchange, reserved_usd: float, departures: Sequence[Departure]
-    ) -> None:
-        row = session.get(Exchange, exchange.key)
+    def _begin(self, session: Session, exchange: Visit, reserved_usd: float, departures: Sequence[Departure]) -> None:
+        row = session.get(Visit, exchange.key)
         if row is None:
             row = exchange
             row.attempts, row.cost_usd, row.reserved_usd = 0, 0.0, 0.0
@@ -140,7 +138,7 @@ class Ledger(Database):
     def settle(self, key: str, settlement: Settlement) -> None:
         """Book the outcome of the attempt under way."""
         with self._session() as session:
-            row = session.get_one(Exchange, key)
+            row = session.get_one(Visit, key)
             row.verdict = settlement.verdict
             row.reply = settlement.reply
             row.model = settlement.model or row.model
@@ -156,36 +154,36 @@ class Ledger(Database):
             rows = [{"sent_at": "", "verdict": ACCEPTED, **free, **exchange} for exchange in exchanges]
             rows = [{**row, "digest": seal(row)} for row in rows]
             with self._session() as session:
-                session.execute(insert(Exchange).on_conflict_do_nothing(), rows)
+                session.execute(insert(Visit).on_conflict_do_nothing(), rows)
 
-    def exchange(self, key: str) -> Exchange | None:
+    def exchange(self, key: str) -> Visit | None:
         """The exchange of that key, detached."""
         with self._session() as session:
-            return session.get(Exchange, key)
+            return session.get(Visit, key)
 
     def spent_usd(self) -> float:
         """Everything that was or may have been billed [USD]."""
         with self._session() as session:
-            total = session.scalar(select(func.sum(Exchange.cost_usd + Exchange.reserved_usd)))
+            total = session.scalar(select(func.sum(Visit.cost_usd + Visit.reserved_usd)))
         return float(total or 0.0)
 
     def model_of(self, teacher: str) -> str | None:
         """The model string under which that teacher answered first."""
-        query = select(Exchange.model).where(Exchange.teacher == teacher, Exchange.verdict == ACCEPTED).limit(1)
+        query = select(Visit.model).where(Visit.teacher == teacher, Visit.verdict == ACCEPTED).limit(1)
         with self._session() as session:
             return session.scalar(query)
 
     def models_of(self, teacher: str) -> dict[str, int]:
         """How many answers each model string of that teacher gave, the first of the alphabet first."""
-        accepted = (Exchange.teacher == teacher, Exchange.verdict == ACCEPTED)
-        query = select(Exchange.model, func.count()).where(*accepted).group_by(Exchange.model).order_by(Exchange.model)
+        accepted = (Visit.teacher == teacher, Visit.verdict == ACCEPTED)
+        query = select(Visit.model, func.count()).where(*accepted).group_by(Visit.model).order_by(Visit.model)
         with self._session() as session:
             return {row[0]: row[1] for row in session.execute(query)}
 
     def unmetered(self, teacher: str) -> int:
         """Answers of that teacher that came without the number of their tokens."""
-        untold = (Exchange.input_tokens == 0, Exchange.output_tokens == 0)
-        query = select(func.count()).where(Exchange.teacher == teacher, Exchange.verdict == ACCEPTED, *untold)
+        untold = (Visit.input_tokens == 0, Visit.output_tokens == 0)
+        query = select(func.count()).where(Visit.teacher == teacher, Visit.verdict == ACCEPTED, *untold)
         with self._session() as session:
             return int(session.scalar(query) or 0)
 
@@ -203,7 +201,7 @@ class Ledger(Database):
 
     def export_replies(self, path: Path) -> int:
         """Write every accepted exchange as a line that `ReplayTeacher` reads; gives their number."""
-        query = select(Exchange).where(Exchange.verdict == ACCEPTED).order_by(Exchange.key)
+        query = select(Visit).where(Visit.verdict == ACCEPTED).order_by(Visit.key)
         count = 0
         with self._session() as session, replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
             for row in session.scalars(query.execution_options(yield_per=200)):
@@ -249,7 +247,7 @@ class Ledger(Database):
         Its hash and its departures stay: that it was here, that it left, and that it was deleted can be audited.
         """
         with self._session() as session:
-            about = delete(Exchange).where(Exchange.images.contains(sha256)).returning(Exchange.key)
+            about = delete(Visit).where(Visit.images.contains(sha256)).returning(Visit.key)
             named = Measurement.record.contains(f'"sha256": "{sha256}"')
             measured = delete(Measurement).where(named).returning(Measurement.key)
             gone = sum(len(session.scalars(query).all()) for query in (about, measured))

@@ -33,7 +33,7 @@ class Adaptation:
         return f"{self.parameter} is refused by the endpoint, so {done} ({self.reason})"
 
 
-class Base(DeclarativeBase):
+class LedgerTable(DeclarativeBase):
     """Registry of the tables that last."""
 
 
@@ -44,7 +44,7 @@ class Sealed:
     """sha256 of all other columns: a flipped bit on the disk is found before it becomes a label."""
 
 
-class Exchange(Sealed, Base):
+class Visit(Sealed, LedgerTable):
     """One request to a teacher and what became of it."""
 
     __tablename__ = "exchanges"
@@ -69,7 +69,7 @@ class Exchange(Sealed, Base):
     output_tokens: Mapped[int] = mapped_column(default=0)
 
 
-class Measurement(Sealed, Base):
+class Measurement(Sealed, LedgerTable):
     """What reading and measuring one file gave, so that a resumed run does not measure it again."""
 
     __tablename__ = "measurements"
@@ -78,7 +78,7 @@ class Measurement(Sealed, Base):
     record: Mapped[str]
 
 
-class Departure(Base):
+class Departure(LedgerTable):
     """A picture that left the machine, or was about to: the audit trail of egress, never deleted."""
 
     __tablename__ = "departures"
@@ -95,7 +95,7 @@ class Departure(Base):
     destination: Mapped[str]
 
 
-class Batch(Base):
+class Batch(LedgerTable):
     """A file of requests handed to the provider's batch queue."""
 
     __tablename__ = "batches"
@@ -108,7 +108,7 @@ class Batch(Base):
     done: Mapped[bool] = mapped_column(default=False)
 
 
-class Adapted(Base):
+class Adapted(LedgerTable):
     """A parameter that an endpoint refuses for a model, so that a later run does not ask in vain."""
 
     __tablename__ = "adaptations"
@@ -123,7 +123,7 @@ class Adapted(Base):
     """UTC."""
 
 
-class Forgotten(Base):
+class Forgotten(LedgerTable):
     """A micrograph that was deleted on request; the hash stays, so that it does not come back."""
 
     __tablename__ = "forgotten"
@@ -160,6 +160,6 @@ def _seal_row(_mapper: object, _connection: object, row: Any) -> None:
     row.digest = seal({column.name: getattr(row, column.name) for column in row.__table__.columns})
 
 
-for _sealed in (Exchange, Measurement):
+for _sealed in (Visit, Measurement):
     event.listen(_sealed, "before_insert", _seal_row)
     event.listen(_sealed, "before_update", _seal_row)

@@ -26,7 +26,7 @@ SHOWN_SCORES = (
 """Section, score and blind score of an evaluation that tell most."""
 
 
-def pixel_size(info: Mapping[str, Any]) -> str:
+def calibration_words(info: Mapping[str, Any]) -> str:
     """The calibration of an `info` record in words."""
     nm = info["pixel_size_nm"]
     if nm is None:
@@ -42,7 +42,7 @@ def reading(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     maker = " ".join(filter(None, [VENDOR_NAMES.get(info["vendor"], info["vendor"]), info["model"]]))
     banner, window = info["banner"], info["window"]
     rows = [
-        ("Pixel size", pixel_size(info)),
+        ("Pixel size", calibration_words(info)),
         ("Instrument", maker),
         ("Voltage", "" if info["hv_kv"] is None else quantities.typeset(info["hv_kv"], "kV", figures=4)),
         ("Working distance", "" if info["wd_mm"] is None else quantities.typeset(info["wd_mm"], "mm", figures=4)),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from assistant import bases, disk
-from assistant.bases import CHATML, NamedBase, Package
+from assistant.bases import CHATML_JINJA, NamedBase, Package
 from assistant.disk import fingerprint
 
 WIDTH, INNER, HEADS, TOKENS = 64, 128, 2, 260
@@ -71,9 +71,9 @@ def little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(disk.MODELS, str(tmp_path / "bases"))
     once = tmp_path / "once"
     once.mkdir()
-    package = Package("llm-little", "1.0", FILE, fingerprint(file), "", CHATML)
+    package = Package("llm-little", "1.0", FILE, fingerprint(file), "", CHATML_JINJA)
     bases._convert(file, package, once)
-    known = Package("llm-little", "1.0", FILE, fingerprint(file), fingerprint(once / "model.safetensors"), CHATML)
+    known = Package("llm-little", "1.0", FILE, fingerprint(file), fingerprint(once / "model.safetensors"), CHATML_JINJA)
     monkeypatch.setattr(bases, "BASES", {**bases.BASES, "little": NamedBase("Apache-2.0", None, known)})
     return file
 

@@ -14,7 +14,7 @@ from students import tiny_config, write_tiny_base
 from assistant.adapters import draw_ranks, hold_inactive, precondition
 from assistant.checkpoint import attach_adapter, new_run
 from assistant.config import Config, load_config
-from training.data import Collator, Conversations, load_split
+from training.data import Collator, TrainingSet, load_split
 from training.stages import InstructionStage
 from training.trainer import parameter_groups
 
@@ -43,7 +43,7 @@ def step(config: Config, data: Path) -> tuple[float, dict[str, torch.Tensor]]:
     run = new_run(config, device="cpu")
     attach_adapter(run.student, config.adapter)
     lm, stage = run.student.decoder.lm, InstructionStage(run.student, config.loss).train()
-    rows = Conversations(load_split(data, "train"), image_size=config.image_size, settings=config.training, seed=0)
+    rows = TrainingSet(load_split(data, "train"), image_size=config.image_size, settings=config.training, seed=0)
     batch = Collator(run.processor, max_tokens=config.training.max_tokens)([rows[0], rows[1]])
     optimizer = torch.optim.AdamW(parameter_groups(run))
     if any(settings.precondition for settings in lm.peft_config.values()):

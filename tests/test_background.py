@@ -17,12 +17,12 @@ from measuring import MeasuringAssistant, write_tiff
 
 from assistant.errors import ConfigError
 from serve.batch.archive import Bounds, unpack
-from serve.batch.background import Batch, Batches
+from serve.batch.background import Batches, CaptionBatch
 from serve.batch.caption_rows import CaptionRow
 from serve.batch.journal import caption_folder, finished_rows, journal_of
 from serve.batch.roots import Roots
 from serve.desk.gate import Gate, Stopped
-from serve.page.tables import ALL, DOUBTFUL, FAILED, UNCALIBRATED, chosen_rows
+from serve.page.tables import ALL_ROWS, DOUBTFUL, FAILED, UNCALIBRATED, chosen_rows
 
 ADA, BOB = "ada", "bob"
 SUFFIXES = (".tif", ".png", ".txt")
@@ -168,7 +168,7 @@ class Stepping(MeasuringAssistant):
         return super().caption(images)
 
 
-def until(batches: Batches, id: str, holds: Callable[[Batch], bool]) -> Batch:
+def until(batches: Batches, id: str, holds: Callable[[CaptionBatch], bool]) -> CaptionBatch:
     deadline = time.monotonic() + 60
     while not holds(batch := batches.state(ADA, id)):
         assert time.monotonic() < deadline, batch
@@ -259,11 +259,11 @@ def test_rows_are_filtered_and_sorted_with_gaps_last() -> None:
     def names(*given: str) -> str:
         return "".join(row.path[0] for row in chosen_rows(rows, *given))
 
-    assert names("", ALL, "path") == "abC"
-    assert names("", ALL, "-path") == "Cba"
-    assert names("", ALL, "count") == "abC"
-    assert names("", ALL, "-count") == "baC"
-    assert names("", ALL, "no such column") == "baC"
-    assert names("DISCS nine", ALL, "path") == "b"
-    assert names("scale", ALL, "path") == "a"
+    assert names("", ALL_ROWS, "path") == "abC"
+    assert names("", ALL_ROWS, "-path") == "Cba"
+    assert names("", ALL_ROWS, "count") == "abC"
+    assert names("", ALL_ROWS, "-count") == "baC"
+    assert names("", ALL_ROWS, "no such column") == "baC"
+    assert names("DISCS nine", ALL_ROWS, "path") == "b"
+    assert names("scale", ALL_ROWS, "path") == "a"
     assert (names("", FAILED, "path"), names("", DOUBTFUL, "path"), names("", UNCALIBRATED, "path")) == ("C", "a", "a")

@@ -23,7 +23,7 @@ from assistant.decoder import load_language_model
 from assistant.disk import MANIFEST, models_folder
 from assistant.errors import ConfigError, RunError
 from assistant.generation import complete
-from training.planning.bases import BASES, table
+from training.planning.bases import PLANNED, table
 from training.planning.memory import plan_memory
 from training.planning.shapes import language_model_shape, shape_in
 
@@ -51,7 +51,7 @@ def test_other_families_and_pickled_weights_are_refused(tmp_path: Path) -> None:
 def test_the_table_in_the_guide_is_what_the_command_prints() -> None:
     """Fails as soon as a formula, a shape or the configuration moves; `python -m training.planning.bases` prints it."""
     assert table(load_config(ROOT / "configs" / "llama2-7b.yaml")) in (ROOT / "docs" / "bases.md").read_text()
-    for base in BASES:
+    for base in PLANNED:
         shape = language_model_shape(base)
         assert all(d_in % 64 == 0 for d_in, _ in shape.linears.values()), f"{base} has no NF4 on a CPU"
 

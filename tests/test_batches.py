@@ -212,11 +212,11 @@ def test_kill_while_a_batch_is_out(tmp_path: Path, when: str) -> None:
 def test_a_batch_that_never_arrived_costs_nothing_and_is_asked_anew(tmp_path: Path) -> None:
     """Killed between the ledger and the provider: the provider knows no such name, so its requests are open again."""
     from data_gen.ledger import Ledger
-    from data_gen.tables import Batch, Exchange
+    from data_gen.tables import Batch, Visit
 
     with batch_server() as server:
         taught(server, tmp_path, tasks=("metadata",))
-        stray = Exchange(key="k", images="x", prompt="p", teacher="openai:m", cost_usd=0.0)
+        stray = Visit(key="k", images="x", prompt="p", teacher="openai:m", cost_usd=0.0)
         with Ledger(tmp_path / "out" / "ledger.sqlite") as ledger:
             ledger.begin_batch(Batch(name="maemi-lost", keys="k", provider_id="", done=False), [(stray, 1.0, [])])
         report = taught(server, tmp_path)

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from assistant.chat import Message
-from assistant.demonstrations import Labelled, Shots, choose, demonstrate
+from assistant.demonstrations import LabelledImage, Shots, choose, demonstrate
 
 
 def on_a_circle(degrees: float) -> np.ndarray:
     return np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
 
 
-CANDIDATES = [Labelled("ab"[n % 2], f"image {n}", (1 + n) * on_a_circle(10.0 * n)) for n in range(9)]
+CANDIDATES = [LabelledImage("ab"[n % 2], f"image {n}", (1 + n) * on_a_circle(10.0 * n)) for n in range(9)]
 TARGET = {"target": "target", "vector": on_a_circle(31.0)}
 
 
-def names(found: list[Labelled]) -> list[int]:
+def names(found: list[LabelledImage]) -> list[int]:
     return [int(candidate.identity.split()[1]) for candidate in found]
 
 
@@ -28,7 +28,7 @@ def test_the_most_similar_stand_last(count: int) -> None:
 
 def test_no_image_twice_and_never_the_target() -> None:
     """The target among the examples would give its own label away. Fails if copies are not recognised."""
-    again = [*CANDIDATES, *CANDIDATES, Labelled("a", "target", on_a_circle(31.0))]
+    again = [*CANDIDATES, *CANDIDATES, LabelledImage("a", "target", on_a_circle(31.0))]
     for choice in ("similar", "random", "balanced"):
         found = choose(again, Shots(20, choice), **TARGET)
         assert sorted(names(found)) == list(range(9))

@@ -18,7 +18,14 @@ from assistant.encoders.composition import (
 from assistant.encoders.crystal import CrystalEncoder, GatedConvolution, read_crystal
 from assistant.encoders.encoder import Encoder
 from assistant.encoders.table import TableEncoder
-from assistant.encoders.text import MASK, AttentionPooling, FrozenTextEncoder, TextEncoder, learn_pieces, mask_pieces
+from assistant.encoders.text import (
+    MASK,
+    AttentionPooling,
+    FrozenTextEncoder,
+    WordPieceEncoder,
+    learn_pieces,
+    mask_pieces,
+)
 from assistant.encoders.texture import equalised, texture_descriptors
 from assistant.encoders.vector import VectorEncoder
 from assistant.errors import ConfigError, DatasetError
@@ -243,7 +250,7 @@ def test_pooling_in_closed_form() -> None:
 
 
 def test_masked_pieces_are_learned_from_the_texts() -> None:
-    encoder = TextEncoder(learn_pieces(TEXTS), D)
+    encoder = WordPieceEncoder(learn_pieces(TEXTS), D)
     losses = encoder.pretrain(TEXTS, steps=200)
     assert np.mean(losses[:5]) > 0.9 * math.log(encoder.embedding.num_embeddings)
     assert np.mean(losses[-20:]) < 0.5 * math.log(encoder.embedding.num_embeddings)
@@ -329,7 +336,7 @@ def encoders() -> list[tuple[Encoder, list[Any]]]:
         (VectorEncoder.fit(vectors, D), vectors),
         (TableEncoder.fit(ROWS, D), ROWS),
         (CompositionEncoder.fit(["Fe2O3", "NaCl"], D), ["Fe2O3", "NaCl", "CuSO4"]),
-        (TextEncoder(learn_pieces(TEXTS), D), TEXTS[:3]),
+        (WordPieceEncoder(learn_pieces(TEXTS), D), TEXTS[:3]),
     ]
 
 

@@ -103,9 +103,9 @@ def verdicts(folder: Path) -> Counter[str]:
         with ledger._session() as session:
             from sqlalchemy import select
 
-            from data_gen.tables import Exchange
+            from data_gen.tables import Visit
 
-            query = select(Exchange.verdict).where(Exchange.teacher == "openai:m")
+            query = select(Visit.verdict).where(Visit.teacher == "openai:m")
             return Counter(session.scalars(query))
 
 

@@ -9,7 +9,7 @@ from students import tiny_run
 
 from assistant.config import TrainingConfig
 from assistant.inference import Assistant
-from training.data import Conversations, load_split
+from training.data import TrainingSet, load_split
 from training.evaluate import evaluate_assistant
 from training.fact_check import agrees
 from training.scores import class_report, score_answers, shown_answers, statement_report
@@ -54,7 +54,7 @@ def test_a_student_that_quotes_by_reference_is_trained_and_asked_with_facts_by_n
     examples = [e for e in load_split(data, "train") if e.task == "caption"]
     settings = TrainingConfig(turns=1, aux_dropout=0.0, fact_dropout=0.0)
     shown = replace(examples[0], answer="It shows 12 bodies, taken at 5 kV.")
-    item = Conversations([shown], image_size=32, settings=settings, seed=0, references=True)[0]
+    item = TrainingSet([shown], image_size=32, settings=settings, seed=0, references=True)[0]
     question, answer = item.conversation.messages
     assert "{count} = 12" in question.aux
     assert "{voltage} = 5 kV" in question.aux

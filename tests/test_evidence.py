@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from assistant.evidence import (
-    UNKNOWN,
+    MISSING,
     divergence_from_uniform,
     evidence,
     evidential_loss,
@@ -31,9 +31,9 @@ def test_evidence_in_closed_form() -> None:
     assert given.uncertainty.tolist() == pytest.approx([1.0, 4 / 100])
     assert given.probability[0].tolist() == pytest.approx([0.25] * 4)
     assert given.probability[1].tolist() == pytest.approx([0.97, 0.01, 0.01, 0.01])
-    assert given.verdict(0.5).tolist() == [UNKNOWN, 0]
+    assert given.verdict(0.5).tolist() == [MISSING, 0]
     assert given.verdict(1.0).tolist()[1] == 0
-    assert given.verdict(0.01).tolist() == [UNKNOWN, UNKNOWN]
+    assert given.verdict(0.01).tolist() == [MISSING, MISSING]
 
 
 def test_divergence_equals_torch() -> None:

@@ -21,7 +21,7 @@ from assistant.errors import ConfigError, DatasetError, RunError
 from assistant.predictor import Predictor
 from serve.cli import main
 from training.fit import HEAD, Choices, fit, fit_rows, split_rows
-from training.labelled import Labelled, LabelledRow, column_roles, parse_target, read_labelled
+from training.labelled import LabelledRow, LabelledSet, column_roles, parse_target, read_labelled
 from training.pictures import FeatureExtractor, picture_values
 
 QUICK = (
@@ -164,7 +164,7 @@ def test_groups_stay_whole_and_classes_are_in_every_part() -> None:
         LabelledRow(str(i), None, {"table": {"x": float(i)}}, {"kind": "ab"[i // 3 % 2]}, f"g{i // 3}")
         for i in range(120)
     ]
-    labelled = Labelled(rows, {"kind": ""}, {"kind": ("a", "b")}, {}, [], [])
+    labelled = LabelledSet(rows, {"kind": ""}, {"kind": ("a", "b")}, {}, [], [])
     parts = split_rows(labelled, Config().fit, seed=0)
     groups = [{row.group for row in part} for part in parts.values()]
     assert all(one.isdisjoint(other) for one, other in itertools.combinations(groups, 2))
@@ -318,7 +318,7 @@ def test_classes_and_numbers_are_learned_together(strategy: str, evidential: boo
             values.pop("text")
         truth = {"sum": x + (1.0 if y > 0 else -1.0), "side": "up" if x > 0 else "down"}
         rows.append(LabelledRow(str(i), None, values, {**truth, "side": None if i % 7 == 0 else truth["side"]}, str(i)))
-    labelled = Labelled(rows, {"sum": "", "side": ""}, {"side": ("down", "up")}, {}, [], [])
+    labelled = LabelledSet(rows, {"sum": "", "side": ""}, {"side": ("down", "up")}, {}, [], [])
     settings = quick(
         f"fit.strategy={strategy}",
         f"fit.evidential={str(evidential).lower()}",
@@ -368,7 +368,7 @@ def test_a_lost_modality_costs_little_against_never_having_had_it() -> None:
         vector = random.normal(0, 1, 6) + (0.7 if up else -0.7)
         number = random.normal(0, 1) + (0.9 if up else -0.9)
         rows.append(LabelledRow(str(i), None, {"texture": vector, "table": {"x": number}}, {"k": "ud"[i % 2]}, str(i)))
-    labelled = Labelled(rows, {"k": ""}, {"k": ("d", "u")}, {}, [], [])
+    labelled = LabelledSet(rows, {"k": ""}, {"k": ("d", "u")}, {}, [], [])
 
     def only(name: str, part: list[LabelledRow]) -> list[LabelledRow]:
         return [LabelledRow(r.name, None, {name: r.values[name]}, r.truth, r.group) for r in part]
@@ -545,7 +545,7 @@ def test_a_class_that_nobody_taught_is_unknown(tmp_path: Path) -> None:
     known = [row for kind in range(6) for row in rows(kind, range(8))]
     held = [row for kind in range(6) for row in rows(kind, range(8, 12))]
     classes = tuple(f"k{n}" for n in range(6))
-    labelled = Labelled(known, {"kind": ""}, {"kind": classes}, {}, [], [])
+    labelled = LabelledSet(known, {"kind": ""}, {"kind": classes}, {}, [], [])
     predictor = fit_rows(labelled, {"train": known, "calibration": held}, load_config(None, QUICK))
     predictor.save(tmp_path / "head", {})
     predictor = Predictor.load(tmp_path / "head")

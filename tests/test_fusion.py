@@ -12,14 +12,14 @@ from assistant.errors import ConfigError
 from assistant.fusion import (
     STRATEGIES,
     ClassTexts,
-    Exchange,
+    CrossModalBlock,
     Fused,
     Fusion,
     ModalityGate,
     NoisyExperts,
     disorder,
     drop_probability,
-    keep,
+    surviving,
 )
 
 F64 = torch.float64
@@ -116,7 +116,7 @@ def test_gate_in_closed_form() -> None:
 
 
 def test_two_modalities_attend_in_both_directions_as_torch_does() -> None:
-    layer, given = Exchange(D, 2, 2).double(), torch.randn(B, 2, D, dtype=F64)
+    layer, given = CrossModalBlock(D, 2, 2).double(), torch.randn(B, 2, D, dtype=F64)
     normed, seen = layer.before(given), []
     for m, cross in enumerate(layer.cross):
         theirs = torch.nn.MultiheadAttention(D, 2, batch_first=True).double()
@@ -162,7 +162,7 @@ def test_disorder_is_0_for_even_weights_and_1_for_one_alone() -> None:
 def test_dropping_follows_its_schedule_and_never_takes_all() -> None:
     assert [drop_probability(p, 0.3) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.0, 0.15, 0.3, 0.3])
     present = torch.tensor([[True, True, False]]).expand(4000, 3)
-    kept = keep(present, 0.3) & present
+    kept = surviving(present, 0.3) & present
     assert kept.any(1).all()
     # Of each modality 30 % is dropped, less the 9 % of rows that would have lost both.
     assert float((~kept[:, 0]).float().mean()) == pytest.approx(0.3 - 0.09, abs=0.03)

@@ -23,8 +23,8 @@ from assistant.grounding import (
     CLS,
     ENC,
     GroundedEncoder,
+    GroundedTextEncoder,
     MatchingHead,
-    TextEncoder,
     contrastive_loss,
     hard_negatives,
     matching_loss,
@@ -35,7 +35,7 @@ from assistant.micrograph import Micrograph, to_model_input
 from assistant.model import MaemiProcessor
 from data_gen.drawing.synth import render, write_synthetic
 from data_gen.pipeline import teach
-from training.data import Collator, Conversations, keys_of_the_same, load_split, matched_text
+from training.data import Collator, TrainingSet, keys_of_the_same, load_split, matched_text
 from training.stages import InstructionStage
 
 F64 = torch.float64
@@ -46,8 +46,8 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def text_encoder() -> TextEncoder:
-    return TextEncoder(30, 8, 2, 2, max_tokens=12, pad_id=0).double()
+def text_encoder() -> GroundedTextEncoder:
+    return GroundedTextEncoder(30, 8, 2, 2, max_tokens=12, pad_id=0).double()
 
 
 def grounded_encoder(*, gates: float = 0.7) -> GroundedEncoder:
@@ -132,7 +132,7 @@ def test_text_that_is_too_long_is_refused() -> None:
 
 def test_width_that_heads_do_not_divide_is_refused() -> None:
     with pytest.raises(ConfigError):
-        TextEncoder(30, 9, 1, 2)
+        GroundedTextEncoder(30, 9, 1, 2)
     with pytest.raises(ConfigError):
         GroundedEncoder(9, 1, 2, image_dim=6)
 
@@ -399,7 +399,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def batch_of(run: Run, dataset: Path, *, match_text: Any = "question_answer") -> dict[str, Tensor]:
     """Two images of either class, each with the question for it."""
     examples = [e for e in load_split(dataset, "train") if e.task == "classification"]
-    items = Conversations(examples, image_size=32, settings=run.config.training, seed=0, match_text=match_text)
+    items = TrainingSet(examples, image_size=32, settings=run.config.training, seed=0, match_text=match_text)
     return Collator(run.processor, max_tokens=200)([items[i] for i in range(4)])
 
 
@@ -564,7 +564,7 @@ def test_a_question_is_asked_as_it_was_taught(run: Run, tmp_path: Path, monkeypa
     teach(tmp_path / "images", tmp_path / "data", config=TeachConfig(), workers=1)
     examples = [e for e in load_split(tmp_path / "data", "train") if len(e.images) == 1 and not e.history]
     settings = run.config.training.model_copy(update={"aux_dropout": 0.0, "turns": 1})
-    taught = Conversations(examples[:1], image_size=32, settings=settings, seed=0)[0].conversation
+    taught = TrainingSet(examples[:1], image_size=32, settings=settings, seed=0)[0].conversation
     assert "kV" in taught.messages[0].aux
     asked: list[Conversation] = []
     encode = MaemiProcessor.encode

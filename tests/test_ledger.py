@@ -15,7 +15,7 @@ from assistant.errors import DatasetError, TeacherError
 from data_gen.hosted.budget import Budget
 from data_gen.ledger import Ledger
 from data_gen.passes.drafts import Drafts
-from data_gen.tables import ACCEPTED, SENT, Exchange, Settlement, exchange_key
+from data_gen.tables import ACCEPTED, SENT, Settlement, Visit, exchange_key
 
 ROOT = Path(__file__).parents[1]
 WRITER = """
@@ -34,8 +34,8 @@ with Ledger(Path(sys.argv[1])) as ledger:
 """
 
 
-def exchange(key: str = "k") -> Exchange:
-    return Exchange(key=key, images="sha", prompt="prompt", teacher="openai:m")
+def exchange(key: str = "k") -> Visit:
+    return Visit(key=key, images="sha", prompt="prompt", teacher="openai:m")
 
 
 def test_key_depends_on_every_part_of_the_content() -> None:

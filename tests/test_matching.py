@@ -10,7 +10,7 @@ from students import tiny_config, tiny_run, write_tiny_base
 
 from serve.desk.desk import measured_false_rate
 from training.claim import RECORD
-from training.data import Collator, Conversations, load_split
+from training.data import Collator, TrainingSet, load_split
 from training.evaluate import evaluate
 from training.matching import matching_report, pair_logits
 from training.stages import AlignmentStage
@@ -25,7 +25,7 @@ def test_pairs_are_scored_as_training_scores_them(tmp_path: Path) -> None:
     rows = load_split(write_dataset(tmp_path / "data", per_class=3), "test")
     run.student.grounded.open_gates(1.0)
     plain = run.config.training.model_copy(update={"augment": False})
-    dataset = Conversations.configured(rows, run.config.model_copy(update={"training": plain}))
+    dataset = TrainingSet.configured(rows, run.config.model_copy(update={"training": plain}))
     batch = Collator(run.processor, max_tokens=320)([dataset[index] for index in range(len(dataset))])
     with torch.no_grad():
         stage = AlignmentStage(run.student.eval(), run.config.loss)(**batch)

@@ -20,7 +20,7 @@ from assistant.adapters import peft_config
 from assistant.config import Config, HNFConfig
 from assistant.decoder import GatedCrossAttention, load_language_model
 from assistant.errors import ConfigError
-from assistant.grounding import GroundedEncoder, TextEncoder
+from assistant.grounding import GroundedEncoder, GroundedTextEncoder
 from assistant.hnf import HNF
 from assistant.loss import CHUNK, next_token_loss
 from assistant.vit import ViT
@@ -249,7 +249,7 @@ def test_activations_of_the_text_encoders() -> None:
     """Guards the formula of text encoder and grounded encoder within 10 %, visual keys and values included."""
     config = Config()
     text, dim, n = config.text_encoder, config.decoder.cross_attention_dim, image_tokens(config)
-    encoder = TextEncoder(64, text.dim, text.depth, text.heads)
+    encoder = GroundedTextEncoder(64, text.dim, text.depth, text.heads)
     grounded = GroundedEncoder(text.dim, text.grounded_depth, text.heads, image_dim=dim)
     ids, mask = torch.zeros(3, 38, dtype=torch.long), torch.ones(3, 38, dtype=torch.bool)
     images, shown = torch.randn(3, n, dim, requires_grad=True), torch.ones(3, n, dtype=torch.bool)

@@ -40,7 +40,7 @@ def test_every_measurement_that_applies_has_a_figure(kind: str) -> None:
     assert {fact.name for fact in facts.applicable()} <= shown
     for figure, image in made.items():
         assert any(facts[name].applies for name in overlay.FIGURES[figure])
-        assert max(image.size) == canvas.SIDE
+        assert max(image.size) == canvas.FIGURE_SIDE
         assert image.mode == "RGB"
     assert set(overlay.FIGURES) == set(overlay.DRAWN)
 
@@ -50,7 +50,7 @@ def test_outlines_lie_on_the_edges_of_the_discs() -> None:
     m = micrograph(PICTURES["particles"])
     image = figures(m)["objects"]
     rows, columns = np.nonzero(coloured(image))
-    scale = canvas.SIDE / 260
+    scale = canvas.FIGURE_SIDE / 260
     centres = [(260 * (1 + k % 3) / 4, 200 * (1 + k // 3) / 4) for k in range(9)]
     near = [min(abs(np.hypot(x / scale - cx, y / scale - cy) - 8) for cx, cy in centres)
             for y, x in zip(rows, columns, strict=True) if y > 60]  # fmt: skip

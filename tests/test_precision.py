@@ -12,7 +12,7 @@ import torch
 from students import tiny_config
 
 from assistant import precision
-from assistant.precision import Precision, decide, weights_dtype
+from assistant.precision import Precision, number_format, weights_dtype
 from training.claim import claim
 from training.processes import ALONE
 from training.trainer import _arguments
@@ -50,7 +50,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, major: int, minor: int) -> None:
 @pytest.mark.parametrize("kind", FLAGS)
 def test_auto_is_bfloat16_only_where_the_processor_is_made_for_it(processor: Processor, kind: str) -> None:
     processor(kind)
-    assert decide("auto", "cpu").precision == ("bf16" if kind in MADE_FOR_IT else "fp32")
+    assert number_format("auto", "cpu").precision == ("bf16" if kind in MADE_FOR_IT else "fp32")
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
@@ -59,7 +59,7 @@ def test_auto_is_bfloat16_from_ampere_on(
 ) -> None:
     """A T4 (7.5) takes bfloat16 and emulates it; the language model's weights and NF4's products follow."""
     gpu(monkeypatch, *capability)
-    assert decide("auto", "cuda:0").precision == expected
+    assert number_format("auto", "cuda:0").precision == expected
     assert weights_dtype("cuda:0") == (torch.bfloat16 if expected == "bf16" else torch.float32)
 
 
@@ -67,13 +67,13 @@ def test_auto_is_bfloat16_from_ampere_on(
 @pytest.mark.parametrize("chosen", ["bf16", "fp32"])
 def test_what_is_set_counts_everywhere(processor: Processor, kind: str, chosen: Precision) -> None:
     processor(kind)
-    assert decide(chosen, "cpu").precision == chosen
+    assert number_format(chosen, "cpu").precision == chosen
 
 
 def test_a_processor_that_may_not_use_its_units_has_none(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
     processor("amx")
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
-    assert decide("auto", "cpu").precision == "fp32"
+    assert number_format("auto", "cpu").precision == "fp32"
 
 
 def test_a_machine_without_cpuinfo_computes_in_float32(
@@ -81,7 +81,7 @@ def test_a_machine_without_cpuinfo_computes_in_float32(
 ) -> None:
     processor("amx")
     monkeypatch.setattr(precision, "CPUINFO", tmp_path / "absent")
-    assert decide("auto", "cpu").precision == "fp32"
+    assert number_format("auto", "cpu").precision == "fp32"
 
 
 @pytest.mark.parametrize("kind", FLAGS)

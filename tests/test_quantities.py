@@ -238,4 +238,4 @@ def test_a_size_and_a_scale_read_the_same_in_an_answer_on_the_page_and_on_the_fi
     assert corrected("The mean diameter is 1312 nm.", known) == "The mean diameter is 1312 nm."
     assert [value for _, value, _ in wording.fact_rows(known.facts.as_dict())] == ["1.31 µm"]
     info = {"pixel_size_nm": 352_777.0, "pixel_size_source": "user", "pixel_size_confidence": 1.0}
-    assert wording.pixel_size(info) == "352.8 µm/px (you)"
+    assert wording.calibration_words(info) == "352.8 µm/px (you)"

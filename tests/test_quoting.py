@@ -10,7 +10,7 @@ from assistant.answers import checked
 from assistant.config import TrainingConfig
 from assistant.measure import Fact, Facts, Known, fact_line, reference_words, references_of
 from tests.instruction_data import stripes
-from training.data import Conversations, Example
+from training.data import Example, TrainingSet
 from training.pretrain import train_tokenizer
 from training.quoting import Prompt, draw_prompt, known_of_pictures, taught_answer
 
@@ -118,7 +118,7 @@ def test_thinning_depends_on_its_generator_alone() -> None:
     assert draw_prompt([KNOWN], hide=True, thin=0.3, random=np.random.default_rng(0)).line == ""
 
 
-def conversations(thin: float, epoch: int = 0) -> Conversations:
+def conversations(thin: float, epoch: int = 0) -> TrainingSet:
     row = {"images": (stripes(3, vertical=True),), "references": (), "aux": "20 kV; count 24", "task": "vqa"}
     about = {"facet": "count", "label": "porous_sponge", "group": "g", "source": "s", "known": (MEASURED,)}
     rows = [
@@ -126,7 +126,7 @@ def conversations(thin: float, epoch: int = 0) -> Conversations:
         Example(id="2", question="How large?", answer="The mean diameter is 312 nm.", **row, **about),
     ]
     settings = TrainingConfig(aux_dropout=0, fact_dropout=thin, augment=False)
-    found = Conversations(rows, image_size=32, settings=settings, seed=1, references=True)
+    found = TrainingSet(rows, image_size=32, settings=settings, seed=1, references=True)
     found.set_epoch(epoch)
     return found
 

@@ -20,7 +20,7 @@ from serving import running
 
 from assistant.measure import Known, read_statements
 from assistant.micrograph import read_micrograph
-from serve.desk.conversations import BAD, Conversation, Conversations, NewPicture
+from serve.desk.conversations import BAD, Conversations, Dialogue, NewPicture
 from serve.desk.desk import Desk
 from serve.desk.gate import Gate
 from serve.http.guard import App
@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> Iterator[Conversations]:
     store.close()
 
 
-def talk(store: Conversations, folder: Path, owner: str = "ada0") -> Conversation:
+def talk(store: Conversations, folder: Path, owner: str = "ada0") -> Dialogue:
     """One answered question, with every word from outside hostile."""
     path = write_tiff(folder / f"{HOSTILE}|a.tif")
     micrograph = read_micrograph(path)

@@ -14,7 +14,7 @@ from assistant.checkpoint import load_run, new_run
 from assistant.config import Config, load_config
 from assistant.disk import MANIFEST, fingerprint, models_folder
 from assistant.inference import Assistant
-from training.data import Conversations, load_split
+from training.data import TrainingSet, load_split
 from training.trainer import train
 
 STUDENT = Path(__file__).parents[1] / "configs" / "student.yaml"
@@ -72,7 +72,7 @@ def test_in_nf4_it_trains_resumes_and_answers(tmp_path: Path) -> None:
     """Two steps on four pictures, straight and with a stop between them, end in the same weights."""
     data = write_dataset(tmp_path / "data", per_class=2)
     config = configured("decoder.quantization=nf4")
-    rows = Conversations(
+    rows = TrainingSet(
         load_split(data, "train"), image_size=config.image_size, settings=config.training, seed=0, references=True
     )
     assert any("{count} = 12" in rows[i].conversation.messages[0].aux for i in range(len(rows)))

@@ -48,7 +48,7 @@ from data_gen.hosted.replies import retry_after
 from data_gen.knowledge import SHEET_FACETS, knowledge_sheets, write_sheet
 from data_gen.ledger import Ledger
 from data_gen.questions.tasks import TaughtQuestion
-from data_gen.tables import ACCEPTED, Exchange
+from data_gen.tables import ACCEPTED, Visit
 from data_gen.teacher import OfflineTeacher, Rejection, ReplayTeacher, Request, request_key
 
 KEY = "sk-sentinel-0123456789abcdef"
@@ -111,10 +111,10 @@ class Office:
         for asked in requests:
             yield asked, pictures
 
-    def exchange(self, asked: Request) -> Exchange:
+    def exchange(self, asked: Request) -> Visit:
         return self.exchanges(asked)[0]
 
-    def exchanges(self, *requests: Request) -> list[Exchange]:
+    def exchanges(self, *requests: Request) -> list[Visit]:
         with Ledger(self.path) as ledger:
             found = [ledger.exchange(request_key(self._keys, asked)) for asked in requests]
         assert None not in found

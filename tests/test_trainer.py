@@ -17,7 +17,7 @@ from assistant import precision
 from assistant.checkpoint import attach_adapter, checkpoints, newest_checkpoint
 from assistant.config import Config
 from assistant.errors import DatasetError, RunError, Stopped
-from training.data import Collator, Conversations, augment, counter_generator, load_split
+from training.data import Collator, TrainingSet, augment, counter_generator, load_split
 from training.stages import InstructionStage, PretrainStage, VisionStage
 from training.trainer import parameter_groups, train
 
@@ -110,7 +110,7 @@ def test_the_loss_falls_on_one_batch(data: Path, tmp_path: Path, kind: str) -> N
     run = tiny_run(tmp_path)
     run.student.requires_grad_(True)
     examples = load_split(data, "train")
-    dataset = Conversations(examples, image_size=32, settings=run.config.training, seed=0)
+    dataset = TrainingSet(examples, image_size=32, settings=run.config.training, seed=0)
     collator = Collator(run.processor, max_tokens=200, labels=["nanowires", "powder"])
     batch = collator([dataset[i] for i in range(4)])
     stage = {
@@ -143,7 +143,7 @@ def test_parameter_groups_leave_the_language_model_frozen(base: Path, tmp_path: 
 def test_items_depend_on_seed_epoch_and_image_alone(data: Path) -> None:
     examples = load_split(data, "train")
     make: dict[str, Any] = {"image_size": 32, "settings": tiny_config("x").training, "seed": 3}
-    one, other = Conversations(examples, **make), Conversations(list(reversed(examples)), **make)
+    one, other = TrainingSet(examples, **make), TrainingSet(list(reversed(examples)), **make)
     other[0], other[3]  # a different history of draws
     for dataset in (one, other):
         dataset.set_epoch(2)

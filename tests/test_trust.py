@@ -10,8 +10,8 @@ from assistant.config import load_config
 from assistant.plain import CONSTANT, FUSED, fit_plain, pooled, softmax, supported
 from assistant.predictor import Predictor
 from training.fit import fit_rows
-from training.labelled import Labelled, LabelledRow
-from training.trust import FEWEST, choose, crossed
+from training.labelled import LabelledRow, LabelledSet
+from training.trust import FEWEST, crossed, trusted
 
 QUICK = ("fit.dim=16", "fit.heads=2", "fit.least_steps=5", "fit.most_steps=5", "fit.batch_size=16")
 
@@ -32,7 +32,7 @@ def logits(truth: np.ndarray, right: float, *, seed: int, sharp: float = 4.0, cl
 def test_the_better_head_has_the_say() -> None:
     truth = np.random.default_rng(0).integers(0, 3, 200)
     told = {FUSED: logits(truth, 0.4, seed=1), "image": logits(truth, 0.95, seed=2), CONSTANT: np.zeros((200, 3))}
-    trust = choose(told, truth, [f"g{n // 4}" for n in range(200)])
+    trust = trusted(told, truth, [f"g{n // 4}" for n in range(200)])
     assert trust.shares["image"] >= 0.7
     assert sum(trust.shares.values()) == pytest.approx(1.0)
     assert "linear head on image" in trust.sentence
@@ -41,7 +41,7 @@ def test_the_better_head_has_the_say() -> None:
 def test_two_heads_that_err_in_different_rows_share() -> None:
     truth = np.random.default_rng(0).integers(0, 3, 300)
     told = {FUSED: logits(truth, 0.7, seed=1), "image": logits(truth, 0.7, seed=2), CONSTANT: np.zeros((300, 3))}
-    trust = choose(told, truth, [f"g{n}" for n in range(300)])
+    trust = trusted(told, truth, [f"g{n}" for n in range(300)])
     assert min(trust.shares.get(FUSED, 0), trust.shares.get("image", 0)) >= 0.2
     assert CONSTANT not in trust.shares
     assert trust.sentence.startswith("Heads speak together, by shares: ")
@@ -54,19 +54,19 @@ def test_a_group_counts_once_however_many_rows_it_has() -> None:
     wrong, right = np.tile([0.0, 3.0], (320, 1)), np.tile([3.0, 0.0], (320, 1))
     told = {FUSED: np.where(np.arange(320)[:, None] < 300, wrong, right), CONSTANT: np.zeros((320, 2))}
     told["image"] = np.where(np.arange(320)[:, None] < 300, right, wrong)
-    assert choose(told, truth, groups).shares.get(FUSED, 0.0) >= 0.8
+    assert trusted(told, truth, groups).shares.get(FUSED, 0.0) >= 0.8
 
 
 def test_with_few_groups_there_is_no_choice() -> None:
     truth = np.arange(20) % 3
     told = {FUSED: logits(truth, 0.3, seed=1), "image": logits(truth, 1.0, seed=2)}
-    assert choose(told, truth, [f"g{n % (FEWEST - 1)}" for n in range(20)]).shares == {FUSED: 1.0}
+    assert trusted(told, truth, [f"g{n % (FEWEST - 1)}" for n in range(20)]).shares == {FUSED: 1.0}
 
 
 def test_numbers_are_shared_by_their_error() -> None:
     truth = np.random.default_rng(0).normal(0, 1, 100)
     told = {FUSED: np.zeros((100, 1)), "table": truth[:, None] + 0.05, CONSTANT: np.ones((100, 1))}
-    trust = choose(told, truth, [f"g{n}" for n in range(100)])
+    trust = trusted(told, truth, [f"g{n}" for n in range(100)])
     assert trust.shares["table"] >= 0.9
     assert trust.losses["table"] == pytest.approx(0.05)
     assert np.abs(trust.said(told)[:, 0] - truth).mean() < 0.1
@@ -77,7 +77,7 @@ def test_nobody_is_judged_by_a_choice_in_which_he_had_a_say() -> None:
     random = np.random.default_rng(0)
     truth, groups = random.normal(0, 1, 60), [f"g{n}" for n in range(60)]
     told = {FUSED: np.zeros((60, 1))} | {f"noise {n}": random.normal(0, 0.3, (60, 1)) for n in range(40)}
-    inside = np.abs(choose(told, truth, groups).said(told)[:, 0] - truth).mean()
+    inside = np.abs(trusted(told, truth, groups).said(told)[:, 0] - truth).mean()
     outside = np.abs(crossed(told, truth, groups)[:, 0] - truth).mean()
     assert inside < np.abs(truth).mean() < outside
 
@@ -134,7 +134,7 @@ def test_a_user_is_no_worse_off_than_with_a_linear_head(classes: bool, tmp_path:
     """Seen failing before: five steps of the fused head were all there was. Written and read, it says the same."""
     rows = rows_of(360, classes=classes)
     parts = {"train": rows[:200], "calibration": rows[200:280]}
-    labelled = Labelled(rows, {"y": ""}, {"y": ("a", "b")} if classes else {}, {}, [], [])
+    labelled = LabelledSet(rows, {"y": ""}, {"y": ("a", "b")} if classes else {}, {}, [], [])
     predictor = fit_rows(labelled, parts, load_config(None, QUICK))
     told = [p.targets[0] for p in predictor.predict([row.values for row in rows[280:]])]
     here = [n for n, row in enumerate(rows[280:]) if "texture" in row.values]

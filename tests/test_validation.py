@@ -16,7 +16,7 @@ from assistant.config import Config, parse_config
 from assistant.errors import ConfigError
 from training.data import held_out_split, load_split
 from training.stages import InstructionStage, counts_of
-from training.trainer import fit, parameter_groups, prepare, train
+from training.trainer import parameter_groups, prepare, run_stage, train
 from training.validation import Validation
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use_cpu.*", "ignore:.*lr_scheduler.step.*")
@@ -63,7 +63,7 @@ def test_a_step_in_parts_is_the_step(data: Path, base: Path, tmp_path: Path, acc
         dataset.singles = dataset.singles[:5] * 2 + dataset.singles[:1]  # 11 of them: 8, then 3
         groups = parameter_groups(run)
         stage = InstructionStage(run.student, config.loss).double()
-        fit(stage, run, dataset, doubled, groups, tmp_path / str(parts))  # type: ignore[arg-type]
+        run_stage(stage, run, dataset, doubled, groups, tmp_path / str(parts))  # type: ignore[arg-type]
         trained.append({name: p.detach().clone() for name, p in run.student.named_parameters() if p.requires_grad})
     whole, parted = trained
     assert any("lora_B" in name and tensor.abs().sum() > 0 for name, tensor in whole.items())

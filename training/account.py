@@ -22,7 +22,7 @@ from training.data import Example
 from training.stages import planned
 
 if TYPE_CHECKING:
-    from training.trainer import Kept
+    from training.trainer import BestStep
 
 CARD, CURVE, SCORES_CURVE = "README.md", "loss.svg", "scores.svg"
 SCORES = {
@@ -36,7 +36,7 @@ _TEMPLATE = Path(__file__).with_name("account.md.jinja")
 
 
 def write_account(
-    out: Path, config: Config, splits: Mapping[str, Sequence[Example]], kept: Kept, *, device: str
+    out: Path, config: Config, splits: Mapping[str, Sequence[Example]], kept: BestStep, *, device: str
 ) -> None:
     """Write the card and the curve of a run from its settings, its data and its `metrics.jsonl`."""
     from jinja2 import Environment, StrictUndefined

@@ -13,7 +13,7 @@ import numpy as np
 
 from assistant.errors import DatasetError, MaemiError, MicrographError, RunError
 from assistant.explain import Explanation, explain, save_over
-from assistant.heads import NumberTold, Verdict, log_odds
+from assistant.heads import Judgement, NumberTold, log_odds
 from assistant.micrograph import Micrograph, find_micrographs, read_micrograph, to_model_input
 from assistant.predictor import UNKNOWN, Items, Predicted, Prediction, Predictor
 from assistant.progress import Progress
@@ -89,7 +89,7 @@ class Applied:
         sayable = {name for name, quantity in QUANTITIES.items() if quantity.source == "predicted"}
         return {target.name: target.classes for target in self.predictor.targets if target.name in sayable}
 
-    def verdicts(self, m: Micrograph) -> tuple[Verdict, ...]:
+    def verdicts(self, m: Micrograph) -> tuple[Judgement, ...]:
         """What the run says of a picture alone. A class is said where the set that holds the true one has it alone."""
         told = []
         prediction = self._alone(m)
@@ -105,7 +105,7 @@ class Applied:
             best = int(np.argmax(predicted.probabilities))
             shares = dict(zip(classes, predicted.probabilities, strict=True))
             told.append(
-                Verdict(predicted.target.name, classes[best], predicted.probabilities[best], reason, shares, _METHOD)
+                Judgement(predicted.target.name, classes[best], predicted.probabilities[best], reason, shares, _METHOD)
             )
         return tuple(told)
 
@@ -140,13 +140,13 @@ class Applied:
         for name in self.predictor.modalities:
             rest = {key: value for key, value in row.values.items() if key != name}
             if row.values.get(name) is not None and any(rest.get(m) is not None for m in self.predictor.modalities):
-                without[name] = [told(t) for t in self.predictor.predict([rest])[0].targets]
+                without[name] = [target_in_short(t) for t in self.predictor.predict([rest])[0].targets]
         parts = picture = None
         if overlay is not None and row.picture is not None and "texture" in row.values:
             parts = self.carried_by(row, prediction)
             picture = save_over(read_micrograph(row.picture), parts, overlay)
         return {
-            "sentence": sentence(prediction, without),
+            "sentence": reason_in_words(prediction, without),
             "weights": {name: weight for name, weight in prediction.weights.items() if weight > 0},
             "without": without,
             "distance": prediction.distance,
@@ -191,7 +191,7 @@ class Applied:
         return found
 
 
-def told(predicted: Predicted) -> dict[str, Any]:
+def target_in_short(predicted: Predicted) -> dict[str, Any]:
     """A target in short: its value, or its verdict and the probability of its best class."""
     if not predicted.target.classes:
         return {"name": predicted.target.name, "value": predicted.value, "unit": predicted.target.unit}
@@ -202,7 +202,7 @@ def told(predicted: Predicted) -> dict[str, Any]:
     }
 
 
-def sentence(prediction: Prediction, without: dict[str, list[dict[str, Any]]]) -> str:
+def reason_in_words(prediction: Prediction, without: dict[str, list[dict[str, Any]]]) -> str:
     """What a prediction rests on, in one sentence."""
     first = prediction.targets[0]
     weights = sorted(((w, name) for name, w in prediction.weights.items() if w > 0), reverse=True)

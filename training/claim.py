@@ -18,7 +18,7 @@ from assistant.config import Config, dump_config, parse_config
 from assistant.disk import MANIFEST, fingerprint, write_file
 from assistant.errors import RunError
 from assistant.inspection import DATA, loading
-from assistant.precision import decide, device_of
+from assistant.precision import device_of, number_format
 from assistant.starts import start_of
 
 RECORD = "run.json"
@@ -55,7 +55,7 @@ def claim(out: Path, config: Config, rows: str, *, device: str, processes: int =
             f"{out} holds a run of other base weights: {changed[0]} has changed. Restore it or choose another --out.",
         )
     if "base" not in bound:
-        decision = decide(config.training.precision, device_of(device))
+        decision = number_format(config.training.precision, device_of(device))
         _log.info("training computes in %s", decision)
         bound = wanted | {"base": base, "precision": bound.get("precision", decision.precision)}
         write_file(file, json.dumps(bound, indent=1) + "\n")

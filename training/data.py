@@ -152,7 +152,7 @@ def decode_image(png: bytes) -> Micrograph:
     return Micrograph(pixels, digest, None, 0, no_calibration, Instrument(), None, ())
 
 
-class Conversations(torch.utils.data.Dataset[TrainingItem]):
+class TrainingSet(torch.utils.data.Dataset[TrainingItem]):
     """Conversations over the images of a split; `set_epoch` changes turns, pairs and augmentation.
 
     An epoch sees every single image once, and every `PAIR_EVERY`-th comparison of several images, each in its turn.
@@ -185,8 +185,8 @@ class Conversations(torch.utils.data.Dataset[TrainingItem]):
         self._cache: dict[bytes, np.ndarray] = {}
 
     @classmethod
-    def configured(cls, examples: Sequence[Example], config: Config) -> Conversations:
-        """Conversations as a configuration wants them."""
+    def configured(cls, examples: Sequence[Example], config: Config) -> TrainingSet:
+        """TrainingSet as a configuration wants them."""
         return cls(
             examples,
             image_size=config.image_size,

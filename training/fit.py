@@ -29,7 +29,7 @@ from assistant.encoders.composition import CompositionEncoder
 from assistant.encoders.crystal import Crystal, CrystalEncoder, read_crystal
 from assistant.encoders.encoder import Encoder
 from assistant.encoders.table import TableEncoder
-from assistant.encoders.text import FrozenTextEncoder, TextEncoder
+from assistant.encoders.text import FrozenTextEncoder, WordPieceEncoder
 from assistant.encoders.vector import VectorEncoder
 from assistant.errors import DatasetError, MaemiError, RunError
 from assistant.evidence import evidential_loss, number_evidence, number_loss
@@ -39,10 +39,10 @@ from assistant.plain import FUSED, fit_plain, supported
 from assistant.predictor import Design, Items, Predicted, Predictor, Target
 from assistant.progress import Progress
 from training.kept import Kept, key_of
-from training.labelled import Labelled, LabelledRow, find_leaks, read_labelled
+from training.labelled import LabelledRow, LabelledSet, find_leaks, read_labelled
 from training.metrics import classification_scores
 from training.pictures import FeatureExtractor, picture_values
-from training.trust import choose, crossed
+from training.trust import crossed, trusted
 
 HEAD, REPORT, STATE = "head", "report.json", "training"
 ENCODERS: dict[str, type[Encoder]] = {
@@ -50,7 +50,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "image": VectorEncoder,
     "instrument": TableEncoder,
     "table": TableEncoder,
-    "text": TextEncoder,
+    "text": WordPieceEncoder,
     "composition": CompositionEncoder,
     "cell": TableEncoder,
     "crystal": CrystalEncoder,
@@ -86,7 +86,7 @@ def fit(
     choices: Choices = Choices(),
     *,
     extractor: Callable[[], FeatureExtractor] | None = None,
-    found: Callable[[Labelled], None] = lambda labelled: None,
+    found: Callable[[LabelledSet], None] = lambda labelled: None,
     progress: Progress = lambda done, total, text: None,
 ) -> dict[str, Any]:
     """Fit heads and write them to `out/head`, with `out/report.json`; the report.
@@ -169,7 +169,7 @@ def crystal_values(crystal: Crystal) -> dict[str, Any]:
     }
 
 
-def split_rows(labelled: Labelled, settings: FitConfig, *, seed: int) -> dict[str, list[LabelledRow]]:
+def split_rows(labelled: LabelledSet, settings: FitConfig, *, seed: int) -> dict[str, list[LabelledRow]]:
     """Rows in train, calibration and test, by group; a split column decides where it is filled.
 
     Groups are dealt out by hash, class by class, so that a class with enough groups is in every part.
@@ -196,7 +196,7 @@ def split_rows(labelled: Labelled, settings: FitConfig, *, seed: int) -> dict[st
 
 
 def fit_rows(
-    labelled: Labelled,
+    labelled: LabelledSet,
     parts: Mapping[str, Sequence[LabelledRow]],
     config: Config,
     choices: Choices = Choices(),
@@ -209,11 +209,11 @@ def fit_rows(
         torch.manual_seed(config.seed)
         predictor = build(labelled, parts["train"], config.fit, choices)
         items = [predictor.items(row.values) for row in parts["train"]]
-        train(predictor, items, truths(predictor.targets, parts["train"]), config.fit, progress, kept)
-    return calibrate(predictor, parts["train"], parts["calibration"], items, config.fit)
+        train_heads(predictor, items, truths(predictor.targets, parts["train"]), config.fit, progress, kept)
+    return calibrate_heads(predictor, parts["train"], parts["calibration"], items, config.fit)
 
 
-def build(labelled: Labelled, rows: Sequence[LabelledRow], settings: FitConfig, choices: Choices) -> Predictor:
+def build(labelled: LabelledSet, rows: Sequence[LabelledRow], settings: FitConfig, choices: Choices) -> Predictor:
     """Encoders for what the training rows have, heads for the targets; weights are random but those of texts."""
     if not rows:
         raise DatasetError("too_few", "No rows are left to train on. Label more groups, or hold fewer out.")
@@ -227,7 +227,7 @@ def build(labelled: Labelled, rows: Sequence[LabelledRow], settings: FitConfig, 
         if name == "text" and choices.text_encoder is not None:
             encoders[name] = FrozenTextEncoder(str(choices.text_encoder), settings.dim)
         elif name == "text":
-            encoders[name] = TextEncoder.fit(values, settings.dim, settings.text_steps)
+            encoders[name] = WordPieceEncoder.fit(values, settings.dim, settings.text_steps)
         else:
             encoders[name] = kind.fit(values, settings.dim)
     if not encoders:
@@ -256,7 +256,7 @@ def build(labelled: Labelled, rows: Sequence[LabelledRow], settings: FitConfig, 
     return Predictor(encoders, targets, design, _knowledge(labelled, settings, choices))
 
 
-def train(
+def train_heads(
     predictor: Predictor,
     rows: Sequence[Items],
     truth: Sequence[Tensor],
@@ -326,7 +326,7 @@ def truths(targets: Sequence[Target], rows: Sequence[LabelledRow]) -> list[Tenso
     return columns
 
 
-def calibrate(
+def calibrate_heads(
     predictor: Predictor,
     known: Sequence[LabelledRow],
     held: Sequence[LabelledRow],
@@ -355,7 +355,7 @@ def calibrate(
             targets.append(target)
             continue
         told, true, count = {name: said[here] for name, said in told.items()}, truth.numpy()[here], len(set(groups))
-        trust, said = choose(told, true, groups), crossed(told, true, groups)
+        trust, said = trusted(told, true, groups), crossed(told, true, groups)
         if target.classes:
             scores = class_scores(supported(said, count), true)
         else:
@@ -511,7 +511,7 @@ def _target_loss(target: Target, out: Tensor, truth: Tensor, settings: FitConfig
 
 
 def _knowledge(
-    labelled: Labelled, settings: FitConfig, choices: Choices
+    labelled: LabelledSet, settings: FitConfig, choices: Choices
 ) -> tuple[Encoder, dict[str, dict[str, str]]] | None:
     """The texts of all classes with an encoder trained on them, where a folder of them was named."""
     if choices.knowledge is None:
@@ -530,10 +530,10 @@ def _knowledge(
         return FrozenTextEncoder(str(choices.text_encoder), settings.dim), texts
     lines = [line for text in held for line in text.splitlines() if line.strip()]
     lines += [row.values["text"] for row in labelled.rows if "text" in row.values]
-    return TextEncoder.fit(lines, settings.dim, settings.text_steps), texts
+    return WordPieceEncoder.fit(lines, settings.dim, settings.text_steps), texts
 
 
-def _say_parts(labelled: Labelled, parts: Mapping[str, Sequence[LabelledRow]], settings: FitConfig) -> None:
+def _say_parts(labelled: LabelledSet, parts: Mapping[str, Sequence[LabelledRow]], settings: FitConfig) -> None:
     shares = ", ".join(f"{name} {len(rows)}" for name, rows in parts.items())
     labelled.findings.append(f"split by group: {shares} rows")
     held, needed = len({row.group for row in parts["calibration"]}), groups_needed(settings.coverage)

@@ -77,7 +77,7 @@ SEEN_IN: Mapping[str, Mapping[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Specimen:
+class TaughtPicture:
     """One picture as the tower sees it, [S, S] uint8, with what is known of it."""
 
     pixels: Array
@@ -101,7 +101,7 @@ def own_heads(pictures: Sequence[tuple[bytes, str, str]], *, seed: int) -> Heads
     if len({label for _, label, _ in taught}) < 2 or load_tower() is None:
         return None
     specimens = [
-        Specimen(
+        TaughtPicture(
             np.round(to_model_input(read_micrograph(png), TOWER_SIDE)[0] * 255).astype(np.uint8),
             f"{number}",
             group,
@@ -114,11 +114,11 @@ def own_heads(pictures: Sequence[tuple[bytes, str, str]], *, seed: int) -> Heads
     return fit_heads(replace(data, words={"class": data.words["class"]}), origin="run")
 
 
-def drawn(folder: Path, cache: Path) -> list[Specimen]:
+def drawn(folder: Path, cache: Path) -> list[TaughtPicture]:
     """The pictures of `maemi synth`. Raises MicrographError."""
     rows = [json.loads(line) for line in (folder / "truth.jsonl").read_text(encoding="utf-8").splitlines()]
     return [
-        Specimen(
+        TaughtPicture(
             _model_input(folder / row["path"], cache),
             row["path"],
             row["group"],
@@ -130,7 +130,7 @@ def drawn(folder: Path, cache: Path) -> list[Specimen]:
     ]
 
 
-def real(folder: Path, cache: Path, *, splits: Sequence[str] = ("train",)) -> list[Specimen]:
+def real(folder: Path, cache: Path, *, splits: Sequence[str] = ("train",)) -> list[TaughtPicture]:
     """Pictures of a folder with an index.csv. Raises MicrographError."""
     with (folder / "index.csv").open(newline="", encoding="utf-8") as table:
         index = [row for row in csv.DictReader(table) if row["split"] in splits and row["label"] in CLASS_OF]
@@ -139,7 +139,7 @@ def real(folder: Path, cache: Path, *, splits: Sequence[str] = ("train",)) -> li
         own = [row for row in index if row["label"] == label]
         rows += own[:: max(1, len(own) // _MOST)]  # so that no run of a hundred tiles outweighs the rest
     return [
-        Specimen(
+        TaughtPicture(
             _model_input(folder / row["path"], cache),
             row["path"],
             row["group"],
@@ -150,18 +150,18 @@ def real(folder: Path, cache: Path, *, splits: Sequence[str] = ("train",)) -> li
     ]
 
 
-def foreign(seed: int, *, each: int = FOREIGN_EACH) -> list[Specimen]:
+def foreign(seed: int, *, each: int = FOREIGN_EACH) -> list[TaughtPicture]:
     """Pages of text, charts, noise, shapes, gradients and boards: what people show by mistake, and no micrograph."""
     specimens = []
     for kind, draw in STRANGE.items():
         rng = np.random.default_rng([seed, zlib.crc32(kind.encode())])
         for number in range(each):
             pixels = _grey(draw(rng))
-            specimens.append(Specimen(pixels, f"{kind} {number}", f"{kind} {number}", kind, {}, foreign=True))
+            specimens.append(TaughtPicture(pixels, f"{kind} {number}", f"{kind} {number}", kind, {}, foreign=True))
     return specimens
 
 
-def labelled(specimens: Sequence[Specimen], *, seed: int, copies: int = COPIES) -> LabelledFeatures:
+def labelled(specimens: Sequence[TaughtPicture], *, seed: int, copies: int = COPIES) -> LabelledFeatures:
     """Features of every picture and of `copies` further recordings of each that is a micrograph."""
     from assistant.towers import see
 

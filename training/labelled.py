@@ -42,7 +42,7 @@ SUSPICIOUS = 0.98
 _TARGET = re.compile(r"\s*(?P<name>[^\[\]]+?)\s*(?:\[(?P<unit>[^\[\]]*)\])?\s*")
 _MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "-", "?"})
 
-Truth = float | str | None
+TrueValue = float | str | None
 
 
 @dataclass
@@ -52,13 +52,13 @@ class LabelledRow:
     name: str
     picture: Path | None = None
     values: dict[str, Any] = field(default_factory=dict)
-    truth: dict[str, Truth] = field(default_factory=dict)
+    truth: dict[str, TrueValue] = field(default_factory=dict)
     group: str = ""
     split: str | None = None
 
 
 @dataclass
-class Labelled:
+class LabelledSet:
     """All rows, what each column was taken for, and what a person should know before anything is trained."""
 
     rows: list[LabelledRow]
@@ -81,7 +81,7 @@ def parse_target(text: str) -> tuple[str, str]:
 
 def read_labelled(
     source: Path, targets: Sequence[str] = (), *, ignore: Sequence[str] = (), group: str | None = None
-) -> Labelled:
+) -> LabelledSet:
     """Read a folder per class, or a CSV, and say what was found.
 
     Raises ConfigError `bad_target` or `no_target`, DatasetError `no_table`, `no_column`, `too_few` or `one_class`.
@@ -105,7 +105,7 @@ def read_labelled(
             held = {name: cell[name] for name in wanted if cell[name].lower() not in _MISSING}
             numbers = {name: _number(text) for name, text in held.items()}
             row.truth = {name: held.get(name) if numbers.get(name) is None else numbers[name] for name in wanted}
-    labelled = Labelled(rows, wanted, {}, roles, [], [])
+    labelled = LabelledSet(rows, wanted, {}, roles, [], [])
     for name in wanted:
         _settle(labelled, name)
     labelled.rows = [row for row in labelled.rows if any(value is not None for value in row.truth.values())]
@@ -217,7 +217,7 @@ def _guess(name: str, held: Sequence[str]) -> str:
     return "category" if different <= min(MOST_CATEGORIES, len(held) // 2) else "ignored"
 
 
-def _settle(labelled: Labelled, name: str) -> None:
+def _settle(labelled: LabelledSet, name: str) -> None:
     """Decide whether a target is a number or a class, and say how it is spread."""
     held = [row.truth[name] for row in labelled.rows if row.truth[name] is not None]
     missing = len(labelled.rows) - len(held)
@@ -249,7 +249,7 @@ def _settle(labelled: Labelled, name: str) -> None:
         labelled.warnings.append(f"{name}: {commonest[0]} has {commonest[1]} rows, {rarest[0]} {rarest[1]}.")
 
 
-def _find_groups(labelled: Labelled) -> None:
+def _find_groups(labelled: LabelledSet) -> None:
     """Give every row a group: of its column, by its file's name, or for want of better its own."""
     rows = labelled.rows
     how = "by their column"
@@ -281,7 +281,7 @@ def _find_groups(labelled: Labelled) -> None:
                 labelled.findings.append(f"{name}: {gaps} missing, which is learned as such")
 
 
-def _find_copies(labelled: Labelled) -> None:
+def _find_copies(labelled: LabelledSet) -> None:
     """Tell of rows with the same inputs, and put them into one group, so that no copy is trained on and tested."""
     same: dict[str, list[LabelledRow]] = defaultdict(list)
     for row in labelled.rows:
@@ -311,7 +311,7 @@ def _find_copies(labelled: Labelled) -> None:
         labelled.warnings.append(f"Of these, {torn} case(s) have different labels for the same inputs.")
 
 
-def find_leaks(labelled: Labelled, modality: str) -> None:
+def find_leaks(labelled: LabelledSet, modality: str) -> None:
     """Tell of columns of a modality that alone tell a target: a number computed from it would, or a session's date."""
     names = dict.fromkeys(name for row in labelled.rows for name in row.values.get(modality) or ())
     for target in labelled.units:
@@ -329,7 +329,7 @@ def find_leaks(labelled: Labelled, modality: str) -> None:
                 )
 
 
-def _monotone(held: Sequence[tuple[Any, Truth]]) -> float:
+def _monotone(held: Sequence[tuple[Any, TrueValue]]) -> float:
     """How far the ranks of a column are those of a target, 0 to 1."""
     from scipy.stats import spearmanr
 
@@ -339,9 +339,9 @@ def _monotone(held: Sequence[tuple[Any, Truth]]) -> float:
     return abs(float(np.nan_to_num(spearmanr(pairs[:, 0], pairs[:, 1]).statistic)))
 
 
-def _told(held: Sequence[tuple[Any, Truth]]) -> float:
+def _told(held: Sequence[tuple[Any, TrueValue]]) -> float:
     """Share of rows whose class is the commonest one of their cell, as far as cells repeat."""
-    by_cell: dict[Any, Counter[Truth]] = defaultdict(Counter)
+    by_cell: dict[Any, Counter[TrueValue]] = defaultdict(Counter)
     for cell, label in held:
         by_cell[cell][label] += 1
     repeated = [counts for counts in by_cell.values() if counts.total() > 1]

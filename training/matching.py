@@ -16,7 +16,7 @@ from assistant.checkpoint import Run
 from assistant.generation import computing
 from assistant.grounding import STATES
 from assistant.model import MaemiForConditionalGeneration
-from training.data import Collator, Conversations, Example
+from training.data import Collator, Example, TrainingSet
 
 _BATCH = 16
 """Pictures that are held against one another's texts."""
@@ -34,7 +34,7 @@ def matching_report(run: Run, rows: Sequence[Example]) -> dict[str, Any]:
     loss = run.config.loss.model_copy(update={"itm": itm})
     config = run.config.model_copy(update={"training": plain, "loss": loss})
     captioned = [row for row in rows if row.task == "caption" and len(row.images) == 1]
-    dataset = Conversations.configured(captioned, config)
+    dataset = TrainingSet.configured(captioned, config)
     collator = Collator(run.processor, max_tokens=plain.max_tokens)
     logits, right = [torch.zeros(0)], [torch.zeros(0, dtype=torch.bool)]
     for start in range(0, len(dataset) - 1, _BATCH):

@@ -16,7 +16,7 @@ from assistant.checkpoint import Run
 from assistant.config import Config
 from assistant.errors import DatasetError, RunError
 from assistant.precision import device_of
-from training.data import CACHE_BYTES, Collator, Conversations, Example, decode_image
+from training.data import CACHE_BYTES, Collator, Example, TrainingSet, decode_image
 from training.planning.memory import GIB, USABLE, fitting_settings_here, plan_here
 from training.quoting import digest
 from training.stages import planned
@@ -84,7 +84,7 @@ def require_memory(memory: Mapping[str, Any]) -> None:
 def look(
     run: Run | None,
     groups: Sequence[Mapping[str, Any]],
-    dataset: Conversations | None,
+    dataset: TrainingSet | None,
     collator: Collator | None,
     splits: Mapping[str, Sequence[Example]],
     memory: Mapping[str, Any],
@@ -198,7 +198,7 @@ def _spread(everything: Sequence[Any], limit: int | None) -> Sequence[Any]:
 # ---------------------------------------------------------------------------------- tokens
 
 
-def _token_lengths(dataset: Conversations, collator: Collator, limit: int | None) -> dict[str, Any]:
+def _token_lengths(dataset: TrainingSet, collator: Collator, limit: int | None) -> dict[str, Any]:
     """Lengths of the first epoch's conversations as they are drawn, before anything is cut."""
     lengths, cut, too_long = [], 0, 0
     for index in _spread(range(len(dataset)), limit):
@@ -227,7 +227,7 @@ def _token_notes(tokens: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _loss_view(dataset: Conversations, collator: Collator) -> list[dict[str, Any]]:
+def _loss_view(dataset: TrainingSet, collator: Collator) -> list[dict[str, Any]]:
     """The first conversation of the first epoch, decoded piece by piece as its tokens carry loss or not."""
     encoded = collator.processor.encode(collator.cut(dataset.conversation(0)[0]))
     pieces: list[tuple[bool, list[int]]] = []

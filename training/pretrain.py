@@ -25,9 +25,9 @@ from assistant.config import Config, DecoderConfig, load_config
 from assistant.families import LLAMA_2
 from assistant.measure import reference_words
 from assistant.progress import Progress
-from training.data import Collator, Conversations, Example, load_split
+from training.data import Collator, Example, TrainingSet, load_split
 from training.stages import PretrainStage, VisionStage
-from training.trainer import fit
+from training.trainer import run_stage
 
 _VOCABULARY = 1024
 VISION_BATCH = 32
@@ -146,10 +146,10 @@ def _fit(
 ) -> None:
     settings = run.config.training
     out.mkdir(parents=True, exist_ok=True)
-    dataset = Conversations.configured(examples, run.config)
+    dataset = TrainingSet.configured(examples, run.config)
     collator = Collator(run.processor, max_tokens=settings.max_tokens, labels=labels)
     groups = [{"params": [p for p in stage.parameters() if p.requires_grad], "lr": settings.learning_rate}]
-    fit(stage, run, dataset, collator, groups, out, progress=progress)
+    run_stage(stage, run, dataset, collator, groups, out, progress=progress)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,10 +24,12 @@ CONDITIONS = (("", "seen"), ("_without_aux", "without_aux"), ("_blind", "blind")
 WORST = 20
 _BINS = 10
 """Equal parts of confidence in a reliability diagram."""
-Answers = Mapping[str, Sequence[str]]
+GivenAnswers = Mapping[str, Sequence[str]]
 
 
-def score_answers(rows: Sequence[Example], answers: Answers, *, shown: Sequence[str] | None = None) -> dict[str, Any]:
+def score_answers(
+    rows: Sequence[Example], answers: GivenAnswers, *, shown: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Everything that answers alone tell; `answers` holds one text a row under each of the conditions it was asked in.
 
     `shown` are the answers as a person gets them, where that is not how they were worded.
@@ -52,7 +54,7 @@ def shown_answers(rows: Sequence[Example], drafts: Sequence[str]) -> list[str]:
     return ["".join(checked([draft], row.question, row.known)) for draft, row in zip(drafts, rows, strict=True)]
 
 
-def text_report(rows: Sequence[Example], answers: Answers, wanted: Callable[[Example], bool]) -> dict[str, Any]:
+def text_report(rows: Sequence[Example], answers: GivenAnswers, wanted: Callable[[Example], bool]) -> dict[str, Any]:
     """Text metrics of some rows: as asked, without auxiliary text, blind, against one wording, with an interval."""
     chosen = [i for i, row in enumerate(rows) if wanted(row)]
     if not chosen:
@@ -74,7 +76,7 @@ def text_report(rows: Sequence[Example], answers: Answers, wanted: Callable[[Exa
 
 
 def breakdown(
-    rows: Sequence[Example], answers: Answers, shown: Sequence[str], of: Callable[[Example], str | None]
+    rows: Sequence[Example], answers: GivenAnswers, shown: Sequence[str], of: Callable[[Example], str | None]
 ) -> dict[str, dict[str, Any]]:
     """BLEU-2 in every condition, accuracy as in `factual_report`, and statements as shown, for each value of rows."""
     table = {}
@@ -95,7 +97,7 @@ def breakdown(
     return table
 
 
-def factual_report(rows: Sequence[Example], answers: Answers) -> dict[str, Any]:
+def factual_report(rows: Sequence[Example], answers: GivenAnswers) -> dict[str, Any]:
     """Share of answers whose class, yes or no, counts and sizes agree with what is known, where anything is."""
     report: dict[str, Any] = {}
     for name, key in (("seen", "accuracy"), ("without_aux", "without_aux"), ("blind", "blind")):

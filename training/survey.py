@@ -26,7 +26,7 @@ from assistant.micrograph import group_of_name
 from assistant.predictor import Predicted, Prediction
 from assistant.progress import Progress
 from assistant.two_samples import difference, holm
-from training.applied import Applied, told
+from training.applied import Applied, target_in_short
 from training.labelled import LabelledRow
 
 _SURE = 0.05
@@ -121,7 +121,7 @@ class Survey:
         chosen: list[Suggestion] = []
         while len(chosen) < count and (unsure * away).max(initial=0.0) > 0:
             place = int((unsure * away).argmax())
-            targets = tuple(told(target) for target in self.predictions[place].targets)
+            targets = tuple(target_in_short(target) for target in self.predictions[place].targets)
             score = float(unsure[place] * away[place])
             chosen.append(Suggestion(self.rows[place].name, score, float(unsure[place]), float(away[place]), targets))
             away = np.minimum(away, distances_between(here, here[[place]])[:, 0] / reach)

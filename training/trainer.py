@@ -37,11 +37,11 @@ from assistant.config import Config
 from assistant.disk import disk_errors, locked, verify_directory, write_directory, write_file
 from assistant.errors import ConfigError, RunError, Stopped
 from assistant.inspection import loading
-from assistant.precision import decide, device_of
+from assistant.precision import device_of, number_format
 from assistant.progress import Progress
 from training.account import write_account
 from training.claim import claim, record
-from training.data import Collator, Conversations, Example, data_fingerprint, held_out_split, load_split
+from training.data import Collator, Example, TrainingSet, data_fingerprint, held_out_split, load_split
 from training.heads import own_heads
 from training.preflight import Preflight, look, memory_here, require_memory, require_sound
 from training.processes import ALONE, Processes, meet
@@ -113,7 +113,7 @@ def train(
             validation = Validation(splits["validation"], config, collator)
             if config.training.score_on and processes.leads:
                 scores = AnswerScores(splits["validation"], run, config.training.score_on)
-        best = fit(stage, run, dataset, collator, groups, out, validation=validation, scores=scores, **shared)
+        best = run_stage(stage, run, dataset, collator, groups, out, validation=validation, scores=scores, **shared)
         require_finite(stage, config.training.steps, [], out / "checkpoints")
         if not processes.leads:
             return out
@@ -142,24 +142,24 @@ def preflight(config: Config, data: Path, *, device: str = "auto") -> Preflight:
     return look(run, parameter_groups(run), dataset, collator, splits, memory, limit=None)
 
 
-def prepare(config: Config, examples: Sequence[Example], *, device: str) -> tuple[Run, Conversations, Collator]:
+def prepare(config: Config, examples: Sequence[Example], *, device: str) -> tuple[Run, TrainingSet, Collator]:
     """The student that a run starts from, the conversations it is taught, and what makes batches of them."""
     set_seed(config.seed)
     run = start_student(config, device=device)
-    dataset = Conversations.configured(examples, config)
+    dataset = TrainingSet.configured(examples, config)
     return run, dataset, Collator(run.processor, max_tokens=config.training.max_tokens)
 
 
-def learn_words(run: Run, dataset: Conversations, collator: Collator, out: Path, **shared: Any) -> None:
+def learn_words(run: Run, dataset: TrainingSet, collator: Collator, out: Path, **shared: Any) -> None:
     """The steps before the pictures: only adapters of the language model learn, and only from words."""
     settings = run.config.training
     run.student.requires_grad_(False)
     groups = [{"params": adapter_parameters(run.student.decoder.lm), "lr": settings.learning_rate}]
     out.mkdir(parents=True, exist_ok=True)
-    fit(LanguageStage(run.student), _for(run, settings.language_steps), dataset, collator, groups, out, **shared)
+    run_stage(LanguageStage(run.student), _for(run, settings.language_steps), dataset, collator, groups, out, **shared)
 
 
-def align(run: Run, dataset: Conversations, collator: Collator, out: Path, **shared: Any) -> None:
+def align(run: Run, dataset: TrainingSet, collator: Collator, out: Path, **shared: Any) -> None:
     """The steps in which encoders and grounding learn which text belongs to which picture, without the words."""
     settings, rate = run.config.training, run.config.loss.itm.learning_rate
     matching = [p for name in MATCHING_PARTS for p in getattr(run.student, name).parameters()]
@@ -169,7 +169,7 @@ def align(run: Run, dataset: Conversations, collator: Collator, out: Path, **sha
     ]
     out.mkdir(parents=True, exist_ok=True)
     alone = _for(run, settings.alignment_steps, batch_size=settings.alignment_batch, accumulate=1)
-    fit(AlignmentStage(run.student, run.config.loss), alone, dataset, collator, groups, out, **shared)
+    run_stage(AlignmentStage(run.student, run.config.loss), alone, dataset, collator, groups, out, **shared)
 
 
 def _for(run: Run, steps: int, **settings: int) -> Run:
@@ -220,10 +220,10 @@ def adapter_parameters(lm: Any) -> list[nn.Parameter]:
     return [parameter for parameter in lm.parameters() if parameter.requires_grad]
 
 
-def fit(
+def run_stage(
     stage: nn.Module,
     run: Run,
-    dataset: Conversations,
+    dataset: TrainingSet,
     collator: Collator,
     groups: Sequence[dict[str, Any]],
     out: Path,
@@ -232,7 +232,7 @@ def fit(
     scores: AnswerScores | None = None,
     processes: Processes = ALONE,
     progress: Progress | None = None,
-) -> Kept:
+) -> BestStep:
     """Run a stage to its end and leave it with the weights of its best step, which is the last without validation."""
     settings = run.config.training
     adam: Any = torch.optim.AdamW
@@ -256,7 +256,7 @@ def fit(
     if settings.gradient_checkpointing:
         run.student.decoder.lm.activation_checkpointing_enable()
     device = next(stage.parameters()).device
-    if device.type == "cpu" and decide(settings.precision, "cpu").precision == "bf16":
+    if device.type == "cpu" and number_format(settings.precision, "cpu").precision == "bf16":
         # The fused attention's backward in bfloat16 takes a processor longer than all products of the layer.
         run.student.decoder.lm.set_attn_implementation("eager")
     trainer = StudentTrainer(
@@ -283,7 +283,7 @@ def fit(
 
 
 @dataclass(frozen=True)
-class Kept:
+class BestStep:
     """Which step's weights a stage was left with, of how many, and their validation loss, where it was looked at."""
 
     step: int
@@ -389,19 +389,19 @@ class StudentTrainer(Trainer):
         self.state = state
         return True
 
-    def keep_best(self) -> Kept:
+    def keep_best(self) -> BestStep:
         """Take the weights of the best step; those of the last where no other is known, or the best's are damaged."""
         state, best = self.state, self.state.best_global_step
         if not best or best == state.global_step:
-            return Kept(state.global_step, state.global_step, state.best_metric if best else None)
+            return BestStep(state.global_step, state.global_step, state.best_metric if best else None)
         checkpoint = Path(self.args.output_dir) / f"checkpoint-{best}"
         try:
             verify_directory(checkpoint)
             self._load_from_checkpoint(str(checkpoint))
         except RunError as error:
             _log.warning("the last step is kept, not the best, step %d: %s", best, error.message)
-            return Kept(state.global_step, state.global_step, None)
-        return Kept(best, state.global_step, state.best_metric)
+            return BestStep(state.global_step, state.global_step, None)
+        return BestStep(best, state.global_step, state.best_metric)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -487,7 +487,7 @@ class Signals(TrainerCallback):
 class Epochs(TrainerCallback):
     """Tells the data which epoch it is: accelerate forgets to where it skips batches or shares them among processes."""
 
-    def __init__(self, dataset: Conversations) -> None:
+    def __init__(self, dataset: TrainingSet) -> None:
         self.dataset = dataset
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -640,7 +640,7 @@ def _arguments(
         per_device_train_batch_size=settings.batch_size // parts,
         gradient_accumulation_steps=settings.accumulate,
         max_grad_norm=settings.max_grad_norm,
-        bf16=decide(settings.precision, str(device)).precision == "bf16",
+        bf16=number_format(settings.precision, str(device)).precision == "bf16",
         use_cpu=on_cpu,
         logging_steps=10,
         save_strategy="steps",

@@ -57,7 +57,7 @@ class Trust:
         return f"Heads speak together, by shares: {', '.join(parts)}{held}."
 
 
-def choose(told: Mapping[str, np.ndarray], truth: np.ndarray, groups: Sequence[str]) -> Trust:
+def trusted(told: Mapping[str, np.ndarray], truth: np.ndarray, groups: Sequence[str]) -> Trust:
     """Temperatures, then shares by adding the head that helps most, ten times over (Caruana et al. 2004).
 
     `told` has logits [N, C] or numbers [N, 1] by head; `truth` [N] is of integers for classes.
@@ -96,7 +96,7 @@ def crossed(told: Mapping[str, np.ndarray], truth: np.ndarray, groups: Sequence[
         rest, out = fold != number, fold == number
         if not rest.any():
             rest = out
-        trust = choose(
+        trust = trusted(
             {name: told[name][rest] for name in told}, truth[rest], [g for g, r in zip(groups, rest, strict=True) if r]
         )
         for row, one in zip(np.flatnonzero(out), trust.said({n: told[n][out] for n in told}), strict=True):

@@ -13,7 +13,7 @@ import torch
 from assistant.checkpoint import Run
 from assistant.config import Config
 from assistant.inference import Assistant
-from training.data import Collator, Conversations, Example
+from training.data import Collator, Example, TrainingSet
 from training.evaluate import answer_examples, encode_examples
 from training.scores import factual_report, rounded, shown_answers, statement_report
 from training.stages import InstructionStage, counts_of
@@ -25,7 +25,7 @@ class Validation:
     def __init__(self, examples: Sequence[Example], config: Config, collator: Collator) -> None:
         plain = {"augment": False, "aux_dropout": 0.0, "fact_dropout": 0.0}
         training = config.training.model_copy(update=plain)
-        dataset = Conversations.configured(examples, config.model_copy(update={"training": training}))
+        dataset = TrainingSet.configured(examples, config.model_copy(update={"training": training}))
         chosen = range(0, len(dataset), -(-len(dataset) // training.validate_on))
         size = training.batch_size // training.accumulate
         parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]

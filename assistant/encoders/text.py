@@ -44,7 +44,7 @@ class AttentionPooling(nn.Module):
         return pooled
 
 
-class TextEncoder(Encoder):
+class WordPieceEncoder(Encoder):
     """A small bidirectional transformer over word pieces learned from the texts themselves."""
 
     kind = "text"

@@ -19,7 +19,7 @@ RGB = tuple[int, int, int]
 TEAL, AMBER, ROSE, WHITE, INK = (45, 212, 191), (255, 184, 77), (255, 99, 132), (245, 247, 250), (11, 15, 22)
 SIZES: tuple[RGB, ...] = ((86, 130, 255), (45, 212, 191), (190, 232, 96), (255, 184, 77), (255, 112, 96))
 """From small to large."""
-SIDE = 1024
+FIGURE_SIDE = 1024
 """Longest side of a figure [px]."""
 SMOOTH = 2
 """Times as large as the figure while it is drawn."""
@@ -62,7 +62,7 @@ class Canvas:
     """A windowed micrograph [H, W] uint8 to draw on, in the coordinates of the picture [px, pixel centres whole]."""
 
     def __init__(self, grey: NDArray[np.uint8]) -> None:
-        self.scale = SIDE / max(grey.shape)
+        self.scale = FIGURE_SIDE / max(grey.shape)
         """figure px per picture px"""
         height, width = (max(1, round(n * self.scale)) for n in grey.shape)
         self.size = (width, height)

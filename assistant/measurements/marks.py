@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from assistant.measurements.canvas import INK, RGB, SIDE
+from assistant.measurements.canvas import FIGURE_SIDE, INK, RGB
 from assistant.measurements.objects import outlines
 from assistant.measurements.picture import F64, Mask
 
@@ -41,7 +41,7 @@ class Marks:
     """A surface that remembers; `corner` is the row and column of the picture in the frame."""
 
     def __init__(self, shape: tuple[int, ...], corner: tuple[int, int]) -> None:
-        self.scale = SIDE / max(shape)
+        self.scale = FIGURE_SIDE / max(shape)
         """px of a figure per px of the picture, by which arrows and gaps are sized"""
         self._shape, self._corner = shape, np.array([corner[1], corner[0]])
         self._strokes: dict[tuple[RGB, float, float], Strokes] = {}

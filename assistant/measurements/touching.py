@@ -30,7 +30,7 @@ SEAM = 0.14
 _DOUBT = 1.0
 """How much surer and less sure a join must be for the two other counts [log-odds]."""
 EVIDENCE = ("shape", "seam", "seam over inside", "border", "grey", "size", "edge over inside", "roundness", "free")
-WEIGHTS = np.array(
+SEAM_WEIGHTS = np.array(
     [1.9, 1.63, -7.21, 0.11, -1.05, 1.49, -0.38, 1.65, -4.56, -0.68, -1.74, -1.11, 1.47, 0.02, -0.49, 1.88]
 )
 BIAS = 6.64
@@ -245,9 +245,9 @@ def terms(evidence: F64) -> F64:
     return np.stack([*evidence, *both])
 
 
-def log_odds(parts: Parts) -> F64:
+def seam_log_odds(parts: Parts) -> F64:
     """How likely each pair of neighbours is one body. [M]"""
-    return np.asarray(WEIGHTS @ terms(parts.evidence()) + BIAS)
+    return np.asarray(SEAM_WEIGHTS @ terms(parts.evidence()) + BIAS)
 
 
 def touching_objects(picture: Picture) -> Objects | None:
@@ -281,9 +281,9 @@ def tell_apart(calm: F32, slope: F32, least: float = LEAST_GROUND) -> Touching |
     counts = []
     names, doubt = parts.joined, 0.0
     for demand in (_DOUBT, 0.0, -_DOUBT):
-        odds = log_odds(parts)
+        odds = seam_log_odds(parts)
         while parts.join(odds - demand):
-            odds = log_odds(parts)
+            odds = seam_log_odds(parts)
         counts.append(parts.bodies())
         if demand == 0.0:
             names = parts.joined

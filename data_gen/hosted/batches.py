@@ -22,7 +22,7 @@ from data_gen.hosted.correspondence import SAID_CHARS, departures, exchange_of, 
 from data_gen.hosted.egress import Permit, open_client
 from data_gen.hosted.hosted_teacher import ADAPTED, HostedTeacher
 from data_gen.ledger import Ledger
-from data_gen.tables import Batch, Departure, Exchange
+from data_gen.tables import Batch, Departure, Visit
 from data_gen.teacher import Rejection, Reply, Request, request_key
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class BatchDesk:
     async def _hand_in_some(self, errands: dict[str, _Errand]) -> dict[str, _Errand]:
         """Hand in what fits into one file and into the budget; gives the rest."""
         lines: list[bytes] = []
-        attempts: list[tuple[Exchange, float, list[Departure]]] = []
+        attempts: list[tuple[Visit, float, list[Departure]]] = []
         for key, errand in errands.items():
             pictures = await errand.pictures()
             body = self._teacher.body(errand.request, pictures, errand.complaint)

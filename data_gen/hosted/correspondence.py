@@ -20,7 +20,7 @@ from data_gen.hosted.budget import Budget
 from data_gen.hosted.hosted_teacher import ADAPTED
 from data_gen.hosted.replies import REMEDIES
 from data_gen.ledger import Ledger
-from data_gen.tables import ACCEPTED, SENT, Departure, Exchange, Settlement
+from data_gen.tables import ACCEPTED, SENT, Departure, Settlement, Visit
 from data_gen.teacher import Rejection, Reply, Request, Teacher, request_key
 
 LONGEST_WAIT_S = 60.0
@@ -178,7 +178,7 @@ class Correspondence:
         except TeacherError as end:
             self.stopped = self.stopped or end
 
-    async def _until_settled(self, request: Request, exchange: Exchange, pictures: Sequence[bytes]) -> None:
+    async def _until_settled(self, request: Request, exchange: Visit, pictures: Sequence[bytes]) -> None:
         failures = waits = 0
         complaint: Rejection | None = None
         while True:
@@ -216,7 +216,7 @@ class Correspondence:
                 await asyncio.sleep(pause)
 
     async def _attempt(
-        self, request: Request, exchange: Exchange, pictures: Sequence[bytes], complaint: Rejection | None
+        self, request: Request, exchange: Visit, pictures: Sequence[bytes], complaint: Rejection | None
     ) -> Rejection | None:
         """Send once and book the outcome; gives the rejection, None for an answer.
 
@@ -302,7 +302,7 @@ def _collect(finished: set[asyncio.Task[None]]) -> None:
         task.result()
 
 
-def departures(exchange: Exchange, pictures: Sequence[bytes], destination: str) -> list[Departure]:
+def departures(exchange: Visit, pictures: Sequence[bytes], destination: str) -> list[Departure]:
     """The audit lines of one attempt."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     return [
@@ -318,9 +318,9 @@ def departures(exchange: Exchange, pictures: Sequence[bytes], destination: str) 
     ]
 
 
-def exchange_of(key: str, request: Request, teacher: str) -> Exchange:
+def exchange_of(key: str, request: Request, teacher: str) -> Visit:
     """The row of a request before its first attempt."""
-    return Exchange(key=key, images=" ".join(request.images), prompt=request.prompt, teacher=teacher, cost_usd=0.0)
+    return Visit(key=key, images=" ".join(request.images), prompt=request.prompt, teacher=teacher, cost_usd=0.0)
 
 
 def settlement_of(
@@ -332,9 +332,9 @@ def settlement_of(
     cost, usage = worst if outcome.usage is None else cost_usd(outcome.usage), outcome.usage or (0, 0)
     if isinstance(outcome, Rejection):
         return Settlement(outcome.code, outcome.raw, "", 0.0 if outcome.billed is False else cost, *usage)
-    return Settlement(ACCEPTED, told(outcome), outcome.model, cost, *usage)
+    return Settlement(ACCEPTED, as_kept(outcome), outcome.model, cost, *usage)
 
 
-def told(reply: Reply) -> str:
+def as_kept(reply: Reply) -> str:
     """The answers of a reply as the ledger keeps them."""
     return json.dumps({name: list(texts) for name, texts in reply.answers.items()}, ensure_ascii=False)

@@ -113,7 +113,7 @@ def redacted(paths: Sequence[str], longest: int | None) -> list[bytes]:
     return [redact(read_micrograph(Path(path), read_bar=False), longest=longest) for path in paths]
 
 
-def pictures(job: tuple[str, ...]) -> list[tuple[str, bytes]]:
+def prepared_pictures(job: tuple[str, ...]) -> list[tuple[str, bytes]]:
     """Per file its sha256 and the PNG that goes into the data set: what the student sees, before it is resized."""
     from assistant.micrograph import read_micrograph
     from data_gen.hosted.egress import redact

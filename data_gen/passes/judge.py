@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from data_gen.dataset.rows import common_label, row_of
-from data_gen.hosted.correspondence import OPEN_VERDICTS, told
+from data_gen.hosted.correspondence import OPEN_VERDICTS, as_kept
 from data_gen.hosted.hosted_teacher import HostedTeacher
 from data_gen.passes.lesson import Lesson
 from data_gen.passes.requests import Requests
@@ -89,7 +89,7 @@ class _Judge:
                 "prompt": request.prompt,
                 "teacher": teacher.name,
                 "model": reply.model,
-                "reply": told(reply),
+                "reply": as_kept(reply),
             }
         )
         return reply.answers, reply.model

@@ -17,7 +17,7 @@ from data_gen.dataset.card import RowCounts, dataset_card, write_examples
 from data_gen.dataset.decisions import applied, decisions_about
 from data_gen.dataset.writer import SplitWriter, write_card
 from data_gen.passes.drafts import Row
-from data_gen.passes.examine import pictures
+from data_gen.passes.examine import prepared_pictures
 from data_gen.passes.lesson import Lesson
 from data_gen.questions.evidence import chance
 from data_gen.questions.filters import blind_answers, blind_scores
@@ -65,7 +65,7 @@ def _write_split(lesson: Lesson, writer: SplitWriter, drawn: _Drawn, tally: RowC
 
     Raises DatasetError `changed` for a file that is no longer what was measured.
     """
-    for rows, shown in lesson.examiner.map(pictures, drawn.of(writer.split)):
+    for rows, shown in lesson.examiner.map(prepared_pictures, drawn.of(writer.split)):
         found = dict(shown or ())
         for record in rows:
             if not found.keys() >= set(record["sha256"]):

@@ -29,7 +29,7 @@ def questions_as_asked(evidence: Evidence, *, seed: int, count: int, kept: Path 
     `kept` is a file of answers of the base itself (`python -m serve.batch.keep`), drawn as often as ours.
     Raises DatasetError `bad_kept`.
     """
-    known, rng = known_of(evidence), chance(seed, evidence.sha256, "asked")
+    known, rng = known_from(evidence), chance(seed, evidence.sha256, "asked")
     by_part: dict[str, list[Wording]] = {}
     for wording in wordings("train" if evidence.split == "train" else "test"):
         if not OF_SEVERAL.intersection(wording.intents):
@@ -46,7 +46,7 @@ def questions_as_asked(evidence: Evidence, *, seed: int, count: int, kept: Path 
     return [*asked, _question("general", question, answer, "general", {})]
 
 
-def known_of(evidence: Evidence) -> Known:
+def known_from(evidence: Evidence) -> Known:
     """What is known of a picture, its true class and words as a head would say them."""
     instrument = {**evidence.instrument, "nm_per_pixel": evidence.nm_per_pixel}
     predicted = [name for name, quantity in QUANTITIES.items() if quantity.source == "predicted"]

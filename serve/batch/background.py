@@ -36,7 +36,7 @@ _log = logging.getLogger("maemi.batches")
 
 
 @dataclass(frozen=True)
-class Batch:
+class CaptionBatch:
     """What was asked for, and how far it is."""
 
     id: str
@@ -66,7 +66,7 @@ class Batch:
 class _Run:
     """A batch under way."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: CaptionBatch) -> None:
         self.batch, self.stop = batch, threading.Event()
         self.began: tuple[float, int] | None = None
         """When, and with how many rows done before."""
@@ -108,7 +108,7 @@ class Batches:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         outer = str(within) if within else None
         if not (self._folder(owner, id) / _ABOUT).is_file():
-            self._keep(owner, Batch(id, title, str(folder), model, outer, pixel_size_nm, now, notes))
+            self._keep(owner, CaptionBatch(id, title, str(folder), model, outer, pixel_size_nm, now, notes))
         return id
 
     def run(self, owner: str, id: str, captioner: Callable[[threading.Event, Path], Captioner]) -> None:
@@ -167,7 +167,7 @@ class Batches:
         with self._lock, suppress(KeyError):
             self._running[id].stop.set()
 
-    def state(self, owner: str, id: str) -> Batch:
+    def state(self, owner: str, id: str) -> CaptionBatch:
         """How far a batch is."""
         folder = self._folder(owner, id)
         with self._lock:
@@ -175,11 +175,11 @@ class Batches:
                 return self._running[id].batch
             try:
                 told = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-                return Batch(**told | {"notes": tuple(told["notes"])})
+                return CaptionBatch(**told | {"notes": tuple(told["notes"])})
             except (OSError, ValueError, TypeError, KeyError):
                 raise ConfigError("no_batch", "There is no such batch, or it is somebody else's.") from None
 
-    def listed(self, owner: str) -> list[Batch]:
+    def listed(self, owner: str) -> list[CaptionBatch]:
         """Batches of an owner, the newest first."""
         found = []
         for path in (self._place / owner).glob(f"*/{_ABOUT}"):
@@ -215,7 +215,7 @@ class Batches:
             raise ConfigError("no_batch", "There is no such batch, or it is somebody else's.")
         return self._place / owner / id
 
-    def _keep(self, owner: str, batch: Batch) -> None:
+    def _keep(self, owner: str, batch: CaptionBatch) -> None:
         folder = self._folder(owner, batch.id)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (folder / _THUMBNAILS).mkdir(exist_ok=True)

@@ -162,7 +162,7 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Conversation:
+class Dialogue:
     """All of a conversation."""
 
     id: str
@@ -248,7 +248,7 @@ class Conversations(DeskDatabase):
         with self._failures_in_the_log(), self._engine.connect() as connection:
             return connection.scalar(query)
 
-    def load(self, owner: str, id: str) -> Conversation:
+    def load(self, owner: str, id: str) -> Dialogue:
         """All of a conversation."""
         with self._failures_in_the_log(), self._engine.connect() as connection:
             return self._loaded(connection, owner, id)
@@ -268,7 +268,7 @@ class Conversations(DeskDatabase):
             found = connection.execute(query.order_by(exchanges.c.asked_at)).all()
         return {json.loads(info)["sha256"]: answer for info, answer in found}
 
-    def corrected(self, owner: str | None = None) -> list[Conversation]:
+    def corrected(self, owner: str | None = None) -> list[Dialogue]:
         """The conversations in which an answer was corrected, oldest first; of all owners for who runs the server."""
         query = select(conversations.c.owner, conversations.c.id).order_by(conversations.c.begun_at, conversations.c.id)
         query = query.where(
@@ -426,7 +426,7 @@ class Conversations(DeskDatabase):
 
     # -------------------------------------------------------------------------------------------- within a transaction
 
-    def _loaded(self, connection: Connection, owner: str, id: str) -> Conversation:
+    def _loaded(self, connection: Connection, owner: str, id: str) -> Dialogue:
         known = select(conversations).where(conversations.c.id == id, conversations.c.owner == owner)
         row = connection.execute(known).mappings().first()
         if row is None:
@@ -454,7 +454,7 @@ class Conversations(DeskDatabase):
                 _within(select(exchanges), exchanges, id).order_by(exchanges.c.number)
             ).mappings()
         ]
-        return Conversation(id, owner, row["title"], row["pixel_size"], row["begun_at"], tuple(said))
+        return Dialogue(id, owner, row["title"], row["pixel_size"], row["begun_at"], tuple(said))
 
     def _begin(self, connection: Connection, owner: str, question: str) -> str:
         id = secrets.token_hex(16)
@@ -462,7 +462,7 @@ class Conversations(DeskDatabase):
             insert(conversations).values(
                 id=id,
                 owner=owner,
-                title=_title(question) or "Conversation",
+                title=_title(question) or "Dialogue",
                 pixel_size="",
                 current=False,
                 begun_at=_now(),

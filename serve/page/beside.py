@@ -29,7 +29,7 @@ from serve.page.panel import thumbnail
 from serve.page.saved import template
 
 if TYPE_CHECKING:
-    from serve.desk.conversations import Conversation, KeptPicture
+    from serve.desk.conversations import Dialogue, KeptPicture
     from serve.desk.gate import Gate
 
 SHOWN = 6
@@ -111,7 +111,7 @@ class Beside:
         uri = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
         yield _drawn("evidence", picture.name, found, uri)
 
-    def _shown(self, talk: str, page_id: str, request: gr.Request) -> tuple[Conversation, KeptPicture]:
+    def _shown(self, talk: str, page_id: str, request: gr.Request) -> tuple[Dialogue, KeptPicture]:
         id = talk or page_id
         conversation = self._chat.find(request, id) if id else None
         if conversation is None or not conversation.pictures:

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from assistant.chat import CAPTION_PROMPT
 from assistant.errors import ConfigError, MaemiError
 from serve.batch.archive import unpack
-from serve.batch.background import Batch, Batches
+from serve.batch.background import Batches, CaptionBatch
 from serve.batch.caption_rows import fact_columns, write_rows
 from serve.batch.roots import Roots
 from serve.desk.answering import Question, parse_pixel_size
@@ -31,7 +31,7 @@ from serve.page.intake import Intake, picture_files, pixel_size, user_of
 from serve.page.mounting import Blocks
 from serve.page.sessions import keeper_of, owner_of
 from serve.page.tables import (
-    ALL,
+    ALL_ROWS,
     DOUBTFUL,
     FAILED,
     SHOWN,
@@ -252,7 +252,9 @@ def captions_tab(blocks: Blocks, page: Captions) -> None:
                 words = gr.Textbox(
                     "", label="Filter", placeholder="Words in the name or the caption", max_lines=1, scale=3
                 )
-                only = gr.Dropdown([ALL, FAILED, DOUBTFUL, UNCALIBRATED], value=ALL, label="Show", min_width=120)
+                only = gr.Dropdown(
+                    [ALL_ROWS, FAILED, DOUBTFUL, UNCALIBRATED], value=ALL_ROWS, label="Show", min_width=120
+                )
                 facts = gr.Dropdown([], value=[], label="Columns; none: the usual ones", multiselect=True, scale=3)
             table = gr.HTML("", elem_classes="maemi-bare")
             with gr.Row(visible=False) as pager:
@@ -293,7 +295,7 @@ def _model_of(desk: Desk) -> str:
     return run_digest(run.path) if run is not None and run.path is not None else desk.answerer.name
 
 
-def _named(batch: Batch) -> str:
+def _named(batch: CaptionBatch) -> str:
     return f"{batch.title}, {batch.begun_at[:16].replace('T', ' ')}"
 
 

@@ -22,7 +22,7 @@ from assistant.errors import ConfigError
 from assistant.readers.files import sidecar_names
 from data_gen.passes.corrections import Correction
 from serve.desk.answering import Proof, Question
-from serve.desk.conversations import BAD, GOOD, Conversation, Conversations, Exchange, NewPicture
+from serve.desk.conversations import BAD, GOOD, Conversations, Dialogue, Exchange, NewPicture
 from serve.desk.corrected import corrections_of
 from serve.page.intake import Intake, user_of
 from serve.page.marked import as_text, marked_answer
@@ -241,7 +241,7 @@ class Chat:
         conversation = store.load(keeper, id)
         return id, conversation.title, listed, self._links(conversation, request), gr.Column(visible=True)
 
-    def find(self, request: Any, id: str) -> Conversation:
+    def find(self, request: Any, id: str) -> Dialogue:
         """A conversation that a request may see. Raises ConfigError `no_conversation`."""
         store, keeper = self._store(request)
         return store.load(keeper, id)
@@ -322,11 +322,11 @@ class Chat:
         except ConfigError:
             return None
 
-    def _open(self, talk: str, page_id: str, request: gr.Request) -> tuple[Conversations, str, Conversation]:
+    def _open(self, talk: str, page_id: str, request: gr.Request) -> tuple[Conversations, str, Dialogue]:
         store, keeper = self._store(request)
         return store, keeper, store.load(keeper, talk or page_id)
 
-    def _messages(self, conversation: Conversation, request: gr.Request, *, waiting: bool = False) -> list[Any]:
+    def _messages(self, conversation: Dialogue, request: gr.Request, *, waiting: bool = False) -> list[Any]:
         """The messages of a chat; `waiting`: the last question is about to be answered."""
         shown, owner = [], owner_of(request)
         for exchange in conversation.exchanges:
@@ -338,7 +338,7 @@ class Chat:
                 shown.append(_message("assistant", marked_answer(exchange)))
         return shown
 
-    def _meant(self, conversation: Conversation, index: Any) -> Exchange:
+    def _meant(self, conversation: Dialogue, index: Any) -> Exchange:
         """The exchange that a message of the chat belongs to."""
         place = 0
         for exchange in conversation.exchanges:
@@ -347,7 +347,7 @@ class Chat:
                 return exchange
         raise ConfigError("no_answer", "This message is not there any more. Reload the page.")
 
-    def _links(self, conversation: Conversation, request: gr.Request) -> str:
+    def _links(self, conversation: Dialogue, request: gr.Request) -> str:
         if keeper_of(request) is None:
             return ""
         forms = (("html", "Save as HTML"), ("zip", "Save as Markdown"))
@@ -359,18 +359,18 @@ def _message(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": [content]}
 
 
-def _feedback(conversation: Conversation) -> list[str | None]:
+def _feedback(conversation: Dialogue) -> list[str | None]:
     return [FEEDBACK[exchange.rating] for exchange in conversation.exchanges]
 
 
-def _kept_cards(conversation: Conversation) -> Cards:
+def _kept_cards(conversation: Dialogue) -> Cards:
     return [
         (picture.name, picture.info, picture.facts, (f"{conversation.id}/{number}", conversation.pixel_size))
         for number, picture in enumerate(conversation.pictures, 1)
     ]
 
 
-def _panel_of(conversation: Conversation) -> str:
+def _panel_of(conversation: Dialogue) -> str:
     last: Sequence[Exchange] = conversation.exchanges[-1:]
     warnings = [text for exchange in last for text in exchange.warnings]
     statements = [statement for exchange in last for statement in exchange.statements]

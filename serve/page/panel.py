@@ -43,7 +43,7 @@ def panel(
     for title, info, facts, (name, size) in shown:
         badge = '<p class="maemi-badge maemi-amber">Not calibrated</p>'
         if info["pixel_size_nm"] is not None:
-            size, _, source = wording.pixel_size(info).partition(" (")
+            size, _, source = wording.calibration_words(info).partition(" (")
             source = escape(source.rstrip(")"))
             badge = f'<p class="maemi-badge maemi-teal">{escape(size)} <span>from {source}</span></p>'
         found = "".join(_row(label, value) for label, value in wording.reading(info) if label != "Pixel size")

@@ -28,7 +28,7 @@ from serve.page.marked import model_line
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from serve.desk.conversations import Conversation, KeptPicture
+    from serve.desk.conversations import Dialogue, KeptPicture
 
 VERSIONS = ("maemi", "torch", "transformers", "onnxruntime", "scikit-image")
 
@@ -54,7 +54,7 @@ class SavedPicture:
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
-def routes_of(find: Callable[[Request, str], Conversation]) -> list[Route]:
+def routes_of(find: Callable[[Request, str], Dialogue]) -> list[Route]:
     """The addresses of saved conversations; `find` gives one that a request may see, or raises MaemiError."""
 
     def reply(request: Request, form: str) -> Response:
@@ -75,12 +75,12 @@ def routes_of(find: Callable[[Request, str], Conversation]) -> list[Route]:
     ]
 
 
-def as_html(conversation: Conversation) -> str:
+def as_html(conversation: Dialogue) -> str:
     """One HTML file with everything in it."""
     return template("saved.html.j2").render(**_content(conversation))
 
 
-def as_markdown_zip(conversation: Conversation) -> bytes:
+def as_markdown_zip(conversation: Dialogue) -> bytes:
     """`conversation.md` and the pictures it shows."""
     content, buffer = _content(conversation), io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -90,12 +90,12 @@ def as_markdown_zip(conversation: Conversation) -> bytes:
     return buffer.getvalue()
 
 
-def file_stem(conversation: Conversation) -> str:
+def file_stem(conversation: Dialogue) -> str:
     """A title as the name of a file."""
     return re.sub(r"[^\w.-]+", "-", conversation.title).strip("-.")[:60] or "conversation"
 
 
-def _content(conversation: Conversation) -> dict[str, Any]:
+def _content(conversation: Dialogue) -> dict[str, Any]:
     """What both templates say."""
     shown = {
         id(picture): _saved(picture, f"pictures/{number}.png")
@@ -120,7 +120,7 @@ def _saved(picture: KeptPicture, file: str) -> SavedPicture:
         name=picture.name,
         file=file,
         png=picture.shown.read_bytes(),
-        calibration=wording.pixel_size(info),
+        calibration=wording.calibration_words(info),
         sha256=info["sha256"],
         found=[row for row in wording.reading(info) if row[0] != "Pixel size"],
         facts=wording.fact_rows(picture.facts),

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from assistant.quantities import written
-from serve.batch.background import Batch
+from serve.batch.background import CaptionBatch
 from serve.batch.caption_rows import CaptionRow
 
-ALL, FAILED, DOUBTFUL, UNCALIBRATED = "all", "failed", "with warnings", "not calibrated"
+ALL_ROWS, FAILED, DOUBTFUL, UNCALIBRATED = "all", "failed", "with warnings", "not calibrated"
 SHOWN = 25
 """Rows on a page."""
 _UNITS = {"nm": "nm", "px": "px", "percent": "%", "deg": "°", "kv": "kV", "mm": "mm", "per_um2": "/µm²"}
@@ -32,12 +32,12 @@ def chosen_rows(rows: Sequence[CaptionRow], words: str, only: str, order: str) -
     Rows that lack the column come last.
     """
     tests: dict[str, Callable[[CaptionRow], bool]] = {
-        ALL: lambda _: True,
+        ALL_ROWS: lambda _: True,
         FAILED: lambda row: row.error is not None,
         DOUBTFUL: lambda row: "warnings" in row.facts,
         UNCALIBRATED: lambda row: row.error is None and row.pixel_size_nm is None,
     }
-    keep, wanted = tests.get(only, tests[ALL]), words.casefold().split()
+    keep, wanted = tests.get(only, tests[ALL_ROWS]), words.casefold().split()
 
     def said(row: CaptionRow) -> str:
         texts = (value for value in row.facts.values() if isinstance(value, str))
@@ -55,7 +55,7 @@ def chosen_rows(rows: Sequence[CaptionRow], words: str, only: str, order: str) -
     return known + [row for row in found if value_of(row) is None]
 
 
-def batch_line(batch: Batch, done: int) -> str:
+def batch_line(batch: CaptionBatch, done: int) -> str:
     """How far a batch is, with a bar, and what there is to know about it."""
     total = max(batch.total, done)
     counted = f"{done} of {total}" if total else ""

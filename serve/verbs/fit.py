@@ -12,7 +12,7 @@ from serve.verbs import terminal
 from serve.verbs.command import ConfigFile, Json, Overrides, app, quiet, terminable
 
 if TYPE_CHECKING:
-    from training.labelled import Labelled
+    from training.labelled import LabelledSet
 
 Column = Annotated[list[str] | None, typer.Option("--ignore", help="Column or modality to leave out; repeatable.")]
 
@@ -78,7 +78,7 @@ def fit(
     terminal.say(f"run: {out}")
 
 
-def _say(labelled: Labelled) -> None:
+def _say(labelled: LabelledSet) -> None:
     for line in labelled.findings:
         terminal.note(line)
     for line in labelled.warnings:

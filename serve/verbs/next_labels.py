@@ -63,7 +63,7 @@ def next_labels(
 
 
 def brief(target: dict[str, Any]) -> str:
-    """A target in a few words, from `training.applied.told`."""
+    """A target in a few words, from `training.applied.target_in_short`."""
     if "verdict" in target:
         return f"{target['name']} {target['verdict']} ({target['probability']:.2f})"
     return f"{target['name']} {target['value']:.4g} {target['unit']}".rstrip()
@@ -71,13 +71,13 @@ def brief(target: dict[str, Any]) -> str:
 
 def _draw(out: Path, survey: Survey, chosen: list[Suggestion]) -> None:
     from serve.verbs.survey_map import Spot, write_map
-    from training.applied import told
+    from training.applied import target_in_short
 
     ranks = {suggestion.path: n for n, suggestion in enumerate(chosen, 1)}
     known, places, shown = survey.plane()
     spots: list[Spot] = []
     for row, prediction in zip(survey.rows, survey.predictions, strict=True):
-        said = [told(target) for target in prediction.targets]
+        said = [target_in_short(target) for target in prediction.targets]
         spots.append(
             Spot(
                 row.name,

@@ -24,11 +24,11 @@ def plan(
       maemi plan --config configs/llama2-7b.yaml --gpu-gib 12
     """
     from assistant.config import load_config
-    from assistant.precision import decide
+    from assistant.precision import number_format
     from training.planning.memory import plan_memory
 
     settings = load_config(config, overrides or ())
-    predicted, here = plan_memory(settings, gpu_gib=gpu_gib), decide(settings.training.precision, "cpu")
+    predicted, here = plan_memory(settings, gpu_gib=gpu_gib), number_format(settings.training.precision, "cpu")
     if json:
         terminal.print_json(predicted.as_dict() | {"precision_on_cpu": here.as_dict()})
         return

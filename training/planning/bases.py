@@ -14,7 +14,7 @@ from assistant.config import Config, load_config
 from training.planning.memory import CARDS, GIB, USABLE, step_parts
 from training.planning.shapes import language_model_shape
 
-BASES = (
+PLANNED = (
     "HuggingFaceTB/SmolLM2-135M-Instruct",
     "HuggingFaceTB/SmolLM2-360M-Instruct",
     "Qwen/Qwen3-0.6B",
@@ -43,7 +43,7 @@ _STEPS = ((1024, 1, True), (512, 1, False), (1024, 4, True))
 def table(config: Config) -> str:
     """Markdown: a row per language model, the rest of the student as configured."""
     rows = []
-    for base in BASES:
+    for base in PLANNED:
         shape = language_model_shape(base)
         parts = step_parts(config, shape)
         weights = sum(size for name, size in parts.items() if name.startswith("language model"))

@@ -18,7 +18,7 @@ from assistant.adapter_kinds import AdapterSettings
 from assistant.config import Config, HNFConfig
 from assistant.errors import ConfigError
 from assistant.families import FAMILIES
-from assistant.precision import decide
+from assistant.precision import number_format
 from assistant.starts import BUNDLED, Start, start_of
 from training.planning.parameters import student_parameters
 from training.planning.shapes import (
@@ -224,7 +224,7 @@ def fitting_settings_here(config: Config, device: str, room: float) -> tuple[str
 
 def _start_on(config: Config, device: str) -> Start:
     """The student that a configuration starts from, with the precision that the device will compute in."""
-    precision = decide(config.training.precision, device).precision
+    precision = number_format(config.training.precision, device).precision
     return start_of(config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})}))
 
 

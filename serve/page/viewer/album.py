@@ -23,7 +23,7 @@ from serve.desk.gate import Gate
 from serve.page.viewer.tiles import Histogram, Pyramid
 
 T = TypeVar("T")
-Key = tuple[Path, int | None, float | None]
+PictureKey = tuple[Path, int | None, float | None]
 """File, page, and the pixel size that a person gave for files without one [nm]."""
 
 MOST_BYTES = 512 * 2**20
@@ -57,12 +57,12 @@ class Album:
 
     def __init__(self, read: Reader, gate: Gate, *, most_bytes: int = MOST_BYTES) -> None:
         self._read, self._gate, self._most_bytes = read, gate, most_bytes
-        self._kept: OrderedDict[Key, Opened] = OrderedDict()
-        self._opening: dict[Key, asyncio.Task[Opened]] = {}
+        self._kept: OrderedDict[PictureKey, Opened] = OrderedDict()
+        self._opening: dict[PictureKey, asyncio.Task[Opened]] = {}
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="maemi-viewer")
         self._readers = ThreadPoolExecutor(THREADS, thread_name_prefix="maemi-viewer-read")
 
-    async def open(self, key: Key) -> Opened:
+    async def open(self, key: PictureKey) -> Opened:
         """A picture, read if need be.
 
         Raises MicrographError, and ServerError `busy` where too many are being read.
@@ -98,7 +98,7 @@ class Album:
         finally:
             self._gate.leave()
 
-    def _recalled(self, key: Key) -> Opened | None:
+    def _recalled(self, key: PictureKey) -> Opened | None:
         path, page, size = key
         if page is None:
             same = (k for k, kept in self._kept.items() if kept.first and (k[0], k[2]) == (path, size))
@@ -107,14 +107,14 @@ class Album:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
-    async def _opened(self, key: Key) -> Opened:
+    async def _opened(self, key: PictureKey) -> Opened:
         opened = await asyncio.get_running_loop().run_in_executor(self._readers, self._open, key)
         self._kept[key[0], opened.micrograph.page, key[2]] = opened
         while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self._most_bytes:
             self._kept.popitem(last=False)
         return opened
 
-    def _open(self, key: Key) -> Opened:
+    def _open(self, key: PictureKey) -> Opened:
         path, page, nm = key
         m = self._read(path, page=page)
         if nm is not None and (m.calibration is None or m.calibration.source == "banner"):
@@ -122,7 +122,7 @@ class Album:
         pyramid, window = Pyramid(m.pixels), m.window()
         return Opened(m, pyramid, pyramid.histogram(Window(window.low, window.high)), first=page is None)
 
-    def _done(self, key: Key, task: asyncio.Task[Opened]) -> None:
+    def _done(self, key: PictureKey, task: asyncio.Task[Opened]) -> None:
         del self._opening[key]
         if not task.cancelled():
             task.exception()  # who asked may have gone: then nobody else hears of it

@@ -39,7 +39,7 @@ def picture_record(name: str, opened: Opened) -> dict[str, Any]:
         "tile": TILE,
         "levels": opened.pyramid.levels,
         "nm_per_pixel": info["pixel_size_nm"],
-        "pixel_size": wording.pixel_size(info),
+        "pixel_size": wording.calibration_words(info),
         "read": wording.reading(info),
         "warnings": list(m.warnings),
         "whole_numbers": m.pixels.dtype.kind != "f",

@@ -18,7 +18,7 @@ from assistant.readers.window import Window
 from serve.desk.answering import parse_pixel_size
 from serve.desk.desk import Desk
 from serve.http.guard import error_body, error_kind
-from serve.page.viewer.album import Album, Key
+from serve.page.viewer.album import Album, PictureKey
 from serve.page.viewer.records import Measured, compared_record, measured, picture_record
 
 STATIC = Path(__file__).with_name("static")
@@ -30,7 +30,7 @@ TILE_LIFE_S = 600
 _WHOLE = re.compile(r"[0-9]{1,6}")
 MISSING = ("not_found", "no_such_page", "no_such_tile")
 
-Answer = Callable[[Request], Awaitable[Response]]
+_Endpoint = Callable[[Request], Awaitable[Response]]
 Find = Callable[[Request, str], Path | None]
 """The file that a request may see under a name; None where there is none, or it belongs to somebody else."""
 
@@ -85,7 +85,7 @@ class Viewer:
     def _look(self, micrograph: Micrograph) -> Measured:
         return measured(micrograph, self._desk.answerer.facts_of(micrograph))
 
-    async def _named(self, request: Request, name: str = "file", number: str = "") -> Key:
+    async def _named(self, request: Request, name: str = "file", number: str = "") -> PictureKey:
         """The file that a request names, which must be its owner's; its page; the pixel size for files without one."""
         page, size = f"page{number}", f"size{number}"
         path = await self._album.run(self._find, request, request.query_params.get(name, "")[:_LONGEST])
@@ -95,7 +95,7 @@ class Viewer:
         return path, _whole(request, page) if page in request.query_params else None, nm
 
 
-def _refusing(answer: Answer) -> Answer:
+def _refusing(answer: _Endpoint) -> _Endpoint:
     """The same, its errors as replies that say what is wrong."""
 
     async def answered(request: Request) -> Response:
@@ -109,7 +109,7 @@ def _refusing(answer: Answer) -> Answer:
     return answered
 
 
-def _file(path: Path) -> Answer:
+def _file(path: Path) -> _Endpoint:
     async def answered(_: Request) -> Response:
         return FileResponse(path, media_type=_KINDS[path.suffix], headers={"cache-control": "no-cache"})
 
