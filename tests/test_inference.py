@@ -229,7 +229,7 @@ def test_mistakes_are_named(assistant: Assistant, files: list[Path], tmp_path: P
 
 @pytest.mark.parametrize("form", ["", "image {}: "], ids=["one a turn", "shown together"])
 def test_a_conversation_has_no_most_pictures(assistant: Assistant, form: str) -> None:
-    """Seen failing with `too_long` at the 16th picture: questions were forgotten, facts of pictures never."""
+    """A served conversation ended with `too_long` at its 20th picture: questions were forgotten, facts never."""
     one = "count {}; mean grey 40 %; contrast 17 %"
     facts = "; ".join(begin + one.format(number) for number in range(1, 61) for begin in [form.format(number)])
     asked = Message("user", "How many?", images=60, aux=facts)

@@ -213,7 +213,7 @@ def test_the_controls_walk_through_the_rows(taught: Path) -> None:
 
 
 def test_a_decision_meets_its_row_where_the_data_set_is_written_anew_meanwhile(images: Path, taught: Path) -> None:
-    """Seen failing by positions: the row that had moved to the place was decided, not the one that was shown."""
+    """By positions, the row that had moved to the place would be decided, not the one that was shown."""
     page = ReviewPage(Shelf(lambda: ["data"], lambda _: taught))
     first, second, third, *_ = page.choose("data", ANY, ANY, OPEN)[1]
     with Reviews(taught) as reviews:

@@ -148,7 +148,7 @@ def test_a_torn_line_of_the_log_is_left_out(bench: Workbench) -> None:
 
 
 def test_strangers_do_not_train(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Behind a proxy anybody is a visitor. Seen failing without the check, by a server that starts."""
+    """Behind a proxy anybody is a visitor."""
     with pytest.raises(SystemExit) as refused:
         main(["serve", "--port", "1", "--training", str(tmp_path), "--trusted-proxy", "10.0.0.2"])
     assert refused.value.code == 2
