@@ -118,18 +118,19 @@ class _Slow(MeasuringAssistant):
         return super().caption(images)
 
 
-def test_kill_at_any_moment_then_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_at_any_moment_then_the_same_command(tmp_path: Path) -> None:
     """kill -9 in the middle, several times: the output ends equal to that of an uninterrupted run, nothing is lost."""
     images = tmp_path / "images"
     images.mkdir()
     for number in range(12):
         write_tiff(images / f"{number:02d}.tif", seed=number)
     run(images, tmp_path / "whole.jsonl")
-    monkeypatch.setattr(batch, "BATCH", 2)
     out = tmp_path / "killed.jsonl"
     kept = 0
     for delay in (0.02, 0.08, 0.17):
-        child = multiprocessing.get_context("fork").Process(target=run, args=(images, out), kwargs={"load": _Slow})
+        child = multiprocessing.get_context("fork").Process(
+            target=run, args=(images, out), kwargs={"load": _Slow, "at_once": 2}
+        )
         child.start()
         time.sleep(delay)
         assert child.pid
@@ -298,9 +299,8 @@ class _Deadly(MeasuringAssistant):
 def test_workers_do_the_same_and_survive_a_death(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes give the rows of one; a picture that kills its process costs that picture only."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setattr(batch, "BATCH", 2)
     run(folder, tmp_path / "one.jsonl")
-    summary = run(folder, tmp_path / "two.jsonl", load=_Deadly, workers=2)
+    summary = run(folder, tmp_path / "two.jsonl", load=_Deadly, workers=2, at_once=2)
     assert {Path(path).name for path, _ in summary.failures} == {"broken.tif", "d.tif"}
     one = {row["path"]: row for row in read(tmp_path / "one.jsonl")}
     two = {row["path"]: row for row in read(tmp_path / "two.jsonl")}

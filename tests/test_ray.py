@@ -14,7 +14,6 @@ import pytest
 from measuring import MeasuringAssistant, write_tiff
 
 from assistant.errors import ConfigError, MaemiError, RunError
-from serve.batch import journal
 from serve.batch.journal import caption_folder
 
 ray = pytest.importorskip("ray")
@@ -58,7 +57,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     monkeypatch.setenv("PYTHONPATH", f"{TESTS.parent}:{TESTS}")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setattr(journal, "BATCH", 3)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8})
     made.workers = [made.add_node(num_cpus=1, object_store_memory=10**8) for _ in range(2)]
     made.wait_for_nodes()
@@ -108,7 +106,9 @@ def test_a_node_that_is_lost_midway_costs_nothing(cluster: Any, images: Path, tm
         (marks / "go").touch()
 
     thread = when(lambda: len(workers(marks)) == 2, lose)
-    summary = caption_folder(images, tmp_path / "out.jsonl", load=partial(Marking, marks), ray=cluster.address)
+    summary = caption_folder(
+        images, tmp_path / "out.jsonl", load=partial(Marking, marks), ray=cluster.address, at_once=3
+    )
     thread.join()
     assert (summary.captioned, summary.failures) == (IMAGES, [])
     assert (tmp_path / "out.jsonl").read_bytes() == alone(images, tmp_path / "alone.jsonl")
@@ -123,21 +123,25 @@ def test_a_worker_that_is_killed_is_replaced(cluster: Any, images: Path, tmp_pat
         (marks / "go").touch()
 
     thread = when(lambda: len(workers(marks)) == 2, kill)
-    summary = caption_folder(images, tmp_path / "out.jsonl", load=partial(Marking, marks), ray=cluster.address)
+    summary = caption_folder(
+        images, tmp_path / "out.jsonl", load=partial(Marking, marks), ray=cluster.address, at_once=3
+    )
     thread.join()
     assert (summary.captioned, summary.failures) == (IMAGES, [])
     assert (tmp_path / "out.jsonl").read_bytes() == alone(images, tmp_path / "alone.jsonl")
 
 
 def test_an_image_that_kills_its_worker_is_one_failed_row(cluster: Any, images: Path, tmp_path: Path) -> None:
-    summary = caption_folder(images, tmp_path / "out.jsonl", load=partial(dies_on, "07.tif"), ray=cluster.address)
+    summary = caption_folder(
+        images, tmp_path / "out.jsonl", load=partial(dies_on, "07.tif"), ray=cluster.address, at_once=3
+    )
     assert summary.captioned == IMAGES - 1
     assert [(Path(path).name, error.split(":")[0]) for path, error in summary.failures] == [("07.tif", "worker_died")]
 
 
 def test_what_cannot_be_loaded_is_told_as_it_is(cluster: Any, images: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no_run: There is no run here"):
-        caption_folder(images, tmp_path / "out.jsonl", load=cannot_load, ray=cluster.address)
+        caption_folder(images, tmp_path / "out.jsonl", load=cannot_load, ray=cluster.address, at_once=3)
 
 
 def test_where_no_cluster_answers(images: Path, tmp_path: Path) -> None:
