@@ -57,7 +57,7 @@ INTENTS: Mapping[str, Intent] = {
         ("scale",),
     ),
     "width": Intent(
-        r"how wide|\bwidths?\b|\bthick(?:ness)?\b",
+        r"how wide|\bwidths?\b|\bthick(?:ness|er|est)?\b|\b(?:wid|thinn|narrow)(?:er|est)\b",
         ("line_width", "fibre_width", "fibre_width_spread"),
         ("size", "scale"),
     ),

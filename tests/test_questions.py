@@ -36,6 +36,8 @@ def test_what_is_asked_is_understood_in_wordings_held_apart() -> None:
         ("waht is the avarage size of teh partcles?", ["mean_diameter"]),
         ("Number of pores and their mean diameter?", ["count", "mean_diameter"]),
         ("How wide are the lines?", ["line_width"]),
+        ("Which image has the thicker fibres?", ["fibre_width"]),
+        ("Which has the wider lines?", ["line_width"]),
         ("What is the pitch?", ["period"]),
         ("Hello", []),
         ("Describe this micrograph.", []),
