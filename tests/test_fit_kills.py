@@ -70,7 +70,7 @@ def test_the_state_of_another_fit_or_a_damaged_one_is_not_gone_on_with(
 ) -> None:
     source, out, settings = alloys(tmp_path / "steels.csv", 80), tmp_path / "run", (*SETTINGS, "fit.save_every=40")
     with monkeypatch.context() as patch:
-        patch.setattr("training.fit.calibrate", lambda *a: (_ for _ in ()).throw(RunError("disk_full", "full")))
+        patch.setattr("training.fit.calibrate_heads", lambda *a: (_ for _ in ()).throw(RunError("disk_full", "full")))
         with pytest.raises(RunError):
             steps_of(source, out, *settings)
         assert steps_of_failing(source, out, *settings)[0] == 81

@@ -22,13 +22,13 @@ WRITER = """
 import sys
 from pathlib import Path
 from data_gen.ledger import Ledger
-from data_gen.tables import ACCEPTED, Exchange, Settlement
+from data_gen.tables import ACCEPTED, Settlement, Visit
 
 with Ledger(Path(sys.argv[1])) as ledger:
     print("open", flush=True)
     for number in range(10**6):
         key = f"key{number:07d}"
-        ledger.begin_attempt(Exchange(key=key, images="a", prompt="p", teacher="t"), reserved_usd=1.0)
+        ledger.begin_attempt(Visit(key=key, images="a", prompt="p", teacher="t"), reserved_usd=1.0)
         ledger.settle(key, Settlement(ACCEPTED, "reply", "m", 0.25))
         print(number, flush=True)
 """
