@@ -82,18 +82,7 @@ def chat_tab(blocks: Blocks, page: Chat, aside: Beside) -> None:
             # A viewer of the open picture stands here, above what is known of it.
             card = gr.HTML(EMPTY, elem_classes="maemi-card")
             size = pixel_size()
-            with gr.Row(elem_classes="maemi-actions"):
-                similar = gr.Button("Similar pictures", size="sm", min_width=110, visible=aside.archive is not None)
-                evidence = gr.Button("What the answer rests on", size="sm", min_width=110, visible=aside.explains)
-            where = gr.Textbox(
-                "",
-                label="Similar ones only where",
-                placeholder="magnification > 5000, class = fibres",
-                max_lines=1,
-                max_length=200,
-                visible=aside.archive is not None,
-            )
-            found = gr.HTML(elem_classes="maemi-card")
+            beside_answers(aside, talk, page_id, box)
 
     opened = [chat, talk, page_id, card, size, title, headings, links, about, form]
     asked = box.submit(
@@ -124,18 +113,6 @@ def chat_tab(blocks: Blocks, page: Chat, aside: Beside) -> None:
     dropped.change(page.preview, [box, talk, size], card, **QUIET)
     for button, text in zip(suggestions, SUGGESTIONS, strict=True):
         button.click(None, box, box, js=f"typed => ({{text: {json.dumps(text)}, files: typed?.files ?? []}})")
-    one_at_a_time: dict[str, Any] = {
-        "concurrency_id": "aside",
-        "concurrency_limit": 1,
-        "show_progress": "hidden",
-    }
-    looking = [
-        similar.click(aside.similar, [talk, page_id, where], found, **one_at_a_time, api_name="similar"),
-        where.submit(aside.similar, [talk, page_id, where], found, **one_at_a_time, api_visibility="private"),
-        evidence.click(aside.evidence, [talk, page_id], found, **one_at_a_time, api_name="evidence"),
-    ]
-    for gone in (talk.change, box.submit):
-        gone(lambda: "", None, found, cancels=looking, queue=False, **QUIET)
     size.submit(page.recalibrate, [talk, size], card, api_name="recalibrate")
 
     chat.like(page.rate, [talk, page_id], [chat, corrected, form, words], **QUIET)
@@ -149,6 +126,34 @@ def chat_tab(blocks: Blocks, page: Chat, aside: Beside) -> None:
     title.submit(page.retitle, [talk, title, search], headings, **QUIET)
     remove.click(page.delete, [talk, search], opened, js=_SURE, cancels=answers, **QUIET)
     blocks.load(page.restore, None, opened, **QUIET)
+
+
+def beside_answers(aside: Beside, talk: gr.State, page_id: gr.Textbox, box: gr.MultimodalTextbox) -> None:
+    """Buttons for pictures like the newest one and for what the last answer rests on, with what they show."""
+    with gr.Row(elem_classes="maemi-actions"):
+        similar = gr.Button("Similar pictures", size="sm", min_width=110, visible=aside.archive is not None)
+        evidence = gr.Button("What the answer rests on", size="sm", min_width=110, visible=aside.explains)
+    where = gr.Textbox(
+        "",
+        label="Similar ones only where",
+        placeholder="magnification > 5000, class = fibres",
+        max_lines=1,
+        max_length=200,
+        visible=aside.archive is not None,
+    )
+    found = gr.HTML(elem_classes="maemi-card")
+    one_at_a_time: dict[str, Any] = {
+        "concurrency_id": "aside",
+        "concurrency_limit": 1,
+        "show_progress": "hidden",
+    }
+    looking = [
+        similar.click(aside.similar, [talk, page_id, where], found, **one_at_a_time, api_name="similar"),
+        where.submit(aside.similar, [talk, page_id, where], found, **one_at_a_time, api_visibility="private"),
+        evidence.click(aside.evidence, [talk, page_id], found, **one_at_a_time, api_name="evidence"),
+    ]
+    for gone in (talk.change, box.submit):
+        gone(lambda: "", None, found, cancels=looking, queue=False, **QUIET)
 
 
 def _hidden() -> gr.Textbox:
