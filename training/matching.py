@@ -14,9 +14,9 @@ from torch import Tensor
 
 from assistant.checkpoint import Run
 from assistant.generation import computing
-from assistant.grounding import STATES
 from assistant.model import MaemiForConditionalGeneration
 from training.data import Collator, Example, TrainingSet
+from training.stages import all_pair_logits
 
 _BATCH = 16
 """Pictures that are held against one another's texts."""
@@ -56,10 +56,8 @@ def matching_report(run: Run, rows: Sequence[Example]) -> dict[str, Any]:
 
 def pair_logits(student: MaemiForConditionalGeneration, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """A batch of P conversations about one image each -> logits [P, P] of image i with text j, and which are right."""
-    count = len(batch["match_ids"])
     with computing(student.device):
         memory = student.encode_images(batch["pixel_values"][batch["image_mask"]]).memory
         text = student.text_encoder(batch["match_ids"], batch["match_mask"])
-        shown = F.pad(batch["match_mask"], (STATES, 0), value=True)
-        rows = [student.matching(student.grounded(text, shown, one.expand(count, -1, -1))) for one in memory]
-    return torch.stack(rows).float(), torch.eye(count, dtype=torch.bool)
+        logits = all_pair_logits(student, text, batch["match_mask"], memory)
+    return logits.float(), torch.eye(len(text), dtype=torch.bool)

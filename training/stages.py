@@ -129,12 +129,8 @@ class AlignmentStage(nn.Module):
 
         text [P, T + 2, Dt], memory [P, N, D], same [P, P].
         """
-        student, count = self.student, len(text)
-        images, texts = torch.meshgrid(*[torch.arange(count, device=text.device)] * 2, indexing="ij")
-        images, texts = images.flatten(), texts.flatten()  # [P P]
-        shown = F.pad(mask[texts], (STATES, 0), value=True)
-        logits = student.matching(student.grounded(text[texts], shown, memory[images]))
-        right, wrong = images == texts, ~(same | same.mT)[images, texts]
+        logits = all_pair_logits(self.student, text, mask, memory)
+        right, wrong = torch.eye(len(text), dtype=torch.bool, device=text.device), ~(same | same.mT)
         if not wrong.any():
             return matching_loss(logits, right, wrong)
         return (matching_loss(logits, right, right) + matching_loss(logits, right, wrong)) / 2
@@ -201,6 +197,16 @@ class InstructionStage(AlignmentStage):
                 losses["router"] = losses["router"] * (text["attention_mask"].sum() / counts[1])
             total = total + losses["router"]
         return {"loss": total, **losses}
+
+
+def all_pair_logits(student: MaemiForConditionalGeneration, text: Tensor, mask: Tensor, memory: Tensor) -> Tensor:
+    """Matching logits [P, P] of every image with every text; text [P, T + 2, Dt], mask [P, T], memory [P, N, D]."""
+    count = len(text)
+    images, texts = torch.meshgrid(*[torch.arange(count, device=text.device)] * 2, indexing="ij")
+    images, texts = images.flatten(), texts.flatten()  # [P P]
+    shown = F.pad(mask[texts], (STATES, 0), value=True)
+    logits: Tensor = student.matching(student.grounded(text[texts], shown, memory[images]))
+    return logits.view(count, count)
 
 
 class LanguageStage(nn.Module):

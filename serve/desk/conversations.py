@@ -210,19 +210,12 @@ class Conversations(DeskDatabase):
     def __init__(self, place: str | Path, files: Path, *, create: bool = True) -> None:
         super().__init__(place, create=create)
         self._files = files
-        try:
+        with self._opening() as connection:
             files.mkdir(parents=True, exist_ok=True, mode=0o700)
             for left in files.glob("new-*"):  # by a server that was killed
                 if time.time() - left.stat().st_mtime > LEFT_S:
                     shutil.rmtree(left, ignore_errors=True)
-            with self._failures(), write_transaction(self._engine) as connection:
-                metadata.create_all(connection)
-        except OSError as error:
-            self._engine.dispose()
-            raise self._failed(error.strerror or type(error).__name__) from None
-        except ServerError:
-            self._engine.dispose()
-            raise
+            metadata.create_all(connection)
 
     # -------------------------------------------------------------------------------------------- find
 

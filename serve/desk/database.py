@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from assistant.database import database_url, open_database, shown_url
+from assistant.database import database_url, open_database, shown_url, write_transaction
 from assistant.errors import ServerError
 
 _log = logging.getLogger("maemi.store")
@@ -47,6 +48,19 @@ class DeskDatabase:
     def close(self) -> None:
         """Close the file, or the connections."""
         self._engine.dispose()
+
+    @contextmanager
+    def _opening(self) -> Iterator[Connection]:
+        """A transaction to make tables and folders in; where that fails, the database is closed again."""
+        try:
+            with self._failures(), write_transaction(self._engine) as connection:
+                yield connection
+        except OSError as error:
+            self.close()
+            raise self._failed(error.strerror or type(error).__name__) from None
+        except ServerError:
+            self.close()
+            raise
 
     @contextmanager
     def _failures(self) -> Iterator[None]:

@@ -10,14 +10,13 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Column, Integer, LargeBinary, MetaData, String, Table, delete, func, insert, select, update
 
 from assistant.database import write_transaction
-from assistant.disk import replacing
+from assistant.disk import fingerprint, replacing
 from assistant.errors import ConfigError, ServerError
 from serve.desk.database import DeskDatabase, storable
 
@@ -79,21 +78,14 @@ class Sortings(DeskDatabase):
     def __init__(self, place: str | Path, files: Path) -> None:
         super().__init__(place)
         self._files = files
-        try:
+        with self._opening() as connection:
             files.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with self._failures(), write_transaction(self._engine) as connection:
-                metadata.create_all(connection)
-        except OSError as error:
-            self._engine.dispose()
-            raise self._failed(error.strerror or type(error).__name__) from None
-        except ServerError:
-            self._engine.dispose()
-            raise
+            metadata.create_all(connection)
 
     def keep(self, owner: str, path: Path, beside: Sequence[Path] = ()) -> Path:
         """Keep a file with its side-cars; gives where it lies, the same place for the same files."""
         try:
-            digest = "-".join(_digest(file) for file in (path, *sorted(beside)))
+            digest = "-".join(fingerprint(file)[:32] for file in (path, *sorted(beside)))
             folder = self._files / owner / digest[:100]
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for file in (path, *beside):
@@ -211,8 +203,3 @@ class Sortings(DeskDatabase):
 
     def _relative(self, kept: Path) -> str:
         return kept.relative_to(self._files).as_posix()
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as source:
-        return file_digest(source, "sha256").hexdigest()[:32]

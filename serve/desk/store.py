@@ -18,7 +18,6 @@ from typing import Any
 from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert, inspect, select, text
 
 from assistant.database import write_transaction
-from assistant.errors import ServerError
 from serve.desk.database import DeskDatabase, storable
 
 GENESIS = "0" * 64
@@ -96,15 +95,11 @@ class AnswerStore(DeskDatabase):
 
     def __init__(self, place: str | Path, *, create: bool = True) -> None:
         super().__init__(place, create=create)
-        try:
-            with self._failures(), write_transaction(self._engine) as connection:
-                if create:
-                    self._create_table(connection)
-                elif not inspect(connection).has_table("answers"):
-                    raise self._missing()
-        except ServerError:
-            self._engine.dispose()
-            raise
+        with self._opening() as connection:
+            if create:
+                self._create_table(connection)
+            elif not inspect(connection).has_table("answers"):
+                raise self._missing()
 
     def _create_table(self, connection: Connection) -> None:
         """Make the table where there is none, and see to it that nobody changes its rows."""
