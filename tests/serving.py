@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from serve.http.server import make_server
 
@@ -31,6 +34,19 @@ def running(app: Any, **options: Any) -> Iterator[str]:
         server.should_exit = server.force_exit = True
         thread.join(15)
         assert not thread.is_alive()
+
+
+@contextmanager
+def page_running(build: Callable[[], Any], uploads: Path) -> Iterator[str]:
+    """Serve a page that `build` makes, its uploads in a folder; yields its base URL."""
+
+    async def within_a_loop() -> Any:
+        return build()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(uploads))
+        with running(asyncio.run(within_a_loop())) as url:
+            yield url
 
 
 def data_uri(path: Path, kind: str = "image/tiff") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from browser import Browser, browser, missing
 from instruction_data import write_dataset
 from measuring import MeasuringAssistant, write_tiff
 from selenium.webdriver.common.keys import Keys
-from serving import running
+from serving import page_running
 
 from serve.desk.conversations import Conversations
 from serve.desk.desk import Desk
@@ -60,14 +59,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_tiff(home / "archive" / "lot1.tif", seed=1)
     kept = Conversations(home / "conversations.sqlite", home / "pictures")
 
-    async def build() -> App:
+    def build() -> App:
         desk = Desk(MeasuringAssistant(), Gate(), lambda text: len(text.split()), conversations=kept)
         return build_app(desk, bench=Workbench(home / "lots"), archive=home / "archive")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(home / "uploads"))
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-        with running(asyncio.run(build())) as base:
+        with page_running(build, home / "uploads") as base:
             yield base
     kept.close()
 

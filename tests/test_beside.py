@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import threading
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from measuring import MeasuringAssistant, micrograph, write_tiff
-from serving import running
+from serving import page_running
 
 from assistant.explain import NOT_A_CAUSE, Explanation, explain
 from assistant.micrograph import to_model_input
@@ -49,14 +48,13 @@ def url(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     home = tmp_path_factory.mktemp("home")
     kept = Conversations(home / "conversations.sqlite", home / "pictures")
 
-    async def build() -> App:
+    def build() -> App:
         desk = Desk(ExplainingAssistant(), Gate(), lambda text: len(text.split()), conversations=kept)
         return build_app(desk, archive=archive)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(home / "uploads"))
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-        with running(asyncio.run(build())) as base:
+        with page_running(build, home / "uploads") as base:
             yield base
     kept.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from browser import Browser, browser, missing
 from measuring import MeasuringAssistant, write_tiff
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from serving import running
+from serving import page_running
 
 from serve.desk.conversations import BAD, Conversations
 from serve.desk.desk import Desk
@@ -28,14 +27,12 @@ def served(folder: Path, logins: Path | None = None) -> Iterator[str]:
     """A server whose conversations lie in a folder, as long as it is needed."""
     kept = Conversations(folder / "conversations.sqlite", folder / "pictures")
 
-    async def build() -> App:
+    def build() -> App:
         desk = Desk(MeasuringAssistant(), Gate(), lambda text: len(text.split()), conversations=kept, false_rate=0.05)
         return build_app(desk, credentials=read_credentials(logins) if logins else None)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        with running(asyncio.run(build())) as url:
-            yield url
+    with page_running(build, folder / "uploads") as url:
+        yield url
     kept.close()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 import zipfile
@@ -18,7 +17,7 @@ from measuring import MeasuringAssistant, write_tiff
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from serving import running
+from serving import page_running
 
 from serve.batch.background import Batches
 from serve.batch.roots import Roots
@@ -49,14 +48,12 @@ def served(state: Path, assistant: MeasuringAssistant, *folders: Path) -> Iterat
     state.mkdir(exist_ok=True)
     kept, batches = Sortings(state / "sorted.sqlite", state / "sorted"), Batches(state / "batches")
 
-    async def build() -> App:
+    def build() -> App:
         desk = Desk(assistant, Gate(), lambda text: len(text.split()), sortings=kept)
         return build_app(desk, batches=batches, roots=Roots.of(folders))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(state / "uploads"))
-        with running(asyncio.run(build())) as url:
-            yield url
+    with page_running(build, state / "uploads") as url:
+        yield url
     batches.close()
     kept.close()
 

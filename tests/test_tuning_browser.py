@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from instruction_data import write_dataset
 from measuring import MeasuringAssistant, write_tiff
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from serving import running
+from serving import page_running
 
 from data_gen.dataset.decisions import decisions_about
 from serve.desk.conversations import Conversations
@@ -33,15 +32,13 @@ def served(folder: Path, *, trains: bool = True, logins: Path | None = None) -> 
     """A server whose data sets and runs lie in `lots`, as long as it is needed."""
     kept = Conversations(folder / "conversations.sqlite", folder / "pictures")
 
-    async def build() -> App:
+    def build() -> App:
         desk = Desk(MeasuringAssistant(), Gate(), lambda text: len(text.split()), conversations=kept)
         credentials = read_credentials(logins) if logins else None
         return build_app(desk, credentials=credentials, bench=Workbench(folder / "lots") if trains else None)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        with running(asyncio.run(build())) as url:
-            yield url
+    with page_running(build, folder / "uploads") as url:
+        yield url
     kept.close()
 
 
