@@ -62,6 +62,8 @@ def print_merge(found: dict[str, Any]) -> None:
     terminal.print_table(f"{found['rows']} questions of the validation split", heads, rows)
     if "share" in found:
         terminal.say(f"share: {found['share']:g}, {found['rule']}")
+        if not found["share"]:
+            terminal.note("this is what the run started from: on these questions it has brought nothing.")
     terminal.say(f"run: {found['out']}")
 
 
