@@ -42,19 +42,25 @@ _CLEARLY = 2.0
 """Ratio from which sizes of different kinds tell which structures are larger."""
 GLUE = frozenset(
     """
-    a about above accelerating acceleration all also amount amounts an and approximately are area around as at
-    average be beam been below between bodies body both but by can clockwise come comes contains could counted
-    counter counting detector diameters distance each electron equal equals every field file for found frame
-    from given gives has have here horizontal image images in is it its itself kilovolts large least length
-    lengths less lie lies long main mean means measure measured measurement measures micrograph micrographs
-    microscope more most near nearest nearly neighbour neighbours not object objects of on one only or out over
-    overall parts per picture pictures possible print recorded respectively roughly same see seen separate share
-    shown shows single size small so some spans stands structure structures such taken than that the their them
-    there these they this those to total under up used value values visible was were when where which while
-    whole whose wide width with within working you
+    a about above accelerating acceleration also amount amounts an and approximately are area around as at
+    average be beam been below between bodies body both but by can clockwise come comes contains could
+    counted counter counting detector diameters distance each electron equal equals field file for found
+    frame from given gives has have here horizontal image images in is it its itself kilovolts least length
+    lengths less lie lies main mean means measure measured measurement measures micrograph micrographs
+    microscope more nearly neighbour neighbours not object objects of on one only or out over overall parts
+    per picture pictures print recorded respectively roughly see seen share shown shows size so some spans
+    stands structure structures such taken than that the their them there these they this those to total
+    under up used value values visible was were when where which while whole whose wide width with within
+    working you
     """.split()
 )
 """Words that claim nothing about a sample. A sentence with any other word says more than is known."""
+_BARE = frozenset(
+    "a about an approximately are around at is it measures roughly that the they this was were yes".split()
+)
+"""Words of a sentence that leaves the name of what was asked to the question."""
+_REPEATED = re.compile(r"(?<![\w.])(\w+(?:\.\d+)?)\s+\1\b(?!\.\d)", re.IGNORECASE)
+"""A word or number twice in a row."""
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _NAMES = re.compile("|".join(rf"\b(?:{quantity.words})\b" for quantity in QUANTITIES.values()), re.IGNORECASE)
 
@@ -90,7 +96,7 @@ def checked(
         return
     wanted, said, said_of, gap = set(asked_for(question)), set[str](), set[str](), ""
     for sentence in map(str.strip, sentences(filled(pieces, known))):
-        names = _true_names(sentence, known, meant)
+        names = _true_names(sentence, known, meant, wanted)
         if names and sentence not in said and (not wanted or names & wanted):
             yield gap + sentence
             said.add(sentence)
@@ -377,21 +383,36 @@ def _order(facts: Mapping[int, Fact], less: bool) -> tuple[str, str]:
     return name, f"Image {first} {has} the {word} {said}: {values}."
 
 
-def _true_names(sentence: str, known: Sequence[Known], meant: Sequence[int]) -> set[str]:
-    """The quantities a sentence speaks of, where it claims something, all of it true, and says nothing else."""
+def _true_names(sentence: str, known: Sequence[Known], meant: Sequence[int], wanted: Set[str]) -> set[str]:
+    """The quantities a sentence speaks of, where it claims something, all of it true, and says nothing else.
+
+    A number without the name of its quantity ("It is 312 nm.") counts where it is what was `wanted`.
+    """
     statements = read_statements(sentence, known, about=meant)
     if not statements or any(statement.verdict != "true" for statement in statements):
         return set()
     if any(statement.fact is not None and not statement.fact.sure for statement in statements):
         return set()  # said plainly; what is composed says the doubt
-    if "{" in sentence or not sentence.endswith((".", "!", ";")):
+    if "{" in sentence or not sentence.endswith((".", "!", ";")) or _REPEATED.search(sentence):
         return set()
     rest = _NAMES.sub(" ", sentence)
     for amount in reversed(read_amounts(rest)):
         rest = rest[: amount.start] + " " + rest[amount.stop :]
-    if not {word.lower() for word in _WORD.findall(rest)} <= GLUE | _known_words(known):
+    words = {word.lower() for word in _WORD.findall(rest)}
+    if not words <= GLUE | _known_words(known):
         return set()
-    return {statement.name for statement in statements if statement.name} or {""}
+    names = set[str]()
+    for statement in statements:
+        of = statement.name or (statement.fact.name if statement.fact else "")
+        spans = of == "d10_diameter" and _is_range(statement.text)  # "most diameters are between 20 and 110 nm"
+        if not statement.name and not spans and not (of in wanted and words <= _BARE and not _NAMES.search(sentence)):
+            return set()
+        names.add(of)
+    return names
+
+
+def _is_range(text: str) -> bool:
+    return any(amount.low < amount.high for amount in read_amounts(text))
 
 
 def _known_words(known: Sequence[Known]) -> set[str]:
