@@ -170,7 +170,7 @@ def _composed_of(
         elif intent == "defects":
             yield "", "Whether there are defects cannot be told: nothing here recognises them."
         if intent not in ("what", "describe"):
-            yield from ((fact.name, _said(fact)) for fact in facts)
+            yield from _stated(facts)
             said = said | {fact.name for fact in facts}
         if intent == "instrument" and names != INTENTS[intent].facts:  # each was asked for by its name
             lost += [name for name in names if known.get(name) is None]
@@ -184,6 +184,18 @@ def _composed_of(
         yield from _seen(known, wholly=wholly, reasoned=any(NONE_APART in text for _, text in told), said=said)
     if "describe" in intents:
         yield from _imaging(known, said)
+
+
+def _stated(facts: Sequence[Fact]) -> Iterator[tuple[str, str]]:
+    """Facts as sentences; the smallest and the largest diameters of most bodies in one."""
+    by_name = {fact.name: fact for fact in facts}
+    least, most = by_name.get("d10_diameter"), by_name.get("d90_diameter")
+    for fact in facts:
+        if least is None or most is None or fact not in (least, most):
+            yield fact.name, _said(fact)
+        elif fact is least:
+            doubt = "" if least.sure and most.sure else ", which is uncertain"
+            yield fact.name, f"Most diameters are between {least.written} and {most.written}{doubt}."
 
 
 def _said(fact: Fact) -> str:
