@@ -161,7 +161,7 @@ def _composed_of(
     """What is known, intent by intent; what is not; and what can be seen, where that is asked or something is not."""
     if not intents:
         yield "", "What is asked cannot be told from the image, its file or the measurements."
-    lost: list[str] = []
+    lost, sort = list[str](), known.get("class")
     for intent in intents:
         names = facts_asked(intent, question)
         facts = [fact for name in names if (fact := known.get(name)) is not None]
@@ -172,6 +172,8 @@ def _composed_of(
         if intent not in ("what", "describe"):
             yield from _stated(facts)
             said = said | {fact.name for fact in facts}
+            if not facts and sort is not None and intent in intents_of(sort.text):
+                yield sort.name, sentence_of(sort)  # "porous sponge" says whether it is porous
         if intent == "instrument" and names != INTENTS[intent].facts:  # each was asked for by its name
             lost += [name for name in names if known.get(name) is None]
         elif names and (not facts or (QUANTITIES[names[0]].source == "predicted" and facts[0].name != names[0])):
