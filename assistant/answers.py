@@ -16,7 +16,7 @@ from assistant.measure import LINE_ORDER, Fact, Known, filled, missing, read_sta
 from assistant.measurements.comparison import COMPARED, between
 from assistant.measurements.facts import LIKELY, SURE
 from assistant.quantities import QUANTITIES, read_amounts
-from assistant.questions import INTENTS, asked_for, facts_asked, intents_of
+from assistant.questions import INTENTS, asked_for, facts_asked, intents_of, is_thanks
 
 MOST_FACTS = 8
 """Measured facts of a description."""
@@ -123,7 +123,7 @@ def composed(
     intents = intents_of(question)
     for intent in ("greeting", "help"):
         if intent in intents:
-            return [("", ABOUT_ITSELF[intent])]
+            return [("", ABOUT_ITSELF["thanks" if is_thanks(question) else intent])]
     if "compare" in intents:
         if len(numbers) > 1:
             return list(_compared({number: known[number - 1] for number in numbers}))
@@ -145,14 +145,20 @@ def composed(
 ABOUT_ITSELF = {
     "greeting": "Hello. Ask about the image: what it shows, how many structures there are and how large, how they lie, "
     "or how it was taken.",
+    "thanks": "You are welcome. Ask on about this image, or add another.",
     "help": "I answer from what is measured in the image, what its file says and what classifiers are sure of: number, "
     "sizes, shares, directions, periods, voltage, detector, pixel size, class. Where none of them tells, I say so. "
     "Images stay on this machine.",
 }
 
 
-_OPEN = frozenset({"what", "describe", "defects"})
-"""Intents of a question that no single quantity answers."""
+_NEVER_TOLD = {
+    "defects": "Whether there are defects cannot be told: nothing here recognises them.",
+    "composition": "Elements and crystal structure cannot be told from an image: they take a spectrum or diffraction.",
+    "thickness": "The thickness of a layer cannot be told: nothing here finds the layers.",
+}
+_OPEN = frozenset({"what", "describe", *_NEVER_TOLD})
+"""Intents of a question that no quantity answers."""
 
 
 def _composed_of(
@@ -167,8 +173,10 @@ def _composed_of(
         facts = [fact for name in names if (fact := known.get(name)) is not None]
         if intent in ("what", "describe"):
             yield from _named(known, said)
-        elif intent == "defects":
-            yield "", "Whether there are defects cannot be told: nothing here recognises them."
+        elif intent in _NEVER_TOLD:
+            yield "", _NEVER_TOLD[intent]
+            if intent == "composition" and sort is not None and "what" not in intents:
+                yield sort.name, sentence_of(sort)
         if intent not in ("what", "describe"):
             yield from _stated(facts)
             said = said | {fact.name for fact in facts}
@@ -177,10 +185,10 @@ def _composed_of(
         if intent == "instrument" and names != INTENTS[intent].facts:  # each was asked for by its name
             lost += [name for name in names if known.get(name) is None]
         elif names and (not facts or (QUANTITIES[names[0]].source == "predicted" and facts[0].name != names[0])):
-            lost.append(names[0])
+            lost.append("mean_diameter" if names[0] == "d10_diameter" else names[0])
     told = list(_lost(lost, known))
     yield from told
-    asked = not intents or bool(_OPEN & set(intents))
+    asked = not intents or bool({"what", "describe", "defects"} & set(intents))
     if asked or any(QUANTITIES[name].source != "read" for name in lost):
         wholly = asked and ("what" not in intents or known.get("class") is None)
         yield from _seen(known, wholly=wholly, reasoned=any(NONE_APART in text for _, text in told), said=said)
@@ -318,7 +326,7 @@ def _imaging(known: Known, said: Set[str]) -> Iterator[tuple[str, str]]:
     read = [
         f"{QUANTITIES[fact.name].said} {fact.written}"
         for fact in known
-        if QUANTITIES[fact.name].source == "read" and fact.name not in {"date", *said}
+        if QUANTITIES[fact.name].source == "read" and fact.name not in {"date", "field_width", *said}
     ]
     if read:
         yield "", f"Read from the file: {'; '.join(read)}."
