@@ -12,6 +12,7 @@ from serve.verbs.evaluation_report import write_evaluation
 from training.charts import Series, chart
 from training.data import load_split
 from training.evaluate import evaluate_assistant
+from training.scores import verdict_report
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
              "shown": "<script>alert(1)</script>", "drafted": "<b>It</b> shows nanowires."}  # fmt: skip
     report["worst"] = [wrong, wrong | {"id": rows[3].id, "false": 0}]
     other = {name: report[name] for name in ("caption", "vqa", "classification", "factual", "statements")}
+    ranked = [
+        [("powder", 0.8), ("unknown", 0.2), ("nanowires", 0.0)],
+        [("unknown", 1.0), ("powder", 0), ("nanowires", 0)],
+    ]
+    labels = ["nanowires", "powder"]
+    report["classification"] |= verdict_report(ranked, ["powder", "nanowires"], labels, ["1", "2"])
     report["others"] = [other | {"model": "a & b", "source": "answers.csv"}]
     file = write_evaluation(folder / "report.html", report, [replace(row) for row in rows])
     return file.read_text(), report
@@ -57,7 +64,7 @@ def test_the_confusion_matrix_is_the_report_s(page: tuple[str, dict]) -> None:
     html, report = page
     cells = re.findall(r'<td class="(?:hit|miss)"[^>]*>([^<]+)</td>', html)
     assert [0 if cell == "·" else int(cell) for cell in cells] == [
-        n for row in report["classification"]["confusion"] for n in row
+        n for row in report["classification"]["confusion"][:2] for n in row
     ]
 
 
