@@ -23,12 +23,11 @@ from resource import RUSAGE_CHILDREN, getrusage
 from subprocess import run
 from typing import Any
 
-import numpy as np
 from bases import machine
 
 from assistant.encoders.texture import texture_descriptors
 from assistant.inference import Assistant
-from assistant.labels import plain
+from assistant.labels import UNKNOWN, plain
 from assistant.micrograph import read_micrograph, to_model_input
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -95,8 +94,8 @@ def answers(assistant: Assistant, site: Path, tests: Sequence[Mapping[str, str]]
         named = [s for s in assistant.statements(answer, [picture], QUESTION) if s.name == "class" and s.fact]
         words = {plain(s.fact.text) for s in named if s.fact and s.fact.text}
         verdicts["withheld" if not words else "right" if words == {plain(row["label"])} else "wrong"] += 1
-        shares = assistant.label_probabilities(assistant.look(picture), CLASSES)
-        likeliest += CLASSES[int(np.argmax(shares))] == row["label"]
+        ranked = assistant.ranked_labels(assistant.look(picture), CLASSES)
+        likeliest += next(label for label, _ in ranked if label != UNKNOWN) == row["label"]
     return {"pictures": len(tests), **verdicts, "accuracy_if_always_said": round(likeliest / len(tests), 3)}
 
 
