@@ -197,15 +197,20 @@ def _composed_of(
 
 
 def _stated(facts: Sequence[Fact]) -> Iterator[tuple[str, str]]:
-    """Facts as sentences; the smallest and the largest diameters of most bodies in one."""
-    by_name = {fact.name: fact for fact in facts}
-    least, most = by_name.get("d10_diameter"), by_name.get("d90_diameter")
+    """Facts as sentences; the range of most diameters in one."""
+    ends = _range_of_most(facts)
     for fact in facts:
-        if least is None or most is None or fact not in (least, most):
+        if fact not in ends:
             yield fact.name, _said(fact)
-        elif fact is least:
-            doubt = "" if least.sure and most.sure else ", which is uncertain"
-            yield fact.name, f"Most diameters are between {least.written} and {most.written}{doubt}."
+        elif fact is ends[0]:
+            doubt = "" if all(end.sure for end in ends) else ", which is uncertain"
+            yield fact.name, f"Most diameters are between {ends[0].written} and {ends[1].written}{doubt}."
+
+
+def _range_of_most(facts: Sequence[Fact]) -> Sequence[Fact]:
+    """The diameters between which most are, where both are there."""
+    ends = [fact for fact in facts if fact.name in ("d10_diameter", "d90_diameter")]
+    return ends if len(ends) == 2 else ()
 
 
 def _said(fact: Fact) -> str:
@@ -299,11 +304,14 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
     elif known.facts.items and wholly and not reasoned:
         yield "", f"{NONE_APART.capitalize()} in this image."
     facts = [fact for name in LINE_ORDER if (fact := known.get(name)) is not None]
-    measured = [
-        f"{QUANTITIES[fact.name].said} {fact.written}{'' if fact.sure else ' (uncertain)'}"
-        for fact in facts
-        if fact.name not in _LEAVES_OUT | said
-    ]
+    listed = [fact for fact in facts if fact.name not in _LEAVES_OUT | said]
+    ends, measured = _range_of_most(listed), list[str]()
+    for fact in listed:
+        if fact not in ends:
+            measured.append(f"{QUANTITIES[fact.name].said} {fact.written}{'' if fact.sure else ' (uncertain)'}")
+        elif fact is ends[0]:
+            doubt = "" if all(end.sure for end in ends) else " (uncertain)"
+            measured.append(f"most diameters between {ends[0].written} and {ends[1].written}{doubt}")
     if measured:
         yield "", f"Measured: {'; '.join(measured[:MOST_FACTS])}."
     if not facts:
