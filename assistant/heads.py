@@ -96,9 +96,9 @@ class Head:
         raised = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = raised / raised.sum(axis=1, keepdims=True)
         apart = 1 - unit(embedded / spread) @ self.bank.T
-        apart[self.taught[None] != probabilities.argmax(axis=1)[:, None]] = 2.0
-        nearest = np.sort(apart, axis=1)[:, :_NEIGHBOURS]
-        return probabilities, nearest.mean(axis=1)
+        apart[self.taught[None] != probabilities.argmax(axis=1)[:, None]] = np.nan
+        nearest = np.sort(apart, axis=1)[:, :_NEIGHBOURS]  # NaN last: fewer pictures than that may have taught it
+        return probabilities, np.nanmean(nearest, axis=1)
 
     def confidence(self, probabilities: Array, distance: Array) -> Array:
         """How likely the likeliest word is right, [N]."""

@@ -45,7 +45,7 @@ SYNONYMS: Mapping[str, str] = {
     "melt pool": "melt pool",
     "metal powder": "powder",
 }
-"""Other words for what a head may know, in the form that `plain` gives."""
+"""Other words for what a head may know."""
 _FILLERS = frozenset({"a", "an", "the", "of", "image", "picture", "micrograph", "sem", "sample", "some", "material"})
 
 
@@ -53,7 +53,8 @@ def matched(label: str, words: Sequence[str]) -> str | None:
     """The word of a head that a label means, None where it means none of them."""
     known = {plain(word): word for word in words}
     asked = plain(label)
-    return known.get(asked) or known.get(plain(SYNONYMS.get(asked, asked)))
+    meant = next((plain(word) for other, word in SYNONYMS.items() if plain(other) == asked), asked)
+    return known.get(asked) or known.get(meant)
 
 
 def plain(label: str) -> str:

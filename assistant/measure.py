@@ -282,14 +282,16 @@ def known_of(m: Micrograph, facts: Facts, predicted: tuple[Fact, ...] = ()) -> K
     fields["microscope"] = "model" if instrument.model else "vendor"
     found = {name: instrument.sources[field] for name, field in fields.items() if field in instrument.sources}
     sources = {name: (told, READ_FROM_BAR if told == "banner" else READ_FROM_FILE) for name, told in found.items()}
+    columns = m.part[1]
     if calibration is not None:
-        sources["pixel_size"] = (calibration.source, calibration.confidence)
+        sources |= dict.fromkeys(("pixel_size", "field_width"), (calibration.source, calibration.confidence))
     return Known(
         facts,
         hv_kv=instrument.hv_kv,
         wd_mm=instrument.wd_mm,
         magnification=instrument.magnification,
         nm_per_pixel=calibration.nm_per_pixel if calibration else None,
+        field_nm=(columns.stop - columns.start) * calibration.nm_per_pixel if calibration else None,
         detector=instrument.detector,
         microscope=instrument.model or instrument.vendor,
         date=instrument.date,

@@ -29,16 +29,23 @@ class Intent:
 
 _THIS = r"(?:this|that|it|these|those|they|here)"
 _PICTURE = r"(?:images?|pictures?|micrographs?|photos?|figure)"
+_FIELD = (
+    rf"fields? of view|\bf\.?o\.?v\b|\bhfw\b|field width|(?:wide|size|large|big|width|dimensions?|area) "
+    rf"(?:is |are |of |in )*(?:the |this |that )?(?:whole |full |entire |shown )?(?:{_PICTURE}|frame|scan|view)\W*$|"
+    rf"{_PICTURE} (?:size|width|dimensions?)"
+)
+"""How people ask what the whole picture spans."""
 _CLASSES = (
     r"(?:particles?|nano ?particles?|nano ?wires?|wires?|fib(?:re|er)s?|powders?|films?|coatings?|sponges?|metals?|"
     r"ceramics?|cells?|tips?|alloys?|polymers?|steels?|crystals?|device|wafer)"
 )
 _SPECIFIC = (
     *("size", "count", "porosity", "defects", "scale", "instrument", "orientation", "arrangement", "surface", "shape"),
-    *("quality", "compare", "width", "coverage"),
+    *("quality", "compare", "width", "coverage", "composition", "thickness"),
 )
 INTENTS: Mapping[str, Intent] = {
     "count": Intent(
+        r"wie ?viele|\bcombien|\bcuánt[ao]s|\bquant[ie]\b|"
         r"how many(?! (?:of (?:the )?)?(?:nm|nano|micro|kv|kilo|pixels?|people|k?v\b|mm))|how much (?:particles|"
         r"pores)|"
         r"number of|numbers?\b(?= and)|total number|\bcount(?:s|ed|ing)?\b|numerous|quantity of|"
@@ -49,24 +56,44 @@ INTENTS: Mapping[str, Intent] = {
         ("scale",),
     ),
     "size": Intent(
-        r"how (?:large|big|small|long)\b|\bsizes?\b|\bdiameters?\b|\bdimensions?\b|\b(?:larg|small|bigg)(?:er|est)\b|"
+        r"how (?:large|big|small|long)\b|\bsizes?\b|\bdiameters?\b|(?<!critical )\bdimensions?\b|"
+        r"\b(?:larg|small|bigg)(?:er|est)\b|"
         r"\bd ?(?:10|50|90)\b|nano-?sized|\bacross\b|(?:what|which) (?:is the )?length|length of|"
         r"(?:nm|microns?|nanomet\w+) (?:is|are) (?:one|a|the|each) (?!pixel)|"
-        r"\bmeasure (?:it|them|these|those|the (?:particles|structures|bodies|spheres|grains|pores))",
+        r"\bmeasure (?:it|them|these|those|the (?:particles|structures|bodies|spheres|grains|pores))|"
+        r"\b(?:mono|poly)-?dispers|(?:average|mean) grain|(?:wie|comment|que|quanto) gro(?:ß|ss)|\bgröße|\btaille|"
+        r"\btamaño|\bdimensioni",
         ("mean_diameter", "d10_diameter", "d90_diameter", "grain_size", "fibre_width"),
         ("scale",),
     ),
+    "thickness": Intent(
+        r"(?:layers?|films?|coatings?|shells?|membranes?|scale|oxide)\b.*\bthick|"
+        r"\bthick\w*\b.*\b(?:layers?|films?|coatings?|shells?|membranes?|oxide)\b"
+    ),
     "width": Intent(
-        r"how wide|\bwidths?\b|\bthick(?:ness|er|est)?\b|\b(?:wid|thinn|narrow)(?:er|est)\b",
+        r"how wide|\bwidths?\b|\bthick(?:ness|er|est)?\b|\b(?:wid|thinn|narrow)(?:er|est)\b|\bcds?\b|"
+        r"critical dimensions?",
         ("line_width", "fibre_width", "fibre_width_spread"),
-        ("size", "scale"),
+        ("size", "scale", "thickness"),
     ),
     "porosity": Intent(
-        r"poros|porous|\bpores?\b|\bvoids?\b|\bdense\b|\bfoam|\bspong(?:y|e-?like)|empty|permeab|holes .*share",
+        r"poros|porous|\bpores?\b|\bvoids?\b|\bdense\b|\bfoam|\bspong(?:y|e-?like)|empty|permeab|\bholes?\b",
         ("porosity",),
         ("size", "count", "shape"),
     ),
-    "coverage": Intent(r"\bcover(?:s|ed|age)?\b|area fraction", ("coverage",), ("size", "porosity")),
+    "coverage": Intent(
+        r"\bcover(?:s|ed|age)?\b|(?:area|volume|phase) fraction|(?:fraction|share|percentage) of (?!void|pore)",
+        ("coverage",),
+        ("size", "porosity"),
+    ),
+    "composition": Intent(
+        r"\belements?\b|chemical|composition|(?:made|consist\w*) (?:out )?of|\bcrystallin|amorphous|"
+        r"\boxid(?:e|ised|ized)\b|\bstoichiometr|"
+        rf"(?:is|are) {_THIS} (?:an? )?(?:gold|silver|silicon|silica|copper|iron|steel|nickel|carbon|graphite|"
+        r"titan\w+|zinc|alumin\w+|tungsten|platinum|oxide|organic)\b",
+        (),
+        ("thickness",),
+    ),
     "defects": Intent(
         r"def+ects?\b|\bcrack|scratch|damage|contamin|debris|\bdirt|\bdust\b|foreign|wrong|unusual|anomal|"
         r"broken|intact|"
@@ -75,7 +102,7 @@ INTENTS: Mapping[str, Intent] = {
     "scale": Intent(
         r"\bpixels?\b|\bscale\b|calibrat|\bnm ?(?:/|per) ?p|sampling|(?:measure|give|given)\b.* lengths?|"
         r"lengths? be given|"
-        r"nanomet\w+ per",
+        rf"nanomet\w+ per|\bresolution\b|{_FIELD}",
         ("pixel_size",),
     ),
     "instrument": Intent(
@@ -101,12 +128,12 @@ INTENTS: Mapping[str, Intent] = {
         r"\btouch|"
         r"overlap|\bseparate\b|\bpacked|\blayer(?:s|ed)\b|network",
         ("arrangement", "period", "nearest_neighbour"),
-        ("size", "scale", "porosity", "defects", "orientation", "shape", "instrument", "count"),
+        ("size", "scale", "porosity", "defects", "orientation", "shape", "instrument", "count", "thickness"),
     ),
     "surface": Intent(
-        r"surface|\bsmooth|\brough(?:ness)?\b|texture|\bflat\b|\bbumpy|\bgrain(?:y|ular)|wrinkl|striat|polish|"
+        r"surface|\bsmooth|\brough(?:ness)?\b|texture|\bflat\b|\bbumpy|\bgrain(?:y|ular)|\bgranular|wrinkl|striat|polish|"
         r"\betched|"
-        r"facet|\bfinish\b",
+        r"facet|\bfinish\b|\bler\b",
         ("surface", "line_edge_roughness"),
         ("size", "count", "porosity", "defects", "orientation", "shape", "coverage"),
     ),
@@ -136,7 +163,8 @@ INTENTS: Mapping[str, Intent] = {
         r"descri|\bcaption|summar|tell (?:me )?(?:more|about|something|everything)|what can (?:you|one) (?:tell|say)|"
         r"what (?:do you|is) know|explain|talk me|walk me|overview|report|sentences?\b|analy[sz]e|features|"
         r"noticeable|"
-        r"stands out|interpret|characteri[sz]e|say something|details?\b|^go on|what else|anything else|^more\b",
+        r"stands out|interpret|characteri[sz]e|say something|details?\b|^go on|what else|anything else|^more\b|"
+        r"interesting|\bbeschreib|\bdécri|\bdescrivi",
         (),
         _SPECIFIC,
     ),
@@ -151,14 +179,16 @@ INTENTS: Mapping[str, Intent] = {
         rf"what .* objects|"
         rf"this is\b|what {_THIS} (?:is|are|could)|could {_THIS} be|belong|what i have|(?:is|are|does|look\w*|"
         rf"say) .*\b{_CLASSES}\b|"
-        rf"what (?:is|are) .*{_THIS}$|what (?:is|are) .* things",
+        rf"what (?:is|are) .*{_THIS}$|what (?:is|are) .* things|"
+        r"was (?:ist|sind|sieht|siehst|zeigt)\b|qu'est|que (?:es|ve|muestra|montre|voit)|qué (?:es|ve|muestra)|"
+        r"(?:che )?cos(?:a |')(?:è|e|si)|これ|何|这是|這是|이것",
         ("class",),
         (*_SPECIFIC, "describe"),
     ),
 }
 ALWAYS = re.compile(
     rf"are (?:these|those|they) {_CLASSES} or|"
-    rf"what(?:'s| is| are) {_THIS}\b(?! (?:size|shape|surface|scale|"
+    rf"what(?:'s| is| are) {_THIS}\b(?! (?:size|shape|surface|scale|made|"
     rf"arrangement|orientation|period))|"
     rf"descri(?:be|ption)(?: of)? (?:the |this )?(?:{_PICTURE}|it$|sample$)",
     re.IGNORECASE,
@@ -169,12 +199,18 @@ _GREETING = re.compile(
     r"buongiorno|"
     r"buonasera|ol[áa]|bo[am] (?:dia|tarde|noite)|hej|hei|god (?:dag|morgen)|goede|dag|cze[śs][ćc]|dzie[ńn]|"
     r"ahoj|dobr[ýy]|"
-    r"merhaba|selam|thanks?|thank you|danke|vielen dank|merci|gracias|grazie|obrigad|bye|goodbye|see you|"
-    r"tsch(?:ü|ue)ss"
-    r")(?!\w{3})|привет|здравств|добр|こんにち|こんばん|おはよう|はじめ|ありがとう|どうも|你好|您好|谢谢|안녕|नमस्ते|مرحبا|السلام|שלום",
+    r"merhaba|selam"
+    r")(?!\w{3})|привет|здравств|добр|こんにち|こんばん|おはよう|はじめ|どうも|你好|您好|안녕|नमस्ते|مرحبا|السلام|שלום",
     re.IGNORECASE,
 )
-"""How people say hello, thanks and goodbye: at the start of a short text that asks for nothing else."""
+"""How people say hello: at the start of a short text that asks for nothing else."""
+_THANKS = re.compile(
+    r"(?:thanks?|thank you|danke|vielen dank|merci|gracias|grazie|obrigad|bye|goodbye|see you|"
+    r"tsch(?:ü|ue)ss)(?!\w{3})|"
+    r"ありがとう|谢谢|(?:ok(?:ay)?|yes|yep|no|great|nice|cool|super|perfect|fine|good|got it|i see|understood)$",
+    re.IGNORECASE,
+)
+"""How people end a conversation, or say that they have read the answer."""
 _HELP = re.compile(
     r"\bmaemi\b|\b(?:what|which|who) (?:can|may|could|do|are|can't|model|language|languages|made|"
     r"questions)\b.*\b(?:you|i|me)\b|"
@@ -214,7 +250,7 @@ _WORD = re.compile(r"[a-z]{4,}")
 
 
 def intents_of(question: str) -> list[str]:
-    """What a question asks for, in the order of `INTENTS`; `["greeting"]` or `["help"]` where it is about no picture.
+    """What a question asks for, in the order of `INTENTS`; where it is about no picture "greeting" or "help".
 
     Empty where none of them is understood.
     """
@@ -225,12 +261,17 @@ def intents_of(question: str) -> list[str]:
         always = {"what", "describe"} if ALWAYS.search(clause) else set()
         found |= {name for name in named if name in always or not named.intersection(INTENTS[name].yields_to)}
     bare = text.strip(" .!?¡¿")
-    if _GREETING.match(bare) and not found - {"what"} and len(bare.split()) <= 6:
+    if (_GREETING.match(bare) or _THANKS.match(bare)) and not found - {"what"} and len(bare.split()) <= 6:
         return ["greeting"]
     shown = found & {"what", "describe"} and _SHOWN.search(text)
     if not shown and not found - {"what", "describe", "instrument", "compare", "size"} and _HELP.search(text):
         return ["help"]
     return [name for name in INTENTS if name in found]
+
+
+def is_thanks(question: str) -> bool:
+    """Whether a greeting is rather thanks, goodbye or a nod."""
+    return bool(_THANKS.match(spelled(question).strip(" .!?¡¿")))
 
 
 def asked_for(question: str) -> list[str]:
@@ -251,7 +292,7 @@ def facts_asked(intent: str, question: str) -> tuple[str, ...]:
     return named or facts
 
 
-_CLOSE = {"size": ("median_diameter",), "quality": ("mean_grey",), "surface": ()}
+_CLOSE = {"size": ("median_diameter",), "quality": ("mean_grey",), "scale": ("field_width",)}
 """Quantities that answer an intent only where they are named."""
 _ALSO_NAMED = {
     "voltage": r"voltage|\bkvs?\b|kilovolt|beam energy|\bhv\b|\beht\b",
@@ -260,6 +301,7 @@ _ALSO_NAMED = {
     r"\btem\b",
     "magnification": r"magnif|\bmag\b|\bzoom",
     "date": r"\bwhen\b|\bdate\b|\bday\b",
+    "field_width": _FIELD,
     "mean_grey": r"gr[ea]y level|bright|dark",
     "sharpness": r"sharp|focus|blur|astigmat",
     "noise": r"nois|\bsnr\b",
@@ -271,11 +313,11 @@ _ALSO_NAMED = {
     "period": r"period|pitch|repeat",
     "anisotropy": r"isotrop",
     "median_diameter": r"median|\bd ?50\b",
-    "d10_diameter": r"\bd ?10\b|smallest",
-    "d90_diameter": r"\bd ?90\b|largest",
+    "d10_diameter": r"\bd ?10\b|smallest|dispers|distribution|deviation",
+    "d90_diameter": r"\bd ?90\b|largest|biggest|dispers|distribution|deviation",
     "grain_size": r"grain",
     "fibre_width": r"\bfib(?:re|er)s?\b|\bwires?\b",
-    "line_width": r"\blines?\b",
+    "line_width": r"\blines?\b|\bcds?\b|critical",
 }
 """How a question names a quantity, where that is not how an answer does."""
 
@@ -283,7 +325,8 @@ _ALSO_NAMED = {
 @lru_cache(maxsize=4096)
 def spelled(question: str) -> str:
     """A question in small letters, with words that are nearly one that questions use put right."""
-    return _WORD.sub(lambda match: _nearest(match[0]), " ".join(question.lower().replace("’", "'").split()))
+    words = (_TYPOS.get(word, word) for word in question.lower().replace("’", "'").split())
+    return _WORD.sub(lambda match: _nearest(match[0]), " ".join(words))
 
 
 def _nearest(word: str) -> str:
@@ -294,6 +337,7 @@ def _nearest(word: str) -> str:
 
 
 _LETTERS = [sorted(word) for word in _WORDS]
+_TYPOS = {"hwo": "how", "teh": "the", "wat": "what", "wich": "which", "wht": "what", "pls": "please", "u": "you"}
 _NEAR_BUT_RIGHT = frozenset(
     """
     aligning analyze calibrate count counted counting country counts cover covered covering covers described

@@ -106,6 +106,24 @@ def test_confidence_is_how_often_a_verdict_is_right() -> None:
     assert abs(confidence.mean() - right.mean()) < 0.1
 
 
+def test_a_word_of_few_pictures_is_no_farther_off_for_it() -> None:
+    """Counted as far away, pictures that are not there make such words look strange, and strangers look right."""
+    data = pictures(10)
+    kept = [n for n, word in enumerate(data.words["class"]) if word != "sponge" or n >= 118]  # two of them
+    few = LabelledFeatures(
+        data.features[kept],
+        tuple(data.groups[n] for n in kept),
+        tuple(data.sources[n] for n in kept),
+        {"class": tuple(data.words["class"][n] for n in kept)},
+        tuple(data.foreign[n] for n in kept),
+    )
+    heads = fit_heads(few, origin="run")
+    probabilities, distance = heads.heads[0].judge(heads.space.embed(few.features), heads.space.spread)
+    sponge = np.asarray(few.words["class"]) == "sponge"
+    assert {heads.heads[0].words[n] for n in probabilities[sponge].argmax(axis=1)} == {"sponge"}
+    assert distance[sponge].max() < 1
+
+
 def test_a_threshold_is_the_lowest_with_so_pure_a_rest() -> None:
     confidence, right = np.asarray([0.9, 0.8, 0.7, 0.6]), np.asarray([True, True, False, True])
     assert threshold_for(confidence, right, 0.95) == 0.8

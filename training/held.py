@@ -25,4 +25,4 @@ def hold_in_bf16(encoder: nn.Module) -> None:
             if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention) and weight.dim() > 1:
                 setattr(module, name, nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False))
     device = next(encoder.parameters()).device.type
-    encoder.forward = torch.autocast(device, torch.bfloat16)(encoder.forward)  # type: ignore[method-assign]
+    encoder.forward = torch.autocast(device, torch.bfloat16)(encoder.forward)

@@ -24,6 +24,7 @@ READ: Mapping[str, tuple[str, str]] = {
     "working_distance": ("wd_mm", "mm"),
     "magnification": ("magnification", "x"),
     "pixel_size": ("nm_per_pixel", "nm"),
+    "field_width": ("field_nm", "nm"),
     "detector": ("detector", ""),
     "microscope": ("microscope", ""),
     "date": ("date", ""),
@@ -128,6 +129,8 @@ class Known:
     wd_mm: float | None = None
     magnification: float | None = None
     nm_per_pixel: float | None = None
+    field_nm: float | None = None
+    """What the width of the picture spans, without its info bar."""
     detector: str | None = None
     microscope: str | None = None
     date: str | None = None
