@@ -23,7 +23,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
     report = evaluate_assistant(Assistant(tiny_run(folder / "base")), data, baselines=False)
     rows = load_split(data, "test")
     wrong = {"id": rows[0].id, "source": "a.tif", "group": "g", "facet": "caption", "class": "powder", "false": 1,
-             "unsupported": 0, "drafted_false": 2, "agrees": False, "question": "What is it?", "reference": "It shows powder.",
+             "unsupported": 0, "drafted_false": 2, "agrees": False, "question": "W?", "reference": "It shows powder.",
              "shown": "<script>alert(1)</script>", "drafted": "<b>It</b> shows nanowires."}  # fmt: skip
     report["worst"] = [wrong, wrong | {"id": rows[3].id, "false": 0, "unsupported": 1}]
     other = {name: report[name] for name in ("caption", "vqa", "classification", "factual", "statements")}

@@ -190,15 +190,20 @@ def test_the_merged_model_says_what_the_adapted_one_says(data: Path, tmp_path: P
 
 
 def test_a_merge_that_answers_worse_is_refused_with_its_figures(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, maemi: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _ = trained(tmp_path, "none")
-    told: list[dict[str, Any]] = [{"agrees": 0.9, "shown_false": 0.1}, {"agrees": 0.86, "shown_false": 0.1}] * 2
+    told: list[dict[str, Any]] = [{"agrees": 0.9, "shown_false": 0.1}, {"agrees": 0.86, "shown_false": 0.1}] * 3
     monkeypatch.setattr(merge, "scores_of", lambda run, rows: told.pop(0))
     with pytest.raises(RunError, match=r"worse.*agrees 0\.9000 -> 0\.8600"):
         fold(path, data, tmp_path / "out", drop=0.03, device="cpu")
     assert not (tmp_path / "out" / "model").exists()
-    assert fold(path, data, tmp_path / "out", drop=0.05, device="cpu")["scores"][1]["agrees"] == 0.86
+    command = ("merge", "--run", path, "--data", data, "--into-base", "--out", tmp_path / "out", "--allow-drop")
+    assert maemi(*command, "0.03")[0] == 2
+    code, out, _ = maemi(*command, "0.05")
+    assert code == 0
+    assert "0.86" in out
+    assert (tmp_path / "out" / "model" / "base").is_dir()
 
 
 def test_experts_that_depend_on_the_token_are_not_merged(data: Path, tmp_path: Path) -> None:
