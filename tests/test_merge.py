@@ -10,6 +10,7 @@ import torch
 from instruction_data import write_dataset
 from safetensors.torch import load_file
 from students import tiny_config, write_tiny_base
+from transformers import AutoModelForCausalLM
 
 from assistant.adapters import AdapterError
 from assistant.bases import Base
@@ -48,9 +49,13 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
     return load_file(model / "student.safetensors") | load_file(model / "adapter" / "adapter_model.safetensors")
 
 
-def logits(run: Run) -> torch.Tensor:
+def asked(run: Run) -> dict[str, torch.Tensor]:
     talk = Conversation((Message("user", "And the surface?"), Message("assistant", "Yes, it is rough.")))
-    batch = run.processor([talk])
+    return run.processor([talk])
+
+
+def logits(run: Run) -> torch.Tensor:
+    batch = asked(run)
     places = {name: batch[name] for name in ("image_index", "turn_index", "attention_mask")}
     with torch.no_grad():
         found: torch.Tensor = run.student.decoder(batch["input_ids"], context=None, **places).logits
@@ -187,6 +192,8 @@ def test_the_merged_model_says_what_the_adapted_one_says(data: Path, tmp_path: P
     wanted, found = logits(adapted), logits(merged)
     assert (wanted - plain).abs().max() > 0.1, "the adapter matters"
     assert (wanted - found).abs().max() < 0.02 * (wanted - plain).abs().max()
+    words = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model" / "base", dtype=torch.float32)
+    assert torch.equal(words(asked(merged)["input_ids"]).logits, found), "other programs read the language part alone"
 
 
 def test_a_merge_that_answers_worse_is_refused_with_its_figures(
