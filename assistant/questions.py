@@ -35,13 +35,14 @@ _ELEMENTS = (
 )
 _FIELD = (
     rf"fields? of view|\bf\.?o\.?v\b|\bhfw\b|field width|(?:wide|size|large|big|width|dimensions?|area) "
-    rf"(?:is |are |of |in )*(?:the |this |that )?(?:whole |full |entire |shown )?(?:{_PICTURE}|frame|scan|view)\W*$|"
+    rf"(?:is |are |of |in )*(?:the |this |that )?(?:whole |full |entire |shown )?(?:{_PICTURE}|frame|scan|"
+    rf"view)(?: in \w+)?\W*$|"
     rf"{_PICTURE} (?:size|width|dimensions?)"
 )
 """How people ask what the whole picture spans."""
 _CLASSES = (
     r"(?:particles?|nano ?particles?|nano ?wires?|wires?|fib(?:re|er)s?|powders?|films?|coatings?|sponges?|metals?|"
-    r"ceramics?|cells?|tips?|alloys?|polymers?|steels?|crystals?|device|wafer)"
+    r"ceramics?|cells?|tips?|alloys?|polymers?|steels?|crystals?|devices?|mems|wafer)"
 )
 _SPECIFIC = (
     *("size", "count", "porosity", "defects", "scale", "instrument", "orientation", "arrangement", "surface", "shape"),
@@ -49,7 +50,7 @@ _SPECIFIC = (
 )
 INTENTS: Mapping[str, Intent] = {
     "count": Intent(
-        r"wie ?viele|\bcombien|\bcuánt[ao]s|\bquant[ie]\b|\banzahl|\btally|"
+        r"wie ?viele|\bcombien|\bcuánt[ao]s|\bquant[ie]\b|\banzahl|\btally|\bn[ro]s?\.? of\b|"
         r"how many(?! (?:of (?:the )?)?(?:nm|nano|micro|kv|kilo|pixels?|people|k?v\b|mm))|how much (?:particles|"
         r"pores)|"
         r"number of|numbers?\b(?= and)|total number|\bcount(?:s|ed|ing)?\b|numerous|quantity of|"
@@ -73,6 +74,7 @@ INTENTS: Mapping[str, Intent] = {
     ),
     "thickness": Intent(
         r"(?:layers?|films?|coatings?|shells?|membranes?|scale|oxide)\b.*\bthick|schichtdicke|\bdick\w* .*schicht|"
+        r"(?:layer|film|coating|shell|oxide)s?(?:'s)? height|height of the (?:layer|film|coating)|"
         r"schicht\w* .*\bdick|épaisseur|\bespesor|\bspessore|"
         r"\bthick\w*\b.*\b(?:layers?|films?|coatings?|shells?|membranes?|oxide)\b"
     ),
@@ -85,19 +87,20 @@ INTENTS: Mapping[str, Intent] = {
     ),
     "porosity": Intent(
         r"poros|porous|\bpores?\b|\bvoids?\b|\bdense\b|\bfoam|\bspong(?:y|e-?like)|empty|permeab|\bholes?\b|"
-        r"\blöcher|\btrous\b",
+        r"\blöcher|\btrous\b|\bdicht\b|hohlr[aä]um|\bporen\b|\bporös",
         ("porosity",),
         ("size", "count", "shape"),
     ),
     "coverage": Intent(
         r"\bcover(?:s|ed|age)?\b|(?:area|volume|phase) fraction|(?:fraction|share|percentage) of (?!void|pore)|"
-        r"how much of (?:the|this|it)|\bbare\b|\bcontinuous|\brecouv|\bbedeck|\bcubiert|\bflächenanteil",
+        r"how much of (?:the|this|it)|\bbare\b|\bcontinuous|\brecouv|\bcouvert|\bbedeck|\bcubiert|\bflächenanteil",
         ("coverage",),
         ("size", "porosity"),
     ),
     "composition": Intent(
         r"\belements?\b|chemical|composition|(?:made|consist\w*) (?:out )?of|\bcrystallin|amorphous|"
-        r"\boxid(?:e|ised|ized)\b|\bstoichiometr|\bbesteh\w* .*\baus\b|\bzusammensetzung|éléments?\b|\bhech[oa]s? de|"
+        r"\boxid(?:e|ised|ized)\b|\bstoichiometr|\bbesteh\w* .*\baus\b|\baus\b.* besteh|\baus was besteh|"
+        r"\bzusammensetzung|de qué material|éléments?\b|\bhech[oa]s? de|"
         rf"(?:is|are) {_THIS} (?:an? )?{_ELEMENTS}\b|\b(?:any|contains?|traces of) {_ELEMENTS}\b",
         (),
         ("thickness",),
@@ -106,7 +109,8 @@ INTENTS: Mapping[str, Intent] = {
         r"def+ects?\b|\bcrack|scratch|damage|contamin|debris|\bdirt|\bdust\b|foreign|wrong|unusual|anomal|"
         r"broken|intact|"
         r"\bflaw|\bfaults?\b|delamin|pinhole|art[ei]facts?|inspection|\bclean\b|good or (?:a )?bad|"
-        r"\bbridging|\bresidues?\b|\bgrietas?|impurezas|\brisse?\b|defekt|fissure|défaut|kratzer|verunreinig",
+        r"\bbridging|should ?n[o']t be (?:there|here)|excursion|\bresidues?\b|\bgrietas?|impurezas|\brisse?\b|"
+        r"defekt|fissure|défaut|kratzer|verunreinig",
         (),
         ("coverage",),
     ),
@@ -138,7 +142,8 @@ INTENTS: Mapping[str, Intent] = {
         r"periodic|"
         r"\bperiods?\b|\bpitch|spacing|far apart|how (?:far|close)|distances?\b|neighbo|cluster|agglom|isolated|"
         r"\btouch|"
-        r"\bclump|\bdispersed\b|\babst[aä]nd|anordnung|espacement|\bdistancia|overlap|\bseparate\b|\bpacked|"
+        r"\bclump|agglomér|aglomer|\bdispersed\b|\babst[aä]nd|anordnung|espacement|\bdistancia|overlap|"
+        r"\bseparate\b|\bpacked|"
         r"\blayer(?:s|ed)\b|network",
         ("arrangement", "period", "nearest_neighbour"),
         ("size", "scale", "porosity", "defects", "orientation", "shape", "instrument", "count", "thickness"),
@@ -154,7 +159,8 @@ INTENTS: Mapping[str, Intent] = {
     "shape": Intent(
         r"\bshape|\bround(?:ness)?\b|\bspher|circular|elongat|aspect ratio|\brods?\b|rod-|needle|plate|"
         r"flakes?\b|\bcubes?\b|"
-        r"\bforme\b|\brund(?:e|er)?\b|\brond(?:e|es|s)?\b|\bredond|\bforma\b|^(?!.*lattice).*\b(?:square|hexagon)|"
+        r"\bforme?\b(?= (?:und|der|des|et|ont|have))|\bquelle forme|\brund(?:e|er)?\b|\brond(?:e|es|s)?\b|"
+        r"\bredond|\bforma\b|^(?!.*lattice).*\b(?:square|hexagon)|"
         r"cubic|irregular|corners|\bstraight|\bcurved|\bbent\b|\bform (?:do|does|of)|geometry|"
         r"(?:particle|their|its) morphology|^(?:are|is) (?:they|it|these) (?:long|thin)",
         ("shape", "aspect_ratio", "circularity"),
@@ -171,7 +177,8 @@ INTENTS: Mapping[str, Intent] = {
         ("sharpness", "contrast", "noise"),
     ),
     "compare": Intent(
-        r"compar|vergleich|vorherig|\bprevious (?:one|image|picture|upload|sample)|\bdiffer|\bsame\b|similar|"
+        r"compar|vergleich|ähnlich|\bletzten? (?:bild|probe)|ressembl|than (?:in )?(?:the )?(?:other|last|"
+        r"previous)|vorherig|\bprevious (?:one|image|picture|upload|sample)|\bdiffer|\bsame\b|similar|"
         r"\bversus\b|\bvs\b|in common|common to|\bchanged?\b|side by side|"
         rf"which (?:of (?:the )?two |one |{_PICTURE} )?is better|contrast the (?:first|second)",
         (),
@@ -224,7 +231,7 @@ _GREETING = re.compile(
 )
 """How people say hello: at the start of a short text that asks for nothing else."""
 _THANKS = re.compile(
-    r"(?:thanks?|thank you|danke|vielen dank|merci|gracias|grazie|obrigad|bye|goodbye|see you|"
+    r"(?:thanks?|thx|thank you|danke|vielen dank|merci|gracias|grazie|obrigad|bye|goodbye|see you|"
     r"tsch(?:ü|ue)ss)(?!\w{3})|"
     r"ありがとう|谢谢|"
     r"(?:(?:ok(?:ay)?|yes|yep|no|great|nice|cool|super|perfect|fine|good|got it|i see|understood|cheers|thanks|bye)"
@@ -243,13 +250,16 @@ _HELP = re.compile(
     r"know|measure|begin)|how do you|where do (?:i|your)|how (?:sure|certain|reliable|accurate)|\bmy (?:data|"
     r"pictures?|images?|files?)"
     r"\b|(?:file )?formats?|your (?:limits|name|numbers|answers)|were you|"
-    r"(?:sort|kind|type)s? of questions|qué puedes|was kannst|que peux|which questions|questions can|internet|"
+    r"(?:sort|kind|type)s? of questions|qué puedes|was kannst|kannst du|sprichst du|parle[sz]|hablas|que peux|"
+    r"which questions|questions can|internet|"
     r"who made you",
     re.IGNORECASE,
 )
 """How people ask about the assistant itself."""
 _SHOWN = re.compile(
-    rf"\bsee\b|categor|{_PICTURE}|\bsample\b|about (?:it|them)\b|i have|what(?:'s| is| are) {_THIS}\b", re.IGNORECASE
+    rf"\bsee\b|categor|\bclass\b|{_PICTURE}|\bsample\b|about (?:it|them)\b|i have|what(?:'s| is|"
+    rf" are) {_THIS}\b",
+    re.IGNORECASE,
 )
 """Words by which a question to the assistant is about a picture after all."""
 _WORDS = frozenset(
@@ -269,7 +279,7 @@ _WORDS = frozenset(
 )
 """What a misspelt word of a question may have been."""
 _CLAUSE = re.compile(r"\s*(?:[,;?!]|\.(?!\d)|\band\b|\bor\b(?= (?:are|is|do|does|which|what|how)\b))\s*")
-_WORD = re.compile(r"[a-z]{4,}")
+_WORD = re.compile(r"[a-z]+")
 
 
 def intents_of(question: str) -> list[str]:
@@ -348,13 +358,12 @@ _ALSO_NAMED = {
 @lru_cache(maxsize=4096)
 def spelled(question: str) -> str:
     """A question in small letters, with words that are nearly one that questions use put right."""
-    question = question.replace("tl;dr", "tldr")
-    words = (_TYPOS.get(word, word) for word in question.lower().replace("’", "'").split())
-    return _WORD.sub(lambda match: _nearest(match[0]), " ".join(words))
+    text = " ".join(question.lower().replace("’", "'").replace("tl;dr", "tldr").split())
+    return _WORD.sub(lambda match: _nearest(_TYPOS.get(match[0], match[0])), text)
 
 
 def _nearest(word: str) -> str:
-    if word in _WORDS or word.rstrip("s") in _WORDS or word in _NEAR_BUT_RIGHT:
+    if len(word) < 4 or word in _WORDS or word.rstrip("s") in _WORDS or word in _NEAR_BUT_RIGHT:
         return word
     near = get_close_matches(word, _WORDS, n=1, cutoff=0.75 if sorted(word) in _LETTERS else 0.84)
     return near[0] if near and near[0][0] == word[0] else word
@@ -369,6 +378,8 @@ _TYPOS = {
     "wht": "what",
     "pls": "please",
     "u": "you",
+    "sise": "size",
+    "hieght": "height",
     "hw": "how",
     "mny": "many",
 }
@@ -376,7 +387,7 @@ _NEAR_BUT_RIGHT = frozenset(
     """
     aligning analyze calibrate count counted counting country counts cover covered covering covers described
     describes detectors directional directions distances distributed fiber fibers field fields focused form forms
-    from grain granular ground heights homogeneity identity imaged images isotropy kinds large largest layer layers
+    from grain granular ground heights homogeneity identity imaged images isotropy kinds large largest largeur layer layers
     length lengths look looks machine marks material materials meaning means measurement measurements measures
     measuring member minutes mirror neighbor neighbors noises number numbers order ordered ordering orders orient
     oriented particular past pattern patterns pictured place please point pore power prefer present print quantity
