@@ -387,7 +387,8 @@ _NEAR_BUT_RIGHT = frozenset(
     """
     aligning analyze calibrate count counted counting country counts cover covered covering covers described
     describes detectors directional directions distances distributed fiber fibers field fields focused form forms
-    from grain granular ground heights homogeneity identity imaged images isotropy kinds large largest largeur layer layers
+    from grain granular ground heights homogeneity identity imaged images isotropy kinds large largest
+    largeur layer layers
     length lengths look looks machine marks material materials meaning means measurement measurements measures
     measuring member minutes mirror neighbor neighbors noises number numbers order ordered ordering orders orient
     oriented particular past pattern patterns pictured place please point pore power prefer present print quantity

@@ -194,5 +194,5 @@ def not_applicable(name: str, method: str, note: str) -> Fact:
 
 
 def phrase(fact: Fact) -> str:
-    """Name, value and unit as they stand in the line: "mean diameter 312 nm"."""
-    return f"{QUANTITIES[fact.name].said} {fact.written}"
+    """Name, value and unit as they stand in the line, which students were taught with: "mean diameter 312 nm"."""
+    return f"{fact.name.replace('_', ' ')} {fact.written}"
