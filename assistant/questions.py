@@ -294,7 +294,7 @@ def intents_of(question: str) -> list[str]:
         always = {"what", "describe"} if ALWAYS.search(clause) else set()
         found |= {name for name in named if name in always or not named.intersection(INTENTS[name].yields_to)}
     bare = text.strip(" .!?¡¿")
-    if (_GREETING.match(bare) or _THANKS.match(bare)) and not found - {"what"} and len(bare.split()) <= 6:
+    if (_GREETING.match(bare) or _THANKS.match(bare)) and not found - {"what"} and len(bare.split()) <= 8:
         return ["greeting"]
     shown = found & {"what", "describe"} and _SHOWN.search(text)
     if not shown and not found - {"what", "describe", "instrument", "compare", "size"} and _HELP.search(text):
@@ -380,6 +380,7 @@ _TYPOS = {
     "u": "you",
     "sise": "size",
     "hieght": "height",
+    "thikness": "thickness",
     "hw": "how",
     "mny": "many",
 }
