@@ -23,9 +23,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
     report = evaluate_assistant(Assistant(tiny_run(folder / "base")), data, baselines=False)
     rows = load_split(data, "test")
     wrong = {"id": rows[0].id, "source": "a.tif", "group": "g", "facet": "caption", "class": "powder", "false": 1,
-             "drafted_false": 2, "agrees": False, "question": "What is it?", "reference": "It shows powder.",
+             "unsupported": 0, "drafted_false": 2, "agrees": False, "question": "W?", "reference": "It shows powder.",
              "shown": "<script>alert(1)</script>", "drafted": "<b>It</b> shows nanowires."}  # fmt: skip
-    report["worst"] = [wrong, wrong | {"id": rows[3].id, "false": 0}]
+    report["worst"] = [wrong, wrong | {"id": rows[3].id, "false": 0, "unsupported": 1}]
     other = {name: report[name] for name in ("caption", "vqa", "classification", "factual", "statements")}
     ranked = [
         [("powder", 0.8), ("unknown", 0.2), ("nanowires", 0.0)],
@@ -52,6 +52,7 @@ def test_the_page_shows_every_part(page: tuple[str, dict]) -> None:
     for heading in ("Statements", "Scores", "Classification", "By facet", "By class", "Worst answers", "Provenance"):
         assert f"<h2>{heading}</h2>" in html
     assert html.count("<img ") == 2
+    assert html.count("false as shown") == html.count("unsupported as shown") == 1
     assert html.count("<svg ") == 2
     assert report["provenance"]["data_fingerprint"] in html
     assert html.count("a &amp; b") >= 3

@@ -10,6 +10,7 @@ import torch
 from instruction_data import write_dataset
 from safetensors.torch import load_file
 from students import tiny_config, write_tiny_base
+from transformers import AutoModelForCausalLM
 
 from assistant.adapters import AdapterError
 from assistant.bases import Base
@@ -48,9 +49,13 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
     return load_file(model / "student.safetensors") | load_file(model / "adapter" / "adapter_model.safetensors")
 
 
-def logits(run: Run) -> torch.Tensor:
+def asked(run: Run) -> dict[str, torch.Tensor]:
     talk = Conversation((Message("user", "And the surface?"), Message("assistant", "Yes, it is rough.")))
-    batch = run.processor([talk])
+    return run.processor([talk])
+
+
+def logits(run: Run) -> torch.Tensor:
+    batch = asked(run)
     places = {name: batch[name] for name in ("image_index", "turn_index", "attention_mask")}
     with torch.no_grad():
         found: torch.Tensor = run.student.decoder(batch["input_ids"], context=None, **places).logits
@@ -187,18 +192,25 @@ def test_the_merged_model_says_what_the_adapted_one_says(data: Path, tmp_path: P
     wanted, found = logits(adapted), logits(merged)
     assert (wanted - plain).abs().max() > 0.1, "the adapter matters"
     assert (wanted - found).abs().max() < 0.02 * (wanted - plain).abs().max()
+    words = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model" / "base", dtype=torch.float32)
+    assert torch.equal(words(asked(merged)["input_ids"]).logits, found), "other programs read the language part alone"
 
 
 def test_a_merge_that_answers_worse_is_refused_with_its_figures(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, maemi: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _ = trained(tmp_path, "none")
-    told: list[dict[str, Any]] = [{"agrees": 0.9, "shown_false": 0.1}, {"agrees": 0.86, "shown_false": 0.1}] * 2
+    told: list[dict[str, Any]] = [{"agrees": 0.9, "shown_false": 0.1}, {"agrees": 0.86, "shown_false": 0.1}] * 3
     monkeypatch.setattr(merge, "scores_of", lambda run, rows: told.pop(0))
     with pytest.raises(RunError, match=r"worse.*agrees 0\.9000 -> 0\.8600"):
         fold(path, data, tmp_path / "out", drop=0.03, device="cpu")
     assert not (tmp_path / "out" / "model").exists()
-    assert fold(path, data, tmp_path / "out", drop=0.05, device="cpu")["scores"][1]["agrees"] == 0.86
+    command = ("merge", "--run", path, "--data", data, "--into-base", "--out", tmp_path / "out", "--allow-drop")
+    assert maemi(*command, "0.03")[0] == 2
+    code, out, _ = maemi(*command, "0.05")
+    assert code == 0
+    assert "0.86" in out
+    assert (tmp_path / "out" / "model" / "base").is_dir()
 
 
 def test_experts_that_depend_on_the_token_are_not_merged(data: Path, tmp_path: Path) -> None:

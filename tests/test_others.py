@@ -82,17 +82,29 @@ def test_what_is_answered_is_what_is_scored(data: Path, rows: list[Example], tmp
 def test_lengths_in_pixels_are_true_of_a_picture_that_was_sent_without_its_scale(
     rows: list[Example], tmp_path: Path
 ) -> None:
-    """Of one that was sent smaller too; where the scale is not known they stay what they are."""
+    """Of one that was sent smaller too, and to the digits that they have; without a scale they stay what they are."""
     (shown,) = (row for row in rows if row.task == "caption")
     wide = io.BytesIO()
     Picture.new("L", (2048, 64)).save(wide, "PNG")
     facts = Facts("fibres", (Fact("mean_diameter", 312.0, "nm", "test", 0.9),))
     told = []
-    for nm, images in ((31.2, shown.images), (15.6, (wide.getvalue(),)), (None, shown.images)):
+    for said, nm, images in (
+        ("10", 31.0, shown.images),
+        ("10.0", 31.0, shown.images),
+        ("10.06", 31.0, shown.images),
+        ("10", 15.5, (wide.getvalue(),)),
+        ("10", None, shown.images),
+    ):
         row = replace(shown, images=images, known=(Known(facts, nm_per_pixel=nm),))
-        with teacher_server(says("The mean diameter is 10 px.")) as server:
+        with teacher_server(says(f"The mean diameter is {said} px.")) as server:
             told.append(ask_endpoint([row], at(server.url), manifest=tmp_path / "list.jsonl", allow=False))
-    assert [(one["statements"]["true"], one["statements"]["false"]) for one in told] == [(1, 0), (1, 0), (0, 1)]
+    assert [(one["statements"]["true"], one["statements"]["false"]) for one in told] == [
+        (1, 0),
+        (0, 1),
+        (1, 0),
+        (1, 0),
+        (0, 1),
+    ]
 
 
 def test_nothing_leaves_for_another_machine_without_leave(rows: list[Example], tmp_path: Path) -> None:

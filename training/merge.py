@@ -103,12 +103,12 @@ def interpolate(
         table, known = [], None
         for number, one in enumerate(asked):
             tell(number + 1, len(asked) + 1, f"answering at a share of {one:g}")
-            put(run, line.at(one))
+            run.student.load_state_dict(line.at(one), strict=False)
             words = general.words(run)
             known = words if known is None else known  # the first share is 0: what it started from
             table.append({"share": one, **scores_of(run, rows), **general.scores(words, known)})
         chosen, rule = (share, "as asked") if share is not None else choose(table)
-        put(run, line.at(chosen))
+        run.student.load_state_dict(line.at(chosen), strict=False)
         about = {
             "kind": "interpolation",
             "share": chosen,
@@ -214,11 +214,6 @@ def scores_of(run: Run, rows: Sequence[Example]) -> dict[str, float]:
     """Shares of drafted statements that are true, of shown ones that are false, of answers that agree with facts."""
     scored = AnswerScores(rows, run, len(rows)).measure(InstructionStage(run.student, run.config.loss))
     return {name.removeprefix("score_"): share for name, share in scored.items()}
-
-
-def put(run: Run, tensors: Mapping[str, Tensor]) -> None:
-    """Give a student these tensors."""
-    run.student.load_state_dict(tensors, strict=False)
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,12 @@ def worst_answers(rows: Sequence[Example], drafts: Sequence[str], shown: Sequenc
                 "class": row.label,
             }
             asked = {"question": row.question, "reference": row.answer, "shown": text, "drafted": draft}
-            found = {"false": seen["false"], "drafted_false": worded["false"], "agrees": agreed}
+            found = {
+                "false": seen["false"],
+                "unsupported": seen["unsupported"],
+                "drafted_false": worded["false"],
+                "agrees": agreed,
+            }
             listed.append((tuple(-int(one) for one in wrong), number, told | asked | found))
     return [found for *_, found in sorted(listed, key=lambda entry: entry[:2])[:WORST]]
 

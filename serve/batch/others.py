@@ -113,14 +113,22 @@ def read_answers(file: Path, rows: Sequence[Example]) -> dict[str, Any]:
 
 
 def _calibrated(text: str, row: Example) -> str:
-    """An answer with its pixels as nanometres, where the row's pictures have one scale: they are sent without any."""
+    """An answer with its pixels as nanometres, where the row's pictures have one scale: they are sent without any.
+
+    A rounded number of pixels stands for all that round to it, so it becomes a range.
+    """
     scales = {known.nm_per_pixel for known in row.known}
     longest = {max(decode_image(png).pixels.shape) for png in row.images}
     scale = scales.pop() if len(scales) == 1 else None
     if scale is None or len(longest) != 1:
         return text
     scale *= max(1.0, longest.pop() / _LONGEST)
-    return _PIXELS.sub(lambda length: f"{float(length[1]) * scale:.4g} nm", text)
+
+    def range_of(length: re.Match[str]) -> str:
+        value, half = float(length[1]), 0.5 / 10 ** len(length[1].partition(".")[2])
+        return f"{(value - half) * scale:.10g} to {(value + half) * scale:.10g} nm"
+
+    return _PIXELS.sub(range_of, text)
 
 
 def _item(row: Example, png: bytes, sent: bytes, destination: str) -> ManifestItem:

@@ -58,12 +58,11 @@ def print_merge(found: dict[str, Any]) -> None:
     """Draw the scores of every share, or of both models, and say what was written."""
     columns = list(dict.fromkeys(name for row in found["scores"] for name in row))
     heads = [name if name == "model" else f">{name.replace('_', ' ')}" for name in columns]
-    rows = [tuple(_cell(row.get(name, "-")) for name in columns) for row in found["scores"]]
+    cells = [[row.get(name, "-") for name in columns] for row in found["scores"]]
+    rows = [tuple(f"{one:.4g}" if isinstance(one, float) else str(one) for one in row) for row in cells]
     terminal.print_table(f"{found['rows']} questions of the validation split", heads, rows)
     if "share" in found:
         terminal.say(f"share: {found['share']:g}, {found['rule']}")
+        if not found["share"]:
+            terminal.note("this is what the run started from: on these questions it has brought nothing.")
     terminal.say(f"run: {found['out']}")
-
-
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
