@@ -53,12 +53,15 @@ INTENTS: Mapping[str, Intent] = {
         r"\bd ?(?:10|50|90)\b|nano-?sized|\bacross\b|(?:what|which) (?:is the )?length|length of|"
         r"(?:nm|microns?|nanomet\w+) (?:is|are) (?:one|a|the|each) (?!pixel)|"
         r"\bmeasure (?:it|them|these|those|the (?:particles|structures|bodies|spheres|grains|pores))",
-        ("mean_diameter", "d10_diameter", "d90_diameter", "grain_size", "fibre_width"),
+        (
+            *("mean_diameter", "d10_diameter", "d90_diameter", "area_weighted_diameter", "grain_size", "fibre_width"),
+            *("mean_chord_of_the_bright_phase", "mean_chord_of_the_dark_phase"),
+        ),
         ("scale",),
     ),
     "width": Intent(
         r"how wide|\bwidths?\b|\bthick(?:ness|er|est)?\b|\b(?:wid|thinn|narrow)(?:er|est)\b",
-        ("line_width", "fibre_width", "fibre_width_spread"),
+        ("line_width", "fibre_width", "fibre_width_spread", "wall_thickness"),
         ("size", "scale"),
     ),
     "porosity": Intent(
