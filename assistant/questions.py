@@ -69,7 +69,10 @@ INTENTS: Mapping[str, Intent] = {
         r"grains|pores))|"
         r"\b(?:mono|poly)-?dispers|(?:average|mean) grain|(?:wie|comment|que|quanto) gro(?:ß|ss)|\bgröße|\btaille|"
         r"\btamaño|\bdimensioni",
-        ("mean_diameter", "d10_diameter", "d90_diameter", "grain_size", "fibre_width"),
+        (
+            *("mean_diameter", "d10_diameter", "d90_diameter", "area_weighted_diameter", "grain_size", "fibre_width"),
+            *("mean_chord_of_the_bright_phase", "mean_chord_of_the_dark_phase"),
+        ),
         ("scale",),
     ),
     "thickness": Intent(
@@ -82,7 +85,7 @@ INTENTS: Mapping[str, Intent] = {
         r"how wide(?! is the (?:spread|distribution))|\b(?:line ?)?widths?\b|\bbreit|\blargeur|\banch[oa]|"
         r"\bthick(?:ness|er|est)?\b|\b(?:wid|thinn|narrow)(?:er|est)\b|\bcds?\b|"
         r"critical dimensions?",
-        ("line_width", "fibre_width", "fibre_width_spread"),
+        ("line_width", "fibre_width", "fibre_width_spread", "wall_thickness"),
         ("size", "scale", "thickness"),
     ),
     "porosity": Intent(
