@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from assistant.handbook import entry_for
 from assistant.measure import LINE_ORDER, Fact, Known, filled, missing, read_statements, sentence_of, sentences
 from assistant.measurements.comparison import COMPARED, between
-from assistant.measurements.facts import LIKELY, SURE
+from assistant.measurements.facts import LIKELY, NO_OPENINGS, OPENINGS, SURE
 from assistant.quantities import QUANTITIES, read_amounts
 from assistant.questions import INTENTS, asked_for, facts_asked, intents_of, is_thanks
 
@@ -36,7 +36,7 @@ _RANKS = re.compile(
 _LESS = re.compile(
     r"\b(?:less|least|fewer|fewest|(?:small|low|fin|thinn|short|narrow|smooth)(?:er|est))\b", re.IGNORECASE
 )
-_SIZES = ("mean_diameter", "grain_size", "fibre_width", "line_width")
+_SIZES = ("mean_diameter", "area_weighted_diameter", "grain_size", "fibre_width", "line_width")
 """How large structures are, whatever their kind."""
 _CLEARLY = 2.0
 """Ratio from which sizes of different kinds tell which structures are larger."""
@@ -235,7 +235,11 @@ def _lost(names: Sequence[str], known: Known) -> Iterator[tuple[str, str]]:
         fact = known.facts.get(name)
         if QUANTITIES[name].source != "measured":
             yield name, _untold(name, known)
-        elif fact is not None and fact.applies:
+        elif fact is not None and fact.note == OPENINGS:
+            yield name, "Dark openings are seen; what share they take up could not be measured with any confidence."
+        elif fact is not None and fact.note.startswith(NO_OPENINGS):
+            yield name, f"{fact.note[0].upper()}{fact.note[1:]}."
+        elif fact is not None and (fact.applies or known.get("area_weighted_diameter") is not None):
             reasons.setdefault(" with any confidence", []).append(name)
         elif name in ("count", "mean_diameter") and known.facts.items:
             bodies = known.facts.kind in ("particles", "pores", "fibres")
@@ -283,6 +287,7 @@ KIND_WORDS = {
     "uniform": "hardly more than noise",
 }
 """What a kind of picture looks like."""
+DARK_BODIES = "dark bodies on a brighter ground"
 UNDIRECTED = 0.25
 """Anisotropy below which no direction is preferred."""
 _NOISY = 5.0
@@ -300,7 +305,9 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
     if kind == "particles" and arranged is not None and arranged.text in _NO_BODIES:
         sure = 0.0  # a head sees walls or layers where the measurement took bright parts for bodies
     if kind in KIND_WORDS and sure >= LIKELY:
-        yield "", f"The image {'shows' if sure >= SURE else 'seems to show'} {KIND_WORDS[kind]}."
+        dark = kind == "particles" and any("dark" in fact.note for fact in known.facts.applicable())
+        shown = DARK_BODIES if dark else KIND_WORDS[kind]
+        yield "", f"The image {'shows' if sure >= SURE else 'seems to show'} {shown}."
     elif known.facts.items and wholly and not reasoned:
         yield "", f"{NONE_APART.capitalize()} in this image."
     facts = [fact for name in LINE_ORDER if (fact := known.get(name)) is not None]

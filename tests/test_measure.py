@@ -654,7 +654,7 @@ FACTS = Facts(
 def test_the_line_is_short_stable_and_in_order_of_importance() -> None:
     """It is part of the student's input, so its wording must never move, and 1312 nm never reads 1.31e+03."""
     assert FACTS.line() == (
-        "count 84; mean diameter 1.31 um; aspect ratio 1.04; nearest neighbour distance 2.4 mm; coverage 0.012 %; noise 3 %"
+        "count 84; mean diameter 1.31 um; aspect ratio 1.04; nearest neighbour 2.4 mm; coverage 0.012 %; noise 3 %"
     )
 
 

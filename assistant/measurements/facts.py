@@ -30,6 +30,8 @@ READ: Mapping[str, tuple[str, str]] = {
     "date": ("date", ""),
 }
 """What a file says: quantity -> the field that holds it, and its unit."""
+OPENINGS, NO_OPENINGS = "dark openings", "no dark openings stand out"
+"""Note of a porosity whose openings were told from dark matter; why a picture surely has no porosity."""
 LIKELY, SURE = 0.5, 0.8
 """Confidence from which an answer states a measured fact, and from which it does so without a word of doubt.
 
@@ -194,5 +196,5 @@ def not_applicable(name: str, method: str, note: str) -> Fact:
 
 
 def phrase(fact: Fact) -> str:
-    """Name, value and unit as they stand in the line: "mean diameter 312 nm"."""
-    return f"{QUANTITIES[fact.name].said} {fact.written}"
+    """Name, value and unit as they stand in the line, which students were taught with: "mean diameter 312 nm"."""
+    return f"{fact.name.replace('_', ' ')} {fact.written}"
