@@ -237,8 +237,8 @@ def _lost(names: Sequence[str], known: Known) -> Iterator[tuple[str, str]]:
             yield name, _untold(name, known)
         elif fact is not None and fact.note == OPENINGS:
             yield name, "Dark openings are seen; what share they take up could not be measured with any confidence."
-        elif fact is not None and fact.note.startswith(NO_OPENINGS):
-            yield name, f"{fact.note[0].upper()}{fact.note[1:]}."
+        elif fact is not None and fact.note == NO_OPENINGS:
+            yield name, f"{NO_OPENINGS.capitalize()}."
         elif fact is not None and (fact.applies or known.get("area_weighted_diameter") is not None):
             reasons.setdefault(" with any confidence", []).append(name)
         elif name in ("count", "mean_diameter") and known.facts.items:

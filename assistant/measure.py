@@ -307,7 +307,7 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
         sheet.add_length("fibre_width_spread", found.fibres.spread, confidence=0.8 * sure, note=note)
         sheet.add("orientation_spread", found.fibres.turn, unit="deg", confidence=0.8 * sure, note=note)
     if found.darkest >= NO_OPENING and found.test != "packing" and found.kind in ("texture", "particles", "uniform"):
-        sheet.add_absent("porosity", f"{NO_OPENINGS}: the darkest parts give {found.darkest:.0%} of the usual signal")
+        sheet.add_absent("porosity", NO_OPENINGS)
     if found.kind in ("texture", "particles", "pores"):
         _add_chords(sheet, found)
     reason = f"not a quantity of a picture of kind {found.kind}, or not clear enough"

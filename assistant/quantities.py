@@ -153,6 +153,7 @@ QUANTITIES: Mapping[str, Quantity] = {
             rf"area[\s-]weighted (?:mean )?(?:{_SIZE})",
             line=16,
             figure="objects",
+            called="area-weighted mean diameter",
             typical=True,
             tolerance=0.2,
             method="equal-area diameter of whole objects, mean weighted by area",
