@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from assistant.handbook import entry_for
 from assistant.measure import LINE_ORDER, Fact, Known, filled, missing, read_statements, sentence_of, sentences
 from assistant.measurements.comparison import COMPARED, between
-from assistant.measurements.facts import LIKELY, SURE
+from assistant.measurements.facts import LIKELY, NO_OPENINGS, OPENINGS, SURE
 from assistant.quantities import QUANTITIES, read_amounts
-from assistant.questions import INTENTS, asked_for, facts_asked, intents_of
+from assistant.questions import INTENTS, asked_for, facts_asked, intents_of, is_thanks
 
 MOST_FACTS = 8
 """Measured facts of a description."""
@@ -36,25 +36,31 @@ _RANKS = re.compile(
 _LESS = re.compile(
     r"\b(?:less|least|fewer|fewest|(?:small|low|fin|thinn|short|narrow|smooth)(?:er|est))\b", re.IGNORECASE
 )
-_SIZES = ("mean_diameter", "grain_size", "fibre_width", "line_width")
+_SIZES = ("mean_diameter", "area_weighted_diameter", "grain_size", "fibre_width", "line_width")
 """How large structures are, whatever their kind."""
 _CLEARLY = 2.0
 """Ratio from which sizes of different kinds tell which structures are larger."""
 GLUE = frozenset(
     """
-    a about above accelerating acceleration all also amount amounts an and approximately are area around as at
-    average be beam been below between bodies body both but by can clockwise come comes contains could counted
-    counter counting detector diameters distance each electron equal equals every field file for found frame
-    from given gives has have here horizontal image images in is it its itself kilovolts large least length
-    lengths less lie lies long main mean means measure measured measurement measures micrograph micrographs
-    microscope more most near nearest nearly neighbour neighbours not object objects of on one only or out over
-    overall parts per picture pictures possible print recorded respectively roughly same see seen separate share
-    shown shows single size small so some spans stands structure structures such taken than that the their them
-    there these they this those to total under up used value values visible was were when where which while
-    whole whose wide width with within working you
+    a about above accelerating acceleration also amount amounts an and approximately are area around as at
+    average be beam been below between bodies body both but by can clockwise come comes contains could
+    counted counter counting detector diameters distance each electron equal equals field file for found
+    frame from given gives has have here horizontal image images in is it its itself kilovolts least length
+    lengths less lie lies main mean means measure measured measurement measures micrograph micrographs
+    microscope more nearly neighbour neighbours not object objects of on one only or out over overall parts
+    per picture pictures print recorded respectively roughly see seen share shown shows size so some spans
+    stands structure structures such taken than that the their them there these they this those to total
+    under up used value values visible was were when where which while whole whose wide width with within
+    working you
     """.split()
 )
 """Words that claim nothing about a sample. A sentence with any other word says more than is known."""
+_BARE = frozenset(
+    "a about an approximately are around at is it measures roughly that the they this was were yes".split()
+)
+"""Words of a sentence that leaves the name of what was asked to the question."""
+_REPEATED = re.compile(r"(?<![\w.])(\w+(?:\.\d+)?)\s+\1\b(?!\.\d)", re.IGNORECASE)
+"""A word or number twice in a row."""
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _NAMES = re.compile("|".join(rf"\b(?:{quantity.words})\b" for quantity in QUANTITIES.values()), re.IGNORECASE)
 
@@ -90,7 +96,7 @@ def checked(
         return
     wanted, said, said_of, gap = set(asked_for(question)), set[str](), set[str](), ""
     for sentence in map(str.strip, sentences(filled(pieces, known))):
-        names = _true_names(sentence, known, meant)
+        names = _true_names(sentence, known, meant, wanted)
         if names and sentence not in said and (not wanted or names & wanted):
             yield gap + sentence
             said.add(sentence)
@@ -117,7 +123,7 @@ def composed(
     intents = intents_of(question)
     for intent in ("greeting", "help"):
         if intent in intents:
-            return [("", ABOUT_ITSELF[intent])]
+            return [("", ABOUT_ITSELF["thanks" if is_thanks(question) else intent])]
     if "compare" in intents:
         if len(numbers) > 1:
             return list(_compared({number: known[number - 1] for number in numbers}))
@@ -139,14 +145,20 @@ def composed(
 ABOUT_ITSELF = {
     "greeting": "Hello. Ask about the image: what it shows, how many structures there are and how large, how they lie, "
     "or how it was taken.",
+    "thanks": "You are welcome. Ask on about this image, or add another.",
     "help": "I answer from what is measured in the image, what its file says and what classifiers are sure of: number, "
     "sizes, shares, directions, periods, voltage, detector, pixel size, class. Where none of them tells, I say so. "
     "Images stay on this machine.",
 }
 
 
-_OPEN = frozenset({"what", "describe", "defects"})
-"""Intents of a question that no single quantity answers."""
+_NEVER_TOLD = {
+    "defects": "Whether there are defects cannot be told: nothing here recognises them.",
+    "composition": "Elements and crystal structure cannot be told from an image: they take a spectrum or diffraction.",
+    "thickness": "The thickness of a layer cannot be told: nothing here finds the layers.",
+}
+_OPEN = frozenset({"what", "describe", *_NEVER_TOLD})
+"""Intents of a question that no quantity answers."""
 
 
 def _composed_of(
@@ -155,29 +167,50 @@ def _composed_of(
     """What is known, intent by intent; what is not; and what can be seen, where that is asked or something is not."""
     if not intents:
         yield "", "What is asked cannot be told from the image, its file or the measurements."
-    lost: list[str] = []
+    lost, sort = list[str](), known.get("class")
     for intent in intents:
         names = facts_asked(intent, question)
         facts = [fact for name in names if (fact := known.get(name)) is not None]
         if intent in ("what", "describe"):
             yield from _named(known, said)
-        elif intent == "defects":
-            yield "", "Whether there are defects cannot be told: nothing here recognises them."
+        elif intent in _NEVER_TOLD:
+            yield "", _NEVER_TOLD[intent]
+            if intent == "composition" and sort is not None and "what" not in intents:
+                yield sort.name, sentence_of(sort)
         if intent not in ("what", "describe"):
-            yield from ((fact.name, _said(fact)) for fact in facts)
+            yield from _stated(facts)
             said = said | {fact.name for fact in facts}
+            if not facts and sort is not None and intent in intents_of(sort.text):
+                yield sort.name, sentence_of(sort)  # "porous sponge" says whether it is porous
         if intent == "instrument" and names != INTENTS[intent].facts:  # each was asked for by its name
             lost += [name for name in names if known.get(name) is None]
         elif names and (not facts or (QUANTITIES[names[0]].source == "predicted" and facts[0].name != names[0])):
-            lost.append(names[0])
+            lost.append("mean_diameter" if names[0] == "d10_diameter" else names[0])
     told = list(_lost(lost, known))
     yield from told
-    asked = not intents or bool(_OPEN & set(intents))
+    asked = not intents or bool({"what", "describe", "defects"} & set(intents))
     if asked or any(QUANTITIES[name].source != "read" for name in lost):
         wholly = asked and ("what" not in intents or known.get("class") is None)
         yield from _seen(known, wholly=wholly, reasoned=any(NONE_APART in text for _, text in told), said=said)
     if "describe" in intents:
         yield from _imaging(known, said)
+
+
+def _stated(facts: Sequence[Fact]) -> Iterator[tuple[str, str]]:
+    """Facts as sentences; the range of most diameters in one."""
+    ends = _range_of_most(facts)
+    for fact in facts:
+        if fact not in ends:
+            yield fact.name, _said(fact)
+        elif fact is ends[0]:
+            doubt = "" if all(end.sure for end in ends) else ", which is uncertain"
+            yield fact.name, f"Most diameters are between {ends[0].written} and {ends[1].written}{doubt}."
+
+
+def _range_of_most(facts: Sequence[Fact]) -> Sequence[Fact]:
+    """The diameters between which most are, where both are there."""
+    ends = [fact for fact in facts if fact.name in ("d10_diameter", "d90_diameter")]
+    return ends if len(ends) == 2 else ()
 
 
 def _said(fact: Fact) -> str:
@@ -202,7 +235,11 @@ def _lost(names: Sequence[str], known: Known) -> Iterator[tuple[str, str]]:
         fact = known.facts.get(name)
         if QUANTITIES[name].source != "measured":
             yield name, _untold(name, known)
-        elif fact is not None and fact.applies:
+        elif fact is not None and fact.note == OPENINGS:
+            yield name, "Dark openings are seen; what share they take up could not be measured with any confidence."
+        elif fact is not None and fact.note == NO_OPENINGS:
+            yield name, f"{NO_OPENINGS.capitalize()}."
+        elif fact is not None and (fact.applies or known.get("area_weighted_diameter") is not None):
             reasons.setdefault(" with any confidence", []).append(name)
         elif name in ("count", "mean_diameter") and known.facts.items:
             bodies = known.facts.kind in ("particles", "pores", "fibres")
@@ -250,6 +287,7 @@ KIND_WORDS = {
     "uniform": "hardly more than noise",
 }
 """What a kind of picture looks like."""
+DARK_BODIES = "dark bodies on a brighter ground"
 UNDIRECTED = 0.25
 """Anisotropy below which no direction is preferred."""
 _NOISY = 5.0
@@ -267,15 +305,20 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
     if kind == "particles" and arranged is not None and arranged.text in _NO_BODIES:
         sure = 0.0  # a head sees walls or layers where the measurement took bright parts for bodies
     if kind in KIND_WORDS and sure >= LIKELY:
-        yield "", f"The image {'shows' if sure >= SURE else 'seems to show'} {KIND_WORDS[kind]}."
+        dark = kind == "particles" and any("dark" in fact.note for fact in known.facts.applicable())
+        shown = DARK_BODIES if dark else KIND_WORDS[kind]
+        yield "", f"The image {'shows' if sure >= SURE else 'seems to show'} {shown}."
     elif known.facts.items and wholly and not reasoned:
         yield "", f"{NONE_APART.capitalize()} in this image."
     facts = [fact for name in LINE_ORDER if (fact := known.get(name)) is not None]
-    measured = [
-        f"{QUANTITIES[fact.name].said} {fact.written}{'' if fact.sure else ' (uncertain)'}"
-        for fact in facts
-        if fact.name not in _LEAVES_OUT | said
-    ]
+    listed = [fact for fact in facts if fact.name not in _LEAVES_OUT | said]
+    ends, measured = _range_of_most(listed), list[str]()
+    for fact in listed:
+        if fact not in ends:
+            measured.append(f"{QUANTITIES[fact.name].said} {fact.written}{'' if fact.sure else ' (uncertain)'}")
+        elif fact is ends[0]:
+            doubt = "" if all(end.sure for end in ends) else " (uncertain)"
+            measured.append(f"most diameters between {ends[0].written} and {ends[1].written}{doubt}")
     if measured:
         yield "", f"Measured: {'; '.join(measured[:MOST_FACTS])}."
     if not facts:
@@ -298,7 +341,7 @@ def _imaging(known: Known, said: Set[str]) -> Iterator[tuple[str, str]]:
     read = [
         f"{QUANTITIES[fact.name].said} {fact.written}"
         for fact in known
-        if QUANTITIES[fact.name].source == "read" and fact.name not in {"date", *said}
+        if QUANTITIES[fact.name].source == "read" and fact.name not in {"date", "field_width", *said}
     ]
     if read:
         yield "", f"Read from the file: {'; '.join(read)}."
@@ -377,21 +420,36 @@ def _order(facts: Mapping[int, Fact], less: bool) -> tuple[str, str]:
     return name, f"Image {first} {has} the {word} {said}: {values}."
 
 
-def _true_names(sentence: str, known: Sequence[Known], meant: Sequence[int]) -> set[str]:
-    """The quantities a sentence speaks of, where it claims something, all of it true, and says nothing else."""
+def _true_names(sentence: str, known: Sequence[Known], meant: Sequence[int], wanted: Set[str]) -> set[str]:
+    """The quantities a sentence speaks of, where it claims something, all of it true, and says nothing else.
+
+    A number without the name of its quantity ("It is 312 nm.") counts where it is what was `wanted`.
+    """
     statements = read_statements(sentence, known, about=meant)
     if not statements or any(statement.verdict != "true" for statement in statements):
         return set()
     if any(statement.fact is not None and not statement.fact.sure for statement in statements):
         return set()  # said plainly; what is composed says the doubt
-    if "{" in sentence or not sentence.endswith((".", "!", ";")):
+    if "{" in sentence or not sentence.endswith((".", "!", ";")) or _REPEATED.search(sentence):
         return set()
     rest = _NAMES.sub(" ", sentence)
     for amount in reversed(read_amounts(rest)):
         rest = rest[: amount.start] + " " + rest[amount.stop :]
-    if not {word.lower() for word in _WORD.findall(rest)} <= GLUE | _known_words(known):
+    words = {word.lower() for word in _WORD.findall(rest)}
+    if not words <= GLUE | _known_words(known):
         return set()
-    return {statement.name for statement in statements if statement.name} or {""}
+    names = set[str]()
+    for statement in statements:
+        of = statement.name or (statement.fact.name if statement.fact else "")
+        spans = of == "d10_diameter" and _is_range(statement.text)  # "most diameters are between 20 and 110 nm"
+        if not statement.name and not spans and not (of in wanted and words <= _BARE and not _NAMES.search(sentence)):
+            return set()
+        names.add(of)
+    return names
+
+
+def _is_range(text: str) -> bool:
+    return any(amount.low < amount.high for amount in read_amounts(text))
 
 
 def _known_words(known: Sequence[Known]) -> set[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+UNKNOWN = "unknown"
 UNKNOWN_BELOW = 0.05
 """A class is "unknown" when the student itself would say any of the given labels with less than this probability."""
 SYNONYMS: Mapping[str, str] = {
@@ -44,7 +45,7 @@ SYNONYMS: Mapping[str, str] = {
     "melt pool": "melt pool",
     "metal powder": "powder",
 }
-"""Other words for what a head may know, in the form that `plain` gives."""
+"""Other words for what a head may know."""
 _FILLERS = frozenset({"a", "an", "the", "of", "image", "picture", "micrograph", "sem", "sample", "some", "material"})
 
 
@@ -52,7 +53,8 @@ def matched(label: str, words: Sequence[str]) -> str | None:
     """The word of a head that a label means, None where it means none of them."""
     known = {plain(word): word for word in words}
     asked = plain(label)
-    return known.get(asked) or known.get(plain(SYNONYMS.get(asked, asked)))
+    meant = next((plain(word) for other, word in SYNONYMS.items() if plain(other) == asked), asked)
+    return known.get(asked) or known.get(meant)
 
 
 def plain(label: str) -> str:
@@ -67,7 +69,7 @@ def rank_labels(labels: Sequence[str], shares: np.ndarray, known: float, *, sure
     `shares` [C] of the labels among themselves, `known` the probability that it is one of them at all.
     """
     ranked = sorted(zip(labels, (known * shares).tolist(), strict=True), key=lambda pair: -pair[1])
-    unknown = ("unknown", 1.0 - known)
+    unknown = (UNKNOWN, 1.0 - known)
     return [*ranked, unknown] if sure else [unknown, *ranked]
 
 

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING
 
 from assistant.measurements.claims import NUMBER_WORDS, Claim, read_claims
 from assistant.measurements.corrections import corrected, corrected_stream, disagreements, missing, sentence_of
-from assistant.measurements.facts import FACT_NAMES, LINE_ORDER, READ, Fact, Facts, Known, not_applicable
+from assistant.measurements.facts import (
+    FACT_NAMES,
+    LIKELY,
+    LINE_ORDER,
+    NO_OPENINGS,
+    OPENINGS,
+    READ,
+    Fact,
+    Facts,
+    Known,
+    not_applicable,
+)
 from assistant.measurements.references import fact_entries, fact_line, filled, quoted, reference_words, references_of
 from assistant.measurements.statements import Statement, read_statements, sentences
 from assistant.quantities import QUANTITIES
@@ -81,6 +92,11 @@ FINE_GRAINS = 30.0
 """Grain size under which the roughness of the grains counts as grains too [px of the small copy]."""
 SURE_OF_GRAINS, SURE_OF_FINE_GRAINS = 0.55, 0.35
 """Share of the drawn beds that fill the frame whose grain size is within 20 % of the true one: 25 of 46, 8 of 23."""
+SIZES = ("mean_diameter", "area_weighted_diameter", "grain_size", "fibre_width", "line_width")
+"""How large structures are; where there is none of them, chords tell."""
+NO_OPENING = 0.65
+"""Signal of the darkest thousandth of a picture over the median from which it has no openings: they give half of the
+signal of what is around them, or less (0.02 to 0.58 in pictures of tissues and of porous polymers)."""
 FEWEST_NEIGHBOURS = 3
 FEWEST_FOR_PERCENTILES = 5
 _FINE = 10.0
@@ -94,6 +110,7 @@ WAYS = {
     "necks": QUANTITIES["count"].method,
     "joined": COUNTED + "parts between seams and necks, joined by shape and border",
     "patches": COUNTED + "each connected patch is one",
+    "nested": COUNTED + "each enclosed by an outline of its own grey level",
 }
 """How objects are counted, by how touching ones were told apart."""
 
@@ -105,27 +122,40 @@ class _Sheet:
         self._scale, self._unit = (1.0, "px") if px_to_unit is None else (px_to_unit, "nm")
         self._traits = traits
         self._found: dict[str, Fact] = {}
+        self._absent: dict[str, str] = {}
 
     def add(
-        self, name: str, value: float, *, unit: str = "", confidence: float, note: str = "", method: str = ""
-    ) -> None:
+        self, name: str, value: float, *, unit: str = "", confidence: float, note: str = "", method: str = "",
+        traits: Traits | None = None,
+    ) -> None:  # fmt: skip
         """Add a quantity without a length in it, as likely as the model of it says; what is not finite is left out."""
         from assistant.measurements.confidence import probability, traits_of_statement
 
         if not (abs(value) < float("inf") and confidence > 0):
             return
-        likely = probability(name, {**self._traits, **traits_of_statement(confidence)})
+        likely = probability(name, {**self._traits, **traits_of_statement(confidence), **(traits or {})})
         sure = min(confidence, 1.0) if likely is None else likely
         if round(sure, 3) > 0 and (likely is None or likely > _LEAST_LIKELY):
             self._found[name] = Fact(name, float(value), unit, method or QUANTITIES[name].method, round(sure, 3), note)
 
-    def add_length(self, name: str, pixels: float, *, confidence: float, note: str = "") -> None:
+    def add_length(
+        self, name: str, pixels: float, *, confidence: float, note: str = "", traits: Traits | None = None
+    ) -> None:
         """Add a length given in px of the full picture."""
-        self.add(name, pixels * self._scale, unit=self._unit, confidence=confidence, note=note)
+        self.add(name, pixels * self._scale, unit=self._unit, confidence=confidence, note=note, traits=traits)
+
+    def add_absent(self, name: str, reason: str) -> None:
+        """Say why a picture surely does not have a quantity."""
+        self._absent[name] = reason
+
+    def states(self, names: tuple[str, ...]) -> bool:
+        """Whether one of these quantities is likely enough to be stated."""
+        return any(name in self._found and self._found[name].confidence >= LIKELY for name in names)
 
     def facts(self, kind: str, reason: str, confidence: float) -> Facts:
         """All facts in their order, the missing ones as not applicable for this reason."""
-        missing = {name: not_applicable(name, QUANTITIES[name].method, reason) for name in FACT_NAMES}
+        why = dict.fromkeys(FACT_NAMES, reason) | self._absent
+        missing = {name: not_applicable(name, QUANTITIES[name].method, why[name]) for name in FACT_NAMES}
         items = tuple(self._found.get(name, missing[name]) for name in FACT_NAMES)
         return Facts(kind, items, round(confidence, 3))
 
@@ -170,10 +200,12 @@ def _add_sizes(sheet: _Sheet, objects: Objects, chosen: Mask, *, certainty: floa
     shape = objects.geometry
     diameter: F64 = shape.diameter[chosen] - 2 * objects.outset
     sure = certainty * (0.95 if len(diameter) >= FEWEST_FOR_PERCENTILES else 0.8)
-    note = f"{len(diameter)} whole objects"
+    note = f"{len(diameter)} whole {'' if objects.candidate.bright else 'dark '}objects"
     sheet.add_length("mean_diameter", factor * float(diameter.mean()), confidence=sure, note=note)
     sheet.add_length("median_diameter", factor * float(np.median(diameter)), confidence=sure, note=note)
     if len(diameter) >= FEWEST_FOR_PERCENTILES:
+        by_area = float(np.average(diameter, weights=diameter**2))
+        sheet.add_length("area_weighted_diameter", factor * by_area, confidence=sure, note=note)
         low, high = np.percentile(diameter, [10, 90])
         sheet.add_length("d10_diameter", factor * float(low), confidence=0.9 * sure)
         sheet.add_length("d90_diameter", factor * float(high), confidence=0.9 * sure)
@@ -181,6 +213,21 @@ def _add_sizes(sheet: _Sheet, objects: Objects, chosen: Mask, *, certainty: floa
         area, perimeter = shape.area[chosen], objects.perimeter[chosen]
         roundness = float(np.minimum(4 * np.pi * area / perimeter**2, 1.0).mean())
         sheet.add("circularity", roundness, confidence=0.8 * sure)
+
+
+def _add_chords(sheet: _Sheet, found: Findings) -> None:
+    """The mean chords of two phases, where nothing has a size of its own."""
+    from assistant.measurements.confidence import traits_of_phases
+    from assistant.measurements.intercepts import phases_of
+
+    if sheet.states(SIZES):
+        return
+    found.phases = phases = phases_of(found.picture)
+    if phases is None:
+        return
+    for bright, chord in zip((True, False), phases.chords, strict=True):
+        name = f"mean_chord_of_the_{'bright' if bright else 'dark'}_phase"
+        sheet.add_length(name, chord, confidence=0.5, traits=traits_of_phases(phases, bright=bright))
 
 
 def _add_objects(sheet: _Sheet, found: Findings, objects: Objects) -> None:
@@ -234,6 +281,7 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
         return sheet.facts(found.kind, reason, found.confidence)
     _add_direction(sheet, found)
     if found.confidence < SURE_OF_KIND:
+        _add_chords(sheet, found)
         reason = f"it is not sure what the picture shows: {found.kind} at {found.confidence:.0%}"
         return sheet.facts("unknown", reason, found.confidence)
     if found.lines is not None:
@@ -242,18 +290,26 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
         sheet.add_length("line_edge_roughness", found.lines.roughness, confidence=sure)
     if found.objects is not None:
         _add_objects(sheet, found, found.objects)
+    if found.walls is not None:
+        sheet.add_length("wall_thickness", found.walls, confidence=found.share_confidence)
     if found.grain_size is not None:
         fine = found.grain_size < FINE_GRAINS * found.picture.factor
         sheet.add_length("grain_size", found.grain_size, confidence=SURE_OF_FINE_GRAINS if fine else SURE_OF_GRAINS)
     if found.share is not None:
         name = "porosity" if found.kind == "pores" else "coverage"
         note = "bright phase" if found.share_of_bright else "dark phase"
+        if found.kind == "pores" and found.objects is not None and found.objects.way == "nested":
+            note = OPENINGS
         sheet.add(name, 100 * found.share, unit="%", confidence=found.share_confidence, note=note)
     if found.fibres is not None:
         sure, note = found.fibres.confidence, f"{len(found.fibres.places)} places"
         sheet.add_length("fibre_width", found.fibres.width, confidence=sure, note=note)
         sheet.add_length("fibre_width_spread", found.fibres.spread, confidence=0.8 * sure, note=note)
         sheet.add("orientation_spread", found.fibres.turn, unit="deg", confidence=0.8 * sure, note=note)
+    if found.darkest >= NO_OPENING and found.test != "packing" and found.kind in ("texture", "particles", "uniform"):
+        sheet.add_absent("porosity", NO_OPENINGS)
+    if found.kind in ("texture", "particles", "pores"):
+        _add_chords(sheet, found)
     reason = f"not a quantity of a picture of kind {found.kind}, or not clear enough"
     return sheet.facts(found.kind, reason, found.confidence)
 
@@ -282,14 +338,16 @@ def known_of(m: Micrograph, facts: Facts, predicted: tuple[Fact, ...] = ()) -> K
     fields["microscope"] = "model" if instrument.model else "vendor"
     found = {name: instrument.sources[field] for name, field in fields.items() if field in instrument.sources}
     sources = {name: (told, READ_FROM_BAR if told == "banner" else READ_FROM_FILE) for name, told in found.items()}
+    columns = m.part[1]
     if calibration is not None:
-        sources["pixel_size"] = (calibration.source, calibration.confidence)
+        sources |= dict.fromkeys(("pixel_size", "field_width"), (calibration.source, calibration.confidence))
     return Known(
         facts,
         hv_kv=instrument.hv_kv,
         wd_mm=instrument.wd_mm,
         magnification=instrument.magnification,
         nm_per_pixel=calibration.nm_per_pixel if calibration else None,
+        field_nm=(columns.stop - columns.start) * calibration.nm_per_pixel if calibration else None,
         detector=instrument.detector,
         microscope=instrument.model or instrument.vendor,
         date=instrument.date,

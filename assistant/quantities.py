@@ -83,6 +83,8 @@ class Quantity:
     """How a text names it: a regular expression, case ignored."""
     source: Literal["measured", "read", "predicted"] = "measured"
     """Who knows it: the measurement, the file, or a calibrated head."""
+    called: str = ""
+    """Its name in a sentence, where that is not `name`."""
     method: str = ""
     """How it is measured, in words."""
     in_words: bool = False
@@ -101,7 +103,7 @@ class Quantity:
     @property
     def said(self) -> str:
         """Its name in a sentence."""
-        return self.name.replace("_", " ")
+        return self.called or self.name.replace("_", " ")
 
 
 _SIZE = r"diameters?|sizes?"
@@ -147,12 +149,47 @@ QUANTITIES: Mapping[str, Quantity] = {
             method="90th percentile of the equal-area diameters, by number",
         ),
         Quantity(
+            "area_weighted_diameter",
+            rf"area[\s-]weighted (?:mean )?(?:{_SIZE})",
+            line=16,
+            figure="objects",
+            called="area-weighted mean diameter",
+            typical=True,
+            tolerance=0.2,
+            method="equal-area diameter of whole objects, mean weighted by area",
+        ),
+        Quantity(
             "grain_size",
             r"grain sizes?|size of the grains",
             figure="grains",
             typical=True,
             tolerance=0.2,
             method="from the covariance of the grey levels, bodies not told apart; mean diameter by area",
+        ),
+        Quantity(
+            "wall_thickness",
+            r"wall[\s-]thickness(?:es)?|thickness of the walls?",
+            line=17,
+            figure="objects",
+            typical=True,
+            tolerance=0.2,
+            method="distance between neighbouring cells half way between them, median",
+        ),
+        Quantity(
+            "mean_chord_of_the_bright_phase",
+            r"mean (?:chord|intercept)s? of the bright phase",
+            line=18,
+            figure="phases",
+            tolerance=0.2,
+            method="mean length of straight lines within the bright phase, all directions",
+        ),
+        Quantity(
+            "mean_chord_of_the_dark_phase",
+            r"mean (?:chord|intercept)s? of the dark phase",
+            line=19,
+            figure="phases",
+            tolerance=0.2,
+            method="mean length of straight lines within the dark phase, all directions",
         ),
         Quantity(
             "aspect_ratio",
@@ -175,6 +212,7 @@ QUANTITIES: Mapping[str, Quantity] = {
             line=5,
             figure="neighbours",
             asked=True,
+            called="nearest neighbour distance",
             method="mean distance between neighbouring centres",
         ),
         Quantity(
@@ -299,6 +337,7 @@ QUANTITIES: Mapping[str, Quantity] = {
             r"pixel sizes?|(?:one|each|a|per) pixel|pixels? (?:is|are|measures?)",
             "read",
         ),
+        Quantity("field_width", r"field widths?|fields? of view", "read"),
         Quantity("detector", r"detectors?", "read", in_words=True),
         Quantity(
             "microscope",

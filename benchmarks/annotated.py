@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
 from assistant.measurements.bodies import SMALLEST_AREA, at_border, geometry_of, perimeters
@@ -53,7 +54,7 @@ def powder(split: str) -> Iterator[Annotated]:
         shapes = [region["shape_attributes"] for region in entry["regions"]]
         polygons = [np.array([s["all_points_x"], s["all_points_y"]], dtype=float).T for s in shapes]
         labels = _map(polygons, pixels.shape)
-        truth = _of_polygons(polygons, pixels.shape) | _shapes(labels)
+        truth = _of_polygons(polygons, pixels.shape) | _shapes(labels) | _chords(labels > 0, "bright on dark")
         yield Annotated(f"powder/{name}", pixels, truth, labels)
 
 
@@ -72,8 +73,10 @@ def _of_polygons(polygons: Sequence[np.ndarray], shape: tuple[int, ...]) -> dict
 
 def _sizes(diameters: np.ndarray) -> dict[str, float]:
     d10, d50, d90 = np.percentile(diameters, [10, 50, 90])
+    by_area = float(np.average(diameters, weights=diameters**2))
     mean = float(diameters.mean())
-    return {"mean_diameter": mean, "median_diameter": d50, "d10_diameter": d10, "d90_diameter": d90}
+    sizes = {"mean_diameter": mean, "median_diameter": d50, "d10_diameter": d10, "d90_diameter": d90}
+    return sizes | {"area_weighted_diameter": by_area}
 
 
 def _shapes(labels: np.ndarray) -> dict[str, float]:
@@ -121,7 +124,7 @@ def crops(split: str) -> Iterator[Annotated]:
         area = np.bincount(labels.ravel(), minlength=count + 1)[1:]
         border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
         whole = area >= SMALLEST_AGGLOMERATE
-        truth = {"count": float(whole.sum()), "coverage": 100 * float(mask.mean())}
+        truth = {"count": float(whole.sum()), "coverage": 100 * float(mask.mean())} | _chords(mask, "bright on dark")
         whole[border[border > 0] - 1] = False
         truth |= _sizes(2 * np.sqrt(area[whole] / np.pi)) if whole.any() else {}
         labels = labels.astype(np.int32)
@@ -143,11 +146,52 @@ def drawn(split: str, *, classes: Sequence[str], scenes: Sequence[int]) -> Itera
                     truth[name] = value / image.nm_per_pixel if _is_length(name) else value
             if "count" in truth and image.labels is not None:
                 truth = _shapes(image.labels) | truth
+            if "mean_diameter" in truth and image.labels is not None:
+                truth |= _whole(image.labels, cells=label == "plant_tissue")
+            truth |= _chords(image.feature, str(image.truth["polarity"]))
             yield Annotated(f"{label}/{image.truth['shape']}/{k}", image.pixels, truth, image.labels)
 
 
+def _whole(labels: np.ndarray, *, cells: bool) -> dict[str, float]:
+    """The mean diameter by area of bodies that no border cuts, and the thickness of the walls between cells."""
+    count = int(labels.max())
+    shape = geometry_of(labels, count)
+    diameter = shape.diameter[(shape.area >= SMALLEST_AREA) & ~at_border(labels, count)]
+    truth = {"area_weighted_diameter": float(np.average(diameter, weights=diameter**2))} if len(diameter) else {}
+    if cells:
+        # Every cell grown to half of the wall around it; what was added is wall, along the borders between the cells.
+        distance, nearest = distance_transform_edt(labels == 0, return_indices=True)
+        whose = labels[nearest[0], nearest[1]]
+        sides = [
+            (distance[one] + distance[other])[whose[one] != whose[other]]
+            for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]))
+        ]
+        truth["wall_thickness"] = float(np.median(np.concatenate(sides)))
+    return truth
+
+
+def _chords(feature: np.ndarray, polarity: str) -> dict[str, float]:
+    """Mean chords of both phases, from the lengths of all pieces of rows, columns and diagonals."""
+    if polarity not in ("bright on dark", "dark on bright") or not 0.01 < feature.mean() < 0.99:
+        return {}
+    bright = feature if polarity == "bright on dark" else ~feature
+    return {f"mean_chord_of_the_{name}_phase": _chord(part) for name, part in (("bright", bright), ("dark", ~bright))}
+
+
+def _chord(phase: np.ndarray) -> float:
+    """Total length of the pieces over half the number of their ends, the four directions alike."""
+    ends = 0.0
+    for turned in (phase, phase.T):
+        ends += np.mean([np.count_nonzero(np.diff(line.astype(np.int8))) / line.size for line in turned])
+        turned = turned[:, ::-1]
+        diagonals = [np.diagonal(turned, k) for k in range(-turned.shape[0] + 1, turned.shape[1])]
+        crossed = sum(np.count_nonzero(np.diff(line.astype(np.int8))) for line in diagonals)
+        ends += crossed / (np.sqrt(2) * turned.size)
+    return 2 * float(phase.mean()) / (ends / 4)
+
+
 def _is_length(name: str) -> bool:
-    words = ("diameter", "grain_size", "neighbour", "period", "width", "roughness")
+    words = ("diameter", "thickness", "chord", "grain_size", "neighbour", "period", "width", "roughness")
     return any(word in name for word in words)
 
 

@@ -1,6 +1,6 @@
 """Fits the confidence of facts: what speaks for a measurement -> the probability that a person agrees with it.
 
-    python benchmarks/confidence.py fit [--per-class 60] [--rows FILE]
+    python benchmarks/confidence.py fit [--per-class 60] [--rows FILE] [--only area_weighted_diameter ...]
     python benchmarks/confidence.py test [--per-class 60] [--rows FILE] [--out benchmarks/confidence.json]
 
 `fit` measures the powders and crops of the training split and drawn scenes of the `development` seeds, every way to see
@@ -33,17 +33,26 @@ from assistant.measurements.kinds import Signs
 from assistant.measurements.picture import grey_window, picture_of
 from assistant.quantities import within_tolerance
 from benchmarks.annotated import Annotated, crops, drawn, powder
-from data_gen.drawing.synth import CLASSES
+from data_gen.drawing.scenes import CLASSES, UNTAUGHT
 
 MODELS = Path(measuring.__file__).parent / "measurements" / "confidence.json"
 JUDGED = (
     "count", "mean_diameter", "median_diameter", "d10_diameter", "d90_diameter", "nearest_neighbour", "aspect_ratio",
-    "circularity", "grain_size", "coverage", "porosity", "orientation", "period", "line_width", "line_edge_roughness",
-    "fibre_width",
+    "circularity", "area_weighted_diameter", "wall_thickness", "mean_chord_of_the_bright_phase",
+    "mean_chord_of_the_dark_phase", "grain_size", "coverage", "porosity", "orientation", "period", "line_width",
+    "line_edge_roughness", "fibre_width",
 )  # fmt: skip
 CALIBRATED = ("fibre_width", "grain_size")
 """Quantities whose measurement states a probability already."""
-REAL = 20.0
+REAL, REAL_NESTED = 20.0, 3.0
+OF_NESTED = (
+    "agreement", "clear", "crumbs", "ragged", "largest", "taken", "cut", "spread", "round", "long", "edge", "doubt",
+    "noise", "bright", "size",
+)  # fmt: skip
+OF_CHORDS = (
+    "chord", "kept", "other kept", "parted", "phase edge", "phase share", "kind pores", "kind texture", "grain",
+)  # fmt: skip
+"""What the models of enclosed bodies and of chords rest on: too few pictures have them to learn from more."""
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 FEWEST, FOLDS = 40, 8
 """Facts from which a model is fitted, and in how many parts the pictures are left out in turn."""
@@ -59,20 +68,22 @@ def pictures(split: str, source: str, scenes: range) -> Iterator[Annotated]:
     return drawn({"fit": "development", "test": "test"}[split], classes=[source], scenes=scenes)
 
 
-def rows_of_part(task: tuple[str, str, range]) -> list[Row]:
+def rows_of_part(task: tuple[str, str, range, bool]) -> list[Row]:
     """The facts of a part of the pictures, each with what speaks for it and whether it is right."""
     if task[0] == "fit":  # what the measurement itself states, not what an earlier fit makes of it
         confidence._models = dict
         findings.crowd_of = lambda *_: None
-    return [row for item in pictures(*task) for row in rows_of(item, every_way=task[0] == "fit")]
+    return [row for item in pictures(*task[:3]) for row in rows_of(item, every_way=task[0] == "fit", nested=task[3])]
 
 
-def rows_of(item: Annotated, *, every_way: bool) -> list[Row]:
-    """What is stated of one picture, by every way to see it or as a user gets it."""
+def rows_of(item: Annotated, *, every_way: bool, nested: bool = False) -> list[Row]:
+    """What is stated of one picture, by every way to see it, by enclosed bodies alone, or as a user gets it."""
     picture = picture_of(item.pixels, *grey_window(item.pixels))
     if picture is None:
         return []
     it = Signs(picture)
+    if nested:
+        return [] if it.enclosed is None else _judged(item, findings._of_enclosed(it, it.enclosed))
     found = decide(it)
     seen = [found, *_other_ways(it, found)] if every_way else [found]
     return [row for way in seen for row in _judged(item, way)]
@@ -83,6 +94,7 @@ def _other_ways(it: Signs, found: Findings) -> list[Findings]:
     if found.kind in ("uniform", "lines", "fibres"):
         return []
     seen = [findings._as_objects(it, way) for way in (it.objects, *ways(found.picture, it.tried)) if way is not None]
+    seen += [] if it.enclosed is None else [findings._of_enclosed(it, it.enclosed)]
     sure = findings.BODIES_IN_A_CROWD
     return [replace(way, test="crowd", likelihood=it.likelihoods[way.kind], confidence=sure) for way in seen]
 
@@ -92,6 +104,9 @@ def _judged(item: Annotated, found: Findings) -> list[Row]:
     traits = measuring._traits(found)
     rows = []
     truth = item.truth
+    chords: dict[str, dict[str, float]] = {} if found.phases is None else {
+        name: confidence.traits_of_phases(found.phases, bright="bright" in name) for name in JUDGED if "chord" in name
+    }  # fmt: skip
     if "porosity" in truth:  # openings are a phase with a share; a phase with a share need not be openings
         truth = {"coverage": truth["porosity"]} | truth
     for fact in facts.applicable():
@@ -101,17 +116,19 @@ def _judged(item: Annotated, found: Findings) -> list[Row]:
             rows.append(
                 {"picture": item.name, "name": fact.name, "value": fact.value, "true": true, "right": right,
                  "confidence": fact.confidence,
-                 "traits": traits | confidence.traits_of_statement(fact.confidence), "kind": found.kind}
+                 "traits": traits | confidence.traits_of_statement(fact.confidence) | chords.get(fact.name, {}),
+                 "kind": found.kind}
             )  # fmt: skip
     return rows
 
 
-def measured(split: str, *, per_class: int, workers: int, keep: Path | None) -> list[Row]:
+def measured(split: str, *, per_class: int, workers: int, keep: Path | None, nested: bool = False) -> list[Row]:
     """All rows of a split, kept in a file as they come where one is named; what is there already is read from it."""
     if keep is not None and keep.exists():
         return [json.loads(line) for line in keep.read_text().splitlines()]
-    tasks = [(split, source, range(1)) for source in ("outlined", "crops")]
-    tasks += [(split, label, range(k, min(k + 3, per_class))) for k in range(0, per_class, 3) for label in CLASSES]
+    tasks = [(split, source, range(1), nested) for source in ("outlined", "crops")]
+    parts = [range(k, min(k + 3, per_class)) for k in range(0, per_class, 3)]
+    tasks += [(split, label, part, nested) for part in parts for label in CLASSES + UNTAUGHT]
     rows: list[Row] = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for some in pool.map(rows_of_part, tasks):
@@ -123,20 +140,25 @@ def measured(split: str, *, per_class: int, workers: int, keep: Path | None) -> 
 
 
 def fitted(rows: list[Row]) -> dict[str, Any]:
-    """Bias and weights of each quantity with enough facts, right and wrong ones.
+    """Bias and weights of each quantity with enough facts, right and wrong; those of enclosed bodies by themselves.
 
     A model is surer of the pictures it was fitted on than of others; how much is seen on pictures that were left out,
     and taken off.
     """
     models: dict[str, Any] = {}
-    for name in sorted(set(JUDGED) - set(CALIBRATED)):
-        mine = [row for row in rows if row["name"] == name]
+    for row in rows:
+        row["model"] = f"nested {row['name']}" if row["traits"].get("nested") else row["name"]
+    for name in sorted({row["model"] for row in rows} - set(CALIBRATED)):
+        mine = [row for row in rows if row["model"] == name]
         right = np.array([row["right"] for row in mine], dtype=bool)
         if len(mine) < FEWEST or min(right.sum(), (~right).sum()) < FOLDS:
             continue
-        traits = sorted({trait for row in mine for trait in row["traits"]})
+        nested, chords = name.startswith("nested"), "chord" in name
+        chosen = OF_NESTED if nested else OF_CHORDS if chords else {trait for row in mine for trait in row["traits"]}
+        traits = sorted(chosen)
         x = np.array([[row["traits"].get(trait, 0.0) for trait in traits] for row in mine])
-        weight = np.array([REAL if row["picture"].startswith(("powder/Sc", "crops")) else 1.0 for row in mine])
+        real = REAL_NESTED if nested or chords else REAL
+        weight = np.array([real if row["picture"].startswith(("powder/Sc", "crops")) else 1.0 for row in mine])
         slope, shift = _taken_off(x, right, weight, [row["picture"] for row in mine])
         weights, bias = _logistic(x, right, weight)
         weights, bias = slope * weights, slope * bias + shift
@@ -202,11 +224,17 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=60)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rows", type=Path)
+    parser.add_argument("--only", nargs="+", default=[], help="models to write, the others stay as they are")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    rows = measured(args.what, per_class=args.per_class, workers=args.workers, keep=args.rows)
+    nested = args.what == "fit" and args.only == ["nested"]
+    rows = measured(args.what, per_class=args.per_class, workers=args.workers, keep=args.rows, nested=nested)
     if args.what == "fit":
-        MODELS.write_text(json.dumps(fitted(rows), indent=1) + "\n")
+        models = fitted(rows)
+        if args.only:
+            new = {name: model for name, model in models.items() if any(map(name.startswith, args.only))}
+            models = dict(sorted((json.loads(MODELS.read_text()) | new).items()))
+        MODELS.write_text(json.dumps(models, indent=1) + "\n")
     else:
         result = summary(rows)
         print(json.dumps(result, indent=1))

@@ -105,6 +105,33 @@ def test_a_sentence_that_says_more_than_its_number_does_not_stay() -> None:
     assert said == "24 structures were counted."
 
 
+@pytest.mark.parametrize("question", ["Describe this micrograph.", "How many structures are there, and how large?"])
+@pytest.mark.parametrize(
+    "draft",
+    [
+        "The mean distance is 312 nm.",
+        "The width of the image is 312 nm.",
+        "The image is 24 wide.",
+        "24 detectors were used.",
+        "There are 312 nm structures.",
+        "The structures are 312 nm 24.",
+        "The count is 24 24.",
+        "The structures structures have a mean diameter of 312 nm.",
+        "The diameters range from 1 nm to 900 nm.",
+        "All structures have the same mean diameter: 312 nm.",
+        "Most structures are small; the mean diameter is 312 nm.",
+        "24 single structures were counted.",
+    ],
+)
+def test_a_true_number_under_a_false_name_or_beside_a_claim_does_not_stay(question: str, draft: str) -> None:
+    assert draft not in answer(draft, question)
+
+
+def test_a_number_alone_is_what_was_asked() -> None:
+    assert answer("It is 312 nm.", "How large are they?").startswith("It is 312 nm.")
+    assert not answer("It is 312 nm.", "Describe this micrograph.").startswith("It is")
+
+
 def test_a_sentence_comes_once() -> None:
     draft = "24 structures were counted. 24 structures were counted. 24 structures were counted."
     assert answer(draft, "How many are there?") == "24 structures were counted."
@@ -270,6 +297,13 @@ def test_a_comparison_says_what_is_missing() -> None:
 def test_whatever_is_asked_nothing_but_facts_is_said(wording: Wording) -> None:
     said = answer("", wording.text)
     assert all(s.verdict in ("true", "withheld") for s in read_statements(said, [KNOWN])), said
+
+
+def test_a_class_that_says_what_is_asked_is_the_answer() -> None:
+    sponge = NOTHING.with_words({"class": "porous sponge"}, "truth")
+    assert answer("", "Is it porous?", sponge).startswith("The class is porous sponge. The porosity could not")
+    wires = NOTHING.with_words({"class": "nanowires"}, "truth")
+    assert "nanowires" not in answer("", "Is it porous?", wires)
 
 
 def test_a_network_is_no_crowd_of_bodies() -> None:

@@ -13,8 +13,11 @@ from assistant.chat import Conversation, Message
 from assistant.demonstrations import Shots
 from assistant.errors import ConfigError, MicrographError
 from assistant.generation import Sampling, next_token
+from assistant.heads import load_heads
 from assistant.inference import Assistant
 from assistant.labels import matched, rank_labels
+from assistant.starts import BUNDLED
+from data_gen.drawing.scenes import CLASSES
 
 
 def discs(seed: int, *, size: int = 96) -> np.ndarray:
@@ -199,6 +202,14 @@ def test_ranking_in_closed_form() -> None:
 )
 def test_labels_are_matched_to_what_heads_know(typed: str, meant: str | None) -> None:
     assert matched(typed, ["porous sponge", "fibres", "nanowires", "powder"]) == meant
+
+
+def test_the_classes_we_draw_and_the_words_of_the_heads_are_known_as_labels() -> None:
+    head = load_heads(BUNDLED / "heads").head("class")
+    assert head is not None
+    words = [word for word in head.words if word]
+    assert [word for word in words if matched(word, words) != word] == []
+    assert [name for name in CLASSES if matched(name, words) is None] == []
 
 
 @pytest.mark.parametrize("labels", [["widgets", "wafer"], ["widgets", "nanowires"]])

@@ -42,7 +42,10 @@ class Geometry:
         return 2 * np.sqrt(self.area / np.pi)
 
 
-def runs_of(labels: I32) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+Runs = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
+
+
+def runs_of(labels: I32) -> Runs:
     """Stretches of one label along the rows, which are far fewer than pixels: flat start, length and label. [R] each"""
     new = np.empty(labels.shape, np.bool_)
     new[:, 0] = True
@@ -51,9 +54,9 @@ def runs_of(labels: I32) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np
     return starts, np.diff(starts, append=labels.size), labels.ravel()[starts].astype(np.intp)
 
 
-def geometry_of(labels: I32, count: int) -> Geometry:
-    """Area, centre and the ellipse of equal second moments of each label 1..count."""
-    starts, lengths, index = runs_of(labels)
+def geometry_of(labels: I32, count: int, runs: Runs | None = None) -> Geometry:
+    """Area, centre and the ellipse of equal second moments of each label 1..count; `runs` where they are known."""
+    starts, lengths, index = runs or runs_of(labels)
     used = index > 0
     starts, lengths, index = starts[used], lengths[used], index[used] - 1
     rows, columns = np.divmod(starts, labels.shape[1])

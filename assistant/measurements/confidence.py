@@ -1,8 +1,8 @@
 """What speaks for a measurement -> the probability that a person would agree with it. Knows nothing about pixels.
 
-Logistic models, one for each quantity, fitted by `benchmarks/confidence.py` on pictures with outlines drawn by hand and
-on drawn scenes; agreement is that within the tolerance of `QUANTITIES`. A quantity without a model keeps the confidence
-that the measurement states.
+Logistic models, one for each quantity, and another for bodies that were seen as `nested`; fitted by
+`benchmarks/confidence.py` on pictures with outlines drawn by hand and on drawn scenes; agreement is that within the
+tolerance of `QUANTITIES`. A quantity without a model keeps the confidence that the measurement states.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from importlib.resources import files
 
 import numpy as np
 
+from assistant.measurements.intercepts import Phases
 from assistant.measurements.picture import Picture
 from assistant.measurements.segmentation import Objects
 
@@ -25,9 +26,9 @@ Traits = Mapping[str, float]
 
 def probability(name: str, traits: Traits) -> float | None:
     """The probability that a person agrees within the tolerance; None where no model was fitted."""
-    model = _models().get(name)
-    if model is None:
-        return None
+    model = _models().get(f"nested {name}" if traits.get("nested") else name)
+    if model is None:  # enclosed bodies have no models of the quantities that are rarely right of them
+        return 0.0 if traits.get("nested") and name in _models() else None
     odds = model.bias + sum(weight * traits.get(trait, 0.0) for trait, weight in model.weights.items())
     return 1 / (1 + math.exp(-max(-30.0, min(30.0, odds))))
 
@@ -80,6 +81,36 @@ def traits_of_objects(picture: Picture, objects: Objects) -> dict[str, float]:
         "joined": float(objects.way == "joined"),
         "patches": float(objects.way == "patches"),
         "bright": float(candidate.bright),
+    } | (_traits_of_nested(picture, objects) if objects.way == "nested" else {})
+
+
+def _traits_of_nested(picture: Picture, objects: Objects) -> dict[str, float]:
+    """What else speaks for enclosed bodies: nothing changes with what counts as a crumb, and their shapes are whole."""
+    shape, kept = objects.geometry, objects.sized & objects.whole
+    area, diameter = shape.area[kept], shape.diameter[kept]
+    half = diameter > np.average(diameter, weights=area) / 2
+    return {
+        "nested": 1.0,
+        "clear": math.log(objects.clear),
+        "crumbs": math.log(float(diameter[half].mean() / diameter.mean())),
+        "ragged": 1 - float(np.average(shape.compactness[kept], weights=area)),
+        "largest": float(area.max() / area.sum()),
+        "taken": math.log(float(shape.area[objects.sized].sum() / picture.calm.size)),
+    }
+
+
+def traits_of_phases(phases: Phases, *, bright: bool) -> dict[str, float]:
+    """What speaks for the mean chord of a phase."""
+    chord, other = phases.chords if bright else phases.chords[::-1]
+    kept = phases.agreement if bright else phases.agreement[::-1]
+    return {
+        "nested": 0.0,
+        "chord": math.log(chord),
+        "kept": math.log(max(kept[0], 0.02)),
+        "other kept": math.log(max(kept[1], 0.02)),
+        "parted": phases.separability,
+        "phase edge": math.log(max(phases.edge, 0.3)),
+        "phase share": math.log(chord / other),
     }
 
 

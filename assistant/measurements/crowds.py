@@ -14,6 +14,7 @@ import numpy as np
 
 from assistant.measurements.bodies import SMALLEST_AREA, label
 from assistant.measurements.confidence import probability, traits_of_objects
+from assistant.measurements.facts import LIKELY
 from assistant.measurements.picture import Picture, opened
 from assistant.measurements.segmentation import Candidate, Objects, assembled, foreground
 from assistant.measurements.touching import touching_objects
@@ -46,6 +47,13 @@ def chance_of(picture: Picture, objects: Objects) -> float:
     """The probability that a person would agree with the count or, which is more, with the size as well."""
     traits = traits_of_objects(picture, objects)
     return max(probability(name, traits) or 0.0 for name in ("count", "mean_diameter"))
+
+
+def worth(picture: Picture, objects: Objects) -> float:
+    """How many of the number and the sizes of bodies a person would agree with, of those that are likely enough."""
+    traits = traits_of_objects(picture, objects)
+    likely = [probability(name, traits) or 0.0 for name in ("count", "mean_diameter", "area_weighted_diameter")]
+    return sum(chance for chance in likely if chance >= LIKELY)
 
 
 def ways(picture: Picture, candidates: list[Candidate]) -> Iterator[Objects]:

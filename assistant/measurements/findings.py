@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from assistant.measurements.bodies import SMALLEST_AREA, label
-from assistant.measurements.crowds import chance_of, crowd_of
+from assistant.measurements.crowds import chance_of, crowd_of, worth
 from assistant.measurements.facts import Kind
 from assistant.measurements.fibres import Fibres, fibres_closer, fibres_of
 from assistant.measurements.granulometry import grain_size
+from assistant.measurements.intercepts import THINNEST, Phases, wall_thickness
 from assistant.measurements.kinds import PLAIN, TWO_PHASES, Signs, certainty, confidence, elongated
 from assistant.measurements.lines import Lines, measure_lines
 from assistant.measurements.picture import Mask, Picture, halved, opened
@@ -73,6 +74,10 @@ ANGULAR = 1.75
 """Mean aspect ratio above which the dark parts of a picture are gaps between fibres."""
 FOAM = 0.3
 """Share of the frame from which openings without a period are those of a foam."""
+DEEP, ROUND = 0.8, 0.88
+"""Most signal of an opening over that of the ground, and least compactness of openings by area."""
+SURELY_ENCLOSED = 0.75
+"""Worth of bodies that go before fibres: their walls may well be long and thin."""
 FEW = 2
 """So many dark bodies are openings only where their rims glow."""
 # The edge of an opening is convex and glows in secondary electrons.
@@ -110,6 +115,12 @@ class Findings:
     """whether the bright phase is the one in front"""
     phase: Mask | None = None
     """[h, w] where that phase is, in the small copy"""
+    walls: float | None = None
+    """thickness of the walls between cells [px of the full picture]"""
+    phases: Phases | None = None
+    """two phases with their mean chords, where they were asked for"""
+    darkest: float = 0.0
+    """signal of the darkest thousandth of a surface without openings over the median; 0 where it is not known"""
 
 
 @dataclass(frozen=True)
@@ -132,13 +143,20 @@ def find(picture: Picture, *, transmission: bool = False) -> Findings:
 def decide(it: Signs) -> Findings:
     """What the first test says that has an answer."""
     test, found = next((test, found) for test in TESTS if (found := test.answer(it)) is not None)
+    if found.kind != "pores" and not it.transmission:
+        found.darkest = _darkest(it.picture)
     # The model of the likelihoods does not know this kind.
     if found.kind == "uniform":
         return replace(found, test=test.name, likelihood=SURELY_UNIFORM, confidence=SURELY_UNIFORM)
     likely = it.likelihoods[found.kind]
-    if test.name == "crowd":  # its confidence is known already
+    if test.name in ("enclosed", "crowd"):  # its confidence is known already
         return replace(found, test=test.name, likelihood=likely)
     return replace(found, test=test.name, likelihood=likely, confidence=confidence(likely, test.name))
+
+
+def _darkest(picture: Picture) -> float:
+    dark, usual = (float(level) - picture.black for level in np.percentile(picture.calm[::2, ::2], [0.1, 50]))
+    return dark / max(usual, 1e-6)
 
 
 def _uniform(it: Signs) -> Findings | None:
@@ -190,10 +208,31 @@ def _other_objects(it: Signs) -> Findings | None:
     return None if long and not objects.candidate.bright else _as_objects(it, objects)
 
 
+def _enclosed(it: Signs) -> Findings | None:
+    if it.period is not None or it.enclosed is None or it.enclosed.candidate.bright:
+        return None  # bright bodies may touch, so the other ways to tell them apart come first
+    if it.sure_objects and it.objects is not None and _as_objects(it, it.objects).objects is not None:
+        return None
+    likely, fibres = worth(it.picture, it.enclosed), it.likelihoods["fibres"]
+    return _of_enclosed(it, it.enclosed) if likely >= SURELY_ENCLOSED or likely > fibres > LONG else None
+
+
+def _of_enclosed(it: Signs, objects: Objects) -> Findings:
+    found = replace(_as_objects(it, objects), confidence=BODIES_IN_A_CROWD, share_confidence=UNSURE)
+    if found.kind == "pores" and found.objects is not None:
+        cells = np.where(np.append(False, objects.sized)[objects.labels], objects.labels, 0)
+        walls = wall_thickness(cells) + 2 * found.objects.outset
+        found.walls = walls * it.picture.factor if walls >= THINNEST else None
+    return found
+
+
 def _crowd(it: Signs) -> Findings | None:
     if it.sure_objects or it.period is not None:
         return None
     crowd = crowd_of(it.picture, it.tried)
+    enclosed = 0.0 if it.enclosed is None else worth(it.picture, it.enclosed)
+    if it.enclosed is not None and enclosed > (0.0 if crowd is None else worth(it.picture, crowd)):
+        return _of_enclosed(it, it.enclosed)
     if crowd is None:
         return None
     chance = chance_of(it.picture, crowd)
@@ -235,6 +274,7 @@ TESTS = (
     Test(
         "curtaining", "What is the same all along the frame, without a period, was drawn by the ion beam.", _curtaining
     ),
+    Test("enclosed", "What closed walls surely surround are bodies, whatever runs between them.", _enclosed),
     Test(
         "plain fibres",
         "Bodies go on and on along their direction; the gaps between them may well be compact.",
@@ -265,7 +305,9 @@ def _as_objects(it: Signs, objects: Objects) -> Findings:
         rim = None if objects.candidate.bright else rim_of(it.picture, objects.foreground)
     # The ground beside a body that stands on it is shaded: dark particles have no porosity.
     opens = rim is not None and not rim.stands and (rim.shade > GLOWS or objects.count > FEW)
-    if objects is not it.objects:
+    if objects.way == "nested":
+        opens = opens and rim is not None and rim.shade > GLOWS and _dark(it.picture, objects)
+    elif objects is not it.objects:
         opens = opens and it.likelihoods["pores"] > NO_PORES
     if rim is not None and opens and _may_be_pores(it):
         return _as_pores(it, found, objects, rim)
@@ -274,6 +316,17 @@ def _as_objects(it: Signs, objects: Objects) -> Findings:
     outline = float(objects.perimeter.sum())
     found.share = float(objects.foreground.mean()) - objects.outset * outline / objects.foreground.size
     return found
+
+
+def _dark(picture: Picture, objects: Objects) -> bool:
+    """Whether round bodies give so much less signal than what is between them that they are deep.
+
+    A phase of another composition differs by less, and precipitates are lobed.
+    """
+    body, ground = (float(np.median(picture.calm[part])) for part in (objects.foreground, ~objects.foreground))
+    kept, shape = objects.sized, objects.geometry
+    compact = float(np.average(shape.compactness[kept], weights=shape.area[kept]))
+    return body - picture.black < DEEP * (ground - picture.black) and compact > ROUND
 
 
 def _may_be_pores(it: Signs) -> bool:
@@ -285,7 +338,7 @@ def _may_be_pores(it: Signs) -> bool:
 def _as_pores(it: Signs, found: Findings, objects: Objects, rim: Rim) -> Findings:
     """Openings: counted where they are clear bodies; else only their share is known."""
     dark = objects.candidate
-    if found.period is not None or (dark.compact > PLAIN and _stable(found.picture, dark)):
+    if objects.way == "nested" or found.period is not None or (dark.compact > PLAIN and _stable(found.picture, dark)):
         found.objects = replace(objects, outset=-rim.outset)
     else:
         phases, dark_phase = it.phases, objects.foreground

@@ -15,6 +15,7 @@ import numpy as np
 
 from assistant.measurements.chords import Chords, find_chords
 from assistant.measurements.facts import Kind
+from assistant.measurements.nested import nested_objects
 from assistant.measurements.picture import F64, Picture, running_mean
 from assistant.measurements.rims import Rim, rim_of
 from assistant.measurements.segmentation import Candidate, Objects, best_of, candidates, objects_of, two_phases
@@ -138,6 +139,11 @@ class Signs:
         if found is None or found.share_good < OBJECT_SHARE or not (found.good & found.inside).any():
             return None
         return None if found.count <= 1 and certainty(found) < SURE_OF_ONE else found
+
+    @cached_property
+    def enclosed(self) -> Objects | None:
+        """Bodies that closed outlines of their own levels tell apart."""
+        return nested_objects(self.picture)
 
     @cached_property
     def sure_objects(self) -> bool:

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 FIGURES: dict[str, tuple[str, ...]] = {
     figure: tuple(quantity.name for quantity in QUANTITIES.values() if quantity.figure == figure)
-    for figure in ("objects", "grains", "neighbours", "share", "direction", "period", "lines", "fibres", "grey")
+    for figure in (
+        *("objects", "grains", "neighbours", "share", "phases"),
+        *("direction", "period", "lines", "fibres", "grey"),
+    )
 }
 """Each figure with the facts it shows."""
 TICKS = 44
@@ -117,6 +120,13 @@ def _draw_share(it: Drawing) -> None:
             it.surface.polyline(it.full(contour[:, 0], contour[:, 1]), TEAL, width=1.2)
     elif it.found.lines is not None:
         _draw_lines(it)
+
+
+def _draw_phases(it: Drawing) -> None:
+    assert it.found.phases is not None
+    it.surface.tint(it.found.phases.bright, TEAL)
+    for contour in outlines(it.found.phases.bright):
+        it.surface.polyline(it.full(contour[:, 0], contour[:, 1]), TEAL, width=1.2)
 
 
 def _draw_direction(it: Drawing) -> None:
@@ -221,6 +231,7 @@ DRAWN: dict[str, Callable[[Drawing], None]] = {
     "grains": _draw_grains,
     "neighbours": _draw_neighbours,
     "share": _draw_share,
+    "phases": _draw_phases,
     "direction": _draw_direction,
     "period": _draw_period,
     "lines": _draw_lines,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -39,6 +39,8 @@ class Picture:
     small: F32
     """[h, w] means of `factor` x `factor` blocks of `grey`"""
     factor: int
+    black: float = 0.0
+    """grey level of no signal at all, where pixels are 0: at most 0"""
 
     @cached_property
     def crop(self) -> F32:
@@ -108,7 +110,7 @@ def noise_sigma(image: F32) -> float:
 
 def halved(picture: Picture) -> Picture:
     """The same picture with a small copy of half the size, for a rough look."""
-    return Picture(picture.grey, block_mean(picture.small, 2), 2 * picture.factor)
+    return replace(picture, small=block_mean(picture.small, 2), factor=2 * picture.factor)
 
 
 def block_mean(image: F32, factor: int) -> F32:
@@ -181,5 +183,5 @@ def picture_of(pixels: Pixels, low: float, high: float) -> Picture | None:
     grey *= np.float32(1.0 / (high - low))
     np.clip(grey, 0.0, 1.0, out=grey)
     factor = max(1, -(-max(grey.shape) // SMALL_SIDE))
-    picture = Picture(grey, block_mean(grey, factor), factor)
+    picture = Picture(grey, block_mean(grey, factor), factor, black=min(0.0, -low / (high - low)))
     return picture if float(picture.small.std()) > 1e-4 else None

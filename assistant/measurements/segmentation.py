@@ -86,8 +86,9 @@ class Candidate:
         return self.edge * (0.3 + self.compact)
 
 
-Way = Literal["necks", "joined", "patches"]
-"""Cut at necks; parts between seams joined by their evidence (`touching`); not at all, each patch is one (`crowds`)."""
+Way = Literal["necks", "joined", "patches", "nested"]
+"""Cut at necks; parts between seams joined by their evidence (`touching`); not at all, each patch is one (`crowds`);
+each enclosed by an outline of its own level (`nested`)."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ class Objects:
     agreement: float = 1.0
     """fewest over most bodies, as seams are doubtful or the threshold is a little off"""
     doubt: float = 0.0
-    """uncertain pairs of parts per body"""
+    """uncertain pairs of parts per body; of enclosed ones the open share of their outlines"""
+    clear: float = 0.0
+    """of enclosed bodies: their share of the frame with how steep their outlines are"""
 
     @property
     def counted(self) -> Mask:

@@ -20,7 +20,7 @@ import numpy as np
 
 from assistant.disk import disk_errors, write_file
 from assistant.errors import DatasetError
-from data_gen.drawing.scenes import CLASSES, generator_of
+from data_gen.drawing.scenes import CLASSES, UNTAUGHT, generator_of
 
 __all__ = ["CLASSES", "STYLES", "Synthetic", "render", "render_array", "write_synthetic"]
 
@@ -67,7 +67,7 @@ def _streams(label: str, seed: int, style: str) -> tuple[np.random.Generator, ..
 
 
 def _check(label: str, size: tuple[int, int], style: str) -> None:
-    if label not in CLASSES:
+    if label not in CLASSES + UNTAUGHT:
         raise DatasetError("unknown_class", f"There is no class {label!r}. Choose from {', '.join(CLASSES)}.")
     if style not in STYLES:
         raise DatasetError("unknown_style", f"There is no style {style!r}. Choose from {', '.join(STYLES)}.")
@@ -102,7 +102,7 @@ def render_at_doses(
     scene = generator_of(label)(sample, view, size)
     optics = imaging.draw_optics(machine, style=style)
     group = seed // VIEWS_PER_GROUP
-    kind = format_of(group + 3 * CLASSES.index(label), style)
+    kind = format_of(group + 3 * (CLASSES + UNTAUGHT).index(label), style)
     signal = imaging.emission(scene, optics)
     feature, labels = scene.feature, scene.labels
     if scene.tilt_deg and not scene.projected:

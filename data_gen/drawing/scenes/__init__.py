@@ -1,4 +1,6 @@
-"""The ten classes of micrograph and the generator of each. Knows nothing about optics, files or vendors.
+"""The ten classes of micrograph, two more that only test measurements, and the generator of each.
+
+Knows nothing about optics, files or vendors.
 
 A generator is `draw(sample, view, size) -> Scene`: `sample` is a generator of random numbers shared by all fields
 of view of one sample (what the specimen is), `view` belongs to one field of view (where things lie in it). Each
@@ -27,6 +29,8 @@ CLASSES = (
     "powder",
     "tips",
 )
+UNTAUGHT = ("plant_tissue", "two_phase")
+"""Drawn to hold measurements against; no student is taught them."""
 
 
 class Draw(Protocol):
@@ -39,9 +43,9 @@ def generator_of(label: str) -> Draw:
     """Return the generator of one class; the module bears the name of the class.
 
     Raises:
-        KeyError: the label is not one of CLASSES.
+        KeyError: the label is none of CLASSES and UNTAUGHT.
     """
-    if label not in CLASSES:
+    if label not in CLASSES + UNTAUGHT:
         raise KeyError(label)
     draw: Draw = import_module(f"data_gen.drawing.scenes.{label}").draw
     return draw
