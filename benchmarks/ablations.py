@@ -66,7 +66,7 @@ WAYS = {name: (name,) for name in ("texture", "image", "vit", "hnf")} | {"vit + 
 STRATEGIES = ("early", "intermediate", "late", "gated")
 FUSES = ("texture", "image", "hnf")
 SAMPLING = ("random", "similar", "balanced")
-SHOWN, SHOTS, QUESTIONS, LABELS = 4, 4, 2, 4
+SHOWN, SHOTS, QUESTIONS, LABELS = 4, 4, 5, 4
 RANKS = {f"ranks {low} to {high}": (f"adapter.r_min={low}", f"adapter.r_max={high}")
          for low, high in ((1, 4), (1, 16), (4, 16), (16, 16))}  # fmt: skip
 EXPERTS = {f"{count} experts": ("adapter.kind=dya_mope", f"adapter.experts={count}") for count in (1, 2, 4)}
