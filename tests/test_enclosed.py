@@ -7,6 +7,7 @@ from scipy.spatial import cKDTree
 
 from assistant.answers import composed
 from assistant.measure import Facts, Known, measure_pixels
+from assistant.measurements.confidence import probability, traits_of_objects
 from assistant.measurements.intercepts import mean_chord, phases_of, wall_thickness
 from assistant.measurements.nested import by_area, nested_objects
 from assistant.measurements.picture import Picture, grey_window, picture_of
@@ -120,6 +121,24 @@ def test_squares_have_their_side_and_bright_ones_are_found_as_well() -> None:
     assert found.candidate.bright
     size = found.geometry.diameter[found.sized & found.whole] - 2 * found.outset
     assert size.mean() == pytest.approx(30 * 2 / np.sqrt(np.pi), rel=0.05)
+
+
+def test_bright_bodies_among_many_small_ones_have_no_number() -> None:
+    """Small agglomerates are agglomerates, so a number without them is false; a size by area hardly knows them."""
+    rng = np.random.default_rng(8)
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    grey = np.full(SIZE, 0.25)
+    for k in range(30):
+        grey[(y - 45 - 80 * (k // 6)) ** 2 + (x - 55 - 106 * (k % 6)) ** 2 < (16 + k % 7) ** 2] = (
+            0.5 + 0.4 * rng.random()
+        )
+    for cy, cx in rng.uniform(0, 1, (150, 2)) * SIZE:
+        speck = (y - cy) ** 2 + (x - cx) ** 2 < 3.2**2
+        grey[speck] = np.maximum(grey[speck], 0.7)
+    picture = seen(imaged(grey))
+    traits = traits_of_objects(picture, enclosed(imaged(grey)))
+    assert probability("count", traits) == probability("mean_diameter", traits) == 0.0
+    assert (probability("area_weighted_diameter", traits) or 0.0) > 0.3
 
 
 @pytest.mark.parametrize("grain", [1.5, 3.0, 6.0])

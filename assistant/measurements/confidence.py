@@ -16,16 +16,23 @@ from importlib.resources import files
 
 import numpy as np
 
+from assistant.measurements.bodies import SMALLEST_AREA
 from assistant.measurements.intercepts import Phases
 from assistant.measurements.picture import Picture
 from assistant.measurements.segmentation import Objects
 
+NUMBERS = frozenset({"count", "mean_diameter", "median_diameter", "d10_diameter", "d90_diameter", "nearest_neighbour"})
+MOST_DROPPED = 0.1
+"""Quantities by number, and the share of bright bodies left out as crumbs from which these rest on what a crumb is:
+the gaps where dark cells meet are no cells, but small agglomerates are agglomerates."""
 Traits = Mapping[str, float]
 """What speaks for and against a measurement, by name; a trait that is not there is 0."""
 
 
 def probability(name: str, traits: Traits) -> float | None:
     """The probability that a person agrees within the tolerance; None where no model was fitted."""
+    if name in NUMBERS and traits.get("bright") and traits.get("dropped", 0.0) > MOST_DROPPED:
+        return 0.0
     model = _models().get(f"nested {name}" if traits.get("nested") else name)
     if model is None:  # enclosed bodies have no models of the quantities that are rarely right of them
         return 0.0 if traits.get("nested") and name in _models() else None
@@ -92,6 +99,7 @@ def _traits_of_nested(picture: Picture, objects: Objects) -> dict[str, float]:
     return {
         "nested": 1.0,
         "clear": math.log(objects.clear),
+        "dropped": 1 - float(objects.sized.sum()) / max(int((shape.area >= SMALLEST_AREA).sum()), 1),
         "crumbs": math.log(float(diameter[half].mean() / diameter.mean())),
         "ragged": 1 - float(np.average(shape.compactness[kept], weights=area)),
         "largest": float(area.max() / area.sum()),
