@@ -20,8 +20,12 @@ class Shots:
     """How many demonstrations stand before a question, and how they are chosen."""
 
     count: int
-    choice: Literal["similar", "random", "balanced"] = "similar"
-    """`similar`: nearest by cosine of h_cls; `random`: uniform; `balanced`: uniform, the labels in turn."""
+    choice: Literal["similar", "random", "balanced"] = "balanced"
+    """`similar`: nearest by cosine of h_cls; `random`: uniform; `balanced`: uniform, the labels in turn.
+
+    Of the bundled student's twenty answers 0.71 are right after balanced ones, 0.70 and 0.43 after the others
+    (benchmarks/ablations.json, five seeds).
+    """
     seed: int = 0
 
 

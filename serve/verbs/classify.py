@@ -21,7 +21,7 @@ def classify(
         Path | None, typer.Option(help="For few-shot: a folder with one sub-folder of images per label.")
     ] = None,
     shots: Annotated[
-        int | None, typer.Option(min=1, help="Show this many of the most similar examples in the question itself.")
+        int | None, typer.Option(min=1, help="Show this many examples in the question itself, the labels in turn.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Labels to report per image.")] = 5,
     explain: Annotated[
