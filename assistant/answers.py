@@ -16,7 +16,7 @@ from assistant.measure import LINE_ORDER, Fact, Known, filled, missing, read_sta
 from assistant.measurements.comparison import COMPARED, between
 from assistant.measurements.facts import LIKELY, NO_OPENINGS, OPENINGS, SURE
 from assistant.quantities import QUANTITIES, read_amounts
-from assistant.questions import INTENTS, asked_for, facts_asked, intents_of
+from assistant.questions import INTENTS, asked_for, facts_asked, intents_of, is_thanks
 
 MOST_FACTS = 8
 """Measured facts of a description."""
@@ -123,7 +123,7 @@ def composed(
     intents = intents_of(question)
     for intent in ("greeting", "help"):
         if intent in intents:
-            return [("", ABOUT_ITSELF[intent])]
+            return [("", ABOUT_ITSELF["thanks" if is_thanks(question) else intent])]
     if "compare" in intents:
         if len(numbers) > 1:
             return list(_compared({number: known[number - 1] for number in numbers}))
@@ -145,14 +145,20 @@ def composed(
 ABOUT_ITSELF = {
     "greeting": "Hello. Ask about the image: what it shows, how many structures there are and how large, how they lie, "
     "or how it was taken.",
+    "thanks": "You are welcome. Ask on about this image, or add another.",
     "help": "I answer from what is measured in the image, what its file says and what classifiers are sure of: number, "
     "sizes, shares, directions, periods, voltage, detector, pixel size, class. Where none of them tells, I say so. "
     "Images stay on this machine.",
 }
 
 
-_OPEN = frozenset({"what", "describe", "defects"})
-"""Intents of a question that no single quantity answers."""
+_NEVER_TOLD = {
+    "defects": "Whether there are defects cannot be told: nothing here recognises them.",
+    "composition": "Elements and crystal structure cannot be told from an image: they take a spectrum or diffraction.",
+    "thickness": "The thickness of a layer cannot be told: nothing here finds the layers.",
+}
+_OPEN = frozenset({"what", "describe", *_NEVER_TOLD})
+"""Intents of a question that no quantity answers."""
 
 
 def _composed_of(
@@ -161,24 +167,28 @@ def _composed_of(
     """What is known, intent by intent; what is not; and what can be seen, where that is asked or something is not."""
     if not intents:
         yield "", "What is asked cannot be told from the image, its file or the measurements."
-    lost: list[str] = []
+    lost, sort = list[str](), known.get("class")
     for intent in intents:
         names = facts_asked(intent, question)
         facts = [fact for name in names if (fact := known.get(name)) is not None]
         if intent in ("what", "describe"):
             yield from _named(known, said)
-        elif intent == "defects":
-            yield "", "Whether there are defects cannot be told: nothing here recognises them."
+        elif intent in _NEVER_TOLD:
+            yield "", _NEVER_TOLD[intent]
+            if intent == "composition" and sort is not None and "what" not in intents:
+                yield sort.name, sentence_of(sort)
         if intent not in ("what", "describe"):
             yield from _stated(facts)
             said = said | {fact.name for fact in facts}
+            if not facts and sort is not None and intent in intents_of(sort.text):
+                yield sort.name, sentence_of(sort)  # "porous sponge" says whether it is porous
         if intent == "instrument" and names != INTENTS[intent].facts:  # each was asked for by its name
             lost += [name for name in names if known.get(name) is None]
         elif names and (not facts or (QUANTITIES[names[0]].source == "predicted" and facts[0].name != names[0])):
-            lost.append(names[0])
+            lost.append("mean_diameter" if names[0] == "d10_diameter" else names[0])
     told = list(_lost(lost, known))
     yield from told
-    asked = not intents or bool(_OPEN & set(intents))
+    asked = not intents or bool({"what", "describe", "defects"} & set(intents))
     if asked or any(QUANTITIES[name].source != "read" for name in lost):
         wholly = asked and ("what" not in intents or known.get("class") is None)
         yield from _seen(known, wholly=wholly, reasoned=any(NONE_APART in text for _, text in told), said=said)
@@ -187,15 +197,20 @@ def _composed_of(
 
 
 def _stated(facts: Sequence[Fact]) -> Iterator[tuple[str, str]]:
-    """Facts as sentences; the smallest and the largest diameters of most bodies in one."""
-    by_name = {fact.name: fact for fact in facts}
-    least, most = by_name.get("d10_diameter"), by_name.get("d90_diameter")
+    """Facts as sentences; the range of most diameters in one."""
+    ends = _range_of_most(facts)
     for fact in facts:
-        if least is None or most is None or fact not in (least, most):
+        if fact not in ends:
             yield fact.name, _said(fact)
-        elif fact is least:
-            doubt = "" if least.sure and most.sure else ", which is uncertain"
-            yield fact.name, f"Most diameters are between {least.written} and {most.written}{doubt}."
+        elif fact is ends[0]:
+            doubt = "" if all(end.sure for end in ends) else ", which is uncertain"
+            yield fact.name, f"Most diameters are between {ends[0].written} and {ends[1].written}{doubt}."
+
+
+def _range_of_most(facts: Sequence[Fact]) -> Sequence[Fact]:
+    """The diameters between which most are, where both are there."""
+    ends = [fact for fact in facts if fact.name in ("d10_diameter", "d90_diameter")]
+    return ends if len(ends) == 2 else ()
 
 
 def _said(fact: Fact) -> str:
@@ -222,8 +237,8 @@ def _lost(names: Sequence[str], known: Known) -> Iterator[tuple[str, str]]:
             yield name, _untold(name, known)
         elif fact is not None and fact.note == OPENINGS:
             yield name, "Dark openings are seen; what share they take up could not be measured with any confidence."
-        elif fact is not None and fact.note.startswith(NO_OPENINGS):
-            yield name, f"{fact.note[0].upper()}{fact.note[1:]}."
+        elif fact is not None and fact.note == NO_OPENINGS:
+            yield name, f"{NO_OPENINGS.capitalize()}."
         elif fact is not None and (fact.applies or known.get("area_weighted_diameter") is not None):
             reasons.setdefault(" with any confidence", []).append(name)
         elif name in ("count", "mean_diameter") and known.facts.items:
@@ -296,11 +311,14 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
     elif known.facts.items and wholly and not reasoned:
         yield "", f"{NONE_APART.capitalize()} in this image."
     facts = [fact for name in LINE_ORDER if (fact := known.get(name)) is not None]
-    measured = [
-        f"{QUANTITIES[fact.name].said} {fact.written}{'' if fact.sure else ' (uncertain)'}"
-        for fact in facts
-        if fact.name not in _LEAVES_OUT | said
-    ]
+    listed = [fact for fact in facts if fact.name not in _LEAVES_OUT | said]
+    ends, measured = _range_of_most(listed), list[str]()
+    for fact in listed:
+        if fact not in ends:
+            measured.append(f"{QUANTITIES[fact.name].said} {fact.written}{'' if fact.sure else ' (uncertain)'}")
+        elif fact is ends[0]:
+            doubt = "" if all(end.sure for end in ends) else " (uncertain)"
+            measured.append(f"most diameters between {ends[0].written} and {ends[1].written}{doubt}")
     if measured:
         yield "", f"Measured: {'; '.join(measured[:MOST_FACTS])}."
     if not facts:
@@ -323,7 +341,7 @@ def _imaging(known: Known, said: Set[str]) -> Iterator[tuple[str, str]]:
     read = [
         f"{QUANTITIES[fact.name].said} {fact.written}"
         for fact in known
-        if QUANTITIES[fact.name].source == "read" and fact.name not in {"date", *said}
+        if QUANTITIES[fact.name].source == "read" and fact.name not in {"date", "field_width", *said}
     ]
     if read:
         yield "", f"Read from the file: {'; '.join(read)}."

@@ -199,6 +199,11 @@ class TrainingConfig(Section):
     weight_decay: NonNegative = 0.01
     moments: Literal["fp32", "8bit"] = "fp32"
     """How AdamW keeps its two moments of each weight: 8 bytes, or two of 8 bits in blocks (bitsandbytes)."""
+    frozen_towers: Literal["fp32", "bf16"] = "fp32"
+    """How an image encoder that is not trained keeps its matrices; in bf16 where training computes in it.
+
+    The products are the same ones: they are in bfloat16 whatever the matrices are kept in.
+    """
     max_grad_norm: NonNegative = 1.0
     max_tokens: Positive = 320
     """Tokens of one conversation."""

@@ -32,6 +32,8 @@ _WIDTH = 96
 _NEIGHBOURS = 5
 PURITY = 0.95
 """Share of its verdicts that must be right before a head speaks."""
+UNTAUGHT = 0.2
+"""Share of a user's pictures that is taken to be of none of the classes that the user taught."""
 STRENGTH = 0.02
 """Inverse of the penalty on a head's weights."""
 FOLDS = 4
@@ -96,9 +98,9 @@ class Head:
         raised = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = raised / raised.sum(axis=1, keepdims=True)
         apart = 1 - unit(embedded / spread) @ self.bank.T
-        apart[self.taught[None] != probabilities.argmax(axis=1)[:, None]] = 2.0
-        nearest = np.sort(apart, axis=1)[:, :_NEIGHBOURS]
-        return probabilities, nearest.mean(axis=1)
+        apart[self.taught[None] != probabilities.argmax(axis=1)[:, None]] = np.nan
+        nearest = np.sort(apart, axis=1)[:, :_NEIGHBOURS]  # NaN last: fewer pictures than that may have taught it
+        return probabilities, np.nanmean(nearest, axis=1)
 
     def confidence(self, probabilities: Array, distance: Array) -> Array:
         """How likely the likeliest word is right, [N]."""
@@ -317,23 +319,27 @@ def calibrated(head: Head, data: LabelledFeatures) -> Head:
     if len(rows) < _FEWEST or right.all() or not right.any():
         return head
     inputs = np.asarray([(row.log_odds, row.distance) for row in rows])
-    fitted = LogisticRegression(C=10.0, max_iter=1000).fit(inputs, right)
+    kinds = np.asarray([row.kind for row in rows])
+    weights, known = np.ones(len(rows)), kinds == "groups"
+    own = "words" in kinds and known.any()
+    if own:  # left out, every picture is of an untaught word once: far more often than a user's are
+        weights[~known] = UNTAUGHT / (1 - UNTAUGHT) * known.sum() / (~known).sum()
+    fitted = LogisticRegression(C=10.0, max_iter=1000).fit(inputs, right, sample_weight=weights)
     (a, b), (c,) = fitted.coef_[0].tolist(), fitted.intercept_.tolist()
     confidence = _sigmoid(inputs @ fitted.coef_[0] + c)
-    kinds = np.asarray([row.kind for row in rows])
-    thresholds = [
-        threshold_for(confidence[kinds == kind], right[kinds == kind])
-        for kind in ("groups", "sources")
-        if (kinds == kind).any()
-    ]
+    if own:
+        threshold = threshold_for(confidence, right, weights)
+    else:
+        each = [of for of in (known, kinds == "sources") if of.any()]
+        threshold = max(PURITY, *(threshold_for(confidence[of], right[of]) for of in each))
     reach = float(np.quantile(inputs[right & (kinds == "groups"), 1], 0.99))
-    return replace(head, calibration=(a, b, c), threshold=max(PURITY, *thresholds), reach=reach)
+    return replace(head, calibration=(a, b, c), threshold=threshold, reach=reach)
 
 
-def threshold_for(confidence: Array, right: Array, purity: float = PURITY) -> float:
+def threshold_for(confidence: Array, right: Array, weights: Array | None = None, purity: float = PURITY) -> float:
     """Least confidence above which that share is right; NEVER where there is none."""
-    order = np.argsort(-confidence)
-    shares = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    order, weights = np.argsort(-confidence), np.ones(len(right)) if weights is None else weights
+    shares = np.cumsum((right * weights)[order]) / np.cumsum(weights[order])
     pure = np.flatnonzero(shares >= purity)
     return float(confidence[order[pure[-1]]]) if len(pure) else NEVER
 

@@ -436,9 +436,13 @@ class Assistant:
         memory, summary = self.encode_pixels(torch.full((1, 1, size, size), 0.5))
         return Look(grey, Facts("", ()), "", memory[0], summary[0])
 
-    def label_probabilities(self, look: Look, labels: Sequence[str]) -> np.ndarray:
-        """Probability [C] of each label, one of which it is: by a head that knows them all, else by likelihood."""
-        return self._labeller.probabilities(look, labels)
+    def ranked_labels(self, look: Look, labels: Sequence[str]) -> list[tuple[str, float]]:
+        """What `classify` says of a look without examples: all labels and "unknown", the verdict first."""
+        return self._labeller.by_heads(look, labels)
+
+    def label_likelihoods(self, look: Look, labels: Sequence[str]) -> np.ndarray:
+        """Share [C] of each label by how likely the student itself is to say it; `classify` never goes by that."""
+        return self._labeller.by_likelihood(look, labels)
 
     def _look_anew(self, micrographs: Sequence[Micrograph]) -> list[Look]:
         looks = []

@@ -55,7 +55,7 @@ class Labeller:
             raise ConfigError("too_few_labels", "Fewer than two different labels were given. Give at least two.")
         looks = self.look_all(images)
         if examples is None:
-            return [self._by_heads(look, labels) for look in looks]
+            return [self.by_heads(look, labels) for look in looks]
         if shots is None:
             return self._by_examples(looks, labels, examples)
         return self._by_demonstrations(looks, labels, examples, shots)
@@ -85,17 +85,11 @@ class Labeller:
         shares = [[v.probabilities.get(words[label] or "", 0.0) for label in labels] for v in verdicts if v]
         return log_odds(np.asarray(shares), _LEAST)
 
-    def probabilities(self, look: Look, labels: Sequence[str]) -> np.ndarray:
-        """Shares [C] of the labels, one of which it is: of a head that knows all of them, else by likelihood."""
-        words = [word or "" for word in self._head_words(labels).values()]
-        verdict = self._class_verdict(look, labels) if all(words) else None
-        if verdict is not None:
-            shares = np.asarray([verdict.probabilities[word] for word in words])
-            among: np.ndarray = shares / shares.sum()
-            return among
+    def by_likelihood(self, look: Look, labels: Sequence[str]) -> np.ndarray:
+        """Shares [C] of the labels, one of which it is, by how likely the student is to say each; nobody is told so."""
         return self._gained([look], demonstrate([], look.aux), labels)[0]
 
-    def _by_heads(self, look: Look, labels: Sequence[str]) -> Ranked:
+    def by_heads(self, look: Look, labels: Sequence[str]) -> Ranked:
         """What the class head says, where it knows the labels; else the picture is unknown to it."""
         words = self._head_words(labels)
         verdict = self._class_verdict(look, labels) if any(words.values()) else None

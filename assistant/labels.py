@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+UNKNOWN = "unknown"
 UNKNOWN_BELOW = 0.05
 """A class is "unknown" when the student itself would say any of the given labels with less than this probability."""
 SYNONYMS: Mapping[str, str] = {
@@ -68,7 +69,7 @@ def rank_labels(labels: Sequence[str], shares: np.ndarray, known: float, *, sure
     `shares` [C] of the labels among themselves, `known` the probability that it is one of them at all.
     """
     ranked = sorted(zip(labels, (known * shares).tolist(), strict=True), key=lambda pair: -pair[1])
-    unknown = ("unknown", 1.0 - known)
+    unknown = (UNKNOWN, 1.0 - known)
     return [*ranked, unknown] if sure else [unknown, *ranked]
 
 

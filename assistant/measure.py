@@ -307,7 +307,7 @@ def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
         sheet.add_length("fibre_width_spread", found.fibres.spread, confidence=0.8 * sure, note=note)
         sheet.add("orientation_spread", found.fibres.turn, unit="deg", confidence=0.8 * sure, note=note)
     if found.darkest >= NO_OPENING and found.test != "packing" and found.kind in ("texture", "particles", "uniform"):
-        sheet.add_absent("porosity", f"{NO_OPENINGS}: the darkest parts give {found.darkest:.0%} of the usual signal")
+        sheet.add_absent("porosity", NO_OPENINGS)
     if found.kind in ("texture", "particles", "pores"):
         _add_chords(sheet, found)
     reason = f"not a quantity of a picture of kind {found.kind}, or not clear enough"
@@ -338,14 +338,16 @@ def known_of(m: Micrograph, facts: Facts, predicted: tuple[Fact, ...] = ()) -> K
     fields["microscope"] = "model" if instrument.model else "vendor"
     found = {name: instrument.sources[field] for name, field in fields.items() if field in instrument.sources}
     sources = {name: (told, READ_FROM_BAR if told == "banner" else READ_FROM_FILE) for name, told in found.items()}
+    columns = m.part[1]
     if calibration is not None:
-        sources["pixel_size"] = (calibration.source, calibration.confidence)
+        sources |= dict.fromkeys(("pixel_size", "field_width"), (calibration.source, calibration.confidence))
     return Known(
         facts,
         hv_kv=instrument.hv_kv,
         wd_mm=instrument.wd_mm,
         magnification=instrument.magnification,
         nm_per_pixel=calibration.nm_per_pixel if calibration else None,
+        field_nm=(columns.stop - columns.start) * calibration.nm_per_pixel if calibration else None,
         detector=instrument.detector,
         microscope=instrument.model or instrument.vendor,
         date=instrument.date,

@@ -83,6 +83,8 @@ class Quantity:
     """How a text names it: a regular expression, case ignored."""
     source: Literal["measured", "read", "predicted"] = "measured"
     """Who knows it: the measurement, the file, or a calibrated head."""
+    called: str = ""
+    """Its name in a sentence, where that is not `name`."""
     method: str = ""
     """How it is measured, in words."""
     in_words: bool = False
@@ -101,7 +103,7 @@ class Quantity:
     @property
     def said(self) -> str:
         """Its name in a sentence."""
-        return self.name.replace("_", " ")
+        return self.called or self.name.replace("_", " ")
 
 
 _SIZE = r"diameters?|sizes?"
@@ -151,6 +153,7 @@ QUANTITIES: Mapping[str, Quantity] = {
             rf"area[\s-]weighted (?:mean )?(?:{_SIZE})",
             line=16,
             figure="objects",
+            called="area-weighted mean diameter",
             typical=True,
             tolerance=0.2,
             method="equal-area diameter of whole objects, mean weighted by area",
@@ -209,6 +212,7 @@ QUANTITIES: Mapping[str, Quantity] = {
             line=5,
             figure="neighbours",
             asked=True,
+            called="nearest neighbour distance",
             method="mean distance between neighbouring centres",
         ),
         Quantity(
@@ -333,6 +337,7 @@ QUANTITIES: Mapping[str, Quantity] = {
             r"pixel sizes?|(?:one|each|a|per) pixel|pixels? (?:is|are|measures?)",
             "read",
         ),
+        Quantity("field_width", r"field widths?|fields? of view", "read"),
         Quantity("detector", r"detectors?", "read", in_words=True),
         Quantity(
             "microscope",

@@ -29,16 +29,28 @@ class Intent:
 
 _THIS = r"(?:this|that|it|these|those|they|here)"
 _PICTURE = r"(?:images?|pictures?|micrographs?|photos?|figure)"
+_ELEMENTS = (
+    r"(?:gold|silver|silicon|silica|copper|iron|steel|nickel|carbon|graphite|titan\w+|zinc|alumin\w+|tungsten|platinum|"
+    r"oxygen|nitrogen|lithium|cobalt|mangan\w+|chrom\w+|lead|tin|sulphur|sulfur|oxide|organic)"
+)
+_FIELD = (
+    rf"fields? of view|\bf\.?o\.?v\b|\bhfw\b|field width|(?:wide|size|large|big|width|dimensions?|area) "
+    rf"(?:is |are |of |in )*(?:the |this |that )?(?:whole |full |entire |shown )?(?:{_PICTURE}|frame|scan|"
+    rf"view)(?: in \w+)?\W*$|"
+    rf"{_PICTURE} (?:size|width|dimensions?)"
+)
+"""How people ask what the whole picture spans."""
 _CLASSES = (
     r"(?:particles?|nano ?particles?|nano ?wires?|wires?|fib(?:re|er)s?|powders?|films?|coatings?|sponges?|metals?|"
-    r"ceramics?|cells?|tips?|alloys?|polymers?|steels?|crystals?|device|wafer)"
+    r"ceramics?|cells?|tips?|alloys?|polymers?|steels?|crystals?|devices?|mems|wafer)"
 )
 _SPECIFIC = (
     *("size", "count", "porosity", "defects", "scale", "instrument", "orientation", "arrangement", "surface", "shape"),
-    *("quality", "compare", "width", "coverage"),
+    *("quality", "compare", "width", "coverage", "composition", "thickness"),
 )
 INTENTS: Mapping[str, Intent] = {
     "count": Intent(
+        r"wie ?viele|\bcombien|\bcuánt[ao]s|\bquant[ie]\b|\banzahl|\btally|\bn[ro]s?\.? of\b|"
         r"how many(?! (?:of (?:the )?)?(?:nm|nano|micro|kv|kilo|pixels?|people|k?v\b|mm))|how much (?:particles|"
         r"pores)|"
         r"number of|numbers?\b(?= and)|total number|\bcount(?:s|ed|ing)?\b|numerous|quantity of|"
@@ -49,36 +61,66 @@ INTENTS: Mapping[str, Intent] = {
         ("scale",),
     ),
     "size": Intent(
-        r"how (?:large|big|small|long)\b|\bsizes?\b|\bdiameters?\b|\bdimensions?\b|\b(?:larg|small|bigg)(?:er|est)\b|"
+        r"how (?:large|big|small|long)\b|\bsizes?\b|\bdiameters?\b|(?<!critical )\bdimensions?\b|"
+        r"\b(?:larg|small|bigg)(?:er|est)\b|"
         r"\bd ?(?:10|50|90)\b|nano-?sized|\bacross\b|(?:what|which) (?:is the )?length|length of|"
         r"(?:nm|microns?|nanomet\w+) (?:is|are) (?:one|a|the|each) (?!pixel)|"
-        r"\bmeasure (?:it|them|these|those|the (?:particles|structures|bodies|spheres|grains|pores))",
+        r"^(?!.*line ?width).*\bmeasure (?:it|them|these|those|the (?:particles|structures|bodies|spheres|"
+        r"grains|pores))|"
+        r"\b(?:mono|poly)-?dispers|(?:average|mean) grain|(?:wie|comment|que|quanto) gro(?:ß|ss)|\bgröße|\btaille|"
+        r"\btamaño|\bdimensioni",
         (
             *("mean_diameter", "d10_diameter", "d90_diameter", "area_weighted_diameter", "grain_size", "fibre_width"),
             *("mean_chord_of_the_bright_phase", "mean_chord_of_the_dark_phase"),
         ),
         ("scale",),
     ),
+    "thickness": Intent(
+        r"(?:layers?|films?|coatings?|shells?|membranes?|scale|oxide)\b.*\bthick|schichtdicke|\bdick\w* .*schicht|"
+        r"(?:layer|film|coating|shell|oxide)s?(?:'s)? height|height of the (?:layer|film|coating)|"
+        r"schicht\w* .*\bdick|épaisseur|\bespesor|\bspessore|"
+        r"\bthick\w*\b.*\b(?:layers?|films?|coatings?|shells?|membranes?|oxide)\b"
+    ),
     "width": Intent(
-        r"how wide|\bwidths?\b|\bthick(?:ness|er|est)?\b|\b(?:wid|thinn|narrow)(?:er|est)\b",
+        r"how wide(?! is the (?:spread|distribution))|\b(?:line ?)?widths?\b|\bbreit|\blargeur|\banch[oa]|"
+        r"\bthick(?:ness|er|est)?\b|\b(?:wid|thinn|narrow)(?:er|est)\b|\bcds?\b|"
+        r"critical dimensions?",
         ("line_width", "fibre_width", "fibre_width_spread", "wall_thickness"),
-        ("size", "scale"),
+        ("size", "scale", "thickness"),
     ),
     "porosity": Intent(
-        r"poros|porous|\bpores?\b|\bvoids?\b|\bdense\b|\bfoam|\bspong(?:y|e-?like)|empty|permeab|holes .*share",
+        r"poros|porous|\bpores?\b|\bvoids?\b|\bdense\b|\bfoam|\bspong(?:y|e-?like)|empty|permeab|\bholes?\b|"
+        r"\blöcher|\btrous\b|\bdicht\b|hohlr[aä]um|\bporen\b|\bporös",
         ("porosity",),
         ("size", "count", "shape"),
     ),
-    "coverage": Intent(r"\bcover(?:s|ed|age)?\b|area fraction", ("coverage",), ("size", "porosity")),
+    "coverage": Intent(
+        r"\bcover(?:s|ed|age)?\b|(?:area|volume|phase) fraction|(?:fraction|share|percentage) of (?!void|pore)|"
+        r"how much of (?:the|this|it)|\bbare\b|\bcontinuous|\brecouv|\bcouvert|\bbedeck|\bcubiert|\bflächenanteil",
+        ("coverage",),
+        ("size", "porosity"),
+    ),
+    "composition": Intent(
+        r"\belements?\b|chemical|composition|(?:made|consist\w*) (?:out )?of|\bcrystallin|amorphous|"
+        r"\boxid(?:e|ised|ized)\b|\bstoichiometr|\bbesteh\w* .*\baus\b|\baus\b.* besteh|\baus was besteh|"
+        r"\bzusammensetzung|de qué material|éléments?\b|\bhech[oa]s? de|"
+        rf"(?:is|are) {_THIS} (?:an? )?{_ELEMENTS}\b|\b(?:any|contains?|traces of) {_ELEMENTS}\b",
+        (),
+        ("thickness",),
+    ),
     "defects": Intent(
         r"def+ects?\b|\bcrack|scratch|damage|contamin|debris|\bdirt|\bdust\b|foreign|wrong|unusual|anomal|"
         r"broken|intact|"
-        r"\bflaw|\bfaults?\b|delamin|pinhole|art[ei]facts?|inspection|\bclean\b|good or (?:a )?bad"
+        r"\bflaw|\bfaults?\b|delamin|pinhole|art[ei]facts?|inspection|\bclean\b|good or (?:a )?bad|"
+        r"\bbridging|should ?n[o']t be (?:there|here)|excursion|\bresidues?\b|\bgrietas?|impurezas|\brisse?\b|"
+        r"defekt|fissure|défaut|kratzer|verunreinig",
+        (),
+        ("coverage",),
     ),
     "scale": Intent(
         r"\bpixels?\b|\bscale\b|calibrat|\bnm ?(?:/|per) ?p|sampling|(?:measure|give|given)\b.* lengths?|"
         r"lengths? be given|"
-        r"nanomet\w+ per",
+        rf"nanomet\w+ per|\bresolution\b|\bresolve\b|maßstab|massstab|échelle|\bescala|pixelgrö|{_FIELD}",
         ("pixel_size",),
     ),
     "instrument": Intent(
@@ -89,12 +131,13 @@ INTENTS: Mapping[str, Intent] = {
         r"were) (?:it|this|that|the|they|these)\b|\bdate\b|"
         r"(?:what|which) day (?:was|were)|imaging conditions|\bsettings\b|acquisition|parameters|meta ?data|"
         r"file header|"
+        r"beschleunigung|vergrößerung|mikroskop|grossissement|voltaje|aumentos?\b|detektor|détecteur|"
         r"how (?:was|were) (?:it|this|they|the|these)\b.*(?:imaged|taken|recorded|acquired)|how (?:was|is) it imaged",
         ("voltage", "detector", "microscope", "magnification", "working_distance", "date"),
     ),
     "orientation": Intent(
         r"orient|direction|\balign|which way|\bangles?\b|isotrop|horizontal|vertical|\bparallel|\btilted|"
-        r"same way|rolling",
+        r"same way|rolling|richtung|ausgerichtet|\borientad|\borienté",
         ("orientation", "orientation_spread", "anisotropy"),
     ),
     "arrangement": Intent(
@@ -102,21 +145,26 @@ INTENTS: Mapping[str, Intent] = {
         r"periodic|"
         r"\bperiods?\b|\bpitch|spacing|far apart|how (?:far|close)|distances?\b|neighbo|cluster|agglom|isolated|"
         r"\btouch|"
-        r"overlap|\bseparate\b|\bpacked|\blayer(?:s|ed)\b|network",
+        r"\bclump|agglomér|aglomer|\bdispersed\b|\babst[aä]nd|anordnung|espacement|\bdistancia|overlap|"
+        r"\bseparate\b|\bpacked|"
+        r"\blayer(?:s|ed)\b|network",
         ("arrangement", "period", "nearest_neighbour"),
-        ("size", "scale", "porosity", "defects", "orientation", "shape", "instrument", "count"),
+        ("size", "scale", "porosity", "defects", "orientation", "shape", "instrument", "count", "thickness"),
     ),
     "surface": Intent(
-        r"surface|\bsmooth|\brough(?:ness)?\b|texture|\bflat\b|\bbumpy|\bgrain(?:y|ular)|wrinkl|striat|polish|"
+        r"surface|\bsmooth|\brough(?:ness)?\b|texture|\bflat\b|\bbumpy|\bgrain(?:y|ular)|\bgranular|wrinkl|"
+        r"striat|polish|"
         r"\betched|"
-        r"facet|\bfinish\b",
+        r"facet|oberfläche|\brau(?:h|e|er|es)?\b|\bglatt|rugueu|\blisse|\blisa\b|rugos|\bfinish\b|\bler\b",
         ("surface", "line_edge_roughness"),
         ("size", "count", "porosity", "defects", "orientation", "shape", "coverage"),
     ),
     "shape": Intent(
         r"\bshape|\bround(?:ness)?\b|\bspher|circular|elongat|aspect ratio|\brods?\b|rod-|needle|plate|"
         r"flakes?\b|\bcubes?\b|"
-        r"cubic|\bsquare|hexagon|irregular|corners|\bstraight|\bcurved|\bbent\b|\bform (?:do|does|of)|geometry|"
+        r"\bforme?\b(?= (?:und|der|des|et|ont|have))|\bquelle forme|\brund(?:e|er)?\b|\brond(?:e|es|s)?\b|"
+        r"\bredond|\bforma\b|^(?!.*lattice).*\b(?:square|hexagon)|"
+        r"cubic|irregular|corners|\bstraight|\bcurved|\bbent\b|\bform (?:do|does|of)|geometry|"
         r"(?:particle|their|its) morphology|^(?:are|is) (?:they|it|these) (?:long|thin)",
         ("shape", "aspect_ratio", "circularity"),
         ("size", "count"),
@@ -124,22 +172,27 @@ INTENTS: Mapping[str, Intent] = {
     "quality": Intent(
         r"\bsharp(?!.*corner)|focus|\bblur|astigmat|\bnois|signal.to.noise|\bsnr\b|\bcontrast\b(?! the (?:first|"
         r"second))|"
-        r"\bbright(?:ness)?\b(?! (?:spots|bodies|dots))|too dark|expos|saturat|charging|quality|"
+        r"\bbright(?:ness)?\b(?! (?:spots|bodies|dots|areas?|phase|regions?|parts?|particles|features|grains))|"
+        r"belichtet|\b(?:un)?scharf|\brausch|\bflou|\bnet(?:te)?\b|borros|enfoc|too dark|expos|saturat|charging|"
+        r"quality|"
         rf"good (?:is )?(?:this |the |a )?{_PICTURE}|good enough|any good|usable|used for (?:an )?analysis|"
         rf"(?:take|repeat|redo) .*(?:again|{_PICTURE})|improve|better {_PICTURE}|gr[ea]y level",
         ("sharpness", "contrast", "noise"),
     ),
     "compare": Intent(
-        r"compar|\bdiffer|\bsame\b|similar|\bversus\b|\bvs\b|in common|common to|\bchanged?\b|side by side|"
+        r"compar|vergleich|ähnlich|\bletzten? (?:bild|probe)|ressembl|than (?:in )?(?:the )?(?:other|last|"
+        r"previous)|vorherig|\bprevious (?:one|image|picture|upload|sample)|\bdiffer|\bsame\b|similar|"
+        r"\bversus\b|\bvs\b|in common|common to|\bchanged?\b|side by side|"
         rf"which (?:of (?:the )?two |one |{_PICTURE} )?is better|contrast the (?:first|second)",
         (),
-        ("size", "shape", "orientation", "quality", "arrangement"),
+        ("size", "shape", "orientation", "quality", "arrangement", "coverage"),
     ),
     "describe": Intent(
         r"descri|\bcaption|summar|tell (?:me )?(?:more|about|something|everything)|what can (?:you|one) (?:tell|say)|"
         r"what (?:do you|is) know|explain|talk me|walk me|overview|report|sentences?\b|analy[sz]e|features|"
         r"noticeable|"
-        r"stands out|interpret|characteri[sz]e|say something|details?\b|^go on|what else|anything else|^more\b",
+        r"stands out|interpret|characteri[sz]e|say something|details?\b|^go on|what else|anything else|^more\b|"
+        r"interesting|\bfasse?\b.*\bzusammen|\brésum|\bresum|in a nutshell|\btldr\b|\bbeschreib|\bdécri|\bdescrivi",
         (),
         _SPECIFIC,
     ),
@@ -154,14 +207,17 @@ INTENTS: Mapping[str, Intent] = {
         rf"what .* objects|"
         rf"this is\b|what {_THIS} (?:is|are|could)|could {_THIS} be|belong|what i have|(?:is|are|does|look\w*|"
         rf"say) .*\b{_CLASSES}\b|"
-        rf"what (?:is|are) .*{_THIS}$|what (?:is|are) .* things",
+        rf"what (?:is|are) .*{_THIS}$|what (?:is|are) .* things|"
+        r"c'est quoi|categor|was (?:ist|sind|sieht|siehst|zeigt)\b|qu'est|que (?:es|ve|muestra|montre|voit)|"
+        r"qué (?:es|ve|muestra)|"
+        r"(?:che )?cos(?:a |')(?:è|e|si)|これ|何|这是|這是|이것",
         ("class",),
         (*_SPECIFIC, "describe"),
     ),
 }
 ALWAYS = re.compile(
     rf"are (?:these|those|they) {_CLASSES} or|"
-    rf"what(?:'s| is| are) {_THIS}\b(?! (?:size|shape|surface|scale|"
+    rf"what(?:'s| is| are) {_THIS}\b(?! (?:size|shape|surface|scale|made|"
     rf"arrangement|orientation|period))|"
     rf"descri(?:be|ption)(?: of)? (?:the |this )?(?:{_PICTURE}|it$|sample$)",
     re.IGNORECASE,
@@ -172,12 +228,20 @@ _GREETING = re.compile(
     r"buongiorno|"
     r"buonasera|ol[áa]|bo[am] (?:dia|tarde|noite)|hej|hei|god (?:dag|morgen)|goede|dag|cze[śs][ćc]|dzie[ńn]|"
     r"ahoj|dobr[ýy]|"
-    r"merhaba|selam|thanks?|thank you|danke|vielen dank|merci|gracias|grazie|obrigad|bye|goodbye|see you|"
-    r"tsch(?:ü|ue)ss"
-    r")(?!\w{3})|привет|здравств|добр|こんにち|こんばん|おはよう|はじめ|ありがとう|どうも|你好|您好|谢谢|안녕|नमस्ते|مرحبا|السلام|שלום",
+    r"merhaba|selam"
+    r")(?!\w{3})|привет|здравств|добр|こんにち|こんばん|おはよう|はじめ|どうも|你好|您好|안녕|नमस्ते|مرحبا|السلام|שלום",
     re.IGNORECASE,
 )
-"""How people say hello, thanks and goodbye: at the start of a short text that asks for nothing else."""
+"""How people say hello: at the start of a short text that asks for nothing else."""
+_THANKS = re.compile(
+    r"(?:thanks?|thx|thank you|danke|vielen dank|merci|gracias|grazie|obrigad|bye|goodbye|see you|"
+    r"tsch(?:ü|ue)ss)(?!\w{3})|"
+    r"ありがとう|谢谢|"
+    r"(?:(?:ok(?:ay)?|yes|yep|no|great|nice|cool|super|perfect|fine|good|got it|i see|understood|cheers|thanks|bye)"
+    r"[ ,.!]*)+$",
+    re.IGNORECASE,
+)
+"""How people end a conversation, or say that they have read the answer."""
 _HELP = re.compile(
     r"\bmaemi\b|\b(?:what|which|who) (?:can|may|could|do|are|can't|model|language|languages|made|"
     r"questions)\b.*\b(?:you|i|me)\b|"
@@ -188,12 +252,17 @@ _HELP = re.compile(
     r"it) (?:work|use|start|"
     r"know|measure|begin)|how do you|where do (?:i|your)|how (?:sure|certain|reliable|accurate)|\bmy (?:data|"
     r"pictures?|images?|files?)"
-    r"\b|(?:file )?formats?|your (?:limits|name|numbers|answers)|which questions|questions can|internet|who made you",
+    r"\b|(?:file )?formats?|your (?:limits|name|numbers|answers)|were you|"
+    r"(?:sort|kind|type)s? of questions|qué puedes|was kannst|kannst du|sprichst du|parle[sz]|hablas|que peux|"
+    r"which questions|questions can|internet|"
+    r"who made you",
     re.IGNORECASE,
 )
 """How people ask about the assistant itself."""
 _SHOWN = re.compile(
-    rf"\bsee\b|{_PICTURE}|\bsample\b|about (?:it|them)\b|i have|what(?:'s| is| are) {_THIS}\b", re.IGNORECASE
+    rf"\bsee\b|categor|\bclass\b|{_PICTURE}|\bsample\b|about (?:it|them)\b|i have|what(?:'s| is|"
+    rf" are) {_THIS}\b",
+    re.IGNORECASE,
 )
 """Words by which a question to the assistant is about a picture after all."""
 _WORDS = frozenset(
@@ -213,11 +282,11 @@ _WORDS = frozenset(
 )
 """What a misspelt word of a question may have been."""
 _CLAUSE = re.compile(r"\s*(?:[,;?!]|\.(?!\d)|\band\b|\bor\b(?= (?:are|is|do|does|which|what|how)\b))\s*")
-_WORD = re.compile(r"[a-z]{4,}")
+_WORD = re.compile(r"[a-z]+")
 
 
 def intents_of(question: str) -> list[str]:
-    """What a question asks for, in the order of `INTENTS`; `["greeting"]` or `["help"]` where it is about no picture.
+    """What a question asks for, in the order of `INTENTS`; where it is about no picture "greeting" or "help".
 
     Empty where none of them is understood.
     """
@@ -228,12 +297,17 @@ def intents_of(question: str) -> list[str]:
         always = {"what", "describe"} if ALWAYS.search(clause) else set()
         found |= {name for name in named if name in always or not named.intersection(INTENTS[name].yields_to)}
     bare = text.strip(" .!?¡¿")
-    if _GREETING.match(bare) and not found - {"what"} and len(bare.split()) <= 6:
+    if (_GREETING.match(bare) or _THANKS.match(bare)) and not found - {"what"} and len(bare.split()) <= 8:
         return ["greeting"]
     shown = found & {"what", "describe"} and _SHOWN.search(text)
     if not shown and not found - {"what", "describe", "instrument", "compare", "size"} and _HELP.search(text):
         return ["help"]
     return [name for name in INTENTS if name in found]
+
+
+def is_thanks(question: str) -> bool:
+    """Whether a greeting is rather thanks, goodbye or a nod."""
+    return bool(_THANKS.match(spelled(question).strip(" .!?¡¿")))
 
 
 def asked_for(question: str) -> list[str]:
@@ -254,7 +328,7 @@ def facts_asked(intent: str, question: str) -> tuple[str, ...]:
     return named or facts
 
 
-_CLOSE = {"size": ("median_diameter",), "quality": ("mean_grey",), "surface": ()}
+_CLOSE = {"size": ("median_diameter",), "quality": ("mean_grey",), "scale": ("field_width",)}
 """Quantities that answer an intent only where they are named."""
 _ALSO_NAMED = {
     "voltage": r"voltage|\bkvs?\b|kilovolt|beam energy|\bhv\b|\beht\b",
@@ -263,6 +337,7 @@ _ALSO_NAMED = {
     r"\btem\b",
     "magnification": r"magnif|\bmag\b|\bzoom",
     "date": r"\bwhen\b|\bdate\b|\bday\b",
+    "field_width": _FIELD,
     "mean_grey": r"gr[ea]y level|bright|dark",
     "sharpness": r"sharp|focus|blur|astigmat",
     "noise": r"nois|\bsnr\b",
@@ -274,11 +349,11 @@ _ALSO_NAMED = {
     "period": r"period|pitch|repeat",
     "anisotropy": r"isotrop",
     "median_diameter": r"median|\bd ?50\b",
-    "d10_diameter": r"\bd ?10\b|smallest",
-    "d90_diameter": r"\bd ?90\b|largest",
+    "d10_diameter": r"\bd ?10\b|smallest|dispers|distribution|deviation",
+    "d90_diameter": r"\bd ?90\b|largest|biggest|dispers|distribution|deviation",
     "grain_size": r"grain",
     "fibre_width": r"\bfib(?:re|er)s?\b|\bwires?\b",
-    "line_width": r"\blines?\b",
+    "line_width": r"\blines?\b|\bcds?\b|critical",
 }
 """How a question names a quantity, where that is not how an answer does."""
 
@@ -286,22 +361,38 @@ _ALSO_NAMED = {
 @lru_cache(maxsize=4096)
 def spelled(question: str) -> str:
     """A question in small letters, with words that are nearly one that questions use put right."""
-    return _WORD.sub(lambda match: _nearest(match[0]), " ".join(question.lower().replace("’", "'").split()))
+    text = " ".join(question.lower().replace("’", "'").replace("tl;dr", "tldr").split())
+    return _WORD.sub(lambda match: _nearest(_TYPOS.get(match[0], match[0])), text)
 
 
 def _nearest(word: str) -> str:
-    if word in _WORDS or word.rstrip("s") in _WORDS or word in _NEAR_BUT_RIGHT:
+    if len(word) < 4 or word in _WORDS or word.rstrip("s") in _WORDS or word in _NEAR_BUT_RIGHT:
         return word
     near = get_close_matches(word, _WORDS, n=1, cutoff=0.75 if sorted(word) in _LETTERS else 0.84)
     return near[0] if near and near[0][0] == word[0] else word
 
 
 _LETTERS = [sorted(word) for word in _WORDS]
+_TYPOS = {
+    "hwo": "how",
+    "teh": "the",
+    "wat": "what",
+    "wich": "which",
+    "wht": "what",
+    "pls": "please",
+    "u": "you",
+    "sise": "size",
+    "hieght": "height",
+    "thikness": "thickness",
+    "hw": "how",
+    "mny": "many",
+}
 _NEAR_BUT_RIGHT = frozenset(
     """
     aligning analyze calibrate count counted counting country counts cover covered covering covers described
     describes detectors directional directions distances distributed fiber fibers field fields focused form forms
-    from grain granular ground heights homogeneity identity imaged images isotropy kinds large largest layer layers
+    from grain granular ground heights homogeneity identity imaged images isotropy kinds large largest
+    largeur layer layers
     length lengths look looks machine marks material materials meaning means measurement measurements measures
     measuring member minutes mirror neighbor neighbors noises number numbers order ordered ordering orders orient
     oriented particular past pattern patterns pictured place please point pore power prefer present print quantity

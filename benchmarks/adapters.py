@@ -26,7 +26,9 @@ import time
 import weakref
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -208,10 +210,14 @@ class KeptInSubspace(torch.autograd.Function):
 
 
 def whole_steps(base: OneLayer, tokens: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Peak of a whole optimizer step [GiB] and the fastest of a few [s], of the candidates of `WHOLE`."""
+    """Peak of a whole optimizer step [GiB] and the median of a few [s], of the candidates of `WHOLE`.
+
+    They take turns. On a processor the seconds are its own, which another program's work does not lengthen much.
+    """
     device = next(base.parameters()).device
     hidden = torch.randn(1, tokens, base.config.hidden_size, dtype=torch.bfloat16, device=device, requires_grad=True)
     rows: dict[str, dict[str, float]] = {}
+    steps: dict[str, Callable[[], None]] = {}
     for name, wrap in candidates().items():
         if name not in WHOLE:
             continue
@@ -219,12 +225,13 @@ def whole_steps(base: OneLayer, tokens: int, repeats: int) -> dict[str, dict[str
         model: Any = wrap(copy.deepcopy(base, shared)).train()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
         take_step(model, optimizer, hidden[:, :16].detach().requires_grad_())  # the moments come into being
-        peak = counted_peak(lambda m=model, o=optimizer: take_step(m, o, hidden), [model, optimizer, hidden])  # type: ignore[misc]
-        seconds = min(timed(lambda m=model, o=optimizer: take_step(m, o, hidden)) for _ in range(repeats))  # type: ignore[misc]
-        rows[name] = {"peak_gib": round(peak / GIB, 4), "seconds": round(seconds, 3)}
-        print(f"{tokens:5} tokens {name:60} {peak / GIB:7.3f} GiB {seconds:8.2f} s", flush=True)
-        del model, optimizer
-        hidden.grad = None
+        steps[name] = partial(take_step, model, optimizer, hidden)
+        rows[name] = {"peak_gib": round(counted_peak(steps[name], [model, optimizer, hidden]) / GIB, 4)}
+    clock = time.perf_counter if hidden.is_cuda else time.process_time
+    turns = [{name: timed(step, clock) for name, step in steps.items()} for _ in range(repeats)]
+    for name, row in rows.items():
+        row["seconds"] = round(median(turn[name] for turn in turns), 3)
+        print(f"{tokens:5} tokens {name:60} {row['peak_gib']:7.3f} GiB {row['seconds']:8.2f} s", flush=True)
     for row in rows.values():
         row["peak_over_peft_bf16"] = round(row["peak_gib"] / rows[LORA_BF16]["peak_gib"], 3)
         row["time_over_peft_bf16"] = round(row["seconds"] / rows[LORA_BF16]["seconds"], 3)
@@ -240,10 +247,10 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, hidden: Tensor
         torch.cuda.synchronize()
 
 
-def timed(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
+def timed(run: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def counted_peak(run: Callable[[], None], there: list[Any]) -> int:

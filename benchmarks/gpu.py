@@ -55,11 +55,15 @@ class Part:
     result: str | None = None
     """The JSON file it writes, below the folder of results."""
     card: bool = True
+    asks: Sequence[str] = ()
+    """A command that ends with 0 where something else that the part needs is here; what it says last is the reason."""
 
 
 ADAPTERS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 STUDENT = (*ADAPTERS, "pydantic", "tokenizers", "safetensors", "tifffile", "skimage", "scipy", "sklearn")
 TESTS = (*STUDENT, "pytest", "pytest_timeout", "datasets", "jinja2")
+BASE = "smollm2-135m"
+"""The language model of configs/student.yaml, which a package brings: without it there is nothing to train."""
 COMMAND = (*STUDENT, "datasets", "typer", "rich", "jsonschema", "sqlalchemy", "jinja2", "nltk", "gguf", "httpx2")
 
 
@@ -95,6 +99,7 @@ def parts(out: Path) -> tuple[Part, ...]:
             ],
             240,
             COMMAND,
+            asks=(*maemi, "base", BASE),
         ),
     )  # fmt: skip
 
@@ -129,7 +134,14 @@ def why_not(part: Part, machine: dict[str, Any], left: float) -> str | None:
         return f"not installed: {', '.join(missing)}"
     if part.card and "card" not in machine:
         return machine.get("no_card", "no CUDA GPU")
-    return f"{left:.0f} s were left" if left < LEAST_SECONDS else None
+    if left < LEAST_SECONDS:
+        return f"{left:.0f} s were left"
+    try:
+        asked = subprocess.run(part.asks or ("true",), cwd=ROOT, capture_output=True, text=True, timeout=left)
+    except subprocess.TimeoutExpired:
+        return f"took more than {left:.0f} s: {' '.join(part.asks)[:120]}"
+    said = [line for line in (asked.stdout + asked.stderr).splitlines() if line.strip()]
+    return None if asked.returncode == 0 else f"not here: {said[-1] if said else ' '.join(part.asks)}"
 
 
 def run_part(part: Part, out: Path, limit: float) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from serve.verbs import (
     similar,
     plan,
     export,
+    merge,
     demo,
     serve,
 )
@@ -60,6 +61,7 @@ VERBS = (
     similar,
     plan,
     export,
+    merge,
     demo,
     serve,
     mcp,

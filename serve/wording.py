@@ -19,7 +19,9 @@ SHOWN_SCORES = (
     ("vqa", "bleu2", "bleu2_blind"),
     ("vqa", "rougeL", "rougeL_blind"),
     ("classification", "top1", ""),
-    ("classification", "macro_f1", ""),
+    ("classification", "coverage", ""),
+    ("classification", "named_right", ""),
+    ("classification", "likelihood_top1", ""),
     ("factual", "accuracy", "blind"),
     ("matching", "auroc", ""),
 )

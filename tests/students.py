@@ -49,7 +49,7 @@ def tiny_config(base: Path | str, *overrides: str) -> Config:
     return parse_config(tree, origin="test")
 
 
-def write_tiny_base(directory: Path) -> Path:
+def write_tiny_base(directory: Path, *, layers: int = 2) -> Path:
     """A random Llama of width 64 with its own tokenizer, on disk."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -62,7 +62,7 @@ def write_tiny_base(directory: Path) -> Path:
             vocab_size=len(tokenizer),
             hidden_size=64,
             intermediate_size=128,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             max_position_embeddings=512,
             bos_token_id=tokenizer.bos_token_id,

@@ -299,6 +299,13 @@ def test_whatever_is_asked_nothing_but_facts_is_said(wording: Wording) -> None:
     assert all(s.verdict in ("true", "withheld") for s in read_statements(said, [KNOWN])), said
 
 
+def test_a_class_that_says_what_is_asked_is_the_answer() -> None:
+    sponge = NOTHING.with_words({"class": "porous sponge"}, "truth")
+    assert answer("", "Is it porous?", sponge).startswith("The class is porous sponge. The porosity could not")
+    wires = NOTHING.with_words({"class": "nanowires"}, "truth")
+    assert "nanowires" not in answer("", "Is it porous?", wires)
+
+
 def test_a_network_is_no_crowd_of_bodies() -> None:
     """Seen failing on a plant's stem, whose bright walls were called bright bodies."""
     network = Fact("arrangement", None, "", "head", 0.97, source="predicted", text="network")

@@ -18,6 +18,7 @@ from openai import OpenAI
 from serving import data_uri, running, user
 from test_api import make_desk, post
 
+from serve.desk.answering import UNGROUNDED
 from serve.desk.desk import Desk
 from serve.desk.housekeeping import NO_PICTURE, answer_without_picture
 from serve.http.api import build_api
@@ -231,6 +232,7 @@ def test_a_model_that_can_talk_talks(url: str) -> None:
     with running(Guard(build_api(make_desk(Talking())))) as base:
         reply = post(base, messages=[{"role": "user", "content": "hi"}])
     assert reply.json()["choices"][0]["message"]["content"] == "You said 'hi'."
+    assert reply.json()["x-micrograph"]["warnings"] == [UNGROUNDED]
 
 
 # ---------------------------------------------------------------------------------- choices, tokens, JSON

@@ -132,13 +132,22 @@ def test_the_order_of_a_formula_does_not_matter() -> None:
 
 
 def test_neighbours_of_caesium_chloride_in_closed_form() -> None:
-    """8 of the other kind at a sqrt(3) / 2, then 6 of its own at a; the first 12 are kept."""
+    """8 of the other kind at a sqrt(3) / 2, then 6 of its own at a: the 12th is one of these, so all of them count."""
     pytest.importorskip("pymatgen.core", reason="the extra [crystal] is not installed")
     crystal = read_crystal(cif(CAESIUM_CHLORIDE, 4.12))
     assert crystal.numbers.tolist() == [55, 17]
-    for atom in range(2):
-        assert crystal.distances[atom] == pytest.approx([4.12 * math.sqrt(3) / 2] * 8 + [4.12] * 4, abs=1e-3)
-        assert crystal.neighbours[atom].tolist() == [1 - atom] * 8 + [atom] * 4
+    assert crystal.pairs.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert crystal.distances == pytest.approx([4.12, 4.12 * math.sqrt(3) / 2, 4.12 * math.sqrt(3) / 2, 4.12], abs=1e-3)
+    assert crystal.counts.tolist() == [6, 8, 8, 6]
+
+
+def test_an_atom_with_no_neighbour_in_reach_is_a_crystal_too() -> None:
+    pytest.importorskip("pymatgen.core", reason="the extra [crystal] is not installed")
+    encoder = CrystalEncoder(D).eval()
+    alone, pair = [("Fe", 0, 0, 0)], [("Fe", 0, 0, 0), ("H", 0.5, 0.5, 0.5), ("H", 0.52, 0.5, 0.5)]
+    items = [encoder.item(cif(atoms, 30.0)) for atoms in (alone, pair)]
+    assert [item["counts"].tolist() for item in items] == [[], [1, 1]]
+    assert torch.allclose(encoder(items)[0], encoder(items[:1])[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -169,13 +178,14 @@ def test_a_crystal_does_not_depend_on_origin_or_cell() -> None:
 
 def test_gated_convolution_in_closed_form() -> None:
     layer = GatedConvolution(3, 2).double()
-    atoms, edges = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 2, 2, dtype=torch.float64)
-    neighbours, near = torch.tensor([[1, 0], [0, 0]]), torch.tensor([[True, True], [True, False]])
-    found = layer(atoms, neighbours, edges, near)
-    weight = torch.cat([layer.centre.weight, layer.neighbour.weight, layer.edge.weight], dim=1)
-    z = weight @ torch.cat([atoms[1], atoms[0], edges[1, 0]]) + layer.centre.bias
-    message = torch.sigmoid(z[:3]) * torch.nn.functional.softplus(z[3:])
-    assert torch.allclose(found[1], torch.nn.functional.softplus(atoms[1] + layer.norm(message)))
+    atoms, edges = torch.randn(2, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    pairs, counts = torch.tensor([[0, 0, 1], [1, 0, 0]]), torch.tensor([2.0, 1.0, 6.0])
+    found = layer(atoms, pairs, edges, counts)
+    known = layer.norm(atoms)
+    here, there = layer.centre(known[1]), layer.neighbour(known[0])
+    z = here + there + here * there + layer.edge(edges[2])
+    message = torch.sigmoid(z[:3]) * torch.nn.functional.softplus(z[3:]) * 6 / 12
+    assert torch.allclose(found[1], atoms[1] + layer.out(message))
 
 
 @pytest.mark.parametrize("text", ["", "data_x\n", "no crystal", cif([("Fe", 0, 0, 0)], 1e-9)], ids=len)

@@ -1,18 +1,24 @@
 """Evaluation: the report has every score with its blind twin, and facts are judged as a reader would."""
 
+import io
+import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from instruction_data import write_dataset
+from PIL import Image as Picture
 from students import tiny_run
 
 from assistant.config import TrainingConfig
 from assistant.inference import Assistant
+from assistant.micrograph import read_micrograph
+from data_gen.drawing.synth import write_synthetic
 from training.data import TrainingSet, load_split
-from training.evaluate import evaluate_assistant
+from training.evaluate import classification_report, encode_examples, evaluate_assistant
 from training.fact_check import agrees
-from training.scores import class_report, score_answers, shown_answers, statement_report
+from training.scores import class_report, score_answers, shown_answers, statement_report, verdict_report
 
 TEXT = ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor_exact_stem")
 
@@ -23,7 +29,8 @@ def test_the_report_has_the_promised_shape(tmp_path: Path) -> None:
     report = evaluate_assistant(assistant, data, baselines=False)
     for task in ("caption", "vqa"):
         assert {f"{name}{suffix}" for name in TEXT for suffix in ("", "_blind")} <= report[task].keys()
-    assert {"top1", "top2", "top3", "top5", "macro_f1", "ece"} <= report["classification"].keys()
+    assert {"top1", "top2", "coverage", "macro_f1", "recall", "likelihood_top1"} <= report["classification"].keys()
+    assert {"top1", "top3", "ece"} <= report["classification"]["likelihood"].keys()
     assert {"accuracy", "without_aux", "blind"} <= report["factual"].keys()
     assert report["statements"]["false"] == report["statements"]["unsupported"] == 0, "what is shown is fact"
     assert report["statements"]["true"] + report["statements"]["withheld"] > 0
@@ -112,3 +119,52 @@ def test_confusion_reliability_and_risk_are_those_of_the_probabilities() -> None
     assert told["purity"] == {"a": 0.5, "b": 1.0}
     low, high = told["top1_interval"]
     assert low < told["top1"] == 0.75 < high
+
+
+def test_a_class_is_scored_as_it_is_shown() -> None:
+    """Five pictures, two classes: "unknown" is missed but never false; what is named is calibrated by itself."""
+    ranked = [
+        [("a", 0.9), ("b", 0.05), ("unknown", 0.05)],
+        [("a", 0.7), ("b", 0.1), ("unknown", 0.2)],
+        [("unknown", 0.4), ("b", 0.6), ("a", 0.0)],
+        [("b", 0.8), ("a", 0.0), ("unknown", 0.2)],
+        [("unknown", 1.0), ("a", 0.0), ("b", 0.0)],
+    ]
+    told = verdict_report(ranked, ["a", "b", "b", "b", "a"], ["a", "b"], list("12345"))
+    assert told["labels"] == ["a", "b", "unknown"]
+    assert told["confusion"] == [[1, 0, 1], [1, 1, 1], [0, 0, 0]]
+    assert (told["top1"], told["top2"], told["coverage"], told["named_right"]) == (0.4, 1.0, 0.6, 0.6667)
+    assert told["purity"] == {"a": 0.5, "b": 1.0}
+    assert told["recall"] == {"a": 0.5, "b": 0.3333}
+    assert told["ece"] == pytest.approx((0.1 + 0.7 + 0.2) / 3, abs=1e-4)
+    assert told["risk_coverage"] == [[0.2, 0.0], [0.4, 0.0], [0.6, 0.3333]]
+    silent = verdict_report(ranked[4:], ["a"], ["a", "b"], ["1"])
+    assert (silent["coverage"], silent["reliability"], silent.get("ece")) == (0.0, [], None)
+
+
+def test_the_class_that_is_scored_is_the_one_that_classify_names(tmp_path: Path) -> None:
+    """Not what the language model is likeliest to say: nobody is ever told that."""
+    write_synthetic(tmp_path / "drawn", classes=("particles", "tips"), per_class=3, size=(192, 256), workers=1)
+    truth = [json.loads(line) for line in (tmp_path / "drawn" / "truth.jsonl").read_text().splitlines()]
+    (row, *_) = load_split(write_dataset(tmp_path / "data", per_class=1), "test")
+    rows = [
+        replace(row, images=(_png(tmp_path / "drawn" / one["path"]),), label=one["label"], group=one["group"])
+        for one in truth
+    ]
+    assistant = Assistant(tiny_run(tmp_path / "base"))
+    told = classification_report(assistant, rows, encode_examples(assistant, rows))
+    shown = assistant.classify([row.images[0] for row in rows], ["particles", "tips"])
+    named = Counter((row.label, ranked[0][0]) for row, ranked in zip(rows, shown, strict=True))
+    assert {
+        (truth, said): count
+        for truth, line in zip(told["labels"], told["confusion"], strict=True)
+        for said, count in zip(told["labels"], line, strict=True)
+        if count
+    } == named
+    assert told["coverage"] > 0, "the heads know these"
+
+
+def _png(file: Path) -> bytes:
+    stream = io.BytesIO()
+    Picture.fromarray(read_micrograph(file).pixels).save(stream, "PNG")
+    return stream.getvalue()

@@ -12,6 +12,7 @@ from serve.verbs.evaluation_report import write_evaluation
 from training.charts import Series, chart
 from training.data import load_split
 from training.evaluate import evaluate_assistant
+from training.scores import verdict_report
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +23,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
     report = evaluate_assistant(Assistant(tiny_run(folder / "base")), data, baselines=False)
     rows = load_split(data, "test")
     wrong = {"id": rows[0].id, "source": "a.tif", "group": "g", "facet": "caption", "class": "powder", "false": 1,
-             "drafted_false": 2, "agrees": False, "question": "What is it?", "reference": "It shows powder.",
+             "unsupported": 0, "drafted_false": 2, "agrees": False, "question": "W?", "reference": "It shows powder.",
              "shown": "<script>alert(1)</script>", "drafted": "<b>It</b> shows nanowires."}  # fmt: skip
-    report["worst"] = [wrong, wrong | {"id": rows[3].id, "false": 0}]
+    report["worst"] = [wrong, wrong | {"id": rows[3].id, "false": 0, "unsupported": 1}]
     other = {name: report[name] for name in ("caption", "vqa", "classification", "factual", "statements")}
+    ranked = [
+        [("powder", 0.8), ("unknown", 0.2), ("nanowires", 0.0)],
+        [("unknown", 1.0), ("powder", 0), ("nanowires", 0)],
+    ]
+    labels = ["nanowires", "powder"]
+    report["classification"] |= verdict_report(ranked, ["powder", "nanowires"], labels, ["1", "2"])
     report["others"] = [other | {"model": "a & b", "source": "answers.csv"}]
     file = write_evaluation(folder / "report.html", report, [replace(row) for row in rows])
     return file.read_text(), report
@@ -45,6 +52,7 @@ def test_the_page_shows_every_part(page: tuple[str, dict]) -> None:
     for heading in ("Statements", "Scores", "Classification", "By facet", "By class", "Worst answers", "Provenance"):
         assert f"<h2>{heading}</h2>" in html
     assert html.count("<img ") == 2
+    assert html.count("false as shown") == html.count("unsupported as shown") == 1
     assert html.count("<svg ") == 2
     assert report["provenance"]["data_fingerprint"] in html
     assert html.count("a &amp; b") >= 3
@@ -57,7 +65,7 @@ def test_the_confusion_matrix_is_the_report_s(page: tuple[str, dict]) -> None:
     html, report = page
     cells = re.findall(r'<td class="(?:hit|miss)"[^>]*>([^<]+)</td>', html)
     assert [0 if cell == "·" else int(cell) for cell in cells] == [
-        n for row in report["classification"]["confusion"] for n in row
+        n for row in report["classification"]["confusion"][:2] for n in row
     ]
 
 

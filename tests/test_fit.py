@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from PIL import Image
 
 from assistant.config import Config, load_config
 from assistant.errors import ConfigError, DatasetError, RunError
+from assistant.micrograph import Micrograph
 from assistant.predictor import Predictor
 from serve.cli import main
-from training.fit import HEAD, Choices, fit, fit_rows, split_rows
+from training.fit import HEAD, Choices, fill, fit, fit_rows, split_rows
 from training.labelled import LabelledRow, LabelledSet, column_roles, parse_target, read_labelled
 from training.pictures import FeatureExtractor, picture_values
 
@@ -456,9 +458,31 @@ def test_vectors_of_a_picture_are_kept_by_its_bytes_and_by_who_looked(tmp_path: 
     assert picture_values(picture, cache=tmp_path)["instrument"].get("hv_kv") == 7.0
     side_car.unlink()
     assert looked == ["a", "b"]
-    for file in tmp_path.glob("*.npz"):
-        file.write_bytes(b"torn")
-    assert np.array_equal(picture_values(picture, extractor("a"), cache=tmp_path)["texture"], first["texture"])
+    for torn in (lambda whole: b"torn", lambda whole: whole[: len(whole) // 2]):
+        for file in tmp_path.glob("*.npz"):
+            file.write_bytes(torn(file.read_bytes()))
+        assert np.array_equal(picture_values(picture, extractor("a"), cache=tmp_path)["texture"], first["texture"])
+
+
+def test_pictures_are_looked_at_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two networks wait for each other: one picture after the other, they would wait in vain."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    both = threading.Barrier(2, timeout=20)
+
+    def look(micrograph: Micrograph) -> np.ndarray:
+        both.wait()
+        return np.zeros(2)
+
+    pictures = sorted((draw(tmp_path, 1)).glob("*/*.png"))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    files = [pictures[0], tmp_path / "broken.png", pictures[1], tmp_path / "none.png"]
+    rows = [LabelledRow(file.name, file) for file in files]
+    heard: list[int] = []
+    failed = fill(rows, FeatureExtractor("waits", look), lambda done, total, text: heard.append(done))
+    assert list(failed) == ["broken.png", "none.png"]
+    assert [sorted(row.values) for row in rows[::2]] == [["image", "instrument", "texture"]] * 2
+    assert heard == [1, 2, 3, 4]
 
 
 def test_a_crystal_column_tells_graph_text_composition_and_cell(tmp_path: Path) -> None:

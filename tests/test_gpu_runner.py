@@ -45,12 +45,14 @@ def test_parts_end_as_they_end_and_the_rest_still_runs(tmp_path: Path) -> None:
         part("fails", "print('about to'); raise SystemExit(3)", "raise SystemExit('never begun')"),
         part("lacks", "", needs=("json", "no_such_package")),
         part("ends", writes, sees, result="ends.json"),
+        part("asks", asks=(sys.executable, "-c", "raise SystemExit('no_base: get the base.')")),
     ]
     found = gpu.run_all(wanted, tmp_path, seconds=100, machine=CARD)["parts"]
     assert json.loads((tmp_path / "results.json").read_text())["parts"] == found
     assert (found["fails"]["status"], found["fails"]["output"]) == ("failed", "about to\n")
     assert found["fails"]["reason"].startswith("ended with 3: ")
     assert found["lacks"] == {"status": "skipped", "reason": "not installed: no_such_package"}
+    assert found["asks"] == {"status": "skipped", "reason": "not here: no_base: get the base."}
     assert (found["ends"]["status"], found["ends"]["result"]) == ("done", {"speed": 3})
     assert found["ends"]["output"] == "failed\n"
 

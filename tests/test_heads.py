@@ -106,11 +106,55 @@ def test_confidence_is_how_often_a_verdict_is_right() -> None:
     assert abs(confidence.mean() - right.mean()) < 0.1
 
 
+def test_a_word_of_few_pictures_is_no_farther_off_for_it() -> None:
+    """Counted as far away, pictures that are not there make such words look strange, and strangers look right."""
+    data = pictures(10)
+    kept = [n for n, word in enumerate(data.words["class"]) if word != "sponge" or n >= 118]  # two of them
+    few = LabelledFeatures(
+        data.features[kept],
+        tuple(data.groups[n] for n in kept),
+        tuple(data.sources[n] for n in kept),
+        {"class": tuple(data.words["class"][n] for n in kept)},
+        tuple(data.foreign[n] for n in kept),
+    )
+    heads = fit_heads(few, origin="run")
+    probabilities, distance = heads.heads[0].judge(heads.space.embed(few.features), heads.space.spread)
+    sponge = np.asarray(few.words["class"]) == "sponge"
+    assert {heads.heads[0].words[n] for n in probabilities[sponge].argmax(axis=1)} == {"sponge"}
+    assert distance[sponge].max() < 1
+
+
+def test_classes_that_resemble_each_other_are_named_where_they_are_told_apart() -> None:
+    """Each left out, its sister was taken for it, surely and wrongly; so no picture of either was named."""
+    sisters = (CENTRES[0], CENTRES[0] + 4.5 * np.eye(WIDTH)[0], CENTRES[1], CENTRES[2])
+
+    def site(seed: int) -> LabelledFeatures:
+        rng, words = np.random.default_rng(seed), ("fine", "coarse", "powder", "sponge")
+        rows = [centre + rng.normal(size=WIDTH) for centre in sisters for _ in range(30)]
+        rows += [3 * CENTRES[-1] + rng.normal(size=WIDTH) for _ in range(20)]
+        taught = [word for word in words for _ in range(30)]
+        return LabelledFeatures(
+            np.asarray(rows, np.float32),
+            tuple(f"{word} {n % 6}" for n, word in enumerate(taught)) + tuple(f"foreign {n}" for n in range(20)),
+            ("own",) * 120 + ("",) * 20,
+            {"class": (*taught, *[None] * 20)},
+            (False,) * 120 + (True,) * 20,
+        )
+
+    heads, new = fit_heads(site(1), origin="run"), site(2)
+    facts = [row[0].fact() for row in heads.verdicts(new.features)]
+    named = [n for n, fact in enumerate(facts[:60]) if fact.applies]
+    assert len(named) >= 40
+    assert np.mean([facts[n].text == new.words["class"][n] for n in named]) >= 0.95
+    assert not any(fact.applies for fact in facts[120:])
+
+
 def test_a_threshold_is_the_lowest_with_so_pure_a_rest() -> None:
     confidence, right = np.asarray([0.9, 0.8, 0.7, 0.6]), np.asarray([True, True, False, True])
-    assert threshold_for(confidence, right, 0.95) == 0.8
-    assert threshold_for(confidence, right, 0.75) == 0.6
-    assert threshold_for(confidence, ~right, 0.95) == NEVER
+    assert threshold_for(confidence, right, purity=0.95) == 0.8
+    assert threshold_for(confidence, right, purity=0.75) == 0.6
+    assert threshold_for(confidence, right, np.asarray([1, 1, 0.1, 1]), purity=0.95) == 0.6
+    assert threshold_for(confidence, ~right, purity=0.95) == NEVER
 
 
 def test_of_several_heads_the_first_that_knows_a_name_speaks() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from assistant.measure import FACT_NAMES, Fact, Facts, disagreements, measure, measure_pixels
+from assistant.measure import FACT_NAMES, Fact, Facts, disagreements, known_of, measure, measure_pixels
 from assistant.measurements import bodies, confidence, findings, lines, picture, rims, segmentation, texture
 from assistant.micrograph import Calibration, Micrograph, Window
 from assistant.quantities import typeset, written
@@ -771,3 +771,16 @@ def test_a_number_from_the_asker_or_from_any_picture_is_not_doubted() -> None:
     other = Facts("particles", (Fact("mean_diameter", 1200.0, "nm", "m", 0.9),))
     assert disagreements("The mean diameter is 1.2 um.", [MEASURED, other], "") == []
     assert disagreements("The mean diameter is 900 nm.", [MEASURED], "supplier says 900 nm") == []
+
+
+def test_the_field_is_what_the_picture_spans_without_a_column_that_is_no_sample() -> None:
+    pixels = np.random.default_rng(0).integers(60, 180, (80, 120), dtype=np.uint8)
+    scaled = Micrograph(pixels, sha256="", calibration=Calibration(2.5, "tag", 0.9))
+    sample = np.ones((80, 120), bool)
+    sample[:, 100:] = False
+    nothing = Facts("texture", ())
+    for m, nm in ((scaled, 300.0), (replace(scaled, sample=sample), 250.0)):
+        field = known_of(m, nothing).get("field_width")
+        assert field is not None
+        assert (field.value, field.unit, field.source, field.confidence) == (nm, "nm", "tag", 0.9)
+    assert known_of(replace(scaled, calibration=None), nothing).get("field_width") is None

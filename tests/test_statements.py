@@ -141,6 +141,7 @@ READ = {
     "working_distance": {"wd_mm": 4.25},
     "magnification": {"magnification": 12_345.0},
     "pixel_size": {"nm_per_pixel": 385.2},
+    "field_width": {"nm_per_pixel": 12.0, "field_nm": 12_288.0},
     "detector": {"detector": "InLens (SE1)"},
     "microscope": {"microscope": "Zeiss Supra 40"},
     "date": {"date": "2024-03-01"},

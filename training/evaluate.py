@@ -28,7 +28,7 @@ from training.fact_check import agrees
 from training.matching import matching_report
 from training.metrics import majority_answers, nearest_question_answers, text_scores
 from training.quoting import Prompt, digest, known_of_pictures, taught_answer
-from training.scores import class_report, rounded, score_answers, shown_answers
+from training.scores import class_report, rounded, score_answers, shown_answers, verdict_report
 
 ANSWER_TOKENS = 96
 _BATCH = 32
@@ -203,13 +203,19 @@ def conversation_of(row: Example, *, aux: str) -> Conversation:
 
 
 def classification_report(assistant: Assistant, rows: Sequence[Example], looks: dict[bytes, Look]) -> dict[str, Any]:
-    """Top-k, macro scores and calibration of zero-shot classification by likelihood; never sees auxiliary text."""
+    """The verdicts of `maemi classify` on the labels of the split, without auxiliary text.
+
+    Under "likelihood" stands what the student itself would say.
+    """
     asked, labels = labelled_pictures(rows)
     if len(labels) < 2:
         return {"n": 0}
-    probabilities = np.stack([assistant.label_probabilities(replace(looks[png], aux=""), labels) for png in asked])
-    known, groups = [labels.index(row.label or "") for row in asked.values()], [row.group for row in asked.values()]
-    return class_report(probabilities, known, labels, groups)
+    shown = [replace(looks[png], aux="") for png in asked]
+    known, groups = [row.label or "" for row in asked.values()], [row.group for row in asked.values()]
+    verdicts = verdict_report([assistant.ranked_labels(look, labels) for look in shown], known, labels, groups)
+    likelihoods = np.stack([assistant.label_likelihoods(look, labels) for look in shown])
+    itself = class_report(likelihoods, [labels.index(label) for label in known], labels, groups)
+    return verdicts | {"likelihood_top1": itself["top1"], "likelihood": itself}
 
 
 def labelled_pictures(rows: Sequence[Example]) -> tuple[dict[bytes, Example], list[str]]:

@@ -11,8 +11,10 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,8 @@ ENCODERS: dict[str, type[Encoder]] = {
 """Modalities in the order in which they are fused, each with its encoder."""
 SHARE_PRESENT = 0.05
 """A modality that fewer of the training rows have is left out."""
+READERS = 4
+"""Pictures that are read at once, at most: each is held whole in memory."""
 RISE = 0.05
 """Share of the steps over which the learning rate rises."""
 AVERAGE = 0.995
@@ -140,20 +144,30 @@ def fit(
 def fill(rows: Sequence[LabelledRow], extractor: FeatureExtractor | None, progress: Progress) -> dict[str, MaemiError]:
     """Read what rows point to: pictures become vectors and instrument columns, a CIF becomes all it tells.
 
-    Rows that cannot be read are left as they are, and named with what is wrong with them.
+    Rows that cannot be read are left as they are, and named with what is wrong with them. Pictures are read side by
+    side: decoding, texture and the network that looks all work without Python's lock.
     """
-    failed: dict[str, MaemiError] = {}
-    for done, row in enumerate(rows):
+
+    def seen(row: LabelledRow) -> dict[str, Any] | MaemiError:
         try:
-            if row.picture is not None:
-                row.values = {**picture_values(row.picture, extractor), **row.values}
-            if row.values.get("crystal") is not None:
-                row.values = {**crystal_values(read_crystal(row.values["crystal"])), **row.values}
-                row.values["crystal"] = row.values.pop("structure")
+            return {} if row.picture is None else picture_values(row.picture, extractor)
         except MaemiError as error:
-            failed[row.name] = error
-        if row.picture is not None or "crystal" in row.values:
-            progress(done + 1, len(rows), "reading")
+            return error
+
+    failed: dict[str, MaemiError] = {}
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, READERS), thread_name_prefix="maemi-fit-read") as pool:
+        for done, (row, told) in enumerate(zip(rows, pool.map(seen, rows), strict=True)):
+            try:
+                if isinstance(told, MaemiError):
+                    raise told
+                row.values = {**told, **row.values}
+                if row.values.get("crystal") is not None:
+                    row.values = {**crystal_values(read_crystal(row.values["crystal"])), **row.values}
+                    row.values["crystal"] = row.values.pop("structure")
+            except MaemiError as error:
+                failed[row.name] = error
+            if row.picture is not None or "crystal" in row.values:
+                progress(done + 1, len(rows), "reading")
     return failed
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -119,9 +120,9 @@ def computed(micrograph: Micrograph, extractor: FeatureExtractor | None) -> dict
 def _kept(file: Path) -> dict[str, Any] | None:
     """What was kept of a picture; None where nothing was, or it cannot be read."""
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             values: dict[str, Any] = {key: stored[key] for key in stored.files if key != "instrument"}
             values["instrument"] = json.loads(str(stored["instrument"]))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
     return values

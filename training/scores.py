@@ -13,10 +13,18 @@ from typing import Any
 import numpy as np
 
 from assistant.answers import checked
+from assistant.labels import UNKNOWN
 from assistant.measure import read_statements, sentences
 from training.data import Example
 from training.fact_check import agrees, first_choice
-from training.metrics import TEXT_METRICS, bootstrap_interval, classification_scores, text_scores
+from training.metrics import (
+    TEXT_METRICS,
+    TOP_K,
+    bootstrap_interval,
+    classification_scores,
+    expected_calibration_error,
+    text_scores,
+)
 
 VERDICTS = ("true", "false", "unsupported", "withheld")
 CONDITIONS = (("", "seen"), ("_without_aux", "without_aux"), ("_blind", "blind"))
@@ -137,9 +145,56 @@ def worst_answers(rows: Sequence[Example], drafts: Sequence[str], shown: Sequenc
                 "class": row.label,
             }
             asked = {"question": row.question, "reference": row.answer, "shown": text, "drafted": draft}
-            found = {"false": seen["false"], "drafted_false": worded["false"], "agrees": agreed}
+            found = {
+                "false": seen["false"],
+                "unsupported": seen["unsupported"],
+                "drafted_false": worded["false"],
+                "agrees": agreed,
+            }
             listed.append((tuple(-int(one) for one in wrong), number, told | asked | found))
     return [found for *_, found in sorted(listed, key=lambda entry: entry[:2])[:WORST]]
+
+
+def verdict_report(
+    ranked: Sequence[Sequence[tuple[str, float]]], truth: Sequence[str], labels: Sequence[str], groups: Sequence[str]
+) -> dict[str, Any]:
+    """Scores of labels and "unknown" as a person is shown them, each picture's verdict first.
+
+    "unknown" is never right and never false: `top1` counts it as missed, `coverage` is the share of pictures that get
+    a class, and `named_right` how many of those get theirs. Calibration, reliability and risk are of classes that are
+    named. Macro scores run over the labels.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    classes = [*labels, UNKNOWN]
+    order = np.asarray([[classes.index(label) for label, _ in row] for row in ranked])  # [N, C + 1]
+    y, said = np.asarray([classes.index(label) for label in truth]), order[:, 0]
+    sure = np.asarray([row[0][1] for row in ranked], dtype=np.float64)
+    right, named = said == y, said < len(labels)
+    precision, recall, f_score, _ = precision_recall_fscore_support(y, said, labels=range(len(labels)), zero_division=0)
+    told: dict[str, Any] = {f"top{k}": rounded((order[:, :k] == y[:, None]).any(axis=1).mean()) for k in TOP_K}
+    told |= {
+        "top1_interval": _interval(right.astype(np.float64), groups),
+        "coverage": rounded(named.mean()),
+        "coverage_interval": _interval(named.astype(np.float64), groups),
+        "macro_precision": rounded(precision.mean()),
+        "macro_recall": rounded(recall.mean()),
+        "macro_f1": rounded(f_score.mean()),
+    }
+    if named.any():
+        of_named = [group for group, one in zip(groups, named, strict=True) if one]
+        told["named_right"] = rounded(right[named].mean())
+        told["named_right_interval"] = _interval(right[named].astype(np.float64), of_named)
+        told["ece"] = rounded(expected_calibration_error(sure[named], right[named]))
+    return told | {
+        "n": len(y),
+        "purity": {name: rounded(precision[c]) if (said == c).any() else None for c, name in enumerate(labels)},
+        "recall": {name: rounded(recall[c]) for c, name in enumerate(labels)},
+        "labels": classes,
+        "confusion": _confusion(y, said, len(classes)),
+        "reliability": _reliability(sure[named], right[named]),
+        "risk_coverage": _risk(sure[named], right[named], of=len(y)),
+    }
 
 
 def class_report(
@@ -149,20 +204,10 @@ def class_report(
     scores = classification_scores(probabilities, truth, classes=labels)
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(truth)
     sure, named = p.max(1), p.argmax(1)
-    right = (named == y).astype(np.float64)
-    confusion = np.zeros((len(labels), len(labels)), dtype=int)
-    np.add.at(confusion, (y, named), 1)
-    place = np.clip(np.ceil(sure * _BINS).astype(int) - 1, 0, _BINS - 1)
-    bins = [
-        {"confidence": rounded(sure[here].mean()), "accuracy": rounded(right[here].mean()), "n": int(here.sum())}
-        for number in range(_BINS)
-        if (here := place == number).any()
-    ]
-    order = np.argsort(-sure, kind="stable")
-    risk = 1 - np.cumsum(right[order]) / np.arange(1, len(y) + 1)
+    right = named == y
     return {
         **{f"top{k}": rounded(value) for k, value in scores.top.items()},
-        "top1_interval": _interval(right, groups),
+        "top1_interval": _interval(right.astype(np.float64), groups),
         "macro_precision": rounded(scores.macro_precision),
         "macro_recall": rounded(scores.macro_recall),
         "macro_f1": rounded(scores.macro_f1),
@@ -170,15 +215,39 @@ def class_report(
         "n": len(y),
         "purity": {name: None if value is None else rounded(value) for name, value in scores.purity.items()},
         "labels": list(labels),
-        "confusion": confusion.tolist(),
-        "reliability": bins,
-        "risk_coverage": [[rounded((k + 1) / len(y)), rounded(risk[k])] for k in range(len(y))],
+        "confusion": _confusion(y, named, len(labels)),
+        "reliability": _reliability(sure, right),
+        "risk_coverage": _risk(sure, right, of=len(y)),
     }
 
 
 def rounded(value: float) -> float:
     """Four digits behind the point, as every score is written."""
     return round(float(value), 4)
+
+
+def _confusion(truth: Any, said: Any, classes: int) -> list[list[int]]:
+    """How often each class, a row, was called each, a column."""
+    counts = np.zeros((classes, classes), dtype=int)
+    np.add.at(counts, (truth, said), 1)
+    table: list[list[int]] = counts.tolist()
+    return table
+
+
+def _reliability(sure: Any, right: Any) -> list[dict[str, Any]]:
+    """Mean confidence [n] and share that is right [n], of equal parts of confidence that are not empty."""
+    place = np.clip(np.ceil(sure * _BINS).astype(int) - 1, 0, _BINS - 1)
+    return [
+        {"confidence": rounded(sure[here].mean()), "accuracy": rounded(right[here].mean()), "n": int(here.sum())}
+        for number in range(_BINS)
+        if (here := place == number).any()
+    ]
+
+
+def _risk(sure: Any, right: Any, *, of: int) -> list[list[float]]:
+    """Share of `of` pictures that are answered, the surest first, and the share of wrong ones among them."""
+    wrong = np.cumsum(~right[np.argsort(-sure, kind="stable")]) / np.arange(1, len(sure) + 1)
+    return [[rounded((k + 1) / of), rounded(risk)] for k, risk in enumerate(wrong)]
 
 
 def _statements(rows: Sequence[Example], texts: Sequence[str]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from training.account import write_account
 from training.claim import claim, record
 from training.data import Collator, Example, TrainingSet, data_fingerprint, held_out_split, load_split
 from training.heads import own_heads
+from training.held import hold_in_bf16, holds_in_bf16
 from training.preflight import Preflight, look, memory_here, require_memory, require_sound
 from training.processes import ALONE, Processes, meet
 from training.stages import LEARNS, AlignmentStage, InstructionStage, LanguageStage, counts_of, planned
@@ -146,6 +147,8 @@ def prepare(config: Config, examples: Sequence[Example], *, device: str) -> tupl
     """The student that a run starts from, the conversations it is taught, and what makes batches of them."""
     set_seed(config.seed)
     run = start_student(config, device=device)
+    if holds_in_bf16(config, device):
+        hold_in_bf16(run.student.vit)
     dataset = TrainingSet.configured(examples, config)
     return run, dataset, Collator(run.processor, max_tokens=config.training.max_tokens)
 

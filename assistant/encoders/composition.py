@@ -30,6 +30,9 @@ from assistant.errors import DatasetError
 _LONGEST = 400
 """Characters of a formula that are read."""
 _HEADS, _DEPTH = 4, 2
+BY_NAME = 0.1
+"""Deviation of what stands for an element by its name before anything is learned: small, so that what elements have in
+common is learned from their properties, and only the rest by name."""
 _PART = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)|([(\[])|[)\]](\d*\.?\d*)")
 
 
@@ -98,6 +101,7 @@ class CompositionEncoder(Encoder):
         self.properties: Tensor
         self.element = nn.Linear(table.shape[1], dim)
         self.name = nn.Embedding(len(table), dim)
+        nn.init.normal_(self.name.weight, std=BY_NAME)
         self.share = nn.Linear(2, dim)
         self.blocks = nn.ModuleList(Block(dim, _HEADS, mlp_ratio=2) for _ in range(_DEPTH))
         self.norm = nn.LayerNorm(dim)

@@ -3,12 +3,11 @@
 Xie and Grossman 2018. CIF files are read by pymatgen, symmetry is found by spglib: both come with the extra [crystal].
 Knows nothing about pictures or tables.
 
-Letters: B crystals, A atoms of all of them, K neighbours of an atom, R distance bins, D width.
+Letters: B crystals, A atoms of all of them, E pairs of an atom and a neighbour, R distance bins, D width.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from assistant.encoders.composition import element_table
+from assistant.encoders.composition import BY_NAME, element_table
 from assistant.encoders.encoder import Encoder, Item
 from assistant.errors import DatasetError
+from assistant.readers.frame import heard
 
 _NEIGHBOURS, RADIUS, BIN = 12, 8.0, 0.4
 """Neighbours of an atom that are looked at, how far they are looked for [A], and width of the distance bins [A]."""
+_SHELL, _ALIKE = 0.1, 0.01
+"""How much farther than the last of them another is looked at too, so that no shell is cut through, and how far apart
+the distances of the same neighbour may lie that count as one [A]."""
+_REACH = 20.0
+"""Square of the distance from a bin, in its widths, beyond which a distance is not in it: e^-20 is below rounding."""
 _DEPTH = 3
 MOST_ATOMS = 400
 _LARGEST = 2**20
@@ -45,13 +50,14 @@ _SYSTEMS = (
 
 @dataclass(frozen=True, eq=False)
 class Crystal:
-    """A unit cell as a periodic graph; atoms with fewer than K neighbours in reach have distance inf for the rest."""
+    """A unit cell as a periodic graph: pairs of an atom and a neighbour, images that lie as far off counted in one."""
 
     formula: str
     """With spaces: "Sr1 Ti1 O3"."""
     numbers: np.ndarray  # [A]
-    neighbours: np.ndarray  # [A, K], places of atoms in the cell
-    distances: np.ndarray  # [A, K] [A]
+    pairs: np.ndarray  # [E, 2], places in the cell of an atom and of its neighbour
+    distances: np.ndarray  # [E] [A]
+    counts: np.ndarray  # [E], how many images of the neighbour lie there
     lattice: tuple[float, float, float, float, float, float]
     """a, b, c [A] and alpha, beta, gamma [degree]."""
     volume: float
@@ -71,18 +77,15 @@ def read_crystal(cif: str | Path) -> Crystal:
         raise DatasetError("needs_extra", 'Crystals need the extra: pip install "maemi[crystal]".') from None
     text = _read(cif) if isinstance(cif, Path) else cif
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of rounded coordinates, and of ways of calling that will go
+        with heard([]):  # warnings of rounded coordinates, and of ways of calling that will go
             structure = CifParser.from_str(text).parse_structures(primitive=False)[0]
             if not 0 < len(structure) <= MOST_ATOMS or not structure.is_ordered:
                 raise ValueError(f"{len(structure)} atoms, or places shared by elements")
             numbers, cell = np.array(structure.atomic_numbers), structure.lattice
-            neighbours, distances = nearest(structure)
             return Crystal(
                 structure.composition.formula,
                 numbers,
-                neighbours,
-                distances,
+                *nearest(structure),
                 tuple(cell.parameters),
                 float(cell.volume),
                 sentence(cell.matrix, structure.frac_coords, numbers, cell.parameters),
@@ -93,17 +96,20 @@ def read_crystal(cif: str | Path) -> Crystal:
         raise DatasetError("bad_crystal", f"{str(name)!r} is no crystal that can be read ({reason}).") from None
 
 
-def nearest(structure: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The K nearest neighbours of every atom of a pymatgen structure, images in other cells too: places, distances."""
-    count = len(structure)
+def nearest(structure: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs [E, 2] of every atom of a pymatgen structure with its nearest neighbours, distances [A], and counts."""
     centres, places, _, lengths = structure.get_neighbor_list(RADIUS)
-    neighbours = np.tile(np.arange(count)[:, None], (1, _NEIGHBOURS))
-    distances = np.full((count, _NEIGHBOURS), np.inf, dtype=np.float32)
-    order = np.lexsort((places, lengths.round(4), centres))  # equal lengths by place, so that a file reads alike
-    for atom in range(count):
-        chosen = order[centres[order] == atom][:_NEIGHBOURS]
-        neighbours[atom, : len(chosen)], distances[atom, : len(chosen)] = places[chosen], lengths[chosen]
-    return neighbours, distances
+    order = np.lexsort((lengths, centres))
+    centres, places, lengths = centres[order], places[order], lengths[order]
+    starts = np.searchsorted(centres, np.arange(len(structure)))
+    last = np.minimum(starts + _NEIGHBOURS, np.searchsorted(centres, np.arange(len(structure)), "right")) - 1
+    near = lengths <= lengths[last][centres] + _SHELL if len(lengths) else np.zeros(0, bool)
+    steps = (lengths[near] / _ALIKE).round().astype(int)
+    alike, owner, counts = np.unique(
+        np.stack([centres[near], places[near], steps], axis=1), axis=0, return_inverse=True, return_counts=True
+    )
+    distances = np.bincount(owner.ravel(), lengths[near], len(alike)) / counts
+    return alike[:, :2], distances.astype(np.float32), counts.astype(np.float32)
 
 
 def sentence(matrix: np.ndarray, places: np.ndarray, numbers: np.ndarray, lattice: Sequence[float]) -> str:
@@ -137,22 +143,28 @@ def _read(path: Path) -> str:
 
 
 class GatedConvolution(nn.Module):
-    """v_i + sum_j sigmoid(z_ij W_f) * softplus(z_ij W_s) with z_ij = [v_i, v_j, u_ij], normalised; CGCNN equation 5."""
+    """v_i + W sum_j sigmoid(z_ij) * softplus(z'_ij), z and z' of v_i, v_j, u_ij; CGCNN equation 5, and two changes.
+
+    What is normalised is v before the sum, in place of the sum: how many neighbours tell what is not lost. And to what
+    they have of v_i and of v_j comes its product: a bond is of elements that differ or are alike, which no sum tells.
+    """
 
     def __init__(self, dim: int, bins: int) -> None:
         super().__init__()
+        self.norm = nn.LayerNorm(dim)
         # One matrix on [v_i, v_j, u_ij] is three: on atoms it then works once per atom, not once per pair.
         self.centre, self.neighbour = nn.Linear(dim, 2 * dim), nn.Linear(dim, 2 * dim, bias=False)
-        self.edge = nn.Linear(bins, 2 * dim, bias=False)
-        self.norm = nn.LayerNorm(dim)
+        self.edge, self.out = nn.Linear(bins, 2 * dim, bias=False), nn.Linear(dim, dim)
 
-    def forward(self, atoms: Tensor, neighbours: Tensor, edges: Tensor, near: Tensor) -> Tensor:
-        """Atoms [A, D], places [A, K], edges [A, K, R] and which are there [A, K] -> [A, D]."""
-        z = self.centre(atoms)[:, None] + self.neighbour(atoms)[neighbours] + self.edge(edges)  # [A, K, 2 D]
-        gate, core = z.chunk(2, dim=-1)
-        messages = gate.sigmoid() * F.softplus(core) * near[..., None]
-        x: Tensor = F.softplus(atoms + self.norm(messages.sum(dim=1)))
-        return x
+    def forward(self, atoms: Tensor, pairs: Tensor, edges: Tensor, counts: Tensor) -> Tensor:
+        """Atoms [A, D], pairs [2, E], their distances in bins [E, R] and how often each is there [E] -> [A, D]."""
+        x, (centres, neighbours) = self.norm(atoms), pairs
+        # Chosen by index_select: the gradient of indexing by a tensor is several times as slow on a CPU.
+        here, there = self.centre(x).index_select(0, centres), self.neighbour(x).index_select(0, neighbours)
+        gate, core = (here + there + here * there + self.edge(edges)).chunk(2, dim=-1)  # [E, D] each
+        messages = gate.sigmoid() * F.softplus(core) * (counts / _NEIGHBOURS)[:, None]
+        summed: Tensor = atoms + self.out(torch.zeros_like(atoms).index_add(0, centres, messages))
+        return summed
 
 
 class CrystalEncoder(Encoder):
@@ -169,6 +181,7 @@ class CrystalEncoder(Encoder):
         self.properties: Tensor
         self.centres: Tensor
         self.element, self.name = nn.Linear(table.shape[1], dim), nn.Embedding(len(table), dim)
+        nn.init.normal_(self.name.weight, std=BY_NAME)
         self.layers = nn.ModuleList(GatedConvolution(dim, len(self.centres)) for _ in range(_DEPTH))
         self.out = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.LayerNorm(dim))
 
@@ -181,26 +194,29 @@ class CrystalEncoder(Encoder):
         """A crystal, or its CIF, as tensors. Raises DatasetError `bad_crystal` or `needs_extra`."""
         crystal = value if isinstance(value, Crystal) else read_crystal(value)
         return {
-            "numbers": torch.from_numpy(crystal.numbers).long(),
-            "neighbours": torch.from_numpy(crystal.neighbours).long(),
+            "numbers": torch.from_numpy(crystal.numbers).long().clamp_max(len(self.properties) - 1),
+            "pairs": torch.from_numpy(crystal.pairs.T).long(),
             "distances": torch.from_numpy(crystal.distances),
+            "counts": torch.from_numpy(crystal.counts),
         }
 
     def forward(self, items: Sequence[Item]) -> Tensor:
         """[B, D]."""
-        counts = torch.tensor([len(item["numbers"]) for item in items])
-        starts = counts.cumsum(0) - counts
-        numbers = torch.cat([item["numbers"] for item in items]).clamp_max(len(self.properties) - 1)  # [A]
-        neighbours = torch.cat([item["neighbours"] + start for item, start in zip(items, starts, strict=True)])
-        distances = torch.cat([item["distances"] for item in items])[..., None]  # [A, K, 1]
-        near = distances.isfinite()
-        edges = torch.exp(-(((distances.where(near, 0.0) - self.centres) / BIN) ** 2)) * near  # [A, K, R]
+        sizes = torch.tensor([len(item["numbers"]) for item in items])
+        starts = (sizes.cumsum(0) - sizes).tolist()
+        numbers, distances, counts = (
+            torch.cat([item[name] for item in items]) for name in ("numbers", "distances", "counts")
+        )
+        pairs = torch.cat([item["pairs"] + start for item, start in zip(items, starts, strict=True)], dim=1)  # [2, E]
+        off = ((distances[:, None] - self.centres) / BIN).square()
+        # Cut where nothing is left: numbers too small for a float's range halve the speed of a product.
+        edges = torch.exp(-off).where(off < _REACH, 0.0)  # [E, R]
         atoms = self.element(self.properties[numbers]) + self.name(numbers)
         for layer in self.layers:
-            atoms = layer(atoms, neighbours, edges, near[..., 0])
-        cell = torch.repeat_interleave(torch.arange(len(items)), counts)
+            atoms = layer(atoms, pairs, edges, counts)
+        cell = torch.repeat_interleave(torch.arange(len(items)), sizes)
         sums = torch.zeros(len(items), self.dim, dtype=atoms.dtype).index_add(0, cell, atoms)
-        vectors: Tensor = self.out(sums / counts[:, None])
+        vectors: Tensor = self.out(sums / sizes[:, None])
         return vectors
 
     def settings(self) -> dict[str, Any]:

@@ -83,6 +83,8 @@ def missing(name: str, *, calibrated: bool) -> str:
         return f"The {quantity.said} cannot be told from this image: no classifier here is sure of it."
     if name == "pixel_size":
         return "The image is not calibrated."
+    if name == "field_width":
+        return "The field width cannot be told: the file gives no scale."
     if quantity.source == "read":
         return f"The file does not {'name' if quantity.in_words else 'give'} the {quantity.said}."
     return f"The {quantity.said} could not be measured in this image." if calibrated else "The image is not calibrated."

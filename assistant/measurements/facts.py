@@ -24,12 +24,13 @@ READ: Mapping[str, tuple[str, str]] = {
     "working_distance": ("wd_mm", "mm"),
     "magnification": ("magnification", "x"),
     "pixel_size": ("nm_per_pixel", "nm"),
+    "field_width": ("field_nm", "nm"),
     "detector": ("detector", ""),
     "microscope": ("microscope", ""),
     "date": ("date", ""),
 }
 """What a file says: quantity -> the field that holds it, and its unit."""
-OPENINGS, NO_OPENINGS = "dark openings", "no dark openings stand out"
+OPENINGS, NO_OPENINGS = "dark openings", "no dark openings were found"
 """Note of a porosity whose openings were told from dark matter; why a picture surely has no porosity."""
 LIKELY, SURE = 0.5, 0.8
 """Confidence from which an answer states a measured fact, and from which it does so without a word of doubt.
@@ -130,6 +131,8 @@ class Known:
     wd_mm: float | None = None
     magnification: float | None = None
     nm_per_pixel: float | None = None
+    field_nm: float | None = None
+    """What the width of the picture spans, without its info bar."""
     detector: str | None = None
     microscope: str | None = None
     date: str | None = None
@@ -193,5 +196,5 @@ def not_applicable(name: str, method: str, note: str) -> Fact:
 
 
 def phrase(fact: Fact) -> str:
-    """Name, value and unit as they stand in the line: "mean diameter 312 nm"."""
-    return f"{QUANTITIES[fact.name].said} {fact.written}"
+    """Name, value and unit as they stand in the line, which students were taught with: "mean diameter 312 nm"."""
+    return f"{fact.name.replace('_', ' ')} {fact.written}"

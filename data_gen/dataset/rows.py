@@ -40,7 +40,7 @@ def row_of(
         **({"egress": "no"} if stays else {}),
     }
     measured = [evidence.facts for evidence in shown]
-    instrument = [{**evidence.instrument, "nm_per_pixel": evidence.nm_per_pixel} for evidence in shown]
+    instrument = [evidence.reading for evidence in shown]
     return {
         "id": "-".join([*(image[:12] for image in images), question.id]),
         "messages": conversation(question.text, wordings[0], images=len(shown), history=question.history),

@@ -172,15 +172,18 @@ def grant(manifest: Path, *, destination: str, allow: Consent) -> Permit:
     return Permit(destination, frozenset(allowed))
 
 
-def open_client(permit: Permit, config: TeachConfig, *, max_reply_bytes: int = MAX_REPLY_BYTES) -> AsyncOpenAI:
+def open_client(
+    permit: Permit, config: TeachConfig, *, max_reply_bytes: int = MAX_REPLY_BYTES, keyless: bool = False
+) -> AsyncOpenAI:
     """The one HTTP client of the package: no redirects, no proxies from the environment, no retries of its own.
 
     The query of the destination goes along with every request, and the key in the header that `config` names.
+    `keyless`: an endpoint that may want no key, as one on this machine; without one it gets a word that is none.
 
     Raises TeacherError `no_key` where the environment variable is not set, `bad_ca_file` where the file of certificates
     holds none.
     """
-    key = os.environ.get(config.api_key_env, "").strip()
+    key = os.environ.get(config.api_key_env, "").strip() or ("none" if keyless else "")
     if not key:
         raise TeacherError(
             "no_key", f"The environment variable {config.api_key_env} is not set. Export the API key in it."

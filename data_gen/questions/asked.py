@@ -48,12 +48,11 @@ def questions_as_asked(evidence: Evidence, *, seed: int, count: int, kept: Path 
 
 def known_from(evidence: Evidence) -> Known:
     """What is known of a picture, its true class and words as a head would say them."""
-    instrument = {**evidence.instrument, "nm_per_pixel": evidence.nm_per_pixel}
     predicted = [name for name, quantity in QUANTITIES.items() if quantity.source == "predicted"]
     words = {name: text for name in predicted if isinstance(text := evidence.truth.get(name), str)}
     if evidence.label:
         words["class"] = evidence.label.replace("_", " ")
-    return Known.from_record(evidence.facts, instrument).with_words(words, "truth")
+    return Known.from_record(evidence.facts, evidence.reading).with_words(words, "truth")
 
 
 @cache

@@ -77,6 +77,12 @@ class Evidence:
     source: str = ""
     """Where the picture comes from."""
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What the file says of instrument and scale; None where it does not."""
+        nm = self.nm_per_pixel
+        return {**self.instrument, "nm_per_pixel": nm, "field_nm": None if nm is None else self.size[0] * nm}
+
 
 def known_text(evidence: Evidence) -> str:
     """All that is known of a picture in words, for a teacher and for the list of what leaves the machine."""

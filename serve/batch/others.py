@@ -11,6 +11,7 @@ import base64
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 from assistant.disk import write_file
 from assistant.errors import DatasetError, TeacherError
 from assistant.progress import Progress
-from data_gen.hosted.egress import Consent, ManifestItem, Permit, destination_of, grant, open_client, redact
+from data_gen.hosted.egress import Consent, ManifestItem, destination_of, grant, open_client, redact
 from serve.http.guard import is_loopback
 from training.data import Example, decode_image
 from training.evaluate import ANSWER_TOKENS, labelled_pictures
@@ -30,6 +31,8 @@ from training.fact_check import first_choice
 from training.scores import CONDITIONS, class_report, score_answers
 
 if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
     from assistant.config import TeachConfig
 
 AT_ONCE = 4
@@ -38,6 +41,8 @@ _DEADLINE_S = 180.0
 """Time one attempt may take [s]."""
 _LONGEST = 1024
 """Longest side of a picture that is sent [px]."""
+CLASS_QUESTION = "Which class does this micrograph belong to?"
+_PIXELS = re.compile(r"\b(\d+(?:\.\d+)?)\s*(?:px|pixels?)\b(?!\s*(?:\^|²))", re.IGNORECASE)
 NONE = "(none named)"
 """Stands for the class where an answer names none, so that it counts as wrong."""
 
@@ -65,19 +70,23 @@ def ask_endpoint(
     here = is_loopback(urlsplit(destination).hostname or "")
     permit = grant(manifest, destination=destination, allow=here or allow)
     pictures, labels = labelled_pictures(rows)
-    choice = f"Which of these does the micrograph show: {', '.join(labels)}? Answer with one of them alone."
+    words = ", ".join(label.replace("_", " ") for label in labels)
+    told = {"role": "system", "content": f"The classes are: {words}. Answer with one of them alone."}
     posed = [
         *(_messages(row, row.aux, [sent[png] for png in row.images]) for row in rows),
         *(_messages(row, "", [sent[png] for png in row.images]) for row in rows),
         *(_messages(row, "", [grey] * len(row.images)) for row in rows),
-        *(_posed([sent[png]], choice) for png in pictures if len(labels) > 1),
+        *([told, *_posed([sent[png]], CLASS_QUESTION)] for png in pictures if len(labels) > 1),
     ]
-    texts = asyncio.run(_ask_all(posed, permit, config, progress))
+    texts = asyncio.run(_ask_all(posed, open_client(permit, config, keyless=here), config, progress))
     if not any(texts):
         raise TeacherError(
             "unreachable", f"{destination} answered none of {len(posed)} questions. Is {config.model} up?"
         )
-    answers = {name: texts[n * len(rows) : (n + 1) * len(rows)] for n, (_, name) in enumerate(CONDITIONS)}
+    answers = {
+        name: [_calibrated(text, row) for text, row in zip(texts[n * len(rows) :], rows, strict=False)]
+        for n, (_, name) in enumerate(CONDITIONS)
+    }
     named = [first_choice(text, labels) or NONE for text in texts[len(CONDITIONS) * len(rows) :]]
     about = {"model": config.model, "source": destination, "answered": sum(map(bool, texts)), "asked": len(texts)}
     return about | score_answers(rows, answers) | {"classification": _classes(named, list(pictures.values()), labels)}
@@ -103,6 +112,25 @@ def read_answers(file: Path, rows: Sequence[Example]) -> dict[str, Any]:
     return about | {"asked": len(rows)} | score_answers(rows, {"seen": answers}) | {"classification": {"n": 0}}
 
 
+def _calibrated(text: str, row: Example) -> str:
+    """An answer with its pixels as nanometres, where the row's pictures have one scale: they are sent without any.
+
+    A rounded number of pixels stands for all that round to it, so it becomes a range.
+    """
+    scales = {known.nm_per_pixel for known in row.known}
+    longest = {max(decode_image(png).pixels.shape) for png in row.images}
+    scale = scales.pop() if len(scales) == 1 else None
+    if scale is None or len(longest) != 1:
+        return text
+    scale *= max(1.0, longest.pop() / _LONGEST)
+
+    def range_of(length: re.Match[str]) -> str:
+        value, half = float(length[1]), 0.5 / 10 ** len(length[1].partition(".")[2])
+        return f"{(value - half) * scale:.10g} to {(value + half) * scale:.10g} nm"
+
+    return _PIXELS.sub(range_of, text)
+
+
 def _item(row: Example, png: bytes, sent: bytes, destination: str) -> ManifestItem:
     said = " / ".join([row.aux, *(text for turn in row.history for text in turn), row.question])
     before, after = (hashlib.sha256(one).hexdigest() for one in (png, sent))
@@ -125,12 +153,12 @@ def _posed(pictures: Sequence[bytes], text: str) -> list[dict[str, Any]]:
 
 
 async def _ask_all(
-    posed: Sequence[list[dict[str, Any]]], permit: Permit, config: TeachConfig, progress: Progress | None
+    posed: Sequence[list[dict[str, Any]]], client: AsyncOpenAI, config: TeachConfig, progress: Progress | None
 ) -> list[str]:
     """The answer to each chat, "" where none came."""
     import openai
 
-    client, turn, done = open_client(permit, config), asyncio.Semaphore(AT_ONCE), 0
+    turn, done = asyncio.Semaphore(AT_ONCE), 0
 
     async def ask(messages: Any) -> str:
         nonlocal done

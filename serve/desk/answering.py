@@ -143,15 +143,20 @@ def read_images(
     return [(read or read_micrograph)(source, pixel_size_nm=pixel_size_nm) for source in sources]
 
 
+UNGROUNDED = "The language model says this by itself: it rests on no picture and on nothing written, and may be wrong."
+
+
 def answer(answerer: Answerer, question: Question) -> Iterator[str | Proof]:
     """Yield the answer piece by piece, and last of all the evidence it is to be held against.
 
     Without a picture the handbook answers, or the model converses where it can; else one honest sentence is the answer.
     """
     if not question.images:
+        warnings = list[str]()
         if entry := entry_for(question.text):
             pieces = iter([entry.answer])
         elif getattr(answerer, "converses", False):
+            warnings.append(UNGROUNDED)
             pieces = answerer.converse(  # type: ignore[attr-defined]  # only models that say so have it
                 question.text, history=question.history, max_new_tokens=question.max_new_tokens, **_sampling(question)
             )
@@ -159,7 +164,7 @@ def answer(answerer: Answerer, question: Question) -> Iterator[str | Proof]:
             earlier = next((turn.text for turn in question.history if turn.role == "user"), "")
             pieces = iter([answer_without_picture(question.text, earlier)])
         yield from until_stop(pieces, question.stop)
-        yield Proof([], [], [], [])
+        yield Proof([], [], [], warnings)
         return
     pieces = answerer.ask(
         question.images,

@@ -94,7 +94,7 @@ def print_scores(report: Mapping[str, Any], title: str = "") -> None:
     ]
     terminal.print_table(title, ("", "score", ">value", ">blind"), rows)
     for other in report.get("others", ()):
-        beside = [(section, metric, cell(other[section], metric)) for section, metric, *_ in rows]
+        beside = [(section, metric, cell(other.get(section, {}), metric)) for section, metric, *_ in rows]
         terminal.print_table(other["model"], ("", "score", ">value"), beside)
     for told, counts in (("shown", report["statements"]), ("drafted", report["statements"]["drafted"])):
         listed = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("true", "false", "unsupported", "withheld"))

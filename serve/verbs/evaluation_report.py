@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 _PEERS = {
+    "likelihood_top1": "The class that its language model is likeliest to say, which nobody is told",
     "top1_texture": "Texture descriptors with a logistic head",
     "top1_linear_probe_vit": "Linear probe on the frozen image encoder",
     "top1_cnn": "Small convolutional network trained on the same split",
@@ -40,7 +41,7 @@ def write_evaluation(out: Path, report: Mapping[str, Any], rows: Iterable[Exampl
         others=others,
         statements=_statements(report, others),
         tables=[table for table in tables if table],
-        peers=_peers(report["baselines"], others),
+        peers=_peers(report, others),
         **{name: Markup(drawn) for name, drawn in _charts(report["classification"]).items()},
         cuts=[(title, table) for title, table in cuts if table],
         worst=[one | {"pictures": [_uri(png) for png in pictures.get(one["id"], ())]} for one in report["worst"]],
@@ -96,8 +97,9 @@ def _table(
     return (section, title, rows) if rows else None
 
 
-def _peers(baselines: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
-    plain = [(name, baselines[key]) for key, name in _PEERS.items() if key in baselines]
+def _peers(report: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+    scores = report["classification"] | report["baselines"]
+    plain = [(name, scores[key]) for key, name in _PEERS.items() if key in scores]
     asked = [(other["model"], other.get("classification", {}).get("top1")) for other in others]
     return plain + [(name, score) for name, score in asked if score is not None]
 

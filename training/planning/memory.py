@@ -251,17 +251,25 @@ def step_parts(config: Config, shape: LanguageModelShape, *, on_gpu: bool = True
     checkpointed = training.gradient_checkpointing
     final_norm = tokens * (p * shape.hidden + FP32)
     loss = loss_peak(shape, tokens, p=p)
-    gradients = tokens * (4 * p * shape.intermediate + 2 * FP32 * shape.hidden)
+    states = tokens * (4 * p * shape.intermediate + 2 * FP32 * shape.hidden)
     dequantised = shape.hidden * shape.intermediate * p if decoder.quantization == "nf4" else 0
-    backward = gradients + dequantised + ((layer + cross) if checkpointed else 0)
+    backward = states + dequantised + ((layer + cross) if checkpointed else 0)
+    copies = thawed * BF16 if q == BF16 else 0
+    if weight > q and decoder.quantization == "none" and not checkpointed:  # which backward multiplies by
+        copies += shape.linear_parameters * BF16
+    kept = final_norm + (boundary if checkpointed else shape.layers * layer + blocks * cross)
+    gradients = trained * weight + thawed * FP32
+    if at_once == training.batch_size:  # none is left from another part of the step: each takes the place of what
+        gradients = max(0, gradients - copies - kept - max(0, loss - backward))  # backward has done with
+    held = BF16 if training.frozen_towers == "bf16" and not config.vit.trainable and q == BF16 else FP32
     return {
         f"language model, linear layers ({decoder.quantization})": linear_bytes(shape, decoder.quantization, p=weight),
         "language model, embeddings, norms, head": shape.other_parameters * weight,
         "adapter weights": (trained + frozen) * weight,
-        "encoders, grounding, cross-attention": (student.vit + student.rest) * FP32,
-        "gradients": trained * weight + thawed * FP32,
+        "encoders, grounding, cross-attention": student.vit * held + student.rest * FP32,
+        "gradients, beyond what they take the place of": gradients,
         "optimizer moments": math.ceil(MOMENTS[training.moments] * (trained + thawed)),
-        "autocast copies of trained weights": thawed * BF16 if q == BF16 else 0,
+        "copies of weights in bfloat16": copies,
         "activations, language model": final_norm + (boundary if checkpointed else shape.layers * layer),
         "activations, cross-attention": 0 if checkpointed else blocks * cross,
         "activations, encoders and grounding": vision_activations(config, p=q),
@@ -309,6 +317,8 @@ def _savings(config: Config) -> Iterator[tuple[str, Any]]:
         yield "training.moments", "8bit"
     if config.vit.trainable:
         yield "vit.trainable", False
+    if training.frozen_towers == "fp32" and training.precision != "fp32":
+        yield "training.frozen_towers", "bf16"
     yield from (("training.max_tokens", tokens) for tokens in _halves(training.max_tokens, 256))
     if config.init is None:  # a student that starts from a run has the shapes of that run
         every = config.decoder.cross_attention_every
