@@ -117,14 +117,26 @@ def test_code_beside_the_rows_is_never_run(copy: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     script = "from datasets import load_dataset; import sys; print(load_dataset(sys.argv[1])['train'].num_rows)"
     command = [sys.executable, "-P", "-c", script, str(copy)]
-    refused = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    env = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    refused = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
     assert "scripts are no longer supported" in refused.stderr
     (copy / f"{copy.name}.py").unlink()
-    opened = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=True)
+    opened = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, check=True)
     assert int(opened.stdout) == len(load_split(copy, "train"))
     assert not mark.exists()
     pickle.loads(pickled(mark))
     assert mark.exists()  # the payload works
+
+
+def test_reading_a_split_leaves_no_copy_of_it(copy: Path, tmp_path: Path) -> None:
+    """A cache in the home directory once held sixty gigabytes of other people's pictures."""
+    home = tmp_path / "home"
+    home.mkdir()
+    script = "import sys, pathlib; from training.data import load_split; load_split(pathlib.Path(sys.argv[1]), 'train')"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
+    command = [sys.executable, "-c", script, str(copy)]
+    subprocess.run(command, cwd=ROOT, env=env | {"HOME": str(home)}, check=True, timeout=300)
+    assert [path for path in home.rglob("*") if path.is_file()] == []
 
 
 def flips(path: Path, count: int) -> Iterator[None]:
