@@ -32,8 +32,6 @@ _WIDTH = 96
 _NEIGHBOURS = 5
 PURITY = 0.95
 """Share of its verdicts that must be right before a head speaks."""
-UNTAUGHT = 0.2
-"""Share of a user's pictures that is taken to be of none of the classes that the user taught."""
 STRENGTH = 0.02
 """Inverse of the penalty on a head's weights."""
 FOLDS = 4
@@ -244,16 +242,17 @@ class LabelledFeatures:
     """True for pictures that are no micrographs; no word of any head is right for them."""
 
 
-def fit_heads(data: LabelledFeatures, *, origin: str) -> Heads:
+def fit_heads(data: LabelledFeatures, *, origin: str, untaught: float | None = None) -> Heads:
     """Heads for every name of `words` that has two words or more, calibrated on what was left out in turn.
 
     Left out are groups (a new sample from a known source) and whole sources, with the classes that only they have;
-    where there is one source, whole words: a class that nobody taught, for which every verdict is wrong.
+    where there is one source, whole words: a class that nobody taught, for which every verdict is wrong. `untaught` is
+    the share of pictures of such classes where heads will be used; None takes them as often as they were left out.
     """
     space = fit_space(data.features[~np.asarray(data.foreign)])
     embedded, everything = space.embed(data.features), np.ones(len(data.features), bool)
     fitted = (_fit_head(name, embedded, data, space.spread, everything) for name in data.words)
-    return Heads(space, tuple(calibrated(head, data) for head in fitted if head is not None), origin)
+    return Heads(space, tuple(calibrated(head, data, untaught) for head in fitted if head is not None), origin)
 
 
 @dataclass(frozen=True)
@@ -309,7 +308,7 @@ def left_out(data: LabelledFeatures, name: str) -> Iterator[tuple[str, Array]]:
             yield "words", np.asarray([other == word for other in data.words[name]])
 
 
-def calibrated(head: Head, data: LabelledFeatures) -> Head:
+def calibrated(head: Head, data: LabelledFeatures, untaught: float | None = None) -> Head:
     """The head with confidence and threshold from what it said of pictures left out."""
     from sklearn.linear_model import LogisticRegression
 
@@ -321,13 +320,13 @@ def calibrated(head: Head, data: LabelledFeatures) -> Head:
     inputs = np.asarray([(row.log_odds, row.distance) for row in rows])
     kinds = np.asarray([row.kind for row in rows])
     weights, known = np.ones(len(rows)), kinds == "groups"
-    own = "words" in kinds and known.any()
-    if own:  # left out, every picture is of an untaught word once: far more often than a user's are
-        weights[~known] = UNTAUGHT / (1 - UNTAUGHT) * known.sum() / (~known).sum()
+    rare = untaught if "words" in kinds and known.any() else None
+    if rare is not None:
+        weights[~known] = rare / (1 - rare) * known.sum() / (~known).sum()
     fitted = LogisticRegression(C=10.0, max_iter=1000).fit(inputs, right, sample_weight=weights)
     (a, b), (c,) = fitted.coef_[0].tolist(), fitted.intercept_.tolist()
     confidence = _sigmoid(inputs @ fitted.coef_[0] + c)
-    if own:
+    if rare is not None:
         threshold = threshold_for(confidence, right, weights)
     else:
         each = [of for of in (known, kinds == "sources") if of.any()]

@@ -1,5 +1,8 @@
 """Cells, precipitates and two phases against closed forms: their sizes, walls and chords, and where nothing is said."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -7,7 +10,8 @@ from scipy.spatial import cKDTree
 
 from assistant.answers import composed
 from assistant.measure import Facts, Known, measure_pixels
-from assistant.measurements.confidence import probability, traits_of_objects
+from assistant.measurements import confidence
+from assistant.measurements.confidence import probability, traits_of_objects, traits_of_phases
 from assistant.measurements.intercepts import mean_chord, phases_of, wall_thickness
 from assistant.measurements.nested import by_area, nested_objects
 from assistant.measurements.picture import Picture, grey_window, picture_of
@@ -257,3 +261,20 @@ def test_pictures_for_measuring_have_the_truth_of_their_maps(label: str) -> None
         assert image.labels is not None
         diameters = image.nm_per_pixel * whole_diameters(np.searchsorted(np.unique(image.labels), image.labels))
         assert image.truth["median_diameter"] == pytest.approx(np.median(diameters), rel=0.15)
+
+
+def test_every_model_of_enclosed_bodies_and_phases_rests_on_traits_that_are_measured() -> None:
+    """As test_touching.py asks of the others: a trait renamed in the code alone goes out of the probability unseen."""
+    picture = seen(tissue(voronoi()))
+    nested = {"grain", "anisotropy", *traits_of_objects(picture, enclosed(tissue(voronoi())))}
+    field = ndimage.gaussian_filter(np.random.default_rng(4).standard_normal(SIZE), 8)
+    phases = phases_of(seen(imaged(np.where(field > ndimage.gaussian_filter(field, 16), 0.7, 0.3))))
+    assert phases is not None
+    known = {"nested ": nested, "mean_chord": {"grain", "anisotropy", *traits_of_phases(phases, bright=True)}}
+    models = json.loads((Path(confidence.__file__).parent / "confidence.json").read_text())
+    for start, traits in known.items():
+        of_these = {name: model for name, model in models.items() if name.startswith(start)}
+        assert of_these
+        for name, model in of_these.items():
+            asked = {trait for trait in model["weights"] if not trait.startswith("kind ") and trait != "repeats"}
+            assert asked <= traits | set(confidence.traits_of_statement(0.5)), name

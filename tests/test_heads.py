@@ -141,7 +141,7 @@ def test_classes_that_resemble_each_other_are_named_where_they_are_told_apart() 
             (False,) * 120 + (True,) * 20,
         )
 
-    heads, new = fit_heads(site(1), origin="run"), site(2)
+    heads, new = fit_heads(site(1), origin="run", untaught=0.2), site(2)
     facts = [row[0].fact() for row in heads.verdicts(new.features)]
     named = [n for n, fact in enumerate(facts[:60]) if fact.applies]
     assert len(named) >= 40

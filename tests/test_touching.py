@@ -102,9 +102,11 @@ def test_every_model_rests_on_traits_that_are_measured() -> None:
         assert picture is not None
         known |= set(measure._traits(find(picture)))
     models = json.loads((Path(confidence.__file__).parent / "confidence.json").read_text())
-    assert set(models) <= set(MEASURED)
+    assert {name.removeprefix("nested ") for name in models} <= set(MEASURED)
     assert {"count", "mean_diameter"} <= set(models)
     for name, model in models.items():
+        if name.startswith(("nested ", "mean_chord")):  # tests/test_enclosed.py
+            continue
         asked = {trait for trait in model["weights"] if not trait.startswith("kind ") and trait != "repeats"}
         assert asked <= known, name
 

@@ -95,12 +95,15 @@ def load_split(directory: Path, split: str) -> list[Example]:
             "no_dataset", f"{directory} has no {split} split (data/{split}-*.parquet). Run `maemi teach`."
         )
     known: dict[bytes, bytes] = {}
-    examples: list[Example] = []
+    examples, rows = list[Example](), 0
     try:
         for file in files:
             with parquet.ParquetFile(file, page_checksum_verification=True) as stored:
                 for batch in stored.iter_batches(batch_size=_ROWS_AT_ONCE):
                     examples += [_example(row, known) for row in batch.to_pylist()]
+                rows += stored.metadata.num_rows
+        if len(examples) != rows:  # no checksum covers the list of the parts of a file
+            raise ValueError(f"{len(examples)} of {rows} rows are there")
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, OSError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         if isinstance(error, OSError) and error.errno:

@@ -35,6 +35,8 @@ _MOST = 30
 """Real pictures of a label, and a little more."""
 _LEAST = 8
 """Pictures that a user's class needs to teach a head."""
+_UNTAUGHT = 0.2
+"""Share of a user's pictures that is taken to be of none of the classes that the user taught."""
 FOREIGN_EACH, FOREIGN_BESIDE = 40, 10
 """Pictures of each kind that are no micrographs: for the bundled heads, and beside a user's own."""
 CLASS_OF: Mapping[str, str] = {
@@ -111,7 +113,7 @@ def own_heads(pictures: Sequence[tuple[bytes, str, str]], *, seed: int) -> Heads
         for number, (png, label, group) in enumerate(taught)
     ]
     data = labelled([*specimens, *foreign(seed, each=FOREIGN_BESIDE)], seed=seed, copies=1)
-    return fit_heads(replace(data, words={"class": data.words["class"]}), origin="run")
+    return fit_heads(replace(data, words={"class": data.words["class"]}), origin="run", untaught=_UNTAUGHT)
 
 
 def drawn(folder: Path, cache: Path) -> list[TaughtPicture]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from assistant.encoders.composition import BY_NAME, element_table
 from assistant.encoders.encoder import Encoder, Item
 from assistant.errors import DatasetError
-from assistant.readers.frame import heard
+from assistant.remarks import heard
 
 _NEIGHBOURS, RADIUS, BIN = 12, 8.0, 0.4
 """Neighbours of an atom that are looked at, how far they are looked for [A], and width of the distance bins [A]."""

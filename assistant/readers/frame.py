@@ -4,11 +4,8 @@ Knows nothing about any file format.
 """
 
 import struct
-import threading
-import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,10 +32,8 @@ DECODER_ERRORS: tuple[type[Exception], ...] = (
 )
 """Every type that a decoder or metadata parser was seen to raise on damaged bytes."""
 
-_warnings_lock = threading.Lock()  # warnings.catch_warnings changes the whole process
 VIVID = 80  # difference of the channels, of 255, from which a pixel has a colour
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow's mode "L"
-_NO_NEWS = ("DecompressionBombWarning", "ResourceWarning")  # the size was judged before; files close with the objects
 _ROWS_AT_ONCE = 256  # keeps the float copy of a colour image small
 
 
@@ -73,15 +68,6 @@ class Frame:
     turned: bool = False
     """True where an orientation entry moved rows, so that row numbers in the metadata no longer apply."""
     warnings: tuple[str, ...] = ()
-
-
-@contextmanager
-def heard(remarks: list[str]) -> Iterator[None]:
-    """Keeps a library's Python warnings off the screen and counts them as remarks."""
-    with _warnings_lock, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    remarks += [str(warning.message) for warning in caught if warning.category.__name__ not in _NO_NEWS]
 
 
 def check_size(width: int, height: int, *, channels: int, itemsize: float, limits: ReadLimits) -> None:

@@ -13,12 +13,12 @@ from assistant.readers.frame import (
     ReadLimits,
     check_size,
     colour_of,
-    heard,
     luminance,
     opaque_part,
     undecodable,
     upright,
 )
+from assistant.remarks import heard
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from assistant.errors import MicrographError
-from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size, heard, undecodable
+from assistant.readers.frame import DECODER_ERRORS, Frame, ReadLimits, check_size, undecodable
 from assistant.readers.record import Instrument, Record, length_nm, name, square_pixel
+from assistant.remarks import heard
 
 VENDOR = "gatan", "Gatan"
 SUFFIXES = {

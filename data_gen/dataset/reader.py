@@ -57,6 +57,9 @@ def parquet_file(path: Path) -> Iterator[Any]:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             if missing := _COLUMNS - set(file.schema_arrow.names):
                 raise _damaged(path, f"it lacks {', '.join(sorted(missing))}")
+            told = file.metadata  # which no checksum covers
+            if sum(told.row_group(n).num_rows for n in range(told.num_row_groups)) != told.num_rows:
+                raise _damaged(path, "its rows do not add up")
             yield file
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, str(error)) from None
