@@ -168,6 +168,7 @@ def _composed_of(
     if not intents:
         yield "", "What is asked cannot be told from the image, its file or the measurements."
     lost, sort = list[str](), known.get("class")
+    told_by_sort = intents_of(sort.text) if sort is not None else []
     for intent in intents:
         names = facts_asked(intent, question)
         facts = [fact for name in names if (fact := known.get(name)) is not None]
@@ -180,7 +181,7 @@ def _composed_of(
         if intent not in ("what", "describe"):
             yield from _stated(facts)
             said = said | {fact.name for fact in facts}
-            if not facts and sort is not None and intent in intents_of(sort.text):
+            if not facts and sort is not None and intent in told_by_sort:
                 yield sort.name, sentence_of(sort)  # "porous sponge" says whether it is porous
         if intent == "instrument" and names != INTENTS[intent].facts:  # each was asked for by its name
             lost += [name for name in names if known.get(name) is None]
@@ -190,7 +191,7 @@ def _composed_of(
     yield from told
     asked = not intents or bool({"what", "describe", "defects"} & set(intents))
     if asked or any(QUANTITIES[name].source != "read" for name in lost):
-        wholly = asked and ("what" not in intents or known.get("class") is None)
+        wholly = asked and ("what" not in intents or sort is None)
         yield from _seen(known, wholly=wholly, reasoned=any(NONE_APART in text for _, text in told), said=said)
     if "describe" in intents:
         yield from _imaging(known, said)
@@ -198,19 +199,22 @@ def _composed_of(
 
 def _stated(facts: Sequence[Fact]) -> Iterator[tuple[str, str]]:
     """Facts as sentences; the range of most diameters in one."""
-    ends = _range_of_most(facts)
-    for fact in facts:
-        if fact not in ends:
-            yield fact.name, _said(fact)
-        elif fact is ends[0]:
-            doubt = "" if all(end.sure for end in ends) else ", which is uncertain"
-            yield fact.name, f"Most diameters are between {ends[0].written} and {ends[1].written}{doubt}."
+    for first, *others in _together(facts):
+        if others:
+            doubt = "" if first.sure and others[0].sure else ", which is uncertain"
+            yield first.name, f"Most diameters are between {first.written} and {others[0].written}{doubt}."
+        else:
+            yield first.name, _said(first)
 
 
-def _range_of_most(facts: Sequence[Fact]) -> Sequence[Fact]:
-    """The diameters between which most are, where both are there."""
+def _together(facts: Sequence[Fact]) -> Iterator[Sequence[Fact]]:
+    """Facts one by one, but the two diameters between which most are in one piece, where both are there."""
     ends = [fact for fact in facts if fact.name in ("d10_diameter", "d90_diameter")]
-    return ends if len(ends) == 2 else ()
+    for fact in facts:
+        if len(ends) < 2 or fact not in ends:
+            yield (fact,)
+        elif fact is ends[0]:
+            yield ends
 
 
 def _said(fact: Fact) -> str:
@@ -312,13 +316,11 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
         yield "", f"{NONE_APART.capitalize()} in this image."
     facts = [fact for name in LINE_ORDER if (fact := known.get(name)) is not None]
     listed = [fact for fact in facts if fact.name not in _LEAVES_OUT | said]
-    ends, measured = _range_of_most(listed), list[str]()
-    for fact in listed:
-        if fact not in ends:
-            measured.append(f"{QUANTITIES[fact.name].said} {fact.written}{'' if fact.sure else ' (uncertain)'}")
-        elif fact is ends[0]:
-            doubt = "" if all(end.sure for end in ends) else " (uncertain)"
-            measured.append(f"most diameters between {ends[0].written} and {ends[1].written}{doubt}")
+    measured = []
+    for piece in _together(listed):
+        name = QUANTITIES[piece[0].name].said if len(piece) == 1 else "most diameters between"
+        doubt = "" if all(fact.sure for fact in piece) else " (uncertain)"
+        measured.append(f"{name} {' and '.join(fact.written for fact in piece)}{doubt}")
     if measured:
         yield "", f"Measured: {'; '.join(measured[:MOST_FACTS])}."
     if not facts:

@@ -24,8 +24,9 @@ from subprocess import run
 from typing import Any
 
 from bases import machine
+from heads import by_descriptors
 
-from assistant.encoders.texture import texture_descriptors
+from assistant.config import TOWER_SIDE
 from assistant.inference import Assistant
 from assistant.labels import UNKNOWN, plain
 from assistant.micrograph import read_micrograph, to_model_input
@@ -108,16 +109,14 @@ def _verdict(words: Set[str], label: str) -> str:
 
 def descriptors(site: Path, train: Sequence[Mapping[str, str]], tests: Sequence[Mapping[str, str]]) -> float:
     """Accuracy of texture descriptors with a logistic head."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    def described(rows: Sequence[Mapping[str, str]]) -> list[Any]:
-        return [texture_descriptors(to_model_input(read_micrograph(site / row["path"]), 224)[0]) for row in rows]
-
-    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-    fitted.fit(described(train), [row["label"] for row in train])
-    return round(float(fitted.score(described(tests), [row["label"] for row in tests])), 3)
+    (taught, labels), (asked, truth) = (
+        (
+            [to_model_input(read_micrograph(site / row["path"]), TOWER_SIDE)[0] for row in rows],
+            [row["label"] for row in rows],
+        )
+        for rows in (train, tests)
+    )
+    return by_descriptors(taught, labels, asked, truth)
 
 
 if __name__ == "__main__":

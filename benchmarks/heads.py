@@ -82,20 +82,27 @@ def on_groups(heads: Heads, name: str, unseen: Sequence[TaughtPicture]) -> dict[
 
 def baselines(train: Sequence[TaughtPicture], unseen: Sequence[TaughtPicture]) -> dict[str, float]:
     """Accuracy on new groups where every picture gets a class."""
+    truth = [s.words["class"] for s in unseen]
+    taught = [s.words["class"] for s in train]
+    majority = Counter(s.words["class"] for s in train if s.source).most_common(1)[0][0]
+    return {
+        "majority": round(float(np.mean([majority == t for t in truth])), 3),
+        "texture_descriptors_logistic": by_descriptors(_floats(train), taught, _floats(unseen), truth),
+    }
+
+
+def by_descriptors(
+    train: Sequence[np.ndarray], taught: Sequence[str], unseen: Sequence[np.ndarray], truth: Sequence[str]
+) -> float:
+    """Accuracy of texture descriptors of pictures [S, S] with a logistic head."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    truth = [s.words["class"] for s in unseen]
-    taught = [s.words["class"] for s in train]
-    majority = Counter(s.words["class"] for s in train if s.source).most_common(1)[0][0]
     fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-    fitted.fit([texture_descriptors(x) for x in _floats(train)], taught)
-    said = fitted.predict([texture_descriptors(x) for x in _floats(unseen)])
-    return {
-        "majority": round(float(np.mean([majority == t for t in truth])), 3),
-        "texture_descriptors_logistic": round(float(np.mean([s == t for s, t in zip(said, truth, strict=True)])), 3),
-    }
+    fitted.fit([texture_descriptors(x) for x in train], taught)
+    said = fitted.predict([texture_descriptors(x) for x in unseen])
+    return round(float(np.mean([s == t for s, t in zip(said, truth, strict=True)])), 3)
 
 
 def on_sources(head: Head, train: Sequence[TaughtPicture]) -> dict[str, Any]:

@@ -96,39 +96,36 @@ def workers(folder: Path) -> set[str]:
     return {path.name.partition("-")[0] for path in folder.iterdir() if "-" in path.name}
 
 
-def test_a_node_that_is_lost_midway_costs_nothing(cluster: Any, images: Path, tmp_path: Path) -> None:
-    """Both are at work when one is taken away; the other does the rest, and every row is that of one process."""
-    marks = tmp_path / "marks"
+def assert_rows_survive(lose: Callable[[Path], None], cluster: Any, images: Path, folder: Path) -> None:
+    """Once both workers are at work something is taken away; every row is that of one process."""
+    marks = folder / "marks"
     marks.mkdir()
 
-    def lose() -> None:
-        cluster.remove_node(cluster.workers[1], allow_graceful=False)
+    def then() -> None:
+        lose(marks)
         (marks / "go").touch()
 
-    thread = when(lambda: len(workers(marks)) == 2, lose)
-    summary = caption_folder(
-        images, tmp_path / "out.jsonl", load=partial(Marking, marks), ray=cluster.address, at_once=3
-    )
+    thread = when(lambda: len(workers(marks)) == 2, then)
+    summary = caption_folder(images, folder / "out.jsonl", load=partial(Marking, marks), ray=cluster.address, at_once=3)
     thread.join()
     assert (summary.captioned, summary.failures) == (IMAGES, [])
-    assert (tmp_path / "out.jsonl").read_bytes() == alone(images, tmp_path / "alone.jsonl")
+    assert (folder / "out.jsonl").read_bytes() == alone(images, folder / "alone.jsonl")
+
+
+def test_a_node_that_is_lost_midway_costs_nothing(cluster: Any, images: Path, tmp_path: Path) -> None:
+    """Both are at work when one is taken away; the other does the rest, and every row is that of one process."""
+
+    def lose(marks: Path) -> None:
+        cluster.remove_node(cluster.workers[1], allow_graceful=False)
+
+    assert_rows_survive(lose, cluster, images, tmp_path)
 
 
 def test_a_worker_that_is_killed_is_replaced(cluster: Any, images: Path, tmp_path: Path) -> None:
-    marks = tmp_path / "marks"
-    marks.mkdir()
-
-    def kill() -> None:
+    def kill(marks: Path) -> None:
         os.kill(int(min(workers(marks))), signal.SIGKILL)
-        (marks / "go").touch()
 
-    thread = when(lambda: len(workers(marks)) == 2, kill)
-    summary = caption_folder(
-        images, tmp_path / "out.jsonl", load=partial(Marking, marks), ray=cluster.address, at_once=3
-    )
-    thread.join()
-    assert (summary.captioned, summary.failures) == (IMAGES, [])
-    assert (tmp_path / "out.jsonl").read_bytes() == alone(images, tmp_path / "alone.jsonl")
+    assert_rows_survive(kill, cluster, images, tmp_path)
 
 
 def test_an_image_that_kills_its_worker_is_one_failed_row(cluster: Any, images: Path, tmp_path: Path) -> None:
