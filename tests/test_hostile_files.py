@@ -236,22 +236,22 @@ def test_two_hundred_bombs() -> None:
     assert len(told) >= 200
     slow = []
     for name, data in told.items():
-        start = time.process_time()
+        start = time.thread_time()
         with pytest.raises(MicrographError) as caught:
             read_micrograph(data)
         assert caught.value.code in ({"too_large"} if name.startswith(("png", "bmp", "jpeg")) else KNOWN), name
-        slow += [name] if time.process_time() - start > 1 else []
+        slow += [name] if time.thread_time() - start > 1 else []
     assert slow == []
 
 
 def test_ancillary_bombs() -> None:
     """The pixels are small: they are read, or the file is refused, and the lump is never unpacked."""
     for name, data in ancillary():
-        start, grown, end = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "read"
+        start, grown, end = time.thread_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "read"
         try:
             assert read_micrograph(data).pixels.shape == (30, 30)
         except MicrographError as error:
             end = error.code
         assert end in {"read", *KNOWN}, name
-        assert time.process_time() - start < 1, name
+        assert time.thread_time() - start < 1, name
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - grown < 200 * 2**10, name  # [KiB]

@@ -528,9 +528,9 @@ class TestHostile:
         ids=["png", "png max", "png 1-bit", "png rgba16", "tiff", "tiff max", "tiff channels", "tile", "bmp"],
     )
     def test_pixel_bomb(self, data: bytes) -> None:
-        start = time.process_time()  # a busy machine takes longer by the clock
+        start = time.thread_time()  # a busy machine takes longer by the clock
         assert code_of(data) == "too_large"
-        assert time.process_time() - start < 1
+        assert time.thread_time() - start < 1
 
     def test_limits_are_the_callers(self) -> None:
         data = tiff_bytes(noise(100, 100))

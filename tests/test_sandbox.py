@@ -90,7 +90,7 @@ def test_only_that_picture_fails(hostile: Sandbox, picture: Path, order: str, co
     with pytest.raises(MicrographError) as caught:
         hostile.read(b"\x89PNG\r\n\x1a\n" + order.encode())
     assert caught.value.code == code
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # HANG would take 600 s
     assert hostile.read(picture).calibration is not None
 
 

@@ -214,7 +214,7 @@ def test_the_deadline_is_total(mode: Mode) -> None:
             await teacher.close()
             return taken
 
-        assert asyncio.run(run()) < 1.4
+        assert asyncio.run(run()) < 5  # the server goes on for 10 s
 
 
 ENDS = [
