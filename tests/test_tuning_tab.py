@@ -10,7 +10,7 @@ import pytest
 from instruction_data import write_dataset
 
 from assistant.errors import ConfigError
-from serve.desk.workbench import DEFAULTS, Workbench
+from serve.desk.workbench import DEFAULTS, Settings, Standing, Workbench
 from serve.page.tuning_tab import Tuning
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -50,8 +50,17 @@ def test_a_run_tells_how_it_stands(page: Tuning, tmp_path: Path) -> None:
     assert "Stopped, can go on" in shown
     assert "Step 10 of 20; training loss 2.500, validation loss 2.250" in shown
     assert "data:image/svg+xml" in shown
+    assert " left" not in shown
     assert [button.interactive for button in (check, start, resume, score, stop)] == [True, True, True, False, False]
     assert not clock.active
+
+
+def test_a_run_that_trains_tells_how_long_it_takes(page: Tuning, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = [{"step": 10, "loss": 2.5, "step_s": 30.0}, {"step": 10, "validation_loss": 2.25}]
+    standing = Standing("first", "training", Settings("lot"), "2026-11-01T10:00:00", steps=20, log=log)
+    monkeypatch.setattr(page._bench, "runs", lambda: ["first"])
+    monkeypatch.setattr(page._bench, "standing", lambda run: standing)
+    assert "Training, about 5 min left" in page.look("first")[2]
 
 
 def test_why_a_run_failed_is_said(page: Tuning, tmp_path: Path) -> None:

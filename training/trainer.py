@@ -12,6 +12,7 @@ import math
 import shutil
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -516,27 +517,36 @@ class DynamicRank(TrainerCallback):
 
 
 class Log(TrainerCallback):
-    """Appends every log entry to `metrics.jsonl` and tells the caller how far training is."""
+    """Appends every log entry to `metrics.jsonl` and tells the caller how far training is.
+
+    An entry of a loss says what a step took since the one before: `step_s` [s].
+    """
 
     def __init__(self, file: Path, progress: Progress | None, *, writes: bool) -> None:
         self.file = file
         self.progress = progress
         self.writes = writes
         self.losses: dict[str, float] = {}
+        self.logged = (0, 0.0)
+        """The step of the last loss, and when it was logged."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take back what was logged after the checkpoint that training goes on from, and a line that a kill cut."""
         if self.writes and self.file.exists():
             lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             write_file(self.file, "".join(line for line in lines if _logged_step(line) <= state.global_step))
+        self.logged = (state.global_step, time.monotonic())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or not (named := logs.keys() & {"loss", "validation_loss"}):
             return
         self.losses |= {name: logs[name] for name in named}
+        (before, since), step, now = self.logged, state.global_step, time.monotonic()
+        if "loss" in named and step > before:
+            logs, self.logged = logs | {"step_s": round((now - since) / (step - before), 3)}, (step, now)
         if self.writes:
             with self.file.open("a") as lines:
-                lines.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                lines.write(json.dumps({"step": step, **logs}) + "\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.progress:
@@ -576,7 +586,7 @@ class TensorBoard(TrainerCallback):
 
     def _add(self, entry: dict[str, float]) -> None:
         for name, value in entry.items():
-            if name not in ("step", "epoch"):
+            if name not in ("step", "epoch", "step_s"):
                 self.writer.add_scalar(name.replace("_", "/", 1), value, int(entry["step"]))
 
 

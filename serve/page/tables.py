@@ -60,7 +60,7 @@ def batch_line(batch: CaptionBatch, done: int) -> str:
     total = max(batch.total, done)
     counted = f"{done} of {total}" if total else ""
     if batch.running:
-        left = "" if batch.left_s is None else f", {_duration(batch.left_s)} left"
+        left = "" if batch.left_s is None else f", {duration(batch.left_s)} left"
         told = f"{counted} captioned{left}" if total else "Looking for pictures …"
     elif batch.finished:
         told = f"{done} done"
@@ -224,7 +224,8 @@ def _bars(target: Mapping[str, Any]) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """How long something takes, as one says it."""
     if seconds < 90:
         return f"about {max(1, round(seconds))} s"
     return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

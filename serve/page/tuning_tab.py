@@ -16,6 +16,7 @@ from assistant.errors import MaemiError
 from serve.desk.workbench import DEFAULTS, Running, Settings, Standing, Workbench
 from serve.page.mounting import Blocks
 from serve.page.saved import template
+from serve.page.tables import duration
 from serve.wording import SHOWN_SCORES
 from training.account import loss_curve, score_curve
 from training.preflight import memory_here
@@ -188,12 +189,14 @@ def _drawn_standing(standing: Standing) -> str:
     step = standing.steps if standing.state in ("done", "scoring") else int(_last(standing, "step") or 0)
     losses = (("training loss", _last(standing, "loss")), ("validation loss", _last(standing, "validation_loss")))
     loss = ", ".join(f"{name} {value:.3f}" for name, value in losses if isinstance(value, float))
+    pace_s = _last(standing, "step_s") if standing.state == "training" else None
+    left = f", {duration(pace_s * (standing.steps - step))} left" if pace_s else ""
     drawn = (loss_curve(standing.log), score_curve(standing.log))
     curves = [f"data:image/svg+xml;base64,{base64.b64encode(one.encode()).decode()}" for one in drawn if one]
     return _drawn(
         "standing",
         standing,
-        _TOLD[standing.state],
+        _TOLD[standing.state] + left,
         standing.state in ("training", "scoring", "done"),
         step,
         loss,
