@@ -229,6 +229,14 @@ def test_captions_come_as_table_csv_jsonl_and_parquet(client: Client, url: str, 
         reply = httpx.get(f"{url}/captions/{id}/{form}", cookies=client.cookies)
         assert reply.status_code == 200, reply.text
         texts[form] = reply.content
+    report = httpx.get(f"{url}/captions/{id}/html", cookies=client.cookies).text
+    assert report.count("data:image/jpeg") == 2
+    assert "3 pictures, 1 of them could not be captioned" in report
+    assert re.search(r"<th>mean diameter \[nm\]</th><td>6[56]\.", report)
+    assert "<td>contrast [%]</td><td>2</td>" in report
+    assert "orientation [°]</td>" not in report  # its median means nothing
+    assert not hostile_tags(report)
+    assert not re.search(r"(?:src|href)=.(?!data:)", report)
     assert httpx.get(f"{url}/captions/{id}/csv").status_code == 404  # somebody else's
     rows = [json.loads(line) for line in texts["jsonl"].splitlines()]
     rows.sort(key=lambda row: str(row["path"]))

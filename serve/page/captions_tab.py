@@ -27,6 +27,7 @@ from serve.batch.background import Batches, CaptionBatch
 from serve.batch.caption_rows import fact_columns, write_rows
 from serve.batch.roots import Roots
 from serve.desk.answering import Question, parse_pixel_size
+from serve.page.captions_report import captions_report
 from serve.page.intake import Intake, picture_files, pixel_size, user_of
 from serve.page.mounting import Blocks
 from serve.page.sessions import keeper_of, owner_of
@@ -58,6 +59,7 @@ _FORMS = {
     "plain.csv": "CSV without BOM",
     "jsonl": "JSONL",
     "parquet": "Parquet",
+    "html": "report (HTML)",
 }
 _FIRST = 4
 """Columns of facts shown if nobody chose any."""
@@ -202,7 +204,11 @@ class Captions:
         suffix = form.rpartition(".")[2]
         descriptor, name = tempfile.mkstemp(suffix=f".{suffix}")
         os.close(descriptor)
-        write_rows(Path(name), rows, facts=fact_columns(rows), mark=form == "csv")
+        if form == "html":
+            with open(name, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(captions_report(batch, rows, partial(self._batches.thumbnail, _keeper(request), id)))
+        else:
+            write_rows(Path(name), rows, facts=fact_columns(rows), mark=form == "csv")
         stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in batch.title)[:60].strip("-.") or "captions"
         after = BackgroundTask(Path(name).unlink, missing_ok=True)
         headers = {"cache-control": "no-store"}

@@ -95,6 +95,11 @@ def file_stem(conversation: Dialogue) -> str:
     return re.sub(r"[^\w.-]+", "-", conversation.title).strip("-.")[:60] or "conversation"
 
 
+def versions() -> str:
+    """What wrote a file, in words."""
+    return ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+
+
 def _content(conversation: Dialogue) -> dict[str, Any]:
     """What both templates say."""
     shown = {
@@ -110,8 +115,7 @@ def _content(conversation: Dialogue) -> dict[str, Any]:
         }
         for exchange in conversation.exchanges
     ]
-    versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
-    return {"conversation": conversation, "said": said, "pictures": list(shown.values()), "versions": versions}
+    return {"conversation": conversation, "said": said, "pictures": list(shown.values()), "versions": versions()}
 
 
 def _saved(picture: KeptPicture, file: str) -> SavedPicture:

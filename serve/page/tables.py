@@ -162,10 +162,14 @@ def heading(column: str) -> str:
     """The name of a column of facts for people: `mean_diameter_nm` is "mean diameter [nm]"."""
     if column == "path":
         return "picture"
-    for suffix, unit in _UNITS.items():
-        if column.endswith(f"_{suffix}"):
-            return f"{column.removesuffix(f'_{suffix}').replace('_', ' ')} [{unit}]"
-    return column.replace("_", " ")
+    name = without_unit(column)
+    unit = _UNITS.get(column[len(name) + 1 :])
+    return name.replace("_", " ") + (f" [{unit}]" if unit else "")
+
+
+def without_unit(column: str) -> str:
+    """The quantity of a column of facts: `mean_diameter_nm` is of `mean_diameter`."""
+    return next((column.removesuffix(f"_{unit}") for unit in _UNITS if column.endswith(f"_{unit}")), column)
 
 
 def _heading(column: str, order: str) -> str:
