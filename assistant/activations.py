@@ -21,7 +21,10 @@ from assistant.families import family_of
 
 
 class LeanRMSNorm(nn.Module):
-    """A family's RMSNorm with the same weight: fp32 inside, the input's dtype outside."""
+    """A family's RMSNorm with the same weight: fp32 inside, the input's dtype outside, or that of an autocast.
+
+    Linear layers follow it, each of which would make that copy for itself.
+    """
 
     def __init__(self, norm: Any, *, centred: bool = False) -> None:
         super().__init__()
@@ -32,7 +35,8 @@ class LeanRMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[.., D] -> [.., D]."""
         normalised: Tensor = self.product.apply(x, self.weight, self.epsilon)
-        return normalised
+        kind = x.device.type
+        return normalised.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else normalised
 
 
 class LeanMLP(nn.Module):

@@ -32,6 +32,21 @@ def test_forward_passes_are_bitwise_those_of_a_stock_llama(dtype: torch.dtype) -
     assert torch.equal(LeanMLP(mlp)(x), mlp(x))
 
 
+def test_under_an_autocast_a_llama_has_the_same_logits_with_one_copy_instead_of_many() -> None:
+    """What a norm gives is rounded once, not by each linear layer that takes it."""
+    torch.manual_seed(0)
+    stock = LlamaForCausalLM(CONFIG)
+    lean = copy.deepcopy(stock)
+    keep_less(lean)
+    logits, copies = [], []
+    for model in (stock, lean):
+        with torch.profiler.profile() as counted, torch.autocast("cpu", torch.bfloat16):
+            logits.append(model(torch.arange(12).view(2, 6)).logits)
+        copies.append(sum(event.count for event in counted.key_averages() if event.key == "aten::copy_"))
+    assert torch.equal(*logits)
+    assert copies[1] < copies[0]
+
+
 def test_gradients_are_those_of_finite_differences() -> None:
     """Seen failing without the mean term of the norm's gradient, and with silu in place of its derivative."""
     torch.manual_seed(0)

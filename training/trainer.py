@@ -41,6 +41,7 @@ from assistant.inspection import loading
 from assistant.precision import device_of, number_format
 from assistant.progress import Progress
 from training.account import write_account
+from training.attention import SDPA_FLOAT32
 from training.claim import claim, record
 from training.data import Collator, Example, TrainingSet, data_fingerprint, held_out_split, load_split
 from training.heads import own_heads
@@ -261,8 +262,7 @@ def run_stage(
         run.student.decoder.lm.activation_checkpointing_enable()
     device = next(stage.parameters()).device
     if device.type == "cpu" and number_format(settings.precision, "cpu").precision == "bf16":
-        # The fused attention's backward in bfloat16 takes a processor longer than all products of the layer.
-        run.student.decoder.lm.set_attn_implementation("eager")
+        run.student.decoder.lm.set_attn_implementation(SDPA_FLOAT32)
     trainer = StudentTrainer(
         model=stage,
         run=run,

@@ -209,7 +209,7 @@ class DyQLoRAFALinear(DynamicRankLayer):
         config: DyQLoRAFAConfig = self.settings[adapter_name]
         b = self.rank_of(adapter_name)
         a = self.lora_A[adapter_name].detach()[:b]
-        z = F.linear(x.to(a.dtype), a)  # [..., b]
+        z = F.linear(_as(a.dtype, x), a)  # [..., b]
         z = F.dropout(z, config.z_dropout, self.training) * config.scale(b)
         return y + F.linear(z, self.active_matrix(adapter_name)).to(y.dtype)
 
@@ -264,7 +264,7 @@ class DyAMoPELinear(DynamicRankLayer):
         config: DyAMoPEConfig = self.settings[adapter_name]
         b = self.rank_of(adapter_name)
         a = self.lora_A[adapter_name].detach()
-        z = torch.unflatten(F.linear(x.to(a.dtype), a.flatten(0, -2)), -1, (-1, config.r_max))  # [..., 1 or E, r]
+        z = torch.unflatten(F.linear(_as(a.dtype, x), a.flatten(0, -2)), -1, (-1, config.r_max))  # [..., 1 or E, r]
         gates = self._route(adapter_name, x, z).to(z.dtype)  # [..., E]
         latent = F.dropout(z[..., :b], config.z_dropout, self.training)
         experts = self.active_matrix(adapter_name).to(z.dtype)
@@ -311,6 +311,11 @@ class DyAMoPELinear(DynamicRankLayer):
             return gates
         kept: Tensor = gates * dispatched
         return kept / kept.sum(-1, keepdim=True) if config.renormalise else kept
+
+
+def _as(dtype: torch.dtype, x: Tensor) -> Tensor:
+    """x in the dtype of what it meets; an autocast brings both to its own by itself."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
 def low_rank_product(a: Tensor, matrix: Tensor, b: int) -> Tensor:
