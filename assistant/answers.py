@@ -14,9 +14,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from assistant.handbook import entry_for
 from assistant.measure import LINE_ORDER, Fact, Known, filled, missing, read_statements, sentence_of, sentences
 from assistant.measurements.comparison import COMPARED, between
+from assistant.measurements.corrections import PERCENTILES
 from assistant.measurements.facts import LIKELY, NO_OPENINGS, OPENINGS, SURE
 from assistant.quantities import QUANTITIES, read_amounts
-from assistant.questions import INTENTS, asked_for, facts_asked, intents_of, is_thanks
+from assistant.questions import (
+    INTENTS,
+    asked_for,
+    facts_asked,
+    intents_of,
+    is_thanks,
+    limits_of,
+    named_bodies,
+    same_asked,
+    unit_asked,
+)
 
 MOST_FACTS = 8
 """Measured facts of a description."""
@@ -91,7 +102,10 @@ def checked(
         yield from pieces
         return
     meant = tuple(about) or tuple(range(1, len(known) + 1))
-    if len(meant) > 1 and _RANKS.search(question):  # decided by the facts alone
+    several = len(meant) > 1 and (_RANKS.search(question) or same_asked(question))
+    others = any(_other_bodies(question, known[number - 1]) for number in meant)
+    asks = asked_for(question) or {"what", "describe"} & set(intents_of(question))  # for what a draft may answer
+    if several or others or not asks or limits_of(question) or unit_asked(question):  # decided by the facts alone
         yield " ".join(text for _, text in composed(question, known, about=meant))
         return
     wanted, said, said_of, gap = set(asked_for(question)), set[str](), set[str](), ""
@@ -124,21 +138,33 @@ def composed(
     for intent in ("greeting", "help"):
         if intent in intents:
             return [("", ABOUT_ITSELF["thanks" if is_thanks(question) else intent])]
+    meant = {number: known[number - 1] for number in numbers}
+    if len(numbers) > 1 and (names := same_asked(question)):
+        return list(_agreed(names, meant))
     if "compare" in intents:
         if len(numbers) > 1:
-            return list(_compared({number: known[number - 1] for number in numbers}))
+            untold = [("", _SAME_MATTER)] if "composition" in intents or _MATTER.search(question) else []
+            return [*untold, *_compared(meant)]
         return [
             ("", "There is one image here, so nothing to compare it with: add another."),
             *_seen(known[numbers[0] - 1], wholly=True, reasoned=False),
         ]
-    parts: list[tuple[str, str]] = []
+    limits = [name for name in limits_of(question) if name != "extreme" or len(numbers) == 1]
+    parts = [("", BEYOND[name]) for name in limits]
+    if parts and not intents:
+        return parts
     if len(numbers) > 1 and _RANKS.search(question):
-        parts, decided = _ranked(intents, question, {number: known[number - 1] for number in numbers})
+        ranked, decided = _ranked(intents, question, meant)
+        parts += ranked
         if decided:
             return parts
     for number in numbers:
         prefix = f"Image {number}: " if len(numbers) > 1 else ""
         parts += [(name, f"{prefix}{text}") for name, text in _composed_of(intents, question, known[number - 1], said)]
+    if unit := unit_asked(question):
+        parts = [(name, _in_unit(text, unit)) for name, text in parts]
+        if any(re.search(r"\d px\b", text) for _, text in parts):
+            parts.append(("", missing("pixel_size", calibrated=False)))
     return list(dict.fromkeys(parts))
 
 
@@ -150,6 +176,37 @@ ABOUT_ITSELF = {
     "sizes, shares, directions, periods, voltage, detector, pixel size, class. Where none of them tells, I say so. "
     "Images stay on this machine.",
 }
+
+
+BEYOND = {
+    "reason": "Why that is so cannot be told from an image.",
+    "advice": "What to choose or whether it will do is not told here: I say what is in the image and its file.",
+    "region": "Parts of an image are not measured by themselves: what is measured holds for the whole.",
+    "extreme": "The largest and the smallest body are not told by themselves.",
+    "length": "The length of bodies is not measured.",
+    "scale_bar": "The length of the scale bar itself is not told, only what one pixel measures.",
+    "pixel_count": "How many pixels and bits an image has is not told here.",
+    "setting": "Tilt, beam current, spot size, scan speed and pressure are not read from the file.",
+    "density": "The number per area is not told: a count is that of the whole image.",
+    "defect_size": "The size of cracks and other defects is not measured.",
+    "profile": "The angle of walls in depth cannot be told from an image taken from one direction.",
+    "astigmatism": "Astigmatism is not told apart from other blur.",
+}
+"""What is said of `LIMITS` of a question, before the facts that it asks for as well."""
+_SAME_MATTER = "Whether the material or the sample is the same cannot be told from images."
+_MATTER = re.compile(r"same (?:material|sample|specimen|thing|stuff|place|area|region|spot|phase)s?\b", re.IGNORECASE)
+_LENGTH = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?) (nm|um|mm)\b")
+_NANOMETRES = {"nm": 1.0, "um": 1e3, "mm": 1e6}
+
+
+def _in_unit(text: str, unit: str) -> str:
+    """A text with its lengths in the unit that was asked for, where that gives a number that can be read."""
+
+    def rewritten(match: re.Match[str]) -> str:
+        value = float(match[1]) * _NANOMETRES[match[2]] / _NANOMETRES[unit]
+        return f"{value:.10g} {unit}" if match[2] != unit and 1e-4 <= value < 1e7 else match[0]
+
+    return _LENGTH.sub(rewritten, text)
 
 
 _NEVER_TOLD = {
@@ -179,6 +236,9 @@ def _composed_of(
             if intent == "composition" and sort is not None and "what" not in intents:
                 yield sort.name, sentence_of(sort)
         if intent not in ("what", "describe"):
+            others = _other_bodies(question, known)
+            if others and any(QUANTITIES[fact.name].figure == "objects" for fact in facts):
+                yield "", others
             yield from _stated(facts)
             said = said | {fact.name for fact in facts}
             if not facts and sort is not None and intent in told_by_sort:
@@ -191,16 +251,29 @@ def _composed_of(
     yield from told
     asked = not intents or bool({"what", "describe", "defects"} & set(intents))
     if asked or any(QUANTITIES[name].source != "read" for name in lost):
-        wholly = asked and ("what" not in intents or sort is None)
+        wholly = "describe" in intents or ("what" in intents and sort is None)
         yield from _seen(known, wholly=wholly, reasoned=any(NONE_APART in text for _, text in told), said=said)
     if "describe" in intents:
         yield from _imaging(known, said)
 
 
+def _other_bodies(question: str, known: Known) -> str:
+    """That dark bodies were measured where bright ones are asked for, or bright ones for openings; else ""."""
+    asked = named_bodies(question)
+    if asked is None or known.facts.kind not in ("particles", "pores"):
+        return ""
+    dark = known.facts.kind == "pores" or any("dark" in fact.note for fact in known.facts.applicable())
+    if dark is (asked == "dark"):
+        return ""
+    return f"What was measured are {KIND_WORDS['pores'] if dark else KIND_WORDS['particles']}."
+
+
 def _stated(facts: Sequence[Fact]) -> Iterator[tuple[str, str]]:
     """Facts as sentences; the range of most diameters in one."""
     for first, *others in _together(facts):
-        if others:
+        if others and first.written == others[0].written:
+            yield first.name, f"Most diameters are {first.written}{'' if first.sure else ', which is uncertain'}."
+        elif others:
             doubt = "" if first.sure and others[0].sure else ", which is uncertain"
             yield first.name, f"Most diameters are between {first.written} and {others[0].written}{doubt}."
         else:
@@ -246,13 +319,14 @@ def _lost(names: Sequence[str], known: Known) -> Iterator[tuple[str, str]]:
         elif fact is not None and (fact.applies or known.get("area_weighted_diameter") is not None):
             reasons.setdefault(" with any confidence", []).append(name)
         elif name in ("count", "mean_diameter") and known.facts.items:
-            bodies = known.facts.kind in ("particles", "pores", "fibres")
+            bodies = known.facts.kind in ("particles", "pores", "fibres") and _kind_sure(known) >= LIKELY
             why = "the bodies are not clear enough to be outlined" if bodies else NONE_APART
             reasons.setdefault(f": {why}", []).append(name)
         else:
             reasons.setdefault("", []).append(name)
     for why, without in reasons.items():
-        subjects = " and ".join(f"the {QUANTITIES[name].said}" for name in without)
+        said = {name: f"{rank} percentile of the diameters" for name, rank in PERCENTILES.items()}
+        subjects = " and ".join(f"the {said.get(name, QUANTITIES[name].said)}" for name in without)
         yield without[0], f"{subjects[0].upper()}{subjects[1:]} could not be measured in this image{why}."
 
 
@@ -296,6 +370,8 @@ UNDIRECTED = 0.25
 """Anisotropy below which no direction is preferred."""
 _NOISY = 5.0
 """Noise from which an image is called noisy [%]."""
+_OF_BODIES = (*_SIZES, "count", "coverage", "porosity", "aspect_ratio", "nearest_neighbour", "wall_thickness")
+"""Measured quantities that stand for bodies."""
 _LEAVES_OUT = frozenset({"anisotropy", "orientation", "contrast", "noise", "orientation_spread"})
 
 
@@ -304,10 +380,7 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
 
     `reasoned`: that no bodies were told apart has been said already, as have been the quantities `said`.
     """
-    kind, sure = known.facts.kind, known.facts.kind_confidence
-    arranged = known.get("arrangement")
-    if kind == "particles" and arranged is not None and arranged.text in _NO_BODIES:
-        sure = 0.0  # a head sees walls or layers where the measurement took bright parts for bodies
+    kind, sure = known.facts.kind, _kind_sure(known)
     if kind in KIND_WORDS and sure >= LIKELY:
         dark = kind == "particles" and any("dark" in fact.note for fact in known.facts.applicable())
         shown = DARK_BODIES if dark else KIND_WORDS[kind]
@@ -316,6 +389,9 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
         yield "", f"{NONE_APART.capitalize()} in this image."
     facts = [fact for name in LINE_ORDER if (fact := known.get(name)) is not None]
     listed = [fact for fact in facts if fact.name not in _LEAVES_OUT | said]
+    ends = [fact for fact in listed if fact.name in ("d10_diameter", "d90_diameter")]
+    if len({fact.written for fact in ends}) < len(ends):  # bodies of one size have no range
+        listed = [fact for fact in listed if fact not in ends]
     measured = []
     for piece in _together(listed):
         name = QUANTITIES[piece[0].name].said if len(piece) == 1 else "most diameters between"
@@ -336,6 +412,23 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
     if tone:
         words = [f"{fact.name} is {fact.written}{'' if fact.sure else ' (uncertain)'}" for fact in tone]
         yield "", f"The {' and the '.join(words)}."
+
+
+def _kind_sure(known: Known) -> float:
+    """How sure it is what a picture looks like: no more than what else is known of its bodies.
+
+    Cloudy noise looks like bodies and a polished section like fibres, but none of them is measured with confidence and
+    no head knows a word for them.
+    """
+    kind, sure = known.facts.kind, known.facts.kind_confidence
+    arranged = known.get("arrangement")
+    if kind == "particles" and arranged is not None and arranged.text in _NO_BODIES:
+        return 0.0  # a head sees walls or layers where the measurement took bright parts for bodies
+    worded = any(known.get(name) for name in ("class", "shape", "arrangement"))
+    if worded or kind not in ("particles", "pores", "fibres"):
+        return sure
+    measured = (fact.confidence for name in _OF_BODIES if (fact := known.get(name)) is not None)
+    return min(sure, max(measured, default=0.0))
 
 
 def _imaging(known: Known, said: Set[str]) -> Iterator[tuple[str, str]]:
@@ -367,6 +460,35 @@ def _compared(known: Mapping[int, Known]) -> Iterator[tuple[str, str]]:
         yield "", "No quantity is known of both images."
     elif any("px" in found for found in units.values()):
         yield "", "Lengths in pixels do not compare: not all of the images are calibrated."
+
+
+def _agreed(names: Sequence[str], known: Mapping[int, Known]) -> Iterator[tuple[str, str]]:
+    """Whether pictures agree in each quantity that is named, or why that cannot be told.
+
+    Of several sizes the first that all pictures have decides.
+    """
+    shared = [name for name in names if all(one.get(name) is not None for one in known.values())]
+    sizes = set(INTENTS["size"].facts)
+    lengths = [name for name in names if name in sizes]
+    decides = next((name for name in shared if name in sizes), lengths[0] if lengths else None)
+    for name in names:
+        if name in sizes and name != decides:
+            continue
+        said = "day" if name == "date" else QUANTITIES[name].said
+        facts = {number: fact for number, one in known.items() if (fact := one.get(name)) is not None}
+        values = "".join(f" Image {number}: {sentence_of(fact)}" for number, fact in facts.items())
+        without = " and ".join(f"image {number}" for number in known if number not in facts)
+        if without or any(fact.unit == "px" for fact in facts.values()):
+            why = f"it is not known of {without}" if without else "not all images are calibrated"
+            yield name, f"Whether the {said} is the same cannot be told, as {why}.{values}"
+            continue
+        first, *others = facts.values()
+        alike = all(between(name, first, other).alike for other in others)
+        if name == "date":
+            alike = len({fact.text[:10] for fact in facts.values()}) == 1
+        doubt = "" if all(fact.sure for fact in facts.values()) else "probably "
+        told = f"{doubt}{'' if alike else 'not '}the same {said}"
+        yield name, f"{told[0].upper()}{told[1:]}.{values}"
 
 
 def _ranked(intents: Sequence[str], question: str, known: Mapping[int, Known]) -> tuple[list[tuple[str, str]], bool]:

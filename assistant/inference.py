@@ -54,7 +54,7 @@ from assistant.measure import (
     read_statements,
 )
 from assistant.micrograph import Micrograph, read_micrograph, to_model_input
-from assistant.questions import asked_for
+from assistant.questions import asked_for, follows_on
 from assistant.recall import Recall
 from assistant.starts import BUNDLED
 from assistant.towers import load_tower, see
@@ -184,6 +184,7 @@ class Assistant:
         every token of the draft and its `top` likeliest alternatives.
         Raises MicrographError, and ConfigError `empty_question` or `too_long`, before the first piece.
         """
+        _require_question(question)
         looks = self.look_all(images)
         pieces = self.draft(
             [look.micrograph for look in looks],
@@ -195,6 +196,7 @@ class Assistant:
             watch=watch,
             top=top,
         )
+        question = _whole(question, history)
         about = pictures_meant(question, len(looks), len(looks) - _shown(history))
         numbers = _numbers_asked(question, looks, about)
         if not numbers or asked_for(question):
@@ -209,7 +211,7 @@ class Assistant:
         if (entry := entry_for(question)) and answer.strip() == entry.answer:
             written = Fact("handbook", None, "", "written", 1.0, source="handbook", text=entry.questions[0])
             return [Statement(answer, 0, len(answer), None, "true", None, written)]
-        looks = self.look_all(images)
+        looks, question = self.look_all(images), _whole(question, history)
         about = pictures_meant(question, len(looks), len(looks) - _shown(history))
         known = [look.known for look in looks]
         numbers = _numbers_asked(question, looks, about)
@@ -236,8 +238,7 @@ class Assistant:
         top: int = 0,
     ) -> Iterator[str]:
         """What the student itself words, piece by piece, held against nothing. Arguments and errors as of `ask`."""
-        if not question.strip():
-            raise ConfigError("empty_question", "The question is empty. Ask something about the image.")
+        _require_question(question)
         looks = self.look_all(images)
         conversation = self._fit(self._compose(looks, question, history, aux or ""), min(max_new_tokens, RESERVED))
         keys, encoded = tuple(look.key for look in looks), self.processor.encode(conversation)
@@ -640,6 +641,17 @@ class Assistant:
                 f"Prompt and answer need {tokens} tokens; the language model has {self._room}. "
                 "Ask a shorter question, show fewer images or allow a shorter answer.",
             )
+
+
+def _require_question(question: str) -> None:
+    if not question.strip():
+        raise ConfigError("empty_question", "The question is empty. Ask something about the image.")
+
+
+def _whole(question: str, history: Sequence[Message]) -> str:
+    """A question with the one before it, where it only asks for a unit."""
+    before = next((message.text for message in reversed(history) if message.role == "user"), "")
+    return f"{before} {question}" if before and follows_on(question) else question
 
 
 def _shown(history: Sequence[Message]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from typing import Literal
 
 from assistant.quantities import QUANTITIES
 
@@ -37,7 +38,8 @@ _FIELD = (
     rf"fields? of view|\bf\.?o\.?v\b|\bhfw\b|field width|(?:wide|size|large|big|width|dimensions?|area) "
     rf"(?:is |are |of |in )*(?:the |this |that )?(?:whole |full |entire |shown )?(?:{_PICTURE}|frame|scan|"
     rf"view)(?: in \w+)?\W*$|"
-    rf"{_PICTURE} (?:size|width|dimensions?)"
+    rf"{_PICTURE} (?:size|width|dimensions?)|bild(?:ausschnitt|breite|feld)|gesichtsfeld|sehfeld|"
+    r"champ de (?:vision|vue)|campo de visi[óo]n"
 )
 """How people ask what the whole picture spans."""
 _CLASSES = (
@@ -51,8 +53,8 @@ _SPECIFIC = (
 INTENTS: Mapping[str, Intent] = {
     "count": Intent(
         r"wie ?viele|\bcombien|\bcuánt[ao]s|\bquant[ie]\b|\banzahl|\btally|\bn[ro]s?\.? of\b|"
-        r"how many(?! (?:of (?:the )?)?(?:nm|nano|micro|kv|kilo|pixels?|people|k?v\b|mm))|how much (?:particles|"
-        r"pores)|"
+        r"how many(?! (?:of (?:the )?)?(?:nm|nanomet|micromet|microns?\b|kv|kilo|pixels?|people|k?v\b|mm))|"
+        r"how much (?:particles|pores)|"
         r"number of|numbers?\b(?= and)|total number|\bcount(?:s|ed|ing)?\b|numerous|quantity of|"
         r"(?:more|fewer|less) than \w+ (?:particles?|structures?|objects?|pores|bodies|grains)|"
         r"(?:more|most|fewer|fewest) (?:particles|structures|objects|bodies|grains|pores)\b|"
@@ -62,7 +64,7 @@ INTENTS: Mapping[str, Intent] = {
     ),
     "size": Intent(
         r"how (?:large|big|small|long)\b|\bsizes?\b|\bdiameters?\b|(?<!critical )\bdimensions?\b|"
-        r"\b(?:larg|small|bigg)(?:er|est)\b|"
+        r"^(?!.*(?:working distance|voltage|magnification|pixel size|field)).*\b(?:larg|small|bigg)(?:er|est)\b|"
         r"\bd ?(?:10|50|90)\b|nano-?sized|\bacross\b|(?:what|which) (?:is the )?length|length of|"
         r"(?:nm|microns?|nanomet\w+) (?:is|are) (?:one|a|the|each) (?!pixel)|"
         r"^(?!.*line ?width).*\bmeasure (?:it|them|these|those|the (?:particles|structures|bodies|spheres|"
@@ -126,7 +128,7 @@ INTENTS: Mapping[str, Intent] = {
     "instrument": Intent(
         r"voltage|\bkvs?\b|kilovolt|beam energy|\bhv\b|\beht\b|detector|\bb?se\b|backscatter|"
         r"secondary (?:electron|or)|"
-        r"in-?lens|signal was|(?:which|what) signal|microscope|instrument|manufactur|vendor|machine|"
+        r"in-?lens|signal was|(?:which|what) signal|microscope|instrument|manufactur(?!ing)|vendor|machine|"
         r"(?:which|what) (?:tool|sem|tem)\b|magnif|\bmag\b|\bzoom|working distance|\bwd\b|^(?:and )?when (?:was|"
         r"were) (?:it|this|that|the|they|these)\b|\bdate\b|"
         r"(?:what|which) day (?:was|were)|imaging conditions|\bsettings\b|acquisition|parameters|meta ?data|"
@@ -164,7 +166,7 @@ INTENTS: Mapping[str, Intent] = {
         r"flakes?\b|\bcubes?\b|"
         r"\bforme?\b(?= (?:und|der|des|et|ont|have))|\bquelle forme|\brund(?:e|er)?\b|\brond(?:e|es|s)?\b|"
         r"\bredond|\bforma\b|^(?!.*lattice).*\b(?:square|hexagon)|"
-        r"cubic|irregular|corners|\bstraight|\bcurved|\bbent\b|\bform (?:do|does|of)|geometry|"
+        r"cub(?:ic|oid)|irregular|corners|\bstraight|\bcurved|\bbent\b|\bform (?:do|does|of)|geometry|"
         r"(?:particle|their|its) morphology|^(?:are|is) (?:they|it|these) (?:long|thin)",
         ("shape", "aspect_ratio", "circularity"),
         ("size", "count"),
@@ -180,7 +182,7 @@ INTENTS: Mapping[str, Intent] = {
         ("sharpness", "contrast", "noise"),
     ),
     "compare": Intent(
-        r"compar|vergleich|ähnlich|\bletzten? (?:bild|probe)|ressembl|than (?:in )?(?:the )?(?:other|last|"
+        r"compar|\bidentical|vergleich|ähnlich|\bletzten? (?:bild|probe)|ressembl|than (?:in )?(?:the )?(?:other|last|"
         r"previous)|vorherig|\bprevious (?:one|image|picture|upload|sample)|\bdiffer|\bsame\b|similar|"
         r"\bversus\b|\bvs\b|in common|common to|\bchanged?\b|side by side|"
         rf"which (?:of (?:the )?two |one |{_PICTURE} )?is better|contrast the (?:first|second)",
@@ -205,9 +207,10 @@ INTENTS: Mapping[str, Intent] = {
         rf"which) (?:class|material"
         rf"|category|sample|family)|class\b|classify|identif|recogni[sz]|name (?:the material|what)|\bguess|"
         rf"what .* objects|"
-        rf"this is\b|what {_THIS} (?:is|are|could)|could {_THIS} be|belong|what i have|(?:is|are|does|look\w*|"
-        rf"say) .*\b{_CLASSES}\b|"
+        rf"this is\b|what {_THIS} (?:is|are|could)|could {_THIS} be|belong|what i have|"
+        rf"\b(?:is|are|does|look\w*|say) (?!there\b|the \w+ of\b).*\b{_CLASSES}\b|"
         rf"what (?:is|are) .*{_THIS}$|what (?:is|are) .* things|"
+        r"(?:art|sorte) (?:von )?(?:probe|material)|(?:type|sorte) d'échantillon|tipo de (?:muestra|material)|"
         r"c'est quoi|categor|was (?:ist|sind|sieht|siehst|zeigt)\b|qu'est|que (?:es|ve|muestra|montre|voit)|"
         r"qué (?:es|ve|muestra)|"
         r"(?:che )?cos(?:a |')(?:è|e|si)|これ|何|这是|這是|이것",
@@ -222,6 +225,80 @@ ALWAYS = re.compile(
     rf"descri(?:be|ption)(?: of)? (?:the |this )?(?:{_PICTURE}|it$|sample$)",
     re.IGNORECASE,
 )
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that people ask for, and that no quantity tells."""
+
+    words: str
+    """How a clause asks for it: a regular expression."""
+    silences: tuple[str, ...] = ()
+    """Intents of the same clause that its words only seem to ask for."""
+
+
+LIMITS: Mapping[str, Limit] = {
+    "reason": Limit(
+        r"^(?:and |but |so )?(?:why|how come|warum|wieso|weshalb|pourquoi|por qué|perché)\b|"
+        r"what (?:causes|caused)\b|(?:reason|cause) (?:for|of)\b"
+    ),
+    "advice": Limit(
+        r"\brecommend|\badvi[sc]e|\bsuit(?:able|ed) (?:for|to|as)|\bfit for\b|what should (?:i|we) (?:change|use|set)|"
+        r"should (?:i|we) (?:use|choose|change|set|raise|increase|lower|reduce)|empf[eioa]h|\bgeeignet|"
+        r"\bconseill|\brecom[ie]+nd|\bsoll(?:te)? ich\b",
+        tuple(INTENTS),
+    ),
+    "region": Limit(
+        r"\b(?:upper|lower|top|bottom|left|right)(?:[- ](?:left|right))?(?:[- ]hand)? "
+        r"(?:corner|half|part|side|quarter|quadrant|third|edge|area|region)|"
+        r"\b(?:in|at|near) the (?:very )?(?:cent(?:er|re)|middle|corner|background|foreground|left|right|top|bottom)\b|"
+        r"\b(?:oben|unten) (?:links|rechts)|(?:linke|rechte|obere|untere)[nrsm]? (?:\w+ )?(?:ecke|hälfte|bereich|rand)|"
+        r"en (?:haut|bas) à|\besquina|\bcoin (?:sup|inf)|in der (?:mitte|ecke)"
+    ),
+    "extreme": Limit(
+        r"\b(?:larg|bigg|small|long|short|thick|thinn|wid)est\b|\b(?:größte|kleinste|dickste|dünnste|längste)|"
+        r"\bplus (?:grande?|petite?)s?\b|\bmás (?:grande|pequeñ)"
+    ),
+    "length": Limit(
+        r"how long (?:is|are) (?!.*scale ?bar)|\blengths? of (?!.*scale ?bar)(?:the |these |those |a )?"
+        r"(?:fib|wire|nano|rod|needle|crack|tube|it\b|them|particles)|wie lang\b(?!.*maßstab)"
+    ),
+    "scale_bar": Limit(
+        r"\b(?:what|how|length|value|size)\b.* scale ?bar\b|^scale ?bar$|scale ?bar(?:'s)? (?:length|size|value)|"
+        r"maßstabsbalken|barre d'échelle|barra de escala"
+    ),
+    "pixel_count": Limit(
+        r"how many (?:mega)?pixels (?:does|do|has|have|are in|in)\b|number of pixels\b(?! per)|\bbit depth|"
+        r"how many bits|\b(?:8|12|16|32)[- ]?bit\b"
+    ),
+    "setting": Limit(
+        r"\b(?:stage|sample|specimen|holder)\b.*\btilt|\btilt(?:ed)?\b.*\b(?:stage|sample|specimen|holder)\b|"
+        r"(?:beam|probe|emission) current|strahlstrom|\bspot size|\bdwell|scan(?:ning)? (?:speed|rate|time)|"
+        r"\bapertures?\b|exposure time|chamber pressure",
+        ("orientation", "size", "quality", "scale"),
+    ),
+    "density": Limit(r"\bper (?:unit|square|area|[µu]m|mm|cm|nm|field|frame)\b|(?:number|areal) density"),
+    "defect_size": Limit(
+        r"(?:how (?:large|big|long|wide|deep|small)|sizes?|widths?|lengths?|depths?|largest|longest|widest)\b.*"
+        r"\b(?:cracks?|scratch\w*|defects?|flaws?)\b",
+        ("size", "width"),
+    ),
+    "profile": Limit(
+        r"(?:side ?walls?|profile|flanks?)\b.*\b(?:vertical|angle|steep|undercut|tilt)|"
+        r"\b(?:angle|slope) of the (?:side ?)?walls?|\bundercut",
+        ("orientation", "size"),
+    ),
+    "astigmatism": Limit(r"astigmat"),
+}
+"""What nothing here tells, though people ask for it."""
+
+
+def limits_of(question: str) -> list[str]:
+    """What a question asks for that nothing here tells, in the order of `LIMITS`."""
+    clauses = list(filter(None, _CLAUSE.split(spelled(question))))
+    return [name for name, limit in LIMITS.items() if any(re.search(limit.words, clause) for clause in clauses)]
+
+
 _GREETING = re.compile(
     r"(?:hello|hi|hey|howdy|greetings|good (?:morning|afternoon|evening|day)|nice to meet|how are you|how do you do|"
     r"what'?s up|hallo|guten|servus|moin|gr(?:ü|ue|u)(?:ß|ss|e)|bonjour|bonsoir|salut|hola|¡hola|buen[oa]s|ciao|"
@@ -292,17 +369,75 @@ def intents_of(question: str) -> list[str]:
     """
     text = spelled(question)
     found: set[str] = set()
+    beside: set[str] = set()  # asked for in clauses that are not about the assistant
     for clause in filter(None, _CLAUSE.split(text)):
         named = {name for name, intent in INTENTS.items() if re.search(intent.words, clause)}
         always = {"what", "describe"} if ALWAYS.search(clause) else set()
-        found |= {name for name in named if name in always or not named.intersection(INTENTS[name].yields_to)}
+        asked = {name for name in named if name in always or not named.intersection(INTENTS[name].yields_to)}
+        asked -= {name for limit in limits_of(clause) for name in LIMITS[limit].silences}
+        found |= asked
+        beside |= set() if _HELP.search(clause) else asked
     bare = text.strip(" .!?¡¿")
     if (_GREETING.match(bare) or _THANKS.match(bare)) and not found - {"what"} and len(bare.split()) <= 8:
         return ["greeting"]
     shown = found & {"what", "describe"} and _SHOWN.search(text)
-    if not shown and not found - {"what", "describe", "instrument", "compare", "size"} and _HELP.search(text):
+    only = found <= {"what", "describe", "instrument", "compare", "size"} and not beside & {"instrument", "size"}
+    if not shown and only and _HELP.search(text):
         return ["help"]
     return [name for name in INTENTS if name in found]
+
+
+def same_asked(question: str) -> tuple[str, ...]:
+    """The quantities in which a question asks whether pictures agree; none where it asks for no certain ones."""
+    text = spelled(question)
+    if not _SAME.search(text):
+        return ()
+    of_size = r"(?<!pixel )(?<!spot )\bsizes?\b|equally (?:large|big|small)|gleich gro"
+    sized = INTENTS["size"].facts if re.search(of_size, text) else ()
+    named = [name for name, quantity in QUANTITIES.items() if re.search(_named(name, quantity.words), text)]
+    if re.search(r"equally (?:thick|wide|thin)|gleich (?:dick|breit)|same (?:width|thickness)", text):
+        named = named or ["fibre_width", "line_width"]
+    return tuple(dict.fromkeys((*named, *sized)))
+
+
+def unit_asked(question: str) -> str | None:
+    """The unit in which a question asks for lengths: "nm", "um" or "mm"."""
+    found = _UNIT.search(question.lower())
+    return next((unit for unit, words in _UNITS.items() if found and re.fullmatch(words, found[1])), None)
+
+
+def follows_on(question: str) -> bool:
+    """Whether a question only asks for the unit of what was asked before: "and in micrometres?"."""
+    rest = _UNIT.sub(" ", question.lower())
+    return unit_asked(question) is not None and not re.sub(
+        r"\b(?:and|also|please|what|und|bitte|et|y|now)\b|\W", "", rest
+    )
+
+
+def named_bodies(question: str) -> Literal["bright", "dark"] | None:
+    """Whether a question names bodies that are openings or dark, or such that are bright."""
+    text = spelled(question)
+    dark = re.search(INTENTS["porosity"].words, text) or re.search(rf"\bdark {_BODIES}", text)
+    bright = re.search(rf"\b(?:bright|white) {_BODIES}", text)
+    return None if bool(dark) == bool(bright) else "dark" if dark else "bright"
+
+
+_BODIES = r"(?:spots?|dots?|bodies|particles?|grains?|inclusions?|precipitates?|objects?)\b"
+_UNITS = {
+    "nm": r"nm|nano ?met(?:er|re)s?|nanomètres?|nanómetros?",
+    "um": r"[uµμ]m|microns?|micro ?met(?:er|re)s?|mikrometer|micromètres?|micrómetros?|micras?",
+    "mm": r"mm|milli ?met(?:er|re)s?|millimètres?|milímetros?",
+}
+_UNIT = re.compile(rf"\b(?:in|en) ({'|'.join(_UNITS.values())})\b(?! (?:wide|square))")
+_SAME = re.compile(
+    r"\bsame\b|\bidentical|\bequal(?:ly)?\b|\balike\b|\bgleich\w*|\bdieselbe\w*|\bselbe[nrsm]?\b|\bmême|\bmism[oa]s?\b|"
+    r"\bdiffer(?:s|ent)?\b",
+    re.IGNORECASE,
+)
+
+
+def _named(name: str, words: str) -> str:
+    return _ALSO_NAMED.get(name, rf"\b(?:{words})\b")
 
 
 def is_thanks(question: str) -> bool:
@@ -323,7 +458,7 @@ def facts_asked(intent: str, question: str) -> tuple[str, ...]:
     named = tuple(
         name
         for name in (*facts, *_CLOSE.get(intent, ()))
-        if re.search(_ALSO_NAMED.get(name, rf"\b(?:{QUANTITIES[name].words})\b"), text, re.IGNORECASE)
+        if re.search(_named(name, QUANTITIES[name].words), text, re.IGNORECASE)
     )
     return named or facts
 
@@ -331,11 +466,12 @@ def facts_asked(intent: str, question: str) -> tuple[str, ...]:
 _CLOSE = {"size": ("median_diameter",), "quality": ("mean_grey",), "scale": ("field_width",)}
 """Quantities that answer an intent only where they are named."""
 _ALSO_NAMED = {
-    "voltage": r"voltage|\bkvs?\b|kilovolt|beam energy|\bhv\b|\beht\b",
-    "detector": r"detector|\bb?se\b|backscatter|secondary|in-?lens|signal",
-    "microscope": r"microscope(?!'?s? (?:settings|param))|instrument|manufactur|vendor|machine|\btool\b|\bsem\b|"
-    r"\btem\b",
-    "magnification": r"magnif|\bmag\b|\bzoom",
+    "class": r"\bclass|categor|(?:kind|type|sort)s? of|klasse|\bclase\b|\bart (?:von )?probe",
+    "voltage": r"voltage|spannung|voltaje|tension|\bkvs?\b|kilovolt|beam energy|\bhv\b|\beht\b",
+    "detector": r"detector|detektor|détecteur|\bb?se\b|backscatter|secondary|in-?lens|signal",
+    "microscope": r"mikroskop|microscope(?!'?s? (?:settings|param))|instrument|manufactur(?!ing)|vendor|machine|"
+    r"\btool\b|\bsem\b|\btem\b",
+    "magnification": r"magnif|vergrößerung|grossissement|aumentos?\b|\bmag\b|\bzoom",
     "date": r"\bwhen\b|\bdate\b|\bday\b",
     "field_width": _FIELD,
     "mean_grey": r"gr[ea]y level|bright|dark",
@@ -353,6 +489,7 @@ _ALSO_NAMED = {
     "d90_diameter": r"\bd ?90\b|largest|biggest|dispers|distribution|deviation",
     "grain_size": r"grain",
     "fibre_width": r"\bfib(?:re|er)s?\b|\bwires?\b",
+    "wall_thickness": r"\bwalls?\b",
     "line_width": r"\blines?\b|\bcds?\b|critical",
 }
 """How a question names a quantity, where that is not how an answer does."""

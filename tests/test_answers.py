@@ -148,7 +148,7 @@ def test_an_answer_says_its_doubts_and_withholds_what_is_unlikely() -> None:
     question = "How many structures are there, and how large?"
     assert answer("There are 24 structures. The mean diameter is 312 nm.", question, unsure) == (
         "24 structures were counted, which is uncertain. The mean diameter could not be measured in this image with "
-        "any confidence. The image shows bright bodies on a darker ground."
+        "any confidence. The image seems to show bright bodies on a darker ground."
     )
     assert "Measured: count 24 (uncertain). The contrast is 20 %." in answer("", "Describe this micrograph.", unsure)
 
@@ -313,3 +313,112 @@ def test_a_network_is_no_crowd_of_bodies() -> None:
     said = answer("", "What is this?", known)
     assert said.startswith("The arrangement is a network.")
     assert "bright bodies" not in said
+
+
+def test_a_picture_looks_like_bodies_only_as_far_as_they_are_measured() -> None:
+    """Seen failing on cloudy noise ("shows bright bodies") and on polished grains ("shows long, thin bodies")."""
+    assert "bodies on" not in answer("", "What is this?", Known(Facts("particles", (), 0.92)))
+    unclear = Known(Facts("fibres", (Fact("fibre_width", 17.4, "nm", "m", 0.51),), 0.9), nm_per_pixel=1.0)
+    assert "The image seems to show long, thin bodies." in answer("", "What is this?", unclear)
+    assert "The image shows long, thin bodies." in answer("", "What is this?", unclear.with_class("fibres"))
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        # a count of the whole image was given for its corner, and for a square micrometre
+        ("How many particles are in the upper left corner?", "Parts of an image are not measured by themselves"),
+        ("Wie viele Teilchen sind unten rechts?", "Parts of an image are not measured by themselves"),
+        ("How many particles per square micrometre are there?", "The number per area is not told"),
+        ("How long are the particles?", "The length of bodies is not measured."),
+        ("How large are the cracks?", "The size of cracks and other defects is not measured."),
+        ("Why is the voltage so high?", "Why that is so cannot be told from an image. The voltage is 20 kV."),
+        ("Would you recommend a higher voltage?", "What to choose or whether it will do is not told here"),
+        ("Is the powder suitable for additive manufacturing?", "What to choose or whether it will do is not told"),
+        ("What is the scale bar length?", "The length of the scale bar itself is not told"),
+        ("How many pixels does it have?", "How many pixels and bits an image has is not told here."),
+        ("What is the tilt angle of the stage?", "Tilt, beam current, spot size"),
+        ("What was the spot size?", "Tilt, beam current, spot size"),
+        ("Is the etch profile vertical?", "The angle of walls in depth cannot be told"),
+        ("Is the image astigmatic?", "Astigmatism is not told apart from other blur."),
+        ("How many holes are there?", "What was measured are bright bodies on a darker ground. 24 structures were"),
+        ("Is there beading on the fibres?", "What is asked cannot be told"),
+        ("Is the working distance larger than 5 mm?", "The file does not give the working distance."),
+        ("At what voltage was this taken, and can I trust it?", "The voltage is 20 kV."),
+    ],
+)
+def test_a_fact_that_only_sounds_like_the_answer_is_not_given_for_it(question: str, said: str) -> None:
+    """Seen failing: what is asked has a quantity's name in it, and that quantity was told as if it answered."""
+    assert answer("24 structures were counted. The mean diameter is 312 nm.", question).startswith(said)
+
+
+def test_openings_are_not_given_bright_bodies_for_an_answer_but_their_own() -> None:
+    holes = Known(Facts("pores", (Fact("count", 24.0, "", "m", 0.9),)))
+    assert answer("", "How many holes are there?", holes) == "24 structures were counted."
+    assert answer("", "How many white spots are there?", holes).startswith("What was measured are dark bodies")
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("How large are they in micrometres?", "The mean diameter is 0.312 um."),
+        ("What is the pixel size in um?", "The pixel size is 0.0042 um."),
+        ("How large are they in nm?", "The mean diameter is 312 nm."),
+    ],
+)
+def test_a_length_is_in_the_unit_that_is_asked_for(question: str, said: str) -> None:
+    assert answer("The mean diameter is 312 nm.", question) == said
+    assert all(s.verdict == "true" for s in read_statements(said, [KNOWN]))
+
+
+def test_a_unit_asked_of_pixels_says_that_the_image_is_not_calibrated() -> None:
+    said = answer("", "How large are they in nm?", sized("mean_diameter", 62.0, "px"))
+    assert said == "The mean diameter is 62 px. The image is not calibrated."
+
+
+def test_bodies_of_one_size_have_no_range() -> None:
+    names = ("mean_diameter", "d10_diameter", "d90_diameter")
+    squares = Known(Facts("particles", tuple(Fact(name, 56.0, "px", "m", 0.9) for name in names)))
+    assert "between" not in answer("", "Describe this micrograph.", squares)
+    assert answer("", "What is the size distribution?", squares) == "Most diameters are 56 px."
+
+
+POWDER = replace(KNOWN, date="2019-12-03T20:15:38").with_class("powder")
+FIBRES = replace(NOTHING, hv_kv=5.0, date="2019-12-03T19:55:39").with_class("fibres")
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        (
+            "Do both images show the same class of sample?",
+            "Not the same class. Image 1: The class is powder. Image 2: The class is fibres.",
+        ),
+        ("Same voltage?", "Not the same voltage. Image 1: The voltage is 20 kV. Image 2: The voltage is 5 kV."),
+        (
+            "Is the detector the same?",
+            "Whether the detector is the same cannot be told, as it is not known of image 2. Image 1: The detector is "
+            "SE2.",
+        ),
+        (
+            "Were they taken on the same day?",
+            "The same day. Image 1: The date is 2019-12-03T20:15:38. Image 2: The date",
+        ),
+        (
+            "Are the particles the same size?",
+            "Whether the mean diameter is the same cannot be told, as it is not known",
+        ),
+        ("Is it the same material?", "Whether the material or the sample is the same cannot be told from images."),
+        ("What is the difference?", "Class: powder in image 1, fibres in image 2."),
+    ],
+)
+def test_whether_pictures_agree_is_said_of_what_is_asked(question: str, said: str) -> None:
+    """Seen failing with a list of all that was known of both."""
+    told = answer("", question, POWDER, FIBRES)
+    assert told.startswith(said)
+    assert all(s.verdict in ("true", "withheld") for s in read_statements(told, [POWDER, FIBRES]))
+
+
+def test_pictures_of_one_class_are_said_to_be() -> None:
+    said = answer("", "Same class?", POWDER, POWDER)
+    assert said == "The same class. Image 1: The class is powder. Image 2: The class is powder."

@@ -16,6 +16,7 @@ from assistant.generation import Sampling, next_token
 from assistant.heads import load_heads
 from assistant.inference import Assistant
 from assistant.labels import matched, rank_labels
+from assistant.micrograph import Calibration, Micrograph
 from assistant.starts import BUNDLED
 from data_gen.drawing.scenes import CLASSES
 
@@ -72,6 +73,16 @@ def test_aux_and_history_change_the_prompt(assistant: Assistant, files: list[Pat
     history = (Message("user", "What is it?", images=1), Message("assistant", "It shows powder."))
     answers = {tokens(), tokens(aux="etched wafer, lot 7"), tokens(history=history)}
     assert len(answers) >= 2
+
+
+def test_a_unit_alone_is_asked_of_what_was_asked_before(assistant: Assistant) -> None:
+    """Seen failing: "and in micrometres?" was answered with what is asked cannot be told."""
+    image = Micrograph(discs(0), sha256="discs", calibration=Calibration(250.0, "user", 1.0))
+    history = (Message("user", "What is the pixel size?", images=1), Message("assistant", "The pixel size is 250 nm."))
+    said = "".join(assistant.ask([image], "and in micrometres?", history=history))
+    assert said == "The pixel size is 0.25 um."
+    (stated,) = assistant.statements(said, [image], "and in micrometres?", history)
+    assert stated.verdict == "true"
 
 
 def test_a_limit_beyond_the_model_is_no_need(assistant: Assistant, files: list[Path]) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from assistant.questions import asked_for, intents_of
+from assistant.questions import asked_for, follows_on, intents_of
 from data_gen.questions.bank import wordings
 
 
@@ -42,6 +42,11 @@ def test_what_is_asked_is_understood_in_wordings_held_apart() -> None:
         ("What is the field of view?", ["field_width"]),
         ("How wide is the image?", ["field_width"]),
         ("Are the particles monodisperse?", ["d10_diameter", "d90_diameter"]),
+        ("How many nanowires are there?", ["count"]),
+        ("Wie groß ist der Bildausschnitt?", ["field_width"]),
+        ("¿Qué tipo de muestra es?", ["class"]),
+        ("Wie hoch ist die Vergrößerung?", ["magnification"]),
+        ("How thick are the cell walls?", ["wall_thickness"]),
         ("Is it made of silicon?", []),
         ("Hello", []),
         ("Describe this micrograph.", []),
@@ -49,3 +54,16 @@ def test_what_is_asked_is_understood_in_wordings_held_apart() -> None:
 )
 def test_only_the_quantities_are_asked_for_that_a_question_names(question: str, facts: list[str]) -> None:
     assert asked_for(question) == facts
+
+
+@pytest.mark.parametrize(
+    ("question", "follows"),
+    [
+        ("and in micrometres?", True),
+        ("in nm please", True),
+        ("How large is it in nm?", False),
+        ("And how many?", False),
+    ],
+)
+def test_a_unit_alone_asks_for_what_was_asked_before(question: str, follows: bool) -> None:
+    assert follows_on(question) is follows
