@@ -158,9 +158,12 @@ def composed(
         parts += ranked
         if decided:
             return parts
+    if not intents and len(numbers) > 1:
+        return [*parts, ("", "What is asked cannot be told from the images, their files or the measurements.")]
     for number in numbers:
         prefix = f"Image {number}: " if len(numbers) > 1 else ""
-        parts += [(name, f"{prefix}{text}") for name, text in _composed_of(intents, question, known[number - 1], said)]
+        for name, text in _composed_of(intents, question, known[number - 1], said):
+            parts.append((name, text if text in _NEVER_TOLD.values() else f"{prefix}{text}"))
     if unit := unit_asked(question):
         parts = [(name, _in_unit(text, unit)) for name, text in parts]
         if any(re.search(r"\d px\b", text) for _, text in parts):
@@ -191,10 +194,13 @@ BEYOND = {
     "defect_size": "The size of cracks and other defects is not measured.",
     "profile": "The angle of walls in depth cannot be told from an image taken from one direction.",
     "astigmatism": "Astigmatism is not told apart from other blur.",
+    "charging": "Charging and saturation are not recognised.",
 }
 """What is said of `LIMITS` of a question, before the facts that it asks for as well."""
 _SAME_MATTER = "Whether the material or the sample is the same cannot be told from images."
-_MATTER = re.compile(r"same (?:material|sample|specimen|thing|stuff|place|area|region|spot|phase)s?\b", re.IGNORECASE)
+_MATTER = re.compile(
+    r"same (?:material|sample|specimen|batch|lot|thing|stuff|place|area|region|spot|phase)s?\b", re.IGNORECASE
+)
 _LENGTH = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?) (nm|um|mm)\b")
 _NANOMETRES = {"nm": 1.0, "um": 1e3, "mm": 1e6}
 
@@ -381,13 +387,17 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
     `reasoned`: that no bodies were told apart has been said already, as have been the quantities `said`.
     """
     kind, sure = known.facts.kind, _kind_sure(known)
+    facts = [fact for name in LINE_ORDER if (fact := known.get(name)) is not None]
+    if kind == "uniform" and not facts:  # of an even tone or a few pixels, and no noise either
+        why = next((fact.note for fact in known.facts.items), "")
+        yield "", f"Nothing could be measured in this image{f': {why}' if why else ''}."
+        return
     if kind in KIND_WORDS and sure >= LIKELY:
         dark = kind == "particles" and any("dark" in fact.note for fact in known.facts.applicable())
         shown = DARK_BODIES if dark else KIND_WORDS[kind]
         yield "", f"The image {'shows' if sure >= SURE else 'seems to show'} {shown}."
     elif known.facts.items and wholly and not reasoned:
         yield "", f"{NONE_APART.capitalize()} in this image."
-    facts = [fact for name in LINE_ORDER if (fact := known.get(name)) is not None]
     listed = [fact for fact in facts if fact.name not in _LEAVES_OUT | said]
     ends = [fact for fact in listed if fact.name in ("d10_diameter", "d90_diameter")]
     if len({fact.written for fact in ends}) < len(ends):  # bodies of one size have no range

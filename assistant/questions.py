@@ -42,6 +42,8 @@ _FIELD = (
     r"champ de (?:vision|vue)|campo de visi[óo]n"
 )
 """How people ask what the whole picture spans."""
+_SE = r"\bbse\b|\bse\b(?! (?:tom|us|obt|ve\b|ha\b|hi|puede))"
+"""Names of signals; in Spanish "se" is a pronoun."""
 _CLASSES = (
     r"(?:particles?|nano ?particles?|nano ?wires?|wires?|fib(?:re|er)s?|powders?|films?|coatings?|sponges?|metals?|"
     r"ceramics?|cells?|tips?|alloys?|polymers?|steels?|crystals?|devices?|mems|wafer)"
@@ -52,11 +54,11 @@ _SPECIFIC = (
 )
 INTENTS: Mapping[str, Intent] = {
     "count": Intent(
-        r"wie ?viele|\bcombien|\bcuánt[ao]s|\bquant[ie]\b|\banzahl|\btally|\bn[ro]s?\.? of\b|"
-        r"how many(?! (?:of (?:the )?)?(?:nm|nanomet|micromet|microns?\b|kv|kilo|pixels?|people|k?v\b|mm))|"
+        r"wie ?viele|\bzähl|\bcombien|\bcuánt[ao]s|\bquant[ie]\b|\banzahl|\btally|\bn[ro]s?\.? of\b|"
+        r"how many(?! (?:of (?:the )?)?(?:nm|nanomet|micromet|microns?\b|kv|kilo|pixels?|people|times|k?v\b|mm))|"
         r"how much (?:particles|pores)|"
         r"number of|numbers?\b(?= and)|total number|\bcount(?:s|ed|ing)?\b|numerous|quantity of|"
-        r"(?:more|fewer|less) than \w+ (?:particles?|structures?|objects?|pores|bodies|grains)|"
+        r"(?:more|fewer|less) than \w+ (?:particles?|structures?|objects?|pores|bodies|grains|cells|wires)|"
         r"(?:more|most|fewer|fewest) (?:particles|structures|objects|bodies|grains|pores)\b|"
         r"(?:only|just) one (?:object|particle|structure|body)",
         ("count",),
@@ -64,7 +66,8 @@ INTENTS: Mapping[str, Intent] = {
     ),
     "size": Intent(
         r"how (?:large|big|small|long)\b|\bsizes?\b|\bdiameters?\b|(?<!critical )\bdimensions?\b|"
-        r"^(?!.*(?:working distance|voltage|magnification|pixel size|field)).*\b(?:larg|small|bigg)(?:er|est)\b|"
+        r"^(?!.*(?:working distance|voltage|magnification|pixel size|field)).*"
+        r"\b(?:larg|small|bigg|fin|coars)(?:er|est)\b|"
         r"\bd ?(?:10|50|90)\b|nano-?sized|\bacross\b|(?:what|which) (?:is the )?length|length of|"
         r"(?:nm|microns?|nanomet\w+) (?:is|are) (?:one|a|the|each) (?!pixel)|"
         r"^(?!.*line ?width).*\bmeasure (?:it|them|these|those|the (?:particles|structures|bodies|spheres|"
@@ -126,7 +129,8 @@ INTENTS: Mapping[str, Intent] = {
         ("pixel_size",),
     ),
     "instrument": Intent(
-        r"voltage|\bkvs?\b|kilovolt|beam energy|\bhv\b|\beht\b|detector|\bb?se\b|backscatter|"
+        r"voltage|\bkvs?\b|kilovolt|beam energy|\bhv\b|\beht\b|spannung|tensi[óo]n d|detector|"
+        rf"{_SE}|backscatter|"
         r"secondary (?:electron|or)|"
         r"in-?lens|signal was|(?:which|what) signal|microscope|instrument|manufactur(?!ing)|vendor|machine|"
         r"(?:which|what) (?:tool|sem|tem)\b|magnif|\bmag\b|\bzoom|working distance|\bwd\b|^(?:and )?when (?:was|"
@@ -177,6 +181,7 @@ INTENTS: Mapping[str, Intent] = {
         r"\bbright(?:ness)?\b(?! (?:spots|bodies|dots|areas?|phase|regions?|parts?|particles|features|grains))|"
         r"belichtet|\b(?:un)?scharf|\brausch|\bflou|\bnet(?:te)?\b|borros|enfoc|too dark|expos|saturat|charging|"
         r"quality|"
+        rf"{_PICTURE} (?:any )?good\b|"
         rf"good (?:is )?(?:this |the |a )?{_PICTURE}|good enough|any good|usable|used for (?:an )?analysis|"
         rf"(?:take|repeat|redo) .*(?:again|{_PICTURE})|improve|better {_PICTURE}|gr[ea]y level",
         ("sharpness", "contrast", "noise"),
@@ -208,7 +213,8 @@ INTENTS: Mapping[str, Intent] = {
         rf"|category|sample|family)|class\b|classify|identif|recogni[sz]|name (?:the material|what)|\bguess|"
         rf"what .* objects|"
         rf"this is\b|what {_THIS} (?:is|are|could)|could {_THIS} be|belong|what i have|"
-        rf"\b(?:is|are|does|look\w*|say) (?!there\b|the \w+ of\b).*\b{_CLASSES}\b|"
+        rf"\b(?:is|are|does|look\w*|say) (?!there\b|it contain|the \w+ of\b|(?:the|their) {_CLASSES} \w).*"
+        rf"\b{_CLASSES}\b|"
         rf"what (?:is|are) .*{_THIS}$|what (?:is|are) .* things|"
         r"(?:art|sorte) (?:von )?(?:probe|material)|(?:type|sorte) d'échantillon|tipo de (?:muestra|material)|"
         r"c'est quoi|categor|was (?:ist|sind|sieht|siehst|zeigt)\b|qu'est|que (?:es|ve|muestra|montre|voit)|"
@@ -256,7 +262,7 @@ LIMITS: Mapping[str, Limit] = {
         r"en (?:haut|bas) à|\besquina|\bcoin (?:sup|inf)|in der (?:mitte|ecke)"
     ),
     "extreme": Limit(
-        r"\b(?:larg|bigg|small|long|short|thick|thinn|wid)est\b|\b(?:größte|kleinste|dickste|dünnste|längste)|"
+        r"^(?!.*distance).*\b(?:larg|bigg|small|long|short|thick|thinn|wid)est\b|\b(?:größte|kleinste|dickste|dünnste|längste)|"
         r"\bplus (?:grande?|petite?)s?\b|\bmás (?:grande|pequeñ)"
     ),
     "length": Limit(
@@ -289,6 +295,7 @@ LIMITS: Mapping[str, Limit] = {
         ("orientation", "size"),
     ),
     "astigmatism": Limit(r"astigmat"),
+    "charging": Limit(r"\bcharging\b|\bcharged\b|aufladung|saturat|overexpos|\bclipp"),
 }
 """What nothing here tells, though people ask for it."""
 
@@ -467,8 +474,8 @@ _CLOSE = {"size": ("median_diameter",), "quality": ("mean_grey",), "scale": ("fi
 """Quantities that answer an intent only where they are named."""
 _ALSO_NAMED = {
     "class": r"\bclass|categor|(?:kind|type|sort)s? of|klasse|\bclase\b|\bart (?:von )?probe",
-    "voltage": r"voltage|spannung|voltaje|tension|\bkvs?\b|kilovolt|beam energy|\bhv\b|\beht\b",
-    "detector": r"detector|detektor|détecteur|\bb?se\b|backscatter|secondary|in-?lens|signal",
+    "voltage": r"voltage|spannung|voltaje|tensi[óo]n|\bkvs?\b|kilovolt|beam energy|\bhv\b|\beht\b",
+    "detector": rf"detector|detektor|détecteur|{_SE}|backscatter|secondary|in-?lens|signal",
     "microscope": r"mikroskop|microscope(?!'?s? (?:settings|param))|instrument|manufactur(?!ing)|vendor|machine|"
     r"\btool\b|\bsem\b|\btem\b",
     "magnification": r"magnif|vergrößerung|grossissement|aumentos?\b|\bmag\b|\bzoom",

@@ -342,6 +342,8 @@ def test_a_picture_looks_like_bodies_only_as_far_as_they_are_measured() -> None:
         ("Is the etch profile vertical?", "The angle of walls in depth cannot be told"),
         ("Is the image astigmatic?", "Astigmatism is not told apart from other blur."),
         ("How many holes are there?", "What was measured are bright bodies on a darker ground. 24 structures were"),
+        ("Is it charging?", "Charging and saturation are not recognised."),
+        ("Are the particles hollow?", "What is asked cannot be told"),
         ("Is there beading on the fibres?", "What is asked cannot be told"),
         ("Is the working distance larger than 5 mm?", "The file does not give the working distance."),
         ("At what voltage was this taken, and can I trust it?", "The voltage is 20 kV."),
@@ -409,6 +411,9 @@ FIBRES = replace(NOTHING, hv_kv=5.0, date="2019-12-03T19:55:39").with_class("fib
             "Whether the mean diameter is the same cannot be told, as it is not known",
         ),
         ("Is it the same material?", "Whether the material or the sample is the same cannot be told from images."),
+        ("Are they from the same batch?", "Whether the material or the sample is the same cannot be told from images."),
+        ("Which one do you like?", "What is asked cannot be told from the images, their files or the measurements."),
+        ("Which has more cracks?", "Whether there are defects cannot be told: nothing here recognises them. Image 1:"),
         ("What is the difference?", "Class: powder in image 1, fibres in image 2."),
     ],
 )
@@ -422,3 +427,11 @@ def test_whether_pictures_agree_is_said_of_what_is_asked(question: str, said: st
 def test_pictures_of_one_class_are_said_to_be() -> None:
     said = answer("", "Same class?", POWDER, POWDER)
     assert said == "The same class. Image 1: The class is powder. Image 2: The class is powder."
+
+
+def test_a_picture_of_one_tone_is_not_said_to_be_noise() -> None:
+    """Seen failing: "Is it noisy?" of a blank picture was answered with "hardly more than noise"."""
+    blank = Known(Facts("uniform", (Fact("noise", None, "%", "m", 0.0, "the picture is constant"),)))
+    said = answer("", "Is it noisy?", blank)
+    assert "more than noise" not in said
+    assert said.endswith("Nothing could be measured in this image: the picture is constant.")
