@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from assistant.errors import MaemiError, MicrographError
-from assistant.quantities import QUANTITIES
+from assistant.measurements.facts import LIKELY
 from serve.desk.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -113,15 +113,15 @@ def caption_jobs(captioner: Captioner, jobs: Sequence[Job], files: Sandbox) -> l
 
 
 def known_of(micrograph: Micrograph, facts: Facts) -> dict[str, float | str]:
-    """Columns of what was read and measured: `hv_kv`, `mean_diameter_nm`, `coverage_percent`, `warnings` and so on.
+    """Columns of what may be stated: `class`, `hv_kv`, `mean_diameter_nm`, `coverage_percent`, `warnings` and so on.
 
     A quantity stands in the column of its unit, so that one of an uncalibrated picture never mixes with lengths.
     """
     info, columns = micrograph.info(), dict[str, float | str]()
-    for item in facts.as_dict()["items"]:
-        if item["value"] is not None and QUANTITIES[item["name"]].source == "measured":
-            unit = UNITS_IN_NAMES.get(item["unit"], item["unit"])
-            columns[f"{item['name']}_{unit}" if unit else item["name"]] = float(item["value"])
+    for fact in facts.applicable():
+        if fact.confidence >= LIKELY:
+            unit = UNITS_IN_NAMES.get(fact.unit, fact.unit)
+            columns[f"{fact.name}_{unit}" if unit else fact.name] = fact.text or float(fact.value or 0.0)
     read = {name: info[name] for name in INSTRUMENT if info[name] is not None}
     columns |= {name: value if isinstance(value, str) else float(value) for name, value in read.items()}
     if info["warnings"]:
