@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ import httpx
 import numpy as np
 import pytest
 import tifffile
-from measuring import MeasuringAssistant, discs, micrograph, write_tiff
+from measuring import KnowingAssistant, discs, write_tiff
 from PIL import Image
 from serving import running
 
-from assistant.explain import NOT_A_CAUSE, Explanation, Turn, explain
-from assistant.measure import Fact, Facts
-from assistant.micrograph import read_micrograph, to_model_input
+from assistant.explain import NOT_A_CAUSE
+from assistant.micrograph import read_micrograph
 from serve.desk.desk import Desk
 from serve.desk.gate import Gate
 from serve.http.guard import App, read_credentials
@@ -30,22 +28,6 @@ from serve.page.viewer.routes import STATIC
 ADA, BOB = ("ada", "correct horse"), ("bob", "battery staple")
 WINDOW = {"low": 10000, "high": 60000}
 CORNER = {"level": 0, "x": 0, "y": 0, **WINDOW}
-
-
-class KnowingAssistant(MeasuringAssistant):
-    """Sure of a class wherever there are nine discs; it is the contrast that tells it."""
-
-    def facts_of(self, image: Any) -> Facts:
-        facts = super().facts_of(image)
-        if (count := facts.get("count")) is None or count.value != 9:
-            return facts
-        label = Fact("class", None, "", "calibrated head", 0.97, source="predicted", text="discs")
-        return replace(facts, items=(label, *facts.items))
-
-    def explain_label(self, image: Any, labels: Sequence[str], *, turn: Turn) -> Explanation:
-        square = to_model_input(micrograph(image), 64)[0]
-        square[:, 32:] = 0.5
-        return explain(square, lambda squares: np.array([s.std() for s in squares]), what=labels[0], turn=turn)
 
 
 def served(logins: Path | None) -> App:

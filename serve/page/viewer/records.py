@@ -82,7 +82,7 @@ def measured(m: Micrograph, facts: Facts) -> Measured:
                 ],
             }
             for figure, strokes in drawn.items()
-            if strokes
+            if strokes and any(name in told for name in FIGURES[figure])
         ],
         "objects": _objects(bodies(m, found) if found else [], m),
     }  # fmt: skip
