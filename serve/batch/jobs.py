@@ -89,7 +89,7 @@ def caption_jobs(captioner: Captioner, jobs: Sequence[Job], files: Sandbox) -> l
     try:
         captions = captioner.caption([read[job] for job in good]) if good else []
         facts_of = getattr(captioner, "facts_of", None)
-        facts = [json.dumps(known_of(read[job], facts_of(read[job]))) if facts_of else None for job in good]
+        facts = [json.dumps(columns_of(read[job], facts_of(read[job]))) if facts_of else None for job in good]
     except Exception as error:  # the one boundary: a model that fails on a batch is asked again image by image
         if len(jobs) == 1:
             told = f"The model failed on this image ({type(error).__name__})."
@@ -112,7 +112,7 @@ def caption_jobs(captioner: Captioner, jobs: Sequence[Job], files: Sandbox) -> l
     return [read[job] for job in jobs]
 
 
-def known_of(micrograph: Micrograph, facts: Facts) -> dict[str, float | str]:
+def columns_of(micrograph: Micrograph, facts: Facts) -> dict[str, float | str]:
     """Columns of what may be stated: `class`, `hv_kv`, `mean_diameter_nm`, `coverage_percent`, `warnings` and so on.
 
     A quantity stands in the column of its unit, so that one of an uncalibrated picture never mixes with lengths.

@@ -14,7 +14,7 @@ import jsonschema
 from referencing import Registry
 
 from assistant.measurements.facts import LIKELY
-from assistant.quantities import converted
+from assistant.quantities import QUANTITIES, converted
 
 ANSWER_FIELDS = frozenset(
     {"answer", "caption", "description", "summary", "text", "response", "content", "message", "result", "title"}
@@ -128,7 +128,7 @@ def _filled_object(
     strings = [name for name, part in properties.items() if isinstance(part, Mapping) and part.get("type") == "string"]
     document = {}
     for name, part in properties.items():
-        only = len(strings) == 1 and name == strings[0] and "enum" not in part
+        only = strings == [name] and "enum" not in part and name.lower() not in QUANTITIES
         try:
             document[name] = answer if only else _fill(root, part, name, answer, known, depth + 1)
         except Unknown:
