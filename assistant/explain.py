@@ -59,6 +59,12 @@ class Explanation:
     falls: np.ndarray
     """[T, T]: by how much the score falls with this tile blurred; negative where it rises."""
 
+    @property
+    def shares(self) -> np.ndarray:
+        """[T, T] in -1..1: shares of the largest fall, or of what is faint if that is larger: noise stays faint."""
+        largest = max(float(np.abs(self.falls).max()), FAINT * abs(self.baseline), 1e-12)
+        return np.clip(self.falls / largest, -1, 1)
+
     def sentence(self) -> str:
         """What it rests on, in words, with what that does not mean."""
         row, column = np.unravel_index(int(self.falls.argmax()), self.falls.shape)
@@ -121,9 +127,8 @@ def drawn_over(m: Micrograph, found: Explanation) -> Image.Image:
     canvas = Canvas(np.rint(windowed(m.specimen, m.window()) * 255).astype(np.uint8))
     rows, columns = model_square(m)
     side = rows.stop - rows.start
-    largest = max(float(np.abs(found.falls).max()), FAINT * abs(found.baseline), 1e-12)
     for sign, colour in ((1, AMBER), (-1, TEAL)):
-        share = np.clip(sign * found.falls / largest, 0, 1).astype(np.float32)
+        share = np.maximum(sign * found.shares, 0).astype(np.float32)
         veil = np.zeros(m.specimen.shape, np.float32)
         veil[rows, columns] = np.asarray(Image.fromarray(share).resize((side, side), Image.Resampling.BICUBIC))
         canvas.tint(np.clip(veil, 0, 1), colour, opacity=0.6)

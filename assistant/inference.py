@@ -162,8 +162,9 @@ class Assistant:
         return [known[key] for key in keys]
 
     def facts_of(self, image: Image) -> Facts:
-        """Measured facts of an image."""
-        return self.look(image).facts
+        """What heads are sure of in an image, and what was measured in it."""
+        look = self.look(image)
+        return replace(look.facts, items=(*look.known.predicted, *look.facts.items))
 
     def ask(
         self,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from assistant import quantities
+from assistant.measurements.facts import LIKELY, SURE
 from assistant.micrograph import VENDOR_NAMES
 
 SOURCES = {"tag": "file tag", "sidecar": "side-car file", "banner": "info bar", "user": "you"}
@@ -59,13 +60,16 @@ def reading(info: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, value, and method with its certainty of every fact that applies, from `Facts.as_dict`."""
+    """Name, value, and method with its certainty of every fact that may be stated, from `Facts.as_dict`."""
     rows = []
     for item in facts["items"]:
-        if item["value"] is not None:
-            sure = f"{item['confidence']:.0%} sure" if "confidence" in item else ""
-            how = ", ".join(filter(None, [item.get("method", ""), sure]))
-            rows.append((item["name"].replace("_", " "), quantities.typeset(item["value"], item["unit"]), how))
+        confidence = item.get("confidence", 1.0)
+        if confidence < LIKELY or not (item.get("text") or item["value"] is not None):
+            continue
+        value = item.get("text") or quantities.typeset(item["value"], item["unit"])
+        doubt = "" if confidence >= SURE else " (uncertain)"
+        how = ", ".join(filter(None, [item.get("method", ""), f"{confidence:.0%} sure"]))
+        rows.append((item["name"].replace("_", " "), value + doubt, how))
     return rows
 
 

@@ -20,13 +20,25 @@ import pytest
 from measuring import MeasuringAssistant, write_tiff
 
 from assistant.errors import ConfigError, MaemiError
+from assistant.measure import Fact, Facts
+from assistant.micrograph import read_micrograph
 from serve.batch import caption_rows as rows
 from serve.batch import journal as batch
 from serve.batch.caption_rows import CaptionRow, csv_cell, in_groups, write_rows
+from serve.batch.jobs import columns_of
 from serve.batch.journal import Journal, Summary, caption_folder
 
 TESTS = Path(__file__).parent
 FIELDS = ["path", "sha256", "caption", "pixel_size_nm", "confidence", "error"]
+
+
+def test_columns_hold_what_may_be_stated(tmp_path: Path) -> None:
+    """A class as a word; no number that an answer would withhold. Seen failing for both."""
+    label = Fact("class", None, "", "calibrated head", 0.97, source="predicted", text="powder")
+    items = (label, Fact("count", 9.0, "", "threshold", 0.6), Fact("mean_diameter", 70.0, "nm", "threshold", 0.3))
+    told = columns_of(read_micrograph(write_tiff(tmp_path / "a.tif")), Facts("bodies", items))
+    assert {name: told[name] for name in ("class", "count")} == {"class": "powder", "count": 9.0}
+    assert "mean_diameter_nm" not in told
 
 
 @pytest.fixture

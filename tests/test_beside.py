@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,8 @@ def test_an_answer_has_its_turn_while_something_is_explained() -> None:
 
     asking = threading.Thread(target=answer)
     asking.start()
-    from serve.page.beside import lent
-
-    explain(np.zeros((64, 64), np.float32), score, what="grey", turn=lent(gate))
+    turn = partial(gate.patient_turn, threading.Event())
+    explain(np.zeros((64, 64), np.float32), score, what="grey", turn=turn)
     asking.join()
     assert order.index("answer") < len(order) - 1
 

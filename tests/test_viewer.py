@@ -13,10 +13,11 @@ import httpx
 import numpy as np
 import pytest
 import tifffile
-from measuring import MeasuringAssistant, discs, write_tiff
+from measuring import KnowingAssistant, discs, write_tiff
 from PIL import Image
 from serving import running
 
+from assistant.explain import NOT_A_CAUSE
 from assistant.micrograph import read_micrograph
 from serve.desk.desk import Desk
 from serve.desk.gate import Gate
@@ -33,7 +34,7 @@ def served(logins: Path | None) -> App:
     """The application, built inside a loop: outside of one Gradio opens loops that it never closes."""
 
     async def build() -> App:
-        desk = Desk(MeasuringAssistant(), Gate(), lambda text: len(text.split()))
+        desk = Desk(KnowingAssistant(), Gate(), lambda text: len(text.split()))
         return build_app(desk, credentials=read_credentials(logins) if logins else None)
 
     return asyncio.run(build())
@@ -90,7 +91,7 @@ def test_a_tile_is_the_frame_through_the_window_that_was_asked_for(ada: httpx.Cl
 def test_what_was_measured_is_drawn_where_it_is(ada: httpx.Client, file: str) -> None:
     """The nine discs of radius 8. Seen failing with the outlines half a pixel off."""
     told = ada.get("/viewer/measured", params={"file": file}).json()
-    assert [fact[1] for fact in told["facts"] if fact[0] == "count"] == ["9"]
+    assert [fact[1] for fact in told["facts"] if fact[0] == "count"] == ["9 (uncertain)"]
     assert told["objects"]["total"] == len(told["objects"]["rows"]) == 9
     centres = [(128 * (1 + k % 3) / 4 + 0.5, 96 * (1 + k // 3) / 4 + 0.5) for k in range(9)]
     for row in told["objects"]["rows"]:
@@ -129,7 +130,25 @@ def test_the_pages_of_a_stack_are_shown_one_by_one(ada: httpx.Client, tmp_path: 
     assert ada.get("/viewer/picture", params={"file": path, "page": 3}).status_code == 404
 
 
-@pytest.mark.parametrize("address", ["picture", "tile", "measured", "compared"])
+def test_what_the_class_rests_on_lies_where_it_was_seen(ada: httpx.Client, file: str, tmp_path: Path) -> None:
+    """Over the square that a model sees; the parts without contrast carry nothing."""
+    told = ada.get("/viewer/evidence", params={"file": file}).json()
+    assert told["square"] == {"left": 16, "top": 0, "side": 96}
+    assert "discs" in told["sentence"]
+    assert NOT_A_CAUSE in told["sentence"]
+    shares = np.array(told["shares"])
+    assert shares[:, :4].max() > 0.2
+    assert np.abs(shares[:, 4:]).max() < 0.05
+    assert [f for f in ada.get("/viewer/measured", params={"file": file}).json()["facts"] if f[0] == "class"] == [
+        ["class", "discs", "calibrated head, 97% sure"]
+    ]
+    blank = tmp_path / "blank.tif"
+    tifffile.imwrite(blank, np.full((64, 64), 90, np.uint8))
+    refused = ada.get("/viewer/evidence", params={"file": upload(ada, blank)[0]})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_evidence")
+
+
+@pytest.mark.parametrize("address", ["picture", "tile", "measured", "compared", "evidence"])
 def test_another_login_sees_nothing(url: str, file: str, address: str, tmp_path: Path) -> None:
     """By the same browser even; nor does who has no login. Seen failing without the look at the owner."""
     asked = {"file": file, "with": file, **CORNER}

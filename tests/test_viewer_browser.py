@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from browser import Browser, browser, missing
-from measuring import MeasuringAssistant, discs, write_tiff
+from measuring import KnowingAssistant, discs, write_tiff
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(missing() is not None, rea
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     async def build() -> App:
-        return build_app(Desk(MeasuringAssistant(), Gate(), lambda text: len(text.split())))
+        return build_app(Desk(KnowingAssistant(), Gate(), lambda text: len(text.split())))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
@@ -117,6 +117,12 @@ def test_a_length_is_measured_a_scale_bar_follows_the_zoom_and_marks_lie_over_th
     assert shown(visitor, "canvas.marks") > 200
     visitor.one(".switch", "Objects").click()
     assert shown(visitor, "canvas.marks") == 0
+
+    visitor.one("summary", "Evidence").click()
+    visitor.until(lambda: "blurred" in visitor.words("details .soft"), "what the class rests on")
+    assert shown(visitor, "canvas.marks") > 200
+    visitor.one("summary", "Evidence").click()
+    visitor.until(lambda: shown(visitor, "canvas.marks") == 0, "the picture alone")
 
     visitor.one("#fit").click()
     visitor.until(lambda: bar(visitor) == pytest.approx(fitted, rel=0.01), "the whole picture")

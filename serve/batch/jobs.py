@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from assistant.errors import MaemiError, MicrographError
-from assistant.quantities import QUANTITIES
+from assistant.measurements.facts import LIKELY
 from serve.desk.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def caption_jobs(captioner: Captioner, jobs: Sequence[Job], files: Sandbox) -> l
     try:
         captions = captioner.caption([read[job] for job in good]) if good else []
         facts_of = getattr(captioner, "facts_of", None)
-        facts = [json.dumps(known_of(read[job], facts_of(read[job]))) if facts_of else None for job in good]
+        facts = [json.dumps(columns_of(read[job], facts_of(read[job]))) if facts_of else None for job in good]
     except Exception as error:  # the one boundary: a model that fails on a batch is asked again image by image
         if len(jobs) == 1:
             told = f"The model failed on this image ({type(error).__name__})."
@@ -112,16 +112,16 @@ def caption_jobs(captioner: Captioner, jobs: Sequence[Job], files: Sandbox) -> l
     return [read[job] for job in jobs]
 
 
-def known_of(micrograph: Micrograph, facts: Facts) -> dict[str, float | str]:
-    """Columns of what was read and measured: `hv_kv`, `mean_diameter_nm`, `coverage_percent`, `warnings` and so on.
+def columns_of(micrograph: Micrograph, facts: Facts) -> dict[str, float | str]:
+    """Columns of what may be stated: `class`, `hv_kv`, `mean_diameter_nm`, `coverage_percent`, `warnings` and so on.
 
     A quantity stands in the column of its unit, so that one of an uncalibrated picture never mixes with lengths.
     """
     info, columns = micrograph.info(), dict[str, float | str]()
-    for item in facts.as_dict()["items"]:
-        if item["value"] is not None and QUANTITIES[item["name"]].source == "measured":
-            unit = UNITS_IN_NAMES.get(item["unit"], item["unit"])
-            columns[f"{item['name']}_{unit}" if unit else item["name"]] = float(item["value"])
+    for fact in facts.applicable():
+        if fact.confidence >= LIKELY:
+            unit = UNITS_IN_NAMES.get(fact.unit, fact.unit)
+            columns[f"{fact.name}_{unit}" if unit else fact.name] = fact.text or float(fact.value or 0.0)
     read = {name: info[name] for name in INSTRUMENT if info[name] is not None}
     columns |= {name: value if isinstance(value, str) else float(value) for name, value in read.items()}
     if info["warnings"]:

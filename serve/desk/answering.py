@@ -62,7 +62,7 @@ class Answerer(Protocol):
         """Unit vectors [I, D] of images and [T, D] of texts."""
 
     def facts_of(self, image: Any) -> Facts:
-        """What was measured in an image."""
+        """What is recognised and measured in an image."""
 
     def statements(
         self, answer: str, images: Sequence[Any], question: str = ..., history: Sequence[Message] = ...

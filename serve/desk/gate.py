@@ -35,20 +35,17 @@ class Gate:
     def __init__(self, places: int = 1, waiting: int = 16, patience_s: float = PATIENCE_S) -> None:
         self._free = threading.Semaphore(places)
         self._lock = threading.Lock()
-        self._places, self._room = places, places + waiting
+        self._room = places + waiting
         self._patience_s = patience_s
-        self.inside = 0
-        """Requests that run or wait."""
-
-    @property
-    def running(self) -> int:
+        self.running = 0
         """Requests that hold a place."""
-        return min(self.inside, self._places)
+        self.waiting = 0
+        """Requests that wait for one."""
 
     @property
-    def waiting(self) -> int:
-        """Requests that wait for one."""
-        return self.inside - self.running
+    def inside(self) -> int:
+        """Requests that run or wait."""
+        return self.running + self.waiting
 
     async def enter(self) -> None:
         """Wait for a place without blocking the loop; `leave` gives it back."""
@@ -60,21 +57,23 @@ class Gate:
                     raise _waited_too_long()
                 await asyncio.sleep(POLL_S)
         except BaseException:  # a cancelled wait must not keep its room in the queue
-            self._step_out()
+            self._count(waiting=-1)
             raise
+        self._count(waiting=-1, running=1)
 
     def leave(self) -> None:
         """Give a place back."""
+        self._count(running=-1)
         self._free.release()
-        self._step_out()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Hold a place; the calling thread waits for it."""
         self._queue_up()
         if not self._free.acquire(timeout=self._patience_s):
-            self._step_out()
+            self._count(waiting=-1)
             raise _waited_too_long()
+        self._count(waiting=-1, running=1)
         try:
             yield
         finally:
@@ -89,8 +88,7 @@ class Gate:
         while self.waiting or not self._free.acquire(blocking=False):
             if stop.wait(POLL_S):
                 raise Stopped
-        with self._lock:
-            self.inside += 1
+        self._count(running=1)
         try:
             yield
         finally:
@@ -100,11 +98,12 @@ class Gate:
         with self._lock:
             if self.inside >= self._room:
                 raise ServerError("busy", "All places are taken. Try again in a few seconds.")
-            self.inside += 1
+            self.waiting += 1
 
-    def _step_out(self) -> None:
+    def _count(self, *, waiting: int = 0, running: int = 0) -> None:
         with self._lock:
-            self.inside -= 1
+            self.waiting += waiting
+            self.running += running
 
 
 class Relay(Generic[T]):

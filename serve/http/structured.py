@@ -13,7 +13,8 @@ from typing import Any
 import jsonschema
 from referencing import Registry
 
-from assistant.quantities import converted
+from assistant.measurements.facts import LIKELY
+from assistant.quantities import QUANTITIES, converted
 
 ANSWER_FIELDS = frozenset(
     {"answer", "caption", "description", "summary", "text", "response", "content", "message", "result", "title"}
@@ -22,6 +23,10 @@ _DEEPEST = 6
 MOST_NODES = 5000
 NOT_FOLLOWED = ("pattern", "patternProperties", "$dynamicRef", "$recursiveRef", "$id")
 UNIT_SUFFIXES = {"nm": "nm", "um": "um", "mm": "mm", "px": "px", "percent": "%", "pct": "%", "deg": "deg", "kv": "kV"}
+
+
+Known = Mapping[str, tuple[float | str, str]]
+"""What may be stated of a picture: value and unit by name."""
 
 
 class Unknown(Exception):
@@ -65,9 +70,10 @@ def _refuse_what_is_not_followed(schema: Any) -> None:
             waiting += node
 
 
-def _known(facts: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
-    items = (item for item in facts.get("items", ()) if item["value"] is not None and item["confidence"] > 0)
-    return {item["name"]: (item["value"], item["unit"]) for item in items}
+def _known(facts: Mapping[str, Any]) -> Known:
+    likely = (item for item in facts.get("items", ()) if item["confidence"] >= LIKELY)
+    values = {item["name"]: (item.get("text") or item["value"], item["unit"]) for item in likely}
+    return {name: (value, unit) for name, (value, unit) in values.items() if value is not None}
 
 
 def _fill(
@@ -75,7 +81,7 @@ def _fill(
     schema: Mapping[str, Any],
     name: str,
     answer: str,
-    known: Mapping[str, tuple[float, str]],
+    known: Known,
     depth: int,
 ) -> Any:
     """A value for one place of a schema. Raises Unknown."""
@@ -105,6 +111,9 @@ def _fill(
     only_text = name.lower() in ANSWER_FIELDS or name == ""
     if kinds == "string" and "enum" not in schema and only_text:
         return answer
+    word = known.get(name.lower(), (None, ""))[0]
+    if kinds == "string" and isinstance(word, str) and word in schema.get("enum", (word,)):
+        return word
     raise Unknown(f"{name or 'the schema'} asks for what is not known of the picture")
 
 
@@ -112,14 +121,14 @@ def _filled_object(
     root: Mapping[str, Any],
     schema: Mapping[str, Any],
     answer: str,
-    known: Mapping[str, tuple[float, str]],
+    known: Known,
     depth: int,
 ) -> dict[str, Any]:
     properties, required = schema.get("properties", {}), set(schema.get("required", ()))
     strings = [name for name, part in properties.items() if isinstance(part, Mapping) and part.get("type") == "string"]
     document = {}
     for name, part in properties.items():
-        only = len(strings) == 1 and name == strings[0] and "enum" not in part
+        only = strings == [name] and "enum" not in part and name.lower() not in QUANTITIES
         try:
             document[name] = answer if only else _fill(root, part, name, answer, known, depth + 1)
         except Unknown:
@@ -133,7 +142,7 @@ def _first_that_fits(
     options: Sequence[Mapping[str, Any]],
     name: str,
     answer: str,
-    known: Mapping[str, tuple[float, str]],
+    known: Known,
     depth: int,
 ) -> Any:
     failed: Unknown | None = None
@@ -145,14 +154,15 @@ def _first_that_fits(
     raise failed or Unknown(f"{name} has no form that can be filled")
 
 
-def _fact(name: str, known: Mapping[str, tuple[float, str]]) -> float:
-    """The fact of a field's name, in the unit that its ending names: `mean_diameter_um`."""
+def _fact(name: str, known: Known) -> float:
+    """The number of a field's name, in the unit that its ending names: `mean_diameter_um`."""
     plain = name.lower()
-    if plain in known:
-        return known[plain][0]
+    value, unit = known.get(plain, ("", ""))
+    if not isinstance(value, str):
+        return value
     stem, _, suffix = plain.rpartition("_")
-    if stem in known and suffix in UNIT_SUFFIXES:
-        value, unit = known[stem]
+    value, unit = known.get(stem, ("", ""))
+    if not isinstance(value, str) and suffix in UNIT_SUFFIXES:
         same = converted(value, unit, UNIT_SUFFIXES[suffix])
         if same is not None:
             return same

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import base64
 import io
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
+import threading
+from collections.abc import Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,6 @@ from serve.page.saved import template
 
 if TYPE_CHECKING:
     from serve.desk.conversations import Dialogue, KeptPicture
-    from serve.desk.gate import Gate
 
 SHOWN = 6
 """Pictures that are shown."""
@@ -40,10 +38,6 @@ KEPT_LOOKS = 512
 """Thumbnails that are kept."""
 _SIDE = 132
 """Side of a thumbnail [px]."""
-BETWEEN_S = 0.05
-"""Time in which whoever waits for the model can have it [s]."""
-MOST_WAITS = 1200
-"""After so many of these times it is asked for although others wait."""
 
 
 class Beside:
@@ -93,6 +87,7 @@ class Beside:
         yield _drawn("waiting", "Covering the picture part by part; this takes a while …")
         (m,) = self._intake.read([picture.path], conversation.pixel_size)
         answerer: Any = self._desk.answerer
+        turn = partial(self._desk.gate.patient_turn, threading.Event())
         label = next(
             (
                 statement["fact"]["text"]
@@ -103,9 +98,9 @@ class Beside:
             None,
         )
         if label:
-            found = answerer.explain_label(m, [label], turn=lent(self._desk.gate))
+            found = answerer.explain_label(m, [label], turn=turn)
         else:
-            found = answerer.explain_answer(m, exchange.question, exchange.answer, turn=lent(self._desk.gate))
+            found = answerer.explain_answer(m, exchange.question, exchange.answer, turn=turn)
         stream = io.BytesIO()
         drawn_over(m, found).save(stream, "PNG")
         uri = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
@@ -123,21 +118,6 @@ class Beside:
             return thumbnail((self._desk.read or read_micrograph)(path), _SIDE)
         except MicrographError:
             return ""
-
-
-def lent(gate: Gate) -> Callable[[], AbstractContextManager[None]]:
-    """Turns at a gate, each begun only after those who wait have had theirs."""
-
-    @contextmanager
-    def turn() -> Iterator[None]:
-        for _ in range(MOST_WAITS):
-            time.sleep(BETWEEN_S)
-            if not gate.waiting:
-                break
-        with gate.turn():
-            yield
-
-    return turn
 
 
 def _drawn(macro: str, *about: Any) -> str:

@@ -59,7 +59,7 @@ def panel(
         look = f'<img class="maemi-preview" src="{looks[place]}" alt="">' if place >= 0 else ""
         cards.append(
             f"<details{newest}><summary>{escape(title)}</summary>{look}{badge}{views}{_cautions(info['warnings'])}"
-            f"<h4>Read from the file</h4><dl>{found}</dl><h4>Measured</h4><dl>{measured}</dl></details>"
+            f"<h4>Read from the file</h4><dl>{found}</dl><h4>Recognised and measured</h4><dl>{measured}</dl></details>"
         )
     stated = "".join(_row(*wording.statement_row(statement)) for statement in statements)
     if stated:

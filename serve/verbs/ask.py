@@ -26,6 +26,7 @@ def ask(
     Example:
       maemi ask examples/gelatine_fibres.tif "At which voltage was this taken?"
     """
+    from serve import wording
     from serve.desk.answering import Proof, Question, answer, parse_pixel_size, read_images
 
     *paths, question = words
@@ -46,7 +47,7 @@ def ask(
         terminal.print_json({"answer": said.strip()} | evidence.as_dict())
         return
     terminal.say("")
-    for micrograph in micrographs:
-        terminal.note(assistant.facts_of(micrograph).line())
+    for facts in evidence.facts:
+        terminal.note("; ".join(f"{name} {value}" for name, value, _ in wording.fact_rows(facts)))
     for warning in evidence.warnings:
         terminal.note(f"warning: {warning}")

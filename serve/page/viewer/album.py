@@ -42,8 +42,8 @@ class Opened:
     histogram: Histogram
     first: bool
     """Whether it is the page that a file is shown with."""
-    found: asyncio.Task[Any] | None = field(default=None, repr=False)
-    """What was measured in it, once somebody has asked."""
+    found: dict[str, asyncio.Task[Any]] = field(default_factory=dict, repr=False)
+    """What long looks at it gave, once somebody has asked, by their name."""
 
     @property
     def nbytes(self) -> int:
@@ -81,22 +81,28 @@ class Album:
         """Do something short in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-    async def found(self, opened: Opened, look: Callable[[Micrograph], T]) -> T:
-        """What is found in a picture by a long look; later ones get the same. A place of the gate is held meanwhile.
+    async def found(self, opened: Opened, name: str, look: Callable[[Micrograph], T], *, by_turns: bool = False) -> T:
+        """What is found in a picture by a long look; later ones get the same.
 
+        A place of the gate is held meanwhile, unless the look takes its turns at it by itself.
         Raises ServerError `busy` and `timeout`, and whatever `look` raises.
         """
-        if opened.found is None or (opened.found.done() and opened.found.exception() is not None):
-            opened.found = asyncio.create_task(self._looked(opened.micrograph, look))
-        looked: Awaitable[T] = asyncio.shield(opened.found)
+        task = opened.found.get(name)
+        if task is None or (task.done() and task.exception() is not None):
+            work = self._looked(opened.micrograph, look) if by_turns else self._in_turn(opened.micrograph, look)
+            task = opened.found[name] = asyncio.create_task(work)
+        looked: Awaitable[T] = asyncio.shield(task)
         return await looked
 
-    async def _looked(self, micrograph: Micrograph, look: Callable[[Micrograph], T]) -> T:
+    async def _in_turn(self, micrograph: Micrograph, look: Callable[[Micrograph], T]) -> T:
         await self._gate.enter()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._readers, look, micrograph)
+            return await self._looked(micrograph, look)
         finally:
             self._gate.leave()
+
+    async def _looked(self, micrograph: Micrograph, look: Callable[[Micrograph], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, look, micrograph)
 
     def _recalled(self, key: PictureKey) -> Opened | None:
         path, page, size = key

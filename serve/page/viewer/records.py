@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from assistant.explain import Explanation
 from assistant.measure import Facts, Known, bodies, found_in, known_of, marks
 from assistant.measurements.comparison import compared
 from assistant.measurements.objects import Body
 from assistant.measurements.overlay import FIGURES
-from assistant.micrograph import Micrograph
+from assistant.micrograph import Micrograph, model_square
 from assistant.quantities import typeset
 from serve import wording
 from serve.page.viewer.album import Opened
@@ -81,11 +82,20 @@ def measured(m: Micrograph, facts: Facts) -> Measured:
                 ],
             }
             for figure, strokes in drawn.items()
-            if strokes
+            if strokes and any(name in told for name in FIGURES[figure])
         ],
         "objects": _objects(bodies(m, found) if found else [], m),
     }  # fmt: skip
-    return Measured(known_of(m, facts), json.dumps(record, allow_nan=False).encode())
+    predicted = tuple(fact for fact in facts.items if fact.source == "predicted")
+    return Measured(known_of(m, facts, predicted), json.dumps(record, allow_nan=False).encode())
+
+
+def evidence_record(m: Micrograph, found: Explanation) -> dict[str, Any]:
+    """What an explanation says, and how much each part of the square that a model sees carries, row by row."""
+    rows, columns = model_square(m)
+    top, left = (side.start for side in m.part)
+    square = {"left": left + columns.start, "top": top + rows.start, "side": rows.stop - rows.start}
+    return {"sentence": found.sentence(), "square": square, "shares": np.round(found.shares, 3).tolist()}
 
 
 def compared_record(a: Known, b: Known) -> list[dict[str, Any]]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
@@ -18,8 +21,8 @@ from assistant.readers.window import Window
 from serve.desk.answering import parse_pixel_size
 from serve.desk.desk import Desk
 from serve.http.guard import error_body, error_kind
-from serve.page.viewer.album import Album, PictureKey
-from serve.page.viewer.records import Measured, compared_record, measured, picture_record
+from serve.page.viewer.album import Album, Opened, PictureKey
+from serve.page.viewer.records import Measured, compared_record, evidence_record, measured, picture_record
 
 STATIC = Path(__file__).with_name("static")
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain"}
@@ -38,7 +41,7 @@ Find = Callable[[Request, str], Path | None]
 def viewer_routes(desk: Desk, find: Find) -> list[Route]:
     """Everything under `/viewer`."""
     viewer = Viewer(desk, find)
-    answers = {name: getattr(viewer, name) for name in ("picture", "tile", "measured", "compared")}
+    answers = {name: getattr(viewer, name) for name in ("picture", "tile", "measured", "compared", "evidence")}
     files = {
         f"/viewer/{path.name}": path
         for path in sorted(STATIC.iterdir())
@@ -74,16 +77,32 @@ class Viewer:
     async def measured(self, request: Request) -> Response:
         """What was measured in a picture, and where."""
         opened = await self._album.open(await self._named(request))
-        return Response((await self._album.found(opened, self._look)).record, media_type="application/json")
+        return Response((await self._measured(opened)).record, media_type="application/json")
 
     async def compared(self, request: Request) -> Response:
         """Two pictures, quantity by quantity."""
         pair = [await self._named(request), await self._named(request, "with", "2")]
-        known = [(await self._album.found(await self._album.open(key), self._look)).known for key in pair]
+        known = [(await self._measured(await self._album.open(key))).known for key in pair]
         return _json(compared_record(*known))
 
-    def _look(self, micrograph: Micrograph) -> Measured:
-        return measured(micrograph, self._desk.answerer.facts_of(micrograph))
+    async def evidence(self, request: Request) -> Response:
+        """Which parts of a picture its class rests on, and where they lie."""
+        opened = await self._album.open(await self._named(request))
+        label = (await self._measured(opened)).known.get("class")
+        answerer: Any = self._desk.answerer
+        if label is None or not hasattr(answerer, "explain_label"):
+            raise ConfigError("no_evidence", "No class of this picture is known, so there is nothing to explain.")
+
+        def look(micrograph: Micrograph) -> dict[str, Any]:
+            turn = partial(self._desk.gate.patient_turn, threading.Event())
+            return evidence_record(micrograph, answerer.explain_label(micrograph, [label.text], turn=turn))
+
+        return _json(await self._album.found(opened, "evidence", look, by_turns=True))
+
+    async def _measured(self, opened: Opened) -> Measured:
+        return await self._album.found(
+            opened, "measured", lambda micrograph: measured(micrograph, self._desk.answerer.facts_of(micrograph))
+        )
 
     async def _named(self, request: Request, name: str = "file", number: str = "") -> PictureKey:
         """The file that a request names, which must be its owner's; its page; the pixel size for files without one."""

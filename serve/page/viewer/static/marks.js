@@ -1,5 +1,7 @@
 // The layer of what was measured: paths over the picture, drawn anew whenever it moves. Knows nothing about numbers.
 
+const VEIL = { positive: "#ffb84d", negative: "#63c3bf", opacity: 0.6 };
+
 export class Marks {
   constructor(stage) {
     this.stage = stage;
@@ -15,6 +17,13 @@ export class Marks {
     this.shown = new Set();
     this.objects = [];
     this.chosen = null;
+    this.veil = null;
+    this.draw();
+  }
+
+  /** Lay a veil over a square of the picture: amber where a share is positive, teal where it is negative; or none. */
+  cover(evidence) {
+    this.veil = evidence && { ...evidence.square, drawn: veiled(evidence.shares) };
     this.draw();
   }
 
@@ -54,10 +63,19 @@ export class Marks {
     const pen = canvas.getContext("2d");
     pen.setTransform(1, 0, 0, 1, 0, 0);
     pen.clearRect(0, 0, width, height);
-    if (!stage.image || (!this.shown.size && !this.chosen)) return;
+    if (!stage.image || (!this.shown.size && !this.chosen && !this.veil)) return;
     const { zoom, x, y } = stage.placing;
     pen.setTransform(zoom * ratio, 0, 0, zoom * ratio, x * ratio, y * ratio);
     pen.lineJoin = pen.lineCap = "round";
+    if (this.veil) {
+      const { left, top, side, drawn } = this.veil;
+      pen.globalAlpha = 1;
+      pen.imageSmoothingQuality = "high";
+      pen.drawImage(drawn, left, top, side, side);
+      pen.strokeStyle = VEIL.positive;
+      pen.lineWidth = 1.2 / zoom;
+      pen.strokeRect(left, top, side, side);
+    }
     for (const name of this.shown) for (const stroke of this.figures.get(name) ?? []) draw(pen, stroke, zoom);
     if (this.chosen) {
       draw(pen, { drawn: this.chosen.drawn, colour: "#ffffff", width: 0, opacity: 0.25 }, zoom);
@@ -72,6 +90,18 @@ function draw(pen, { drawn, colour, width, opacity }, zoom) {
   pen.lineWidth = width / zoom;
   if (width) pen.stroke(drawn);
   else pen.fill(drawn, "evenodd");
+}
+
+/** A canvas of one pixel per part, which is drawn large and smooth. */
+function veiled(shares) {
+  const canvas = Object.assign(document.createElement("canvas"), { width: shares[0].length, height: shares.length });
+  const pen = canvas.getContext("2d");
+  shares.forEach((row, y) => row.forEach((share, x) => {
+    pen.globalAlpha = VEIL.opacity * Math.abs(share);
+    pen.fillStyle = share > 0 ? VEIL.positive : VEIL.negative;
+    pen.fillRect(x, y, 1, 1);
+  }));
+  return canvas;
 }
 
 function outlined(points) {

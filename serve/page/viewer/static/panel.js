@@ -15,13 +15,32 @@ export function sectionsOf(stage, { open = true } = {}) {
   stage.ruler.addEventListener("change", () => list(ruled, stage));
   stage.addEventListener("loaded", () => {
     const measured = [section("Overlay", open), section("Objects", false), section("Values", open)];
+    const evidence = section("Evidence", false);
+    evidence.addEventListener("toggle", () => explain(evidence, stage));
     root.replaceChildren(
-      section("Contrast", open, contrast(stage)), ...measured, ruled, section("Picture", false, aboutPicture(stage.picture)),
+      section("Contrast", open, contrast(stage)), ...measured, evidence, ruled, section("Picture", false, aboutPicture(stage.picture)),
     );
     list(ruled, stage);
     fill(measured, stage);
   });
   return root;
+}
+
+/** What the class rests on, over the picture as long as the section is open; asked for once, and it takes a while. */
+async function explain(evidence, stage) {
+  if (!evidence.open) return stage.marks.cover(null);
+  const { picture } = stage;
+  try {
+    if (!evidence.told) put(evidence, element("p", { className: "soft", role: "status" }, "Covering the picture part by part; this takes a while …"));
+    evidence.told ??= asked("evidence", stage.source);
+    const told = await evidence.told;
+    if (picture !== stage.picture || !evidence.open) return;
+    put(evidence, element("p", { className: "soft" }, told.sentence));
+    stage.marks.cover(told);
+  } catch (error) {
+    evidence.told = undefined;
+    put(evidence, element("p", { className: "problem" }, error.message));
+  }
 }
 
 /** The table of two pictures' facts and their differences. */
