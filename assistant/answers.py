@@ -171,6 +171,8 @@ def composed(
     return list(dict.fromkeys(parts))
 
 
+NO_PICTURE = "I answer questions about electron micrographs: show one with the question."
+"""What is said without a picture, where the language model was not taught to talk."""
 ABOUT_ITSELF = {
     "greeting": "Hello. Ask about the image: what it shows, how many structures there are and how large, how they lie, "
     "or how it was taken.",

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assistant.answers import checked, pictures_meant
+from assistant.answers import NO_PICTURE, checked, pictures_meant
 from assistant.chat import (
     CAPTION_PROMPT,
     Conversation,
@@ -187,6 +187,9 @@ class Assistant:
         """
         _require_question(question)
         looks = self.look_all(images)
+        if not looks and not self.converses and not entry_for(question):
+            yield NO_PICTURE
+            return
         pieces = self.draft(
             [look.micrograph for look in looks],
             question,

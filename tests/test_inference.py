@@ -9,6 +9,7 @@ import tifffile
 import torch
 from students import open_gates, tiny_run
 
+from assistant.answers import NO_PICTURE
 from assistant.chat import Conversation, Message
 from assistant.demonstrations import Shots
 from assistant.errors import ConfigError, MicrographError
@@ -83,6 +84,12 @@ def test_a_unit_alone_is_asked_of_what_was_asked_before(assistant: Assistant) ->
     assert said == "The pixel size is 0.25 um."
     (stated,) = assistant.statements(said, [image], "and in micrometres?", history)
     assert stated.verdict == "true"
+
+
+def test_without_a_picture_a_student_that_was_not_taught_to_talk_says_nothing_of_one(assistant: Assistant) -> None:
+    """Seen failing: "How large is a red blood cell?" was answered with "The count is 1."."""
+    assert "".join(assistant.ask([], "How large is a red blood cell?")) == NO_PICTURE
+    assert "TEM" in "".join(assistant.ask([], "What is the difference between SEM and TEM?"))
 
 
 def test_a_limit_beyond_the_model_is_no_need(assistant: Assistant, files: list[Path]) -> None:
