@@ -1,6 +1,6 @@
 """What a language model costs on this processor: memory, prefill, decode, captions in slots, training steps.
 
-    OMP_NUM_THREADS=1 python benchmarks/bases.py [smollm2-135m]
+    OMP_NUM_THREADS=1 python benchmarks/bases.py [smollm2-135m] [answers | steps]
 
 An untrained student on the base; every caption runs to its last token. Weights in float32, in bfloat16, in NF4 as they
 are trained, and in NF4 unpacked once. Seconds of the wall and of the processor: on a machine with other work only the
@@ -22,20 +22,32 @@ from typing import Any
 
 RESULTS = Path(__file__).with_suffix(".json")
 ANSWERS = ("fp32", "nf4_unpacked", "nf4", "bf16")
-STEPS = ("none_bf16", "nf4_bf16", "none_fp32", "nf4_fp32")
+STEPS = {
+    "fp32": ("none", "fp32", "sdpa"),
+    "bf16_plain": ("none", "bf16", "eager"),
+    "bf16_fused": ("none", "bf16", "sdpa"),
+    "bf16": ("none", "bf16", "sdpa_float32"),
+    "nf4_bf16": ("nf4", "bf16", "sdpa_float32"),
+}
+"""Weights, products and attention of a training step; the last but one is what training takes."""
 PROMPT, NEW, CAPTIONS, SLOTS = 128, 12, 8, (1, 8)
-BATCH, TOKENS = 8, 128
+BATCH, LENGTHS, STEPS_TIMED = 8, (128, 600), 3
 
 
 def main(arguments: Sequence[str]) -> None:
     base, *way = arguments or ["smollm2-135m"]
-    if way:
-        print(json.dumps(step(base, way[1]) if way[0] == "step" else answer(base, way[1])))
+    if len(way) == 2:
+        name, _, tokens = way[1].partition("@")
+        print(json.dumps(step(base, name, int(tokens)) if way[0] == "steps" else answer(base, name)))
         return
-    record: dict[str, Any] = {"base": base, "machine": machine(), "answers": {}, "training_step_8x128": {}}
-    for kind, part, names in (("answer", "answers", ANSWERS), ("step", "training_step_8x128", STEPS)):
+    record: dict[str, Any] = json.loads(RESULTS.read_text()) if way else {}
+    steps = [f"{name}@{tokens}" for tokens in LENGTHS for name in STEPS]
+    for part, names in (("answers", ANSWERS), ("steps", steps)):
+        if way and part not in way:
+            continue
+        record |= {"base": base, part: {"machine": machine()}}
         for name in names:
-            command = [sys.executable, __file__, base, kind, name]
+            command = [sys.executable, __file__, base, part, name]
             told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
             record[part][name] = json.loads(told)
             print(name, told, flush=True)
@@ -110,26 +122,25 @@ def answer(base: str, way: str) -> dict[str, Any]:
     }
 
 
-def step(base: str, way: str) -> dict[str, Any]:
-    """One optimiser step of 8 conversations of 128 tokens, all of the second half answers."""
+def step(base: str, way: str, tokens: int) -> dict[str, Any]:
+    """One optimiser step of 8 conversations, all of the second half answers."""
     import torch
 
     from assistant.checkpoint import attach_adapter
-    from training.trainer import parameter_groups
+    from training.trainer import parameter_groups  # which brings the attention `sdpa_float32` too
 
-    quantization, precision = way.split("_")
+    quantization, precision, attention = STEPS[way]
     run = student(base, quantization)
     attach_adapter(run.student, run.config.adapter)
     optimizer = torch.optim.AdamW(parameter_groups(run))
     run.student.train()
-    if precision == "bf16":
-        run.student.decoder.lm.set_attn_implementation("eager")  # as training does
-    ids = torch.randint(100, 1000, (BATCH, TOKENS))
+    run.student.decoder.lm.set_attn_implementation(attention)
+    ids = torch.randint(100, 1000, (BATCH, tokens))
     ones = torch.ones(BATCH, 1, dtype=torch.long)
     batch = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "labels": ids.masked_fill(torch.arange(TOKENS) < TOKENS // 2, -100),
+        "labels": ids.masked_fill(torch.arange(tokens) < tokens // 2, -100),
         "image_index": torch.ones_like(ids),
         "turn_index": torch.ones_like(ids),
         "pixel_values": torch.rand(BATCH, 1, 1, run.config.image_size, run.config.image_size),
@@ -147,7 +158,7 @@ def step(base: str, way: str) -> dict[str, Any]:
         optimizer.zero_grad()
 
     one()
-    _, taken = timed(one)
+    _, taken = timed(one, STEPS_TIMED)
     return {
         "seconds": {name: round(value, 2) for name, value in taken.items()},
         "cpu_ms_per_token": round(1e3 * taken["cpu"] / ids.numel(), 2),
