@@ -210,7 +210,7 @@ def test_only_an_upload_can_be_named(visit: Any, secrets: dict[str, Path], tmp_p
                     assert digest not in reply, (endpoint["api_name"], named)
                     assert secret.name not in reply, (endpoint["api_name"], named)
                     assert not answered(reply) or named == spelled_own(own, secret), (endpoint["api_name"], named)
-    assert reached > 80
+    assert reached > 50
 
 
 def test_every_endpoint_takes_what_was_uploaded(visit: Any, tmp_path: Path) -> None:
