@@ -192,6 +192,7 @@ BEYOND = {
     "scale_bar": "The length of the scale bar itself is not told, only what one pixel measures.",
     "pixel_count": "How many pixels and bits an image has is not told here.",
     "setting": "Tilt, beam current, spot size, scan speed and pressure are not read from the file.",
+    "body_area": "The area of single bodies is not told.",
     "density": "The number per area is not told: a count is that of the whole image.",
     "defect_size": "The size of cracks and other defects is not measured.",
     "profile": "The angle of walls in depth cannot be told from an image taken from one direction.",

@@ -283,6 +283,10 @@ LIMITS: Mapping[str, Limit] = {
         r"\bapertures?\b|exposure time|chamber pressure",
         ("orientation", "size", "quality", "scale"),
     ),
+    "body_area": Limit(
+        r"\b(?:average|mean|median|typical|individual|single)\b.*\bareas?\b(?! (?:fraction|share|percent)|[ -]weighted)|"
+        r"\bareas? of (?:a|one|each|every|single|individual|the individual) \w|\b(?:cell|grain|particle|pore) areas?\b"
+    ),
     "density": Limit(r"\bper (?:unit|square|area|[µu]m|mm|cm|nm|field|frame)\b|(?:number|areal) density"),
     "defect_size": Limit(
         r"(?:how (?:large|big|long|wide|deep|small)|sizes?|widths?|lengths?|depths?|largest|longest|widest)\b.*"

@@ -330,6 +330,7 @@ def test_a_picture_looks_like_bodies_only_as_far_as_they_are_measured() -> None:
         ("How many particles are in the upper left corner?", "Parts of an image are not measured by themselves"),
         ("Wie viele Teilchen sind unten rechts?", "Parts of an image are not measured by themselves"),
         ("How many particles per square micrometre are there?", "The number per area is not told"),
+        ("What is the average cell area?", "The area of single bodies is not told."),
         ("How long are the particles?", "The length of bodies is not measured."),
         ("How large are the cracks?", "The size of cracks and other defects is not measured."),
         ("Why is the voltage so high?", "Why that is so cannot be told from an image. The voltage is 20 kV."),
