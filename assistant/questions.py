@@ -284,7 +284,8 @@ LIMITS: Mapping[str, Limit] = {
         ("orientation", "size", "quality", "scale"),
     ),
     "body_area": Limit(
-        r"\b(?:average|mean|median|typical|individual|single)\b.*\bareas?\b(?! (?:fraction|share|percent)|[ -]weighted)|"
+        r"\b(?:average|mean|median|typical|individual|single)\b.*"
+        r"\bareas?\b(?! (?:fraction|share|percent)|[ -]weighted)|"
         r"\bareas? of (?:a|one|each|every|single|individual|the individual) \w|\b(?:cell|grain|particle|pore) areas?\b"
     ),
     "density": Limit(r"\bper (?:unit|square|area|[µu]m|mm|cm|nm|field|frame)\b|(?:number|areal) density"),
