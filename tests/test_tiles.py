@@ -123,7 +123,9 @@ def test_a_picture_is_read_once_whoever_asks_and_however_often(tmp_path: Path) -
         assert await album.open((path, None, None)) is first[0]
         looks: list[Any] = []
         look = lambda m: looks.append(m) or len(looks)  # noqa: E731
-        assert await asyncio.gather(*(album.found(first[0], look) for _ in range(4))) == [1] * 4
+        assert await asyncio.gather(*(album.found(first[0], "measured", look) for _ in range(4))) == [1] * 4
+        found = [album.found(first[0], "evidence", look, by_turns=True) for _ in range(4)]
+        assert await asyncio.gather(*found) == [2] * 4
 
     asyncio.run(visit())
     assert reader.read == [("a.tif", None)]
