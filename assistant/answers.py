@@ -16,7 +16,7 @@ from assistant.measure import LINE_ORDER, Fact, Known, filled, missing, read_sta
 from assistant.measurements.comparison import COMPARED, between
 from assistant.measurements.corrections import PERCENTILES
 from assistant.measurements.facts import LIKELY, NO_OPENINGS, OPENINGS, SURE
-from assistant.quantities import QUANTITIES, read_amounts
+from assistant.quantities import QUANTITIES, converted, read_amounts
 from assistant.questions import (
     INTENTS,
     asked_for,
@@ -205,15 +205,14 @@ _MATTER = re.compile(
     r"same (?:material|sample|specimen|batch|lot|thing|stuff|place|area|region|spot|phase)s?\b", re.IGNORECASE
 )
 _LENGTH = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?) (nm|um|mm)\b")
-_NANOMETRES = {"nm": 1.0, "um": 1e3, "mm": 1e6}
 
 
 def _in_unit(text: str, unit: str) -> str:
     """A text with its lengths in the unit that was asked for, where that gives a number that can be read."""
 
     def rewritten(match: re.Match[str]) -> str:
-        value = float(match[1]) * _NANOMETRES[match[2]] / _NANOMETRES[unit]
-        return f"{value:.10g} {unit}" if match[2] != unit and 1e-4 <= value < 1e7 else match[0]
+        value = converted(float(match[1]), match[2], unit)
+        return f"{value:.10g} {unit}" if match[2] != unit and value and 1e-4 <= value < 1e7 else match[0]
 
     return _LENGTH.sub(rewritten, text)
 
@@ -271,7 +270,7 @@ def _other_bodies(question: str, known: Known) -> str:
     asked = named_bodies(question)
     if asked is None or known.facts.kind not in ("particles", "pores"):
         return ""
-    dark = known.facts.kind == "pores" or any("dark" in fact.note for fact in known.facts.applicable())
+    dark = known.facts.kind == "pores" or _noted_dark(known)
     if dark is (asked == "dark"):
         return ""
     return f"What was measured are {KIND_WORDS['pores'] if dark else KIND_WORDS['particles']}."
@@ -396,8 +395,7 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
         yield "", f"Nothing could be measured in this image{f': {why}' if why else ''}."
         return
     if kind in KIND_WORDS and sure >= LIKELY:
-        dark = kind == "particles" and any("dark" in fact.note for fact in known.facts.applicable())
-        shown = DARK_BODIES if dark else KIND_WORDS[kind]
+        shown = DARK_BODIES if kind == "particles" and _noted_dark(known) else KIND_WORDS[kind]
         yield "", f"The image {'shows' if sure >= SURE else 'seems to show'} {shown}."
     elif known.facts.items and wholly and not reasoned:
         yield "", f"{NONE_APART.capitalize()} in this image."
@@ -425,6 +423,11 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
     if tone:
         words = [f"{fact.name} is {fact.written}{'' if fact.sure else ' (uncertain)'}" for fact in tone]
         yield "", f"The {' and the '.join(words)}."
+
+
+def _noted_dark(known: Known) -> bool:
+    """Whether what was measured of bodies is noted to be of dark ones."""
+    return any("dark" in fact.note for fact in known.facts.applicable())
 
 
 def _kind_sure(known: Known) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +121,7 @@ def test_an_answer_has_its_turn_while_something_is_explained() -> None:
 
     asking = threading.Thread(target=answer)
     asking.start()
-    turn = partial(gate.patient_turn, threading.Event())
-    explain(np.zeros((64, 64), np.float32), score, what="grey", turn=turn)
+    explain(np.zeros((64, 64), np.float32), score, what="grey", turn=gate.patient_turn)
     asking.join()
     assert order.index("answer") < len(order) - 1
 

@@ -1,6 +1,6 @@
 """Attention of a language model that computes in bfloat16 on a processor: fused, and in float32.
 
-The fused kernel's backward in bfloat16 takes a processor up to ten times longer than in float32, and rounds more; plain
+The fused kernel's backward in bfloat16 takes a processor up to five times as long as in float32, and rounds more; plain
 attention holds a matrix of all pairs of tokens in memory, which is what long conversations wait for.
 Knows nothing about what the tokens are.
 """

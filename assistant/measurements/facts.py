@@ -105,6 +105,10 @@ class Facts:
         """The facts that apply, in order."""
         return tuple(fact for fact in self.items if fact.applies)
 
+    def likely(self) -> tuple[Fact, ...]:
+        """The facts that may be stated, in order."""
+        return tuple(fact for fact in self.applicable() if fact.confidence >= LIKELY)
+
     def line(self) -> str:
         """One short line, "count 84; mean diameter 312 nm", most important first; empty where nothing applies."""
         found = [self.get(name) for name in LINE_ORDER]

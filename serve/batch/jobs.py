@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from assistant.errors import MaemiError, MicrographError
-from assistant.measurements.facts import LIKELY
 from serve.desk.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -118,10 +117,9 @@ def columns_of(micrograph: Micrograph, facts: Facts) -> dict[str, float | str]:
     A quantity stands in the column of its unit, so that one of an uncalibrated picture never mixes with lengths.
     """
     info, columns = micrograph.info(), dict[str, float | str]()
-    for fact in facts.applicable():
-        if fact.confidence >= LIKELY:
-            unit = UNITS_IN_NAMES.get(fact.unit, fact.unit)
-            columns[f"{fact.name}_{unit}" if unit else fact.name] = fact.text or float(fact.value or 0.0)
+    for fact in facts.likely():
+        unit = UNITS_IN_NAMES.get(fact.unit, fact.unit)
+        columns[f"{fact.name}_{unit}" if unit else fact.name] = fact.text or float(fact.value or 0.0)
     read = {name: info[name] for name in INSTRUMENT if info[name] is not None}
     columns |= {name: value if isinstance(value, str) else float(value) for name, value in read.items()}
     if info["warnings"]:

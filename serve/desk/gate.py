@@ -80,11 +80,12 @@ class Gate:
             self.leave()
 
     @contextmanager
-    def patient_turn(self, stop: threading.Event) -> Iterator[None]:
+    def patient_turn(self, stop: threading.Event | None = None) -> Iterator[None]:
         """Hold a place for work that nobody waits for: however long that takes, and after all who wait for an answer.
 
         Raises Stopped once `stop` is set.
         """
+        stop = stop or threading.Event()
         while self.waiting or not self._free.acquire(blocking=False):
             if stop.wait(POLL_S):
                 raise Stopped

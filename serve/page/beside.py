@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import base64
 import io
-import threading
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +86,7 @@ class Beside:
         yield _drawn("waiting", "Covering the picture part by part; this takes a while …")
         (m,) = self._intake.read([picture.path], conversation.pixel_size)
         answerer: Any = self._desk.answerer
-        turn = partial(self._desk.gate.patient_turn, threading.Event())
+        turn = self._desk.gate.patient_turn
         label = next(
             (
                 statement["fact"]["text"]

@@ -5,14 +5,13 @@ Knows nothing about how the captions came about.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from assistant.quantities import QUANTITIES, written
+from assistant.quantities import QUANTITIES
 from serve.page.saved import template, versions
-from serve.page.tables import Thumbnail, heading, without_unit
+from serve.page.tables import Thumbnail, heading, picture, pixel_size_words, value_words, without_unit
 
 if TYPE_CHECKING:
     from serve.batch.background import CaptionBatch
@@ -21,17 +20,12 @@ if TYPE_CHECKING:
 
 def captions_report(batch: CaptionBatch, rows: Sequence[CaptionRow], thumbnail: Thumbnail) -> Iterator[str]:
     """The report in pieces: pictures of ten thousand rows need not fit into memory."""
-
-    def look_of(row: CaptionRow) -> str:
-        jpeg = thumbnail(row.sha256)
-        return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else ""
-
     yield from template("captions.html.j2").generate(
         batch=batch,
         rows=rows,
         failed=sum(row.error is not None for row in rows),
         summary=_summary(rows),
-        look_of=look_of,
+        picture_of=lambda row: picture(thumbnail(row.sha256)),
         facts_of=_facts_of,
         versions=versions(),
     )
@@ -53,7 +47,7 @@ def _summary(rows: Sequence[CaptionRow]) -> list[tuple[str, int, str, str, str, 
     for name, those in values.items():
         if len(those) < 2:
             continue
-        middle, low, high = (f"{value:.4g}" for value in (median(those), min(those), max(those)))
+        middle, low, high = map(value_words, (median(those), min(those), max(those)))
         shown.append((heading(name), len(those), middle, low, high, QUANTITIES[without_unit(name)].method))
     return shown
 
@@ -62,6 +56,5 @@ def _facts_of(row: CaptionRow) -> list[tuple[str, str]]:
     """Names and values of what was read and measured in a picture, and its pixel size before them."""
     if row.error is not None:
         return []
-    size = "not calibrated" if row.pixel_size_nm is None else written(row.pixel_size_nm, "nm/px")
-    found = ((heading(name), value) for name, value in row.facts.items() if name != "warnings")
-    return [("pixel size", size), *((name, v if isinstance(v, str) else f"{v:.4g}") for name, v in found)]
+    found = [(heading(name), value_words(value)) for name, value in row.facts.items() if name != "warnings"]
+    return [("pixel size", pixel_size_words(row)), *found]

@@ -88,9 +88,7 @@ def captions_table(rows: Sequence[CaptionRow], facts: Sequence[str], order: str,
             said = f'<span class="maemi-problem">{escape(row.error)}</span>'
         warned = str(row.facts.get("warnings", ""))
         doubt = f'<p class="maemi-doubt">{escape(warned)}</p>' if warned else ""
-        size = (
-            "" if row.error else "not calibrated" if row.pixel_size_nm is None else written(row.pixel_size_nm, "nm/px")
-        )
+        size = "" if row.error else pixel_size_words(row)
         cells = "".join(_cell(heading(name), row.facts.get(name)) for name in facts)
         body += (
             f'<tr><td class="maemi-thumb">{picture(thumbnail(row.sha256))}</td>'
@@ -158,6 +156,16 @@ def picture(jpeg: bytes | None) -> str:
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" alt="">' if jpeg else ""
 
 
+def pixel_size_words(row: CaptionRow) -> str:
+    """The pixel size of a picture, or that there is none."""
+    return "not calibrated" if row.pixel_size_nm is None else written(row.pixel_size_nm, "nm/px")
+
+
+def value_words(value: float | str) -> str:
+    """A value of a column of facts, whose unit stands in its heading."""
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
 def heading(column: str) -> str:
     """The name of a column of facts for people: `mean_diameter_nm` is "mean diameter [nm]"."""
     if column == "path":
@@ -184,7 +192,7 @@ def _heading(column: str, order: str) -> str:
 
 
 def _cell(name: str, value: float | str | None) -> str:
-    words = "" if value is None else escape(value) if isinstance(value, str) else f"{value:.4g}"
+    words = "" if value is None else escape(value_words(value))
     return f'<td data-name="{escape(name)}">{words}</td>'
 
 

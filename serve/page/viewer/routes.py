@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-import threading
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +92,8 @@ class Viewer:
             raise ConfigError("no_evidence", "No class of this picture is known, so there is nothing to explain.")
 
         def look(micrograph: Micrograph) -> dict[str, Any]:
-            turn = partial(self._desk.gate.patient_turn, threading.Event())
-            return evidence_record(micrograph, answerer.explain_label(micrograph, [label.text], turn=turn))
+            found = answerer.explain_label(micrograph, [label.text], turn=self._desk.gate.patient_turn)
+            return evidence_record(micrograph, found)
 
         return _json(await self._album.found(opened, "evidence", look, by_turns=True))
 
