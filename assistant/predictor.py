@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,8 @@ class Predicted:
     verdict: str = ""
     deviation: float | None = None
     """Of a number, as predicted, in its unit."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each modality in what was said of this target."""
 
     def as_dict(self) -> dict[str, Any]:
         """As `maemi predict --json` prints it."""
@@ -106,11 +108,9 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Prediction:
-    """All targets of one row, and what they rest on."""
+    """All targets of one row, and how far it lies from what is known."""
 
     targets: tuple[Predicted, ...]
-    weights: dict[str, float]
-    """Share of each modality in what was said."""
     distance: float
     """From the training rows, in units of the farthest that is still known."""
 
@@ -255,31 +255,34 @@ class Predictor(nn.Module):
         distances = self.familiarity.distances(fixed) if self.familiarity else np.zeros(len(rows))
         told = self.silence.verdicts(fixed) if self.silence else [[] for _ in rows]
         said = [{verdict.name: "" if verdict.reason else verdict.word for verdict in row} for row in told]
+        gate = weights.double().numpy()
         columns = [
-            self._predicted(target, out, opinions, distances, [words.get(target.name) for words in said])
-            for target, out, opinions in zip(self.targets, outputs, self.told(rows, outputs), strict=True)
+            [
+                replace(one, weights=dict(zip(self.modalities, row, strict=True)))
+                for one, row in zip(predicted, self._weights(target, rows, gate).tolist(), strict=True)
+            ]
+            for target, predicted in (
+                (target, self._predicted(target, out, opinions, distances, [words.get(target.name) for words in said]))
+                for target, out, opinions in zip(self.targets, outputs, self.told(rows, outputs), strict=True)
+            )
         ]
-        shares = self._shares(rows, weights.double().numpy())
         return [
-            Prediction(targets, dict(zip(self.modalities, row.tolist(), strict=True)), float(distance))
-            for targets, row, distance in zip(zip(*columns, strict=True), shares, distances, strict=True)
+            Prediction(targets, float(distance))
+            for targets, distance in zip(zip(*columns, strict=True), distances, strict=True)
         ]
 
-    def _shares(self, rows: Sequence[Items], gate: np.ndarray) -> np.ndarray:
-        """What each modality counts for [B, M], the mean over targets: by the gate [B, M] of the fused head, and by
-        what the plain heads with a share look at, as far as a row has it."""
+    def _weights(self, target: Target, rows: Sequence[Items], gate: np.ndarray) -> np.ndarray:
+        """What each modality counts for in a target [B, M]: by the gate [B, M] of the fused head, and by what the
+        plain heads with a share look at, as far as a row has it."""
         present = np.array([[name in row for name in self.modalities] for row in rows])
-        shares = np.zeros_like(gate)
-        for target in self.targets:
-            own = np.zeros_like(gate)
-            for name, share in target.shares.items():
-                looks = self.plain[target.name][name].modalities if name != FUSED else ()
-                seen = np.array([modality in looks for modality in self.modalities])
-                heard = np.all(present[:, seen], axis=1, keepdims=True)  # a head that lacks a modality has no say
-                own += share * (gate if name == FUSED else heard * seen / max(len(looks), 1))
-            total = own.sum(axis=1, keepdims=True)
-            shares += np.where(total > 0, own / np.maximum(total, 1e-12), gate) / len(self.targets)
-        return shares
+        counted = np.zeros_like(gate)
+        for name, share in target.shares.items():
+            looks = self.plain[target.name][name].modalities if name != FUSED else ()
+            seen = np.array([modality in looks for modality in self.modalities])
+            heard = np.all(present[:, seen], axis=1, keepdims=True)  # a head that lacks a modality has no say
+            counted += share * (gate if name == FUSED else heard * seen / max(len(looks), 1))
+        total = counted.sum(axis=1, keepdims=True)
+        return np.where(total > 0, counted / np.maximum(total, 1e-12), gate)
 
     def _predicted(
         self,

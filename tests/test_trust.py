@@ -8,7 +8,8 @@ import torch
 
 from assistant.config import load_config
 from assistant.plain import CONSTANT, FUSED, fit_plain, pooled, softmax, supported
-from assistant.predictor import Predictor
+from assistant.predictor import Predicted, Prediction, Predictor, Target
+from training.applied import reason_in_words
 from training.fit import fit_rows
 from training.labelled import LabelledRow, LabelledSet
 from training.trust import FEWEST, crossed, trusted
@@ -150,6 +151,33 @@ def test_a_user_is_no_worse_off_than_with_a_linear_head(classes: bool, tmp_path:
     assert again.about["heads"]["y"]["shares"] == again.targets[0].shares
     first, second = (p.predict([row.values for row in rows[280:300]]) for p in (predictor, again))
     for one, other in zip(first, second, strict=True):
-        assert (one.weights, one.targets[0].value) == (other.weights, other.targets[0].value)
+        assert (one.targets[0].weights, one.targets[0].value) == (other.targets[0].weights, other.targets[0].value)
         assert one.targets[0].probabilities == pytest.approx(other.targets[0].probabilities, abs=1e-9)
-        assert sum(one.weights.values()) == pytest.approx(1.0)
+        assert sum(one.targets[0].weights.values()) == pytest.approx(1.0)
+
+
+def test_each_target_rests_on_its_own_modalities_and_the_sentence_says_those_of_the_first() -> None:
+    """Seen failing before: the sentence named the first target and quoted the mean over all."""
+    rows = rows_of(360, classes=True)
+    for row in rows:
+        row.truth["z"] = 7.0 * row.values["table"]["kv"]
+    parts = {"train": rows[:200], "calibration": rows[200:280]}
+    labelled = LabelledSet(rows, {"y": "", "z": ""}, {"y": ("a", "b")}, {}, [], [])
+    predictor = fit_rows(labelled, parts, load_config(None, QUICK))
+    (prediction,) = predictor.predict([rows[281].values])
+    first, second = prediction.targets
+    assert first.weights["texture"] > 0.4  # a head on both looks at both alike
+    assert second.weights["table"] > 0.8
+    assert f"texture ({first.weights['texture']:.0%})" in reason_in_words(prediction, {})
+    told = {"texture": [{"name": "y", "verdict": "b", "probability": 0.7}]}
+    assert reason_in_words(prediction, told).endswith("; without texture it would be b, 0.70.")
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.5, 0.5), (0.5, 0.3, 0.2), (0.6, 0.3, 0.096, 0.004)])
+def test_every_modality_that_counts_is_named_with_its_share(weights: tuple[float, ...]) -> None:
+    shares = dict(zip(("image", "table", "text", "crystal"), weights, strict=False))
+    first = Predicted(Target("width", "nm"), value=312.0, weights=shares)
+    said = reason_in_words(Prediction((first, Predicted(Target("z"), value=1.0, weights={"other": 1.0})), 0.5), {})
+    assert said.startswith("width 312 nm; rests on image")
+    assert [name for name in shares if f"{name} ({shares[name]:.0%})" in said] == [n for n in shares if n != "crystal"]
+    assert "other" not in said

@@ -23,6 +23,8 @@ from training.labelled import LabelledRow, read_cells, rows_of
 from training.pictures import FeatureExtractor, computed, extractor_of
 
 _SIDE = 256
+_COUNTS = 0.01
+"""Share of a modality in a target from which a sentence names it."""
 _METHOD = "head of the fitted run"
 _TOO_UNLIKE = "the picture is too unlike those that the classifier was trained on"
 
@@ -147,7 +149,7 @@ class Applied:
             picture = save_over(read_micrograph(row.picture), parts, overlay)
         return {
             "sentence": reason_in_words(prediction, without),
-            "weights": {name: weight for name, weight in prediction.weights.items() if weight > 0},
+            "weights": {t.target.name: {m: w for m, w in t.weights.items() if w > 0} for t in prediction.targets},
             "without": without,
             "distance": prediction.distance,
             "parts": parts.as_dict() if parts else None,
@@ -203,15 +205,16 @@ def target_in_short(predicted: Predicted) -> dict[str, Any]:
 
 
 def reason_in_words(prediction: Prediction, without: dict[str, list[dict[str, Any]]]) -> str:
-    """What a prediction rests on, in one sentence."""
+    """What the first target of a prediction rests on, in one sentence."""
     first = prediction.targets[0]
-    weights = sorted(((w, name) for name, w in prediction.weights.items() if w > 0), reverse=True)
-    rests = f"rests on {' and '.join(f'{name} ({weight:.0%})' for weight, name in weights[:2])}"
+    weights = sorted((item for item in first.weights.items() if item[1] >= _COUNTS), key=lambda item: -item[1])
+    *others, last = [f"{name} ({weight:.0%})" for name, weight in weights]
+    rests = f"rests on {', '.join(others)}{' and ' if others else ''}{last}"
     if first.target.classes:
         said = f"{first.target.name} {first.verdict}, {max(first.probabilities):.2f}; {rests}"
     else:
         said = f"{first.target.name} {first.value:.4g} {first.target.unit}".rstrip() + f"; {rests}"
-    lead = weights[0][1]
+    lead = weights[0][0]
     if lead in without:
         rest = without[lead][0]
         other = f"{rest['value']:.4g}" if "value" in rest else f"{rest['verdict']}, {rest['probability']:.2f}"
