@@ -9,15 +9,15 @@ import pytest
 import torch
 from instruction_data import write_dataset
 from safetensors.torch import load_file
-from students import tiny_config, write_tiny_base
+from students import conversation, tiny_config, write_tiny_base
 from test_trainer import interrupted, weights
 
 from assistant.config import Config
-from training import validation
+from training import stages, validation
 from training.data import held_out_split, load_split
 from training.preflight import Preflight
-from training.stages import InstructionStage, planned
-from training.trainer import prepare, train
+from training.stages import InstructionStage, LanguageStage, planned
+from training.trainer import adapter_parameters, prepare, start_student, train
 from training.validation import AnswerScores
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use_cpu.*", "ignore:.*lr_scheduler.step.*")
@@ -68,6 +68,29 @@ def test_each_stage_moves_what_it_says(data: Path, base: Path, tmp_path: Path, m
     assert [one["stage"] for one in told[0].stages] == ["language", "alignment", "instruction", "heads"]
     assert not [name for name in ("language", "alignment", "checkpoints") if (out / name).exists()]
     assert "| alignment | 2 | itm |" in (out / "README.md").read_text()
+
+
+def test_words_computed_by_like_length_are_those_of_the_whole_batch(base: Path) -> None:
+    """Loss and gradients; seen failing with every part divided by its own answers."""
+    run = start_student(settings(base), device="cpu")
+    said = [conversation("word " * count, answer="yes " * (count % 5 + 1)) for count in (40, 3, 17, 1, 25)]
+    batch = run.processor(said)
+    adapter = adapter_parameters(run.student.decoder.lm)
+    for parameter in adapter:
+        torch.nn.init.normal_(parameter, std=0.02)
+    stage = LanguageStage(run.student).train()
+
+    def learned(words: dict[str, torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
+        loss = stage(**words)["loss"]
+        return float(loss.detach()), [grad.clone() for grad in torch.autograd.grad(loss, adapter)]
+
+    loss, gradients = learned(batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "ALIKE", len(said))
+        whole, expected = learned(batch)
+    assert loss == pytest.approx(whole, rel=1e-5)
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_stages_that_are_not_asked_for_are_not_planned(base: Path) -> None:
