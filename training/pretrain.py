@@ -69,6 +69,8 @@ def pretrain(
     run = _with(run, steps=vision_steps, batch_size=vision_batch)
     _fit(run, VisionStage(run.student, len(labels)), labelled, labels, out / "vision", progress)
     run = _with(run, steps=steps, batch_size=config.training.batch_size)
+    if config.loss.itm.gates:
+        run.student.grounded.open_gates(config.loss.itm.gates)
     _fit(run, PretrainStage(run.student, config.loss, len(labels)), examples, labels, out / "joint", progress)
 
     run.student.decoder.lm.save_pretrained(str(base))
