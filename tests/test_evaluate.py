@@ -12,12 +12,21 @@ from PIL import Image as Picture
 from students import tiny_run
 
 from assistant.config import TrainingConfig
+from assistant.heads import Judgement
 from assistant.inference import Assistant
 from assistant.micrograph import read_micrograph
 from data_gen.drawing.synth import write_synthetic
 from training.data import TrainingSet, load_split
-from training.evaluate import classification_report, encode_examples, evaluate_assistant
+from training.evaluate import (
+    answer_examples,
+    as_served,
+    classification_report,
+    encode_examples,
+    evaluate_assistant,
+    with_truth,
+)
 from training.fact_check import agrees
+from training.quoting import known_of_pictures
 from training.scores import class_report, score_answers, shown_answers, statement_report, verdict_report
 
 TEXT = ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor_exact_stem")
@@ -66,6 +75,22 @@ def test_a_student_that_quotes_by_reference_is_trained_and_asked_with_facts_by_n
     assert "{count} = 12" in question.aux
     assert "{voltage} = 5 kV" in question.aux
     assert answer.text == "It shows {count} bodies, taken at {voltage}."
+
+
+def test_references_are_filled_as_where_somebody_asks_and_blind_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen failing before: a blind student was lent the facts, and no class was known of any picture."""
+    rows = load_split(write_dataset(tmp_path / "data", per_class=1), "test")[:1]
+    assistant, draft = Assistant(tiny_run(tmp_path / "base")), "It is {class}, at {voltage}."
+    monkeypatch.setattr(assistant, "complete", lambda asked, shown, **_: [draft] * len(asked))
+    heads = (Judgement("class", "a foreign word", 0.99, "", {}, "head"),)
+    looks = {png: replace(look, verdicts=heads) for png, look in encode_examples(assistant, rows).items()}
+    served = as_served(rows, looks)
+    assert answer_examples(assistant, served, looks, with_aux=True, blind=False) == ["It is a foreign word, at 5 kV."]
+    assert answer_examples(assistant, served, looks, with_aux=False, blind=True) == [draft]
+    judged = statement_report(with_truth(rows, known_of_pictures(rows)), [f"It shows {rows[0].label}."], [""])
+    assert judged["drafted"]["true"] == 1, "what heads say is no truth to be judged by"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import numpy as np
 
 from assistant.chat import Conversation, Message
 from assistant.disk import MANIFEST, fingerprint
+from assistant.heads import verdicts
 from assistant.inference import Assistant, Look
-from assistant.measure import Facts, fact_line, filled, references_of
+from assistant.measure import Facts, Known, fact_line, filled, references_of
 from assistant.progress import Progress
 from training.baselines import convolutional_accuracy, linear_probe_accuracy, texture_accuracy
 from training.claim import RECORD, record
@@ -70,15 +71,16 @@ def evaluate_assistant(
     train, test = load_split(data, "train"), load_split(data, "test")
     rows = sample_rows(test, limit)
     looks = encode_examples(assistant, rows)
+    served, judged = as_served(rows, looks), with_truth(rows, known_of_pictures(test))
     answers: dict[str, list[str]] = {}
     for number, (name, with_aux, blind) in enumerate(
         [("seen", True, False), ("without_aux", False, False), ("blind", False, True)]
     ):
         tell(number, 4, f"answering, {name.replace('_', ' ')}")
-        answers[name] = answer_examples(assistant, rows, looks, with_aux=with_aux, blind=blind)
+        answers[name] = answer_examples(assistant, served, looks, with_aux=with_aux, blind=blind)
     tell(3, 4, "classifying")
     report: dict[str, Any] = {
-        **score_answers(rows, answers, shown=shown_answers(rows, answers["seen"])),
+        **score_answers(judged, answers, shown=shown_answers(served, answers["seen"])),
         "classification": classification_report(assistant, rows, looks),
         "matching": matching_report(assistant.run, rows),
         **({"references": reference_report(assistant, rows, looks)} if assistant.by_reference else {}),
@@ -125,9 +127,9 @@ def sample_rows(examples: Sequence[Example], limit: int | None) -> list[Example]
 
 
 def encode_examples(assistant: Assistant, rows: Sequence[Example], *, features: bool = True) -> dict[bytes, Look]:
-    """Encode every image of the rows once, with the tower's features where they are wanted.
+    """Encode every image of the rows once, with what heads say of the tower's features where these are wanted.
 
-    Facts come from the data set's auxiliary text, not measured anew.
+    Facts are those of the data set, not measured anew.
     """
     pngs = list(dict.fromkeys(image for row in rows for image in row.images))
     looks: dict[bytes, Look] = {}
@@ -136,16 +138,43 @@ def encode_examples(assistant: Assistant, rows: Sequence[Example], *, features: 
         micrographs = [decode_image(png) for png in batch]
         memory, summary = assistant.encode(micrographs)
         vectors = assistant.see(micrographs) if features else None
+        told = verdicts(assistant.heads, vectors) if vectors is not None else [()] * len(batch)
         for n, (png, micrograph) in enumerate(zip(batch, micrographs, strict=True)):
             seen = None if vectors is None else vectors[n]
-            looks[png] = Look(micrograph, NO_FACTS, "", memory[n], summary[n], seen)
+            looks[png] = Look(micrograph, NO_FACTS, "", memory[n], summary[n], seen, told[n])
     return looks
+
+
+def as_served(rows: Sequence[Example], looks: Mapping[bytes, Look]) -> list[Example]:
+    """Rows with what is known of their pictures where somebody asks: heads name class and attributes, no label does."""
+    return [
+        replace(
+            row,
+            known=tuple(
+                replace(one, predicted=tuple(verdict.fact() for verdict in looks[image].verdicts))
+                for one, image in zip(row.known, row.images, strict=False)
+            ),
+        )
+        for row in rows
+    ]
+
+
+def with_truth(rows: Sequence[Example], truth: Mapping[bytes, Known]) -> list[Example]:
+    """Rows with all that is truly known of their pictures, class and attributes too, by `known_of_pictures`."""
+    pictures = [tuple(map(digest, row.images)) for row in rows]
+    return [
+        replace(row, known=tuple(truth[key] for key in keys if key in truth))
+        for row, keys in zip(rows, pictures, strict=True)
+    ]
 
 
 def answer_examples(
     assistant: Assistant, rows: Sequence[Example], looks: dict[bytes, Look], *, with_aux: bool, blind: bool
 ) -> list[str]:
-    """Greedy answers to the questions of all rows, in padded batches of similar length."""
+    """Greedy answers to the questions of all rows, in padded batches of similar length.
+
+    References are filled with what is known, but of a student that is blind nothing is.
+    """
     grey = assistant.blind_look() if blind else None
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].images), len(rows[i].aux), len(rows[i].question)))
     answers = [""] * len(rows)
@@ -157,7 +186,7 @@ def answer_examples(
         ]
         texts = assistant.complete(conversations, shown, max_new_tokens=ANSWER_TOKENS)
         for i, text in zip(batch, texts, strict=True):
-            answers[i] = "".join(filled([text], rows[i].known))
+            answers[i] = text if blind else "".join(filled([text], rows[i].known))
     return answers
 
 

@@ -14,7 +14,8 @@ from assistant.checkpoint import Run
 from assistant.config import Config
 from assistant.inference import Assistant
 from training.data import Collator, Example, TrainingSet
-from training.evaluate import answer_examples, encode_examples
+from training.evaluate import answer_examples, encode_examples, with_truth
+from training.quoting import known_of_pictures
 from training.scores import factual_report, rounded, shown_answers, statement_report
 from training.stages import InstructionStage, counts_of
 
@@ -52,7 +53,7 @@ class AnswerScores:
     """At most `count` questions of the validation split, answered as the student words it, held against the facts."""
 
     def __init__(self, examples: Sequence[Example], run: Run, count: int) -> None:
-        self.rows = list(examples[:: -(-len(examples) // count)])
+        self.rows = with_truth(examples[:: -(-len(examples) // count)], known_of_pictures(examples))
         self.assistant = Assistant(run)
 
     def measure(self, stage: InstructionStage) -> dict[str, float]:
