@@ -10,7 +10,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -187,8 +187,13 @@ class Assistant:
         """
         _require_question(question)
         looks = self.look_all(images)
-        if not looks and not self.converses and not entry_for(question):
-            yield NO_PICTURE
+        if not looks:
+            if entry := entry_for(question):
+                yield entry.answer
+            elif self.converses:
+                yield from self.converse(question, history=history, max_new_tokens=max_new_tokens, sampling=sampling)
+            else:
+                yield NO_PICTURE
             return
         pieces = self.draft(
             [look.micrograph for look in looks],
@@ -260,7 +265,10 @@ class Assistant:
     def converse(
         self, text: str, *, history: Sequence[Message] = (), max_new_tokens: int = 128, sampling: Sampling = GREEDY
     ) -> Iterator[str]:
-        """What the language model says to a text without pictures. Raises ConfigError `too_long`."""
+        """What the language model says to a text without pictures, as it did before it was taught anything here.
+
+        Its adapter rests, so what the base knew is not forgotten. Raises ConfigError `too_long`.
+        """
         turns = [{"role": m.role, "content": m.text} for m in (*history, Message("user", text))]
         ids = self.processor.tokenizer.apply_chat_template(
             turns,
@@ -278,7 +286,7 @@ class Assistant:
             "image_index": torch.zeros_like(row),
             "turn_index": torch.ones_like(row),
         }
-        yield from self._text(self._continued(encoded, (), max_new_tokens, sampling, (batch, None)))
+        yield from self._text(self._continued(encoded, (), max_new_tokens, sampling, (batch, None), taught=False))
 
     def caption(self, images: Sequence[Image], *, max_new_tokens: int = 128) -> list[str]:
         """One caption per image, in order. Raises MicrographError for the first image that cannot be read.
@@ -503,12 +511,18 @@ class Assistant:
         prepared: tuple[dict[str, Tensor], VisualContext | None],
         watch: Watch | None = None,
         top: int = 0,
+        *,
+        taught: bool = True,
     ) -> Iterator[int]:
-        """Yield the tokens that follow a prompt as they come, without the end; keep what was read for the next."""
+        """Yield the tokens that follow a prompt as they come, without the end; keep what was read for the next.
+
+        Where it is not the student that was `taught`, the base answers.
+        """
+        adapted = nullcontext if taught else self._base_alone
         generator = torch.Generator(device=self.device).manual_seed(sampling.seed)
         said: list[int] = []
         # inference mode is left before every yield, so a paused stream never changes its caller's mode
-        with computing(self.device):
+        with computing(self.device), adapted():
             rows, logits = read(self.student, *prepared, self._recall.take(images, encoded))
         try:
             while len(said) < max_new_tokens:
@@ -520,10 +534,21 @@ class Assistant:
                 said.append(int(token))
                 yield said[-1]
                 if len(said) < max_new_tokens:
-                    with computing(self.device):
+                    with computing(self.device), adapted():
                         rows, logits = advance(self.student, rows, token)
         finally:
             self._recall.keep(images, encoded, said, rows.cache)
+
+    @contextmanager
+    def _base_alone(self) -> Iterator[None]:
+        lm = self.student.decoder.lm
+        if not hasattr(lm, "peft_config"):
+            yield
+            return
+        from assistant.adapters import base_alone
+
+        with base_alone(lm):
+            yield
 
     def _complete(self, count: int, pose: Callable[[Sequence[int]], list[Posed]], max_new_tokens: int) -> list[str]:
         """Greedy continuations, as text, of conversations that `pose` gives when their turn comes."""

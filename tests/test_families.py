@@ -340,6 +340,27 @@ def test_a_conversation_without_pictures_holds_no_thoughts_either(tmp_path: Path
     assert words.decode(read_ids[0][0]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
+@pytest.mark.parametrize("kind", ["dyqlora_fa", "dya_mope"])
+def test_without_a_picture_the_base_talks_as_before_it_was_taught(kind: str, tmp_path: Path) -> None:
+    """Nothing is forgotten, and the next answer about a picture is the student's. Seen failing with the adapter on."""
+    base = write_base(tmp_path, "qwen3")
+    words = AutoTokenizer.from_pretrained(base)
+    words.chat_template = CHATML_OWN
+    words.save_pretrained(base)
+    untaught, taught = student(base), student(base, f"adapter.kind={kind}")
+    adapter = [p for name, p in taught.student.decoder.lm.named_parameters() if "lora_B" in name]
+    for parameter in adapter:
+        torch.nn.init.normal_(parameter, std=1.0)
+    said = [
+        "".join(Assistant(run).converse("What is the size of wires?", max_new_tokens=12)) for run in (untaught, taught)
+    ]
+    assert said[0] == said[1]
+    batch = taught.processor([conversation("What is it?", "Wires.")], [[picture(0)]])
+    with torch.no_grad():
+        before, after = untaught.student(**batch).logits, taught.student(**batch).logits
+    assert (before - after).abs().max() > 0.1
+
+
 def test_a_template_that_loses_words_is_not_used(tmp_path: Path) -> None:
     words = words_with(tmp_path, "{{ messages[-1]['content'] }}")
     assert template_of(words, FAMILIES["llama"]) == LLAMA_2

@@ -13,7 +13,7 @@ Knows nothing about micrographs: any model with linear layers will do, in full p
 import assistant.adapters.uncompiled  # noqa: F401  # isort: skip - before anything imports PEFT
 from assistant.adapters.config import AdapterError, DyAMoPEConfig, DyQLoRAFAConfig
 from assistant.adapters.export import export_lora
-from assistant.adapters.model import DyAMoPEModel, DyQLoRAFAModel, peft_config, register
+from assistant.adapters.model import DyAMoPEModel, DyQLoRAFAModel, base_alone, peft_config, register
 from assistant.adapters.nf4 import prepare_nf4, unpack_nf4
 from assistant.adapters.precondition import precondition
 from assistant.adapters.rank import draw_ranks, hold_inactive, rank_at, set_rank
@@ -25,6 +25,7 @@ __all__ = [
     "DyAMoPEModel",
     "DyQLoRAFAConfig",
     "DyQLoRAFAModel",
+    "base_alone",
     "count_tokens",
     "draw_ranks",
     "expert_usage_entropy",

@@ -148,6 +148,19 @@ def register() -> None:
         PEFT_TYPE_TO_PREFIX_MAPPING[name] = tuner.prefix
 
 
+@contextmanager
+def base_alone(lm: nn.Module) -> Iterator[None]:
+    """The language model as it was before its adapter, for as long as this lasts; merged weights stay merged."""
+    layers = [layer for layer in lm.modules() if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters]
+    for layer in layers:
+        layer._disable_adapters = True  # PEFT's own switch walks every weight and thaws what it switches on
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
 def peft_config(settings: AdapterSettings) -> DynamicRankConfig:
     """The PEFT config of a kind's settings."""
     config: DynamicRankConfig = PEFT_TYPE_TO_CONFIG_MAPPING[settings.peft_name](**asdict(settings))
