@@ -7,8 +7,8 @@
 table: MultiFusion-LLM's: all, without HNF, without the texts of the classes, without attention; ten drawn classes,
 whose texts are the authored sheets, six pictures each to learn from. encoders: each way to see a picture alone, with
 the same head and steps, on the families of real micrographs. strategies: how three of them are fused. sampling: which
-examples stand before a question to the bundled student, on drawn pictures. adapters: DyQLoRA-FA's range of ranks and
-DyA-MoPE's experts, by the validation loss of a short training on DATASET, of `maemi teach`.
+examples stand before a question to the bundled student, on drawn pictures. adapters: DyQLoRA-FA, LoRA and DyA-MoPE on
+SmolLM2-135M, by the loss of a short language stage on DATASET, taught by configs/student.yaml, and at lower ranks.
 
 Every figure is of the fused head alone, on groups that taught nothing; nothing is chosen by it. A seed draws the
 weights and the order of the rows, and for drawn classes the pictures. What is done is kept in the report: the same
@@ -31,9 +31,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
 
+from assistant.adapters import draw_ranks, hold_inactive, set_rank
+from assistant.adapters.model import decoder_linears
 from assistant.config import load_config
 from assistant.demonstrations import Shots
 from assistant.encoders.vector import VectorEncoder
@@ -42,12 +45,16 @@ from assistant.micrograph import Micrograph, read_micrograph
 from assistant.plain import FUSED
 from data_gen.drawing.synth import CLASSES, render
 from data_gen.knowledge import SHEETS
+from training.attention import SDPA_FLOAT32
+from training.data import Example, load_split
 from training.fit import ENCODERS, Choices, build, truths
 from training.fit import train_heads as train_head
 from training.heads import CLASS_OF
 from training.labelled import LabelledRow, LabelledSet
 from training.pictures import computed, extractor_of
-from training.trainer import train as train_student
+from training.stages import LanguageStage
+from training.trainer import adapter_parameters, cosine_schedule, prepare
+from training.validation import Validation
 
 ENCODERS.update(vit=VectorEncoder, hnf=VectorEncoder)  # the student's two encoders, apart
 TARGET = "class"
@@ -67,10 +74,18 @@ STRATEGIES = ("early", "intermediate", "late", "gated")
 FUSES = ("texture", "image", "hnf")
 SAMPLING = ("random", "similar", "balanced")
 SHOWN, SHOTS, QUESTIONS, LABELS = 4, 4, 5, 4
-RANKS = {f"ranks {low} to {high}": (f"adapter.r_min={low}", f"adapter.r_max={high}")
-         for low, high in ((1, 4), (1, 16), (4, 16), (16, 16))}  # fmt: skip
-EXPERTS = {f"{count} experts": ("adapter.kind=dya_mope", f"adapter.experts={count}") for count in (1, 2, 4)}
-STEPS = 40
+TOP_RANK, RANKS = 16, (4, 8, 16)
+_RANGE = ("adapter.r_min=4", "adapter.r_max=16")
+ADAPTERS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "DyQLoRA-FA": (_RANGE, True),
+    "the same, always at rank 16": (_RANGE, False),
+    "LoRA": (("adapter.kind=none",), False),
+    "DyA-MoPE, 4 experts": (("adapter.kind=dya_mope", "adapter.experts=4", *_RANGE), True),
+}
+"""Settings of each, and whether its rank is drawn anew for every step; LoRA is PEFT's own, of the top rank."""
+SIDE_BY_SIDE = 2
+WORDS = ("training.turns=4", "training.batch_size=2", "training.validate_on=16", "training.augment=false")
+STEPS = 60
 Run = tuple[str, Callable[[int], dict[str, float]]]
 
 
@@ -264,19 +279,54 @@ def sampling(args: argparse.Namespace) -> Iterator[Run]:
 
 
 def adapters(args: argparse.Namespace) -> Iterator[Run]:
+    """What an adapter has learned of the words after the same steps, and what is left of it at a lower rank."""
     if args.data is None:
         raise SystemExit("adapters needs --data, a data set of maemi teach")
-    for name, settings in (RANKS | EXPERTS).items():
+    taught, asked = load_split(args.data, "train"), load_split(args.data, "validation")
+    for name, of in ADAPTERS.items():
+        yield name, lambda seed, o=of: words_learned(taught, asked, seed, *o)  # type: ignore[misc]
 
-        def once(seed: int, s: tuple[str, ...] = settings) -> dict[str, float]:
-            steps = (f"seed={seed}", f"training.steps={STEPS}", f"training.validate_every={STEPS}")
-            with TemporaryDirectory() as folder:
-                train_student(load_config(None, [*steps, *s]), args.data, Path(folder) / "run", device="cpu")
-                lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-            losses = [told for told in map(json.loads, lines) if "validation_loss" in told]
-            return {"validation_loss": float(losses[-1]["validation_loss"])}
 
-        yield name, once
+def words_learned(
+    taught: Sequence[Example], asked: Sequence[Example], seed: int, settings: tuple[str, ...], drawn: bool
+) -> dict[str, float]:
+    """Loss on conversations of the validation split after a short language stage, at every rank that can be cut to."""
+    config = load_config(Path("configs/student.yaml"), [*WORDS, f"seed={seed}", *settings])
+    run, dataset, collator = prepare(config, taught, device="cpu")
+    lm, student = run.student.decoder.lm, run.student
+    student.requires_grad_(False)
+    ours = hasattr(lm, "peft_config")
+    if not ours:
+        lora = LoraConfig(r=TOP_RANK, lora_alpha=TOP_RANK, target_modules=decoder_linears(lm))
+        lm = student.decoder.lm = get_peft_model(lm, lora, autocast_adapter_dtype=False)
+    lm.set_attn_implementation(SDPA_FLOAT32)
+    learning = adapter_parameters(lm)
+    optimizer = torch.optim.AdamW(learning, lr=config.training.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = cosine_schedule(optimizer, STEPS, config.training.warmup)
+    if ours:
+        hold_inactive(lm, optimizer)
+    stage = LanguageStage(student).train()
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    for step, places in enumerate(order[: STEPS * SIDE_BY_SIDE].reshape(STEPS, SIDE_BY_SIDE)):
+        if drawn:
+            draw_ranks(lm, seed, step)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = stage(**collator([dataset[int(place)] for place in places]))["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learning, config.training.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    validation = Validation(asked, config, collator)
+    told = {"trained": float(sum(p.numel() for p in learning))}
+    for rank in RANKS if ours else (TOP_RANK,):
+        if ours:
+            set_rank(lm, rank)
+        stage.eval()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            losses = [stage(**batch, counts=validation.counts)["loss"] for batch in validation.batches]
+        told[f"loss at rank {rank}"] = float(torch.stack(losses).sum())
+    return told
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Run]]] = {
