@@ -1,7 +1,7 @@
 """What each part brings, one switch at a time: means over seeds, with what stays the same written beside them.
 
     python -m benchmarks.ablations --real ../shared/data/open_sem ../shared/data/more_sem [--data DATASET]
-        [--parts table,encoders,strategies,sampling,adapters] [--seeds 5] [--cache CACHE]
+        [--parts table,encoders,strategies,sampling,adapters,student] [--run RUN] [--seeds 5] [--cache CACHE]
         [--out benchmarks/ablations.json]
 
 table: MultiFusion-LLM's: all, without HNF, without the texts of the classes, without attention; ten drawn classes,
@@ -9,10 +9,11 @@ whose texts are the authored sheets, six pictures each to learn from. encoders: 
 the same head and steps, on the families of real micrographs. strategies: how three of them are fused. sampling: which
 examples stand before a question to the bundled student, on drawn pictures. adapters: DyQLoRA-FA, LoRA and DyA-MoPE on
 SmolLM2-135M, by the loss of a short language stage on DATASET, taught by configs/student.yaml, and at lower ranks.
+student: what RUN draws on when it is asked about the test split of DATASET.
 
-Every figure is of the fused head alone, on groups that taught nothing; nothing is chosen by it. A seed draws the
-weights and the order of the rows, and for drawn classes the pictures. What is done is kept in the report: the same
-command goes on with what is missing.
+Figures of heads are of the fused one alone. All are of groups that taught nothing, and nothing is chosen by them. A
+seed draws the weights and the order of the rows, for drawn classes the pictures, for a student the rows. What is done
+is kept in the report: the same command goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import pickle
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,18 +43,20 @@ from assistant.adapters.model import decoder_linears
 from assistant.config import load_config
 from assistant.demonstrations import Shots
 from assistant.encoders.vector import VectorEncoder
-from assistant.inference import Assistant
+from assistant.inference import Assistant, Look
 from assistant.micrograph import Micrograph, read_micrograph
 from assistant.plain import FUSED
 from data_gen.drawing.synth import CLASSES, render
 from data_gen.knowledge import SHEETS
 from training.attention import SDPA_FLOAT32
 from training.data import Example, load_split
+from training.evaluate import answer_examples, as_served, encode_examples
 from training.fit import ENCODERS, Choices, build, truths
 from training.fit import train_heads as train_head
 from training.heads import CLASS_OF
 from training.labelled import LabelledRow, LabelledSet
 from training.pictures import computed, extractor_of
+from training.scores import factual_report, text_report
 from training.stages import LanguageStage
 from training.trainer import adapter_parameters, cosine_schedule, prepare
 from training.validation import Validation
@@ -84,6 +89,8 @@ ADAPTERS: dict[str, tuple[tuple[str, ...], bool]] = {
 }
 """Settings of each, and whether its rank is drawn anew for every step; LoRA is PEFT's own, of the top rank."""
 SIDE_BY_SIDE = 2
+TAKEN = ("", "ViT", "HNF", "grounding", "picture", "facts", "picture and facts")
+ROWS_ASKED = 200
 WORDS = ("training.turns=4", "training.batch_size=2", "training.validate_on=16", "training.augment=false")
 STEPS = 60
 Run = tuple[str, Callable[[int], dict[str, float]]]
@@ -91,9 +98,10 @@ Run = tuple[str, Callable[[int], dict[str, float]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--real", type=Path, nargs="+", required=True)
+    parser.add_argument("--real", type=Path, nargs="+", default=[])
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--parts", default="table,encoders,strategies,sampling,adapters")
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--parts", default="table,encoders,strategies,sampling,adapters,student")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--steps", type=int, help="of a head; the defaults of maemi fit where it is not given")
@@ -329,12 +337,50 @@ def words_learned(
     return told
 
 
+def student(args: argparse.Namespace) -> Iterator[Run]:
+    """What a trained student draws on, taken away when it is asked; a seed draws the rows of the test split."""
+    if args.data is None:
+        raise SystemExit("student needs --data, a data set of maemi teach")
+    assistant, rows = Assistant.load(args.run), load_split(args.data, "test")
+    memory_kind, config = assistant.student.memory_kind, assistant.run.config
+    squares = (config.image_size // config.vit.patch_size) ** 2 + 1  # [CLS] before them
+
+    @cache
+    def asked(seed: int) -> tuple[list[Example], dict[bytes, Look]]:
+        sample = [rows[n] for n in np.random.default_rng(seed).permutation(len(rows))[:ROWS_ASKED]]
+        looks = encode_examples(assistant, sample)
+        return as_served(sample, looks), looks
+
+    def once(seed: int, taken: str) -> dict[str, float]:
+        sample, looks = asked(seed)
+        if taken in ("ViT", "HNF"):
+            kept = slice(squares, None) if taken == "ViT" else slice(squares)
+            looks = {png: replace(look, memory=look.memory[kept]) for png, look in looks.items()}
+        assistant.student.memory_kind = "image" if taken == "grounding" else memory_kind
+        facts, picture = taken not in ("facts", "picture and facts"), not taken.startswith("picture")
+        if facts and not picture:
+            grey = assistant.blind_look()
+            looks = {png: replace(look, memory=grey.memory) for png, look in looks.items()}
+        answers = answer_examples(assistant, sample, looks, with_aux=facts, blind=not facts and not picture)
+        assistant.student.memory_kind = memory_kind
+        captions, others = (
+            text_report(sample, {"seen": answers}, lambda row, wanted=wanted: (row.task == "caption") is wanted)
+            for wanted in (True, False)
+        )
+        right = factual_report(sample, {"seen": answers})["accuracy"]
+        return {"facts_right": right, "caption_bleu2": captions["bleu2"], "vqa_bleu2": others["bleu2"]}
+
+    for taken in TAKEN:
+        yield f"without {taken}" if taken else "as used", lambda seed, t=taken: once(seed, t)  # type: ignore[misc]
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Run]]] = {
     "table": table,
     "encoders": encoders,
     "strategies": strategies,
     "sampling": sampling,
     "adapters": adapters,
+    "student": student,
 }
 
 if __name__ == "__main__":
