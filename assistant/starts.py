@@ -44,5 +44,7 @@ def start_of(config: Config) -> Start:
         return Start(directory, True, config)  # loading it says what is wrong
     start, wanted = load_config(directory / "config.yaml"), config.decoder.base
     whole = wanted is None or (start.decoder.base is not None and canonical(wanted) == canonical(start.decoder.base))
-    shapes = {name: getattr(start, name) for name in (_WHOLE if whole else VISION)}
-    return Start(directory, whole, config.model_copy(update=shapes))
+    brought = _WHOLE if whole else VISION
+    if whole and "prompt" not in config.model_fields_set:
+        brought = (*brought, "prompt")  # it was taught to read its facts that way
+    return Start(directory, whole, config.model_copy(update={name: getattr(start, name) for name in brought}))

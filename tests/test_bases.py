@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from instruction_data import write_dataset
 from packaged import little, write_package
 from students import conversation, open_gates, picture, tiny_config, tiny_run, write_tiny_base
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, LlamaForCausalLM
@@ -23,9 +24,12 @@ from assistant.decoder import load_language_model
 from assistant.disk import MANIFEST, models_folder
 from assistant.errors import ConfigError, RunError
 from assistant.generation import complete
+from assistant.starts import start_of
+from training.data import load_split
 from training.planning.bases import PLANNED, table
 from training.planning.memory import plan_memory
 from training.planning.shapes import language_model_shape, shape_in
+from training.trainer import prepare
 
 ROOT = Path(__file__).parents[1]
 __all__ = ["little"]  # a fixture
@@ -210,6 +214,21 @@ def test_vision_parts_come_from_init_and_the_language_model_from_decoder_base(tm
     whole = start_run(wanted.model_copy(update={"decoder": first.config.decoder}), device="cpu")
     for name, tensor in whole.student.student_state().items():
         assert torch.equal(tensor, theirs[name]), name
+
+
+def test_a_student_goes_on_reading_facts_as_it_was_taught(tmp_path: Path) -> None:
+    """Unless the settings say otherwise; on another base it is taught anew. Seen failing: a student that quotes by
+    name was fine-tuned on facts in digits."""
+    first = tiny_run(tmp_path / "one", "prompt.facts=references")
+    save_model(first, tmp_path / "run")
+    rows = load_split(write_dataset(tmp_path / "data"), "train")
+    again = load_config(None, [f"init={tmp_path / 'run'}"])
+    assert prepare(again, rows, device="cpu")[1].references
+    said = load_config(None, [f"init={tmp_path / 'run'}", "prompt.facts=line"])
+    assert not prepare(said, rows, device="cpu")[1].references
+    elsewhere = tiny_config(write_tiny_base(tmp_path / "other"), f"init={tmp_path / 'run'}")
+    assert not start_of(elsewhere).whole
+    assert start_of(elsewhere).config.prompt.facts == "line"
 
 
 def test_a_projection_of_another_width_starts_anew(tmp_path: Path) -> None:

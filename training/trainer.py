@@ -113,7 +113,7 @@ def train(
         groups = parameter_groups(run)
         validation = scores = None
         if splits["validation"] and config.training.validate_every != 0:
-            validation = Validation(splits["validation"], config, collator)
+            validation = Validation(splits["validation"], run.config, collator)
             if config.training.score_on and processes.leads:
                 scores = AnswerScores(splits["validation"], run, config.training.score_on)
         best = run_stage(stage, run, dataset, collator, groups, out, validation=validation, scores=scores, **shared)
@@ -151,7 +151,7 @@ def prepare(config: Config, examples: Sequence[Example], *, device: str) -> tupl
     run = start_student(config, device=device)
     if holds_in_bf16(config, device):
         hold_in_bf16(run.student.vit)
-    dataset = TrainingSet.configured(examples, config)
+    dataset = TrainingSet.configured(examples, run.config)
     return run, dataset, Collator(run.processor, max_tokens=config.training.max_tokens)
 
 
