@@ -26,6 +26,7 @@ from assistant.questions import (
     limits_of,
     named_bodies,
     same_asked,
+    tone_asked,
     unit_asked,
 )
 
@@ -105,7 +106,8 @@ def checked(
     several = len(meant) > 1 and (_RANKS.search(question) or same_asked(question))
     others = any(_other_bodies(question, known[number - 1]) for number in meant)
     asks = asked_for(question) or {"what", "describe"} & set(intents_of(question))  # for what a draft may answer
-    if several or others or not asks or limits_of(question) or unit_asked(question):  # decided by the facts alone
+    by_facts = several or others or tone_asked(question) or unit_asked(question)
+    if by_facts or not asks or limits_of(question):
         yield " ".join(text for _, text in composed(question, known, about=meant))
         return
     wanted, said, said_of, gap = set(asked_for(question)), set[str](), set[str](), ""
@@ -151,6 +153,9 @@ def composed(
         ]
     limits = [name for name in limits_of(question) if name != "extreme" or len(numbers) == 1]
     parts = [("", BEYOND[name]) for name in limits]
+    if tone_asked(question):
+        intents = [intent for intent in intents if intent != "quality"]
+        parts += [("", f"{_of(number, numbers)}{_tone(one)}") for number, one in meant.items()]
     if parts and not intents:
         return parts
     if len(numbers) > 1 and _RANKS.search(question):
@@ -161,7 +166,7 @@ def composed(
     if not intents and len(numbers) > 1:
         return [*parts, ("", "What is asked cannot be told from the images, their files or the measurements.")]
     for number in numbers:
-        prefix = f"Image {number}: " if len(numbers) > 1 else ""
+        prefix = _of(number, numbers)
         for name, text in _composed_of(intents, question, known[number - 1], said):
             parts.append((name, text if text in _NEVER_TOLD.values() else f"{prefix}{text}"))
     if unit := unit_asked(question):
@@ -169,6 +174,10 @@ def composed(
         if any(re.search(r"\d px\b", text) for _, text in parts):
             parts.append(("", missing("pixel_size", calibrated=False)))
     return list(dict.fromkeys(parts))
+
+
+def _of(number: int, numbers: Sequence[int]) -> str:
+    return f"Image {number}: " if len(numbers) > 1 else ""
 
 
 NO_PICTURE = "I answer questions about electron micrographs: show one with the question."
@@ -395,8 +404,7 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
         yield "", f"Nothing could be measured in this image{f': {why}' if why else ''}."
         return
     if kind in KIND_WORDS and sure >= LIKELY:
-        shown = DARK_BODIES if kind == "particles" and _noted_dark(known) else KIND_WORDS[kind]
-        yield "", f"The image {'shows' if sure >= SURE else 'seems to show'} {shown}."
+        yield "", _looks_like(known, sure)
     elif known.facts.items and wholly and not reasoned:
         yield "", f"{NONE_APART.capitalize()} in this image."
     listed = [fact for fact in facts if fact.name not in _LEAVES_OUT | said]
@@ -423,6 +431,21 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
     if tone:
         words = [f"{fact.name} is {fact.written}{'' if fact.sure else ' (uncertain)'}" for fact in tone]
         yield "", f"The {' and the '.join(words)}."
+
+
+def _looks_like(known: Known, sure: float) -> str:
+    """What kind of picture it is, as a sentence."""
+    kind = known.facts.kind
+    shown = DARK_BODIES if kind == "particles" and _noted_dark(known) else KIND_WORDS[kind]
+    return f"The image {'shows' if sure >= SURE else 'seems to show'} {shown}."
+
+
+def _tone(known: Known) -> str:
+    """Whether the bodies of a picture are bright or dark, or why that cannot be told."""
+    sure = _kind_sure(known)
+    if known.facts.kind in ("particles", "pores") and sure >= LIKELY:
+        return _looks_like(known, sure)
+    return f"Whether the bodies are bright or dark cannot be told: {NONE_APART}."
 
 
 def _noted_dark(known: Known) -> bool:

@@ -42,7 +42,7 @@ _FIELD = (
     r"champ de (?:vision|vue)|campo de visi[óo]n"
 )
 """How people ask what the whole picture spans."""
-_SE = r"\bbse\b|\bse\b(?! (?:tom|us|obt|ve\b|ha\b|hi|puede))"
+_SE = r"\bbse\b|\bse\b(?! (?:tom|us|obt|ve\b|ha\b|hi|puede))|\b(?:bright|dark).?field"
 """Names of signals; in Spanish "se" is a pronoun."""
 _CLASSES = (
     r"(?:particles?|nano ?particles?|nano ?wires?|wires?|fib(?:re|er)s?|powders?|films?|coatings?|sponges?|metals?|"
@@ -178,7 +178,7 @@ INTENTS: Mapping[str, Intent] = {
     "quality": Intent(
         r"\bsharp(?!.*corner)|focus|\bblur|astigmat|\bnois|signal.to.noise|\bsnr\b|\bcontrast\b(?! the (?:first|"
         r"second))|"
-        r"\bbright(?:ness)?\b(?! (?:spots|bodies|dots|areas?|phase|regions?|parts?|particles|features|grains))|"
+        r"\bbright(?:ness)?\b(?!.?field| (?:spots|bodies|dots|areas?|phase|regions?|parts?|particles|features|grains))|"
         r"belichtet|\b(?:un)?scharf|\brausch|\bflou|\bnet(?:te)?\b|borros|enfoc|too dark|expos|saturat|charging|"
         r"quality|"
         rf"{_PICTURE} (?:any )?good\b|"
@@ -434,7 +434,18 @@ def named_bodies(question: str) -> Literal["bright", "dark"] | None:
     return None if bool(dark) == bool(bright) else "dark" if dark else "bright"
 
 
+def tone_asked(question: str) -> bool:
+    """Whether a question asks if bodies are bright or dark."""
+    return _TONE.search(spelled(question)) is not None
+
+
 _BODIES = r"(?:spots?|dots?|bodies|particles?|grains?|inclusions?|precipitates?|objects?)\b"
+_TONE = re.compile(
+    r"\b(?:bright|light|white)(?:er)? or (?:dark|black)(?:er)?\b(?!.?field)|"
+    r"\b(?:dark|black)(?:er)? or (?:bright|light|white)(?:er)?\b(?!.?field)|"
+    rf"\bare (?:the |these |those |they )?(?:{_BODIES} )?(?:bright|dark)\W*$|"
+    r"\bhell(?:er)? oder dunk(?:el|ler)|\bdunk(?:el|ler) oder hell"
+)
 _UNITS = {
     "nm": r"nm|nano ?met(?:er|re)s?|nanomètres?|nanómetros?",
     "um": r"[uµμ]m|microns?|micro ?met(?:er|re)s?|mikrometer|micromètres?|micrómetros?|micras?",
@@ -486,7 +497,7 @@ _ALSO_NAMED = {
     "magnification": r"magnif|vergrößerung|grossissement|aumentos?\b|\bmag\b|\bzoom",
     "date": r"\bwhen\b|\bdate\b|\bday\b",
     "field_width": _FIELD,
-    "mean_grey": r"gr[ea]y level|bright|dark",
+    "mean_grey": r"gr[ea]y level|(?:bright|dark)(?!.?field)",
     "sharpness": r"sharp|focus|blur|astigmat",
     "noise": r"nois|\bsnr\b",
     "line_edge_roughness": r"edge roughness|\bler\b|edges",

@@ -324,6 +324,28 @@ def test_a_picture_looks_like_bodies_only_as_far_as_they_are_measured() -> None:
 
 
 @pytest.mark.parametrize(
+    ("question", "dark"),
+    [
+        ("Are the precipitates dark or bright?", False),
+        ("Are they darker or brighter than the matrix?", True),
+        ("Sind die Teilchen hell oder dunkel?", True),
+        ("Are the particles bright?", False),
+    ],
+)
+def test_bodies_are_bright_or_dark(question: str, dark: bool) -> None:
+    """Seen failing before: the mean grey of the whole image was given."""
+    count = Fact("count", 24.0, "", "m", 0.9, "of dark bodies" if dark else "")
+    known = Known(Facts("particles", (count,), 0.92))
+    ground = "dark bodies on a brighter ground" if dark else "bright bodies on a darker ground"
+    assert answer("The mean grey is 40 %.", question, known) == f"The image shows {ground}."
+    assert answer("", question, NOTHING).startswith("Whether the bodies are bright or dark cannot be told")
+
+
+def test_bright_field_is_a_detector() -> None:
+    assert answer("", "Is this bright field or dark field?", replace(KNOWN, detector="BF")) == "The detector is BF."
+
+
+@pytest.mark.parametrize(
     ("question", "said"),
     [
         # a count of the whole image was given for its corner, and for a square micrometre
