@@ -164,7 +164,7 @@ def composed(
         if decided:
             return parts
     if not intents and len(numbers) > 1:
-        return [*parts, ("", "What is asked cannot be told from the images, their files or the measurements.")]
+        return [*parts, ("", UNKNOWN)]
     for number in numbers:
         prefix = _of(number, numbers)
         for name, text in _composed_of(intents, question, known[number - 1], said):
@@ -180,6 +180,7 @@ def _of(number: int, numbers: Sequence[int]) -> str:
     return f"Image {number}: " if len(numbers) > 1 else ""
 
 
+UNKNOWN = "What is asked cannot be told here: it is neither measured nor recognised nor read from a file."
 NO_PICTURE = "I answer questions about electron micrographs: show one with the question."
 """What is said without a picture, where the language model was not taught to talk."""
 ABOUT_ITSELF = {
@@ -193,9 +194,12 @@ ABOUT_ITSELF = {
 
 
 BEYOND = {
-    "reason": "Why that is so cannot be told from an image.",
+    "reason": "Reasons cannot be told from an image, and what the question takes for granted is not confirmed.",
     "advice": "What to choose or whether it will do is not told here: I say what is in the image and its file.",
     "region": "Parts of an image are not measured by themselves: what is measured holds for the whole.",
+    "connected": "Whether parts are connected is not measured.",
+    "layers": "Layers and phases are not counted or told apart.",
+    "beam": "Whether electrons or ions made an image is not read from its file.",
     "extreme": "The largest and the smallest body are not told by themselves.",
     "length": "The length of bodies is not measured.",
     "scale_bar": "The length of the scale bar itself is not told, only what one pixel measures.",
@@ -240,7 +244,7 @@ def _composed_of(
 ) -> Iterator[tuple[str, str]]:
     """What is known, intent by intent; what is not; and what can be seen, where that is asked or something is not."""
     if not intents:
-        yield "", "What is asked cannot be told from the image, its file or the measurements."
+        yield "", UNKNOWN
     lost, sort = list[str](), known.get("class")
     told_by_sort = intents_of(sort.text) if sort is not None else []
     for intent in intents:
@@ -383,6 +387,11 @@ KIND_WORDS = {
 }
 """What a kind of picture looks like."""
 DARK_BODIES = "dark bodies on a brighter ground"
+_ONE_OF = {
+    KIND_WORDS["particles"]: "one bright body on a darker ground",
+    KIND_WORDS["pores"]: "one dark body or opening in a brighter ground",
+    DARK_BODIES: "one dark body on a brighter ground",
+}
 UNDIRECTED = 0.25
 """Anisotropy below which no direction is preferred."""
 _NOISY = 5.0
@@ -407,13 +416,16 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
         yield "", _looks_like(known, sure)
     elif known.facts.items and wholly and not reasoned:
         yield "", f"{NONE_APART.capitalize()} in this image."
-    listed = [fact for fact in facts if fact.name not in _LEAVES_OUT | said]
+    listed = [fact for fact in facts if fact.name not in _LEAVES_OUT | said | _unfounded(known, sure)]
     ends = [fact for fact in listed if fact.name in ("d10_diameter", "d90_diameter")]
     if len({fact.written for fact in ends}) < len(ends):  # bodies of one size have no range
         listed = [fact for fact in listed if fact not in ends]
-    measured = []
+    measured, alone = [], _alone(known)
+    if alone:
+        listed = [fact for fact in listed if fact.name != "count"]
     for piece in _together(listed):
         name = QUANTITIES[piece[0].name].said if len(piece) == 1 else "most diameters between"
+        name = name.removeprefix("mean ") if alone else name
         doubt = "" if all(fact.sure for fact in piece) else " (uncertain)"
         measured.append(f"{name} {' and '.join(fact.written for fact in piece)}{doubt}")
     if measured:
@@ -433,10 +445,35 @@ def _seen(known: Known, *, wholly: bool, reasoned: bool, said: Set[str] = frozen
         yield "", f"The {' and the '.join(words)}."
 
 
+def _alone(known: Known) -> bool:
+    """Whether one body was counted, so that a mean is its own."""
+    count = known.get("count")
+    return count is not None and count.value == 1
+
+
+def _unfounded(known: Known, sure: float) -> set[str]:
+    """Quantities that are not told unasked, as what they would be of is not clear: `sure` it is what it looks like.
+
+    Fibres that nothing but an uncertain width speaks for; what bodies cover that could be neither counted nor sized;
+    and a period where nothing repeats, which is as often that of the scan.
+    """
+    kind, known_of = known.facts.kind, {fact.name for fact in known if fact.sure}
+    left = set[str]()
+    if kind == "fibres" and sure < LIKELY:
+        left |= {"fibre_width", "fibre_width_spread"}
+    if kind in ("particles", "pores") and not known_of & {"count", *_SIZES}:
+        left.add("coverage")
+    if kind != "lines" and "count" not in known_of:
+        left.add("period")
+    return left
+
+
 def _looks_like(known: Known, sure: float) -> str:
     """What kind of picture it is, as a sentence."""
     kind = known.facts.kind
     shown = DARK_BODIES if kind == "particles" and _noted_dark(known) else KIND_WORDS[kind]
+    if _alone(known):
+        shown = _ONE_OF.get(shown, shown)
     return f"The image {'shows' if sure >= SURE else 'seems to show'} {shown}."
 
 
@@ -456,8 +493,8 @@ def _noted_dark(known: Known) -> bool:
 def _kind_sure(known: Known) -> float:
     """How sure it is what a picture looks like: no more than what else is known of its bodies.
 
-    Cloudy noise looks like bodies and a polished section like fibres, but none of them is measured with confidence and
-    no head knows a word for them.
+    Cloudy noise looks like bodies and polished grains like fibres, but none of them is measured with confidence and no
+    head knows a word for them.
     """
     kind, sure = known.facts.kind, known.facts.kind_confidence
     arranged = known.get("arrangement")
@@ -466,6 +503,9 @@ def _kind_sure(known: Known) -> float:
     worded = any(known.get(name) for name in ("class", "shape", "arrangement"))
     if worded or kind not in ("particles", "pores", "fibres"):
         return sure
+    if kind == "fibres":
+        width = known.get("fibre_width")
+        return sure if width is not None and width.sure else 0.0
     measured = (fact.confidence for name in _OF_BODIES if (fact := known.get(name)) is not None)
     return min(sure, max(measured, default=0.0))
 

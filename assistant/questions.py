@@ -35,7 +35,8 @@ _ELEMENTS = (
     r"oxygen|nitrogen|lithium|cobalt|mangan\w+|chrom\w+|lead|tin|sulphur|sulfur|oxide|organic)"
 )
 _FIELD = (
-    rf"fields? of view|\bf\.?o\.?v\b|\bhfw\b|field width|(?:wide|size|large|big|width|dimensions?|area) "
+    rf"fields? of view|\bview ?fields?\b|\bf\.?o\.?v\b|\bhfw\b|field width|"
+    r"(?:wide|size|large|big|width|dimensions?|area) "
     rf"(?:is |are |of |in )*(?:the |this |that )?(?:whole |full |entire |shown )?(?:{_PICTURE}|frame|scan|"
     rf"view)(?: in \w+)?\W*$|"
     rf"{_PICTURE} (?:size|width|dimensions?)|bild(?:ausschnitt|breite|feld)|gesichtsfeld|sehfeld|"
@@ -133,7 +134,8 @@ INTENTS: Mapping[str, Intent] = {
         rf"{_SE}|backscatter|"
         r"secondary (?:electron|or)|"
         r"in-?lens|signal was|(?:which|what) signal|microscope|instrument|manufactur(?!ing)|vendor|machine|"
-        r"(?:which|what) (?:tool|sem|tem)\b|magnif|\bmag\b|\bzoom|working distance|\bwd\b|^(?:and )?when (?:was|"
+        r"(?:which|what) (?:tool|sem|tem)\b|"
+        r"\b[st]em\b.* or .*\b[st]em\b|magnif|\bmag\b|\bzoom|working distance|\bwd\b|^(?:and )?when (?:was|"
         r"were) (?:it|this|that|the|they|these)\b|\bdate\b|"
         r"(?:what|which) day (?:was|were)|imaging conditions|\bsettings\b|acquisition|parameters|meta ?data|"
         r"file header|"
@@ -178,8 +180,8 @@ INTENTS: Mapping[str, Intent] = {
     "quality": Intent(
         r"\bsharp(?!.*corner)|focus|\bblur|astigmat|\bnois|signal.to.noise|\bsnr\b|\bcontrast\b(?! the (?:first|"
         r"second))|"
-        r"\bbright(?:ness)?\b(?!.?field| (?:spots|bodies|dots|areas?|phase|regions?|parts?|particles|features|grains))|"
-        r"belichtet|\b(?:un)?scharf|\brausch|\bflou|\bnet(?:te)?\b|borros|enfoc|too dark|expos|saturat|charging|"
+        r"\bbright(?:ness)?\b(?!.?field| (?:area|phase|region|part|\w+s)\b)|"
+        r"belichtet|\b(?:un)?scharf|rausch|\bflou|\bnet(?:te)?\b|borros|enfoc|too dark|expos|saturat|charging|"
         r"quality|"
         rf"{_PICTURE} (?:any )?good\b|"
         rf"good (?:is )?(?:this |the |a )?{_PICTURE}|good enough|any good|usable|used for (?:an )?analysis|"
@@ -204,6 +206,8 @@ INTENTS: Mapping[str, Intent] = {
         _SPECIFIC,
     ),
     "what": Intent(
+        rf"^(?:is|are) there (?:an? |any |some )?{_CLASSES}(?: (?:here|visible|present|"
+        rf"in (?:it|(?:this |the )?{_PICTURE})))*\W*$|"
         rf"what(?:'?s| is| are| was| were| might| could)? {_THIS}\b|what(?:'?s| is) (?:shown|in (?:the|this)|"
         rf"the sample)|"
         rf"what am i|what (?:do|did) (?:we|you|i) (?:see|image)|what have (?:i|we)|what can (?:you |"
@@ -259,8 +263,19 @@ LIMITS: Mapping[str, Limit] = {
         r"(?:corner|half|part|side|quarter|quadrant|third|edge|area|region)|"
         r"\b(?:in|at|near) the (?:very )?(?:cent(?:er|re)|middle|corner|background|foreground|left|right|top|bottom)\b|"
         r"\b(?:oben|unten) (?:links|rechts)|(?:linke|rechte|obere|untere)[nrsm]? (?:\w+ )?(?:ecke|hälfte|bereich|rand)|"
-        r"en (?:haut|bas) à|\besquina|\bcoin (?:sup|inf)|in der (?:mitte|ecke)"
+        r"en (?:haut|bas) à|\besquina|\bcoin (?:sup|inf)|in der (?:mitte|ecke)|\beverywhere\b|\bthroughout\b|"
+        r"same population|\b(?:edges?|rims?|interiors?)\b.*\b(?:bright|dark)er|"
+        r"(?:bright|dark)er\b.*\b(?:edges?|interior)|"
+        r"\bwhere (?:is|are) (?:it|they|those|these|the)\b|^(?:is|are) (?:it|this|that|they|these) (?:uniform|homogen)",
+        ("compare",),
     ),
+    "connected": Limit(r"\b(?:inter)?connect(?:s|ed|ivity)?\b|\bpercolat", tuple(INTENTS)),
+    "layers": Limit(
+        r"how many (?:\w+ ){0,2}(?:layers|phases)\b|"
+        r"\bwhich (?:one |layer |phase )?(?:is |is the |are )?(?:the )?(?:bright|dark)est",
+        ("count", "quality"),
+    ),
+    "beam": Limit(r"\b(?:electron|ion)s? or (?:with )?(?:electron|ion)s?\b|(?:imaged|taken|made) (?:with|by) ions\b"),
     "extreme": Limit(
         r"^(?!.*distance).*\b(?:larg|bigg|small|long|short|thick|thinn|wid)est\b|\b(?:größte|kleinste|dickste|dünnste|längste)|"
         r"\bplus (?:grande?|petite?)s?\b|\bmás (?:grande|pequeñ)"
@@ -270,7 +285,8 @@ LIMITS: Mapping[str, Limit] = {
         r"(?:fib|wire|nano|rod|needle|crack|tube|it\b|them|particles)|wie lang\b(?!.*maßstab)"
     ),
     "scale_bar": Limit(
-        r"\b(?:what|how|length|value|size)\b.* scale ?bar\b|^scale ?bar$|scale ?bar(?:'s)? (?:length|size|value)|"
+        r"\b(?:what|how|length|value|size)\b.* scale ?bar\b|^scale ?bar$|\bis the scale ?bar\b|"
+        r"scale ?bar(?:'s)? (?:length|size|value)|"
         r"maßstabsbalken|barre d'échelle|barra de escala"
     ),
     "pixel_count": Limit(
@@ -450,6 +466,7 @@ _UNITS = {
     "nm": r"nm|nano ?met(?:er|re)s?|nanomètres?|nanómetros?",
     "um": r"[uµμ]m|microns?|micro ?met(?:er|re)s?|mikrometer|micromètres?|micrómetros?|micras?",
     "mm": r"mm|milli ?met(?:er|re)s?|millimètres?|milímetros?",
+    "angstrom": r"å|[aå]ngstr[oö]ms?",
 }
 _UNIT = re.compile(rf"\b(?:in|en) ({'|'.join(_UNITS.values())})\b(?! (?:wide|square))")
 _SAME = re.compile(
