@@ -398,6 +398,8 @@ _NOISY = 5.0
 """Noise from which an image is called noisy [%]."""
 _OF_BODIES = (*_SIZES, "count", "coverage", "porosity", "aspect_ratio", "nearest_neighbour", "wall_thickness")
 """Measured quantities that stand for bodies."""
+_OF_PARTS = frozenset({"count", "area_weighted_diameter", "grain_size", "mean_chord_of_the_bright_phase"})
+"""Quantities that bodies or phases have that were told apart."""
 _LEAVES_OUT = frozenset({"anisotropy", "orientation", "contrast", "noise", "orientation_spread"})
 
 
@@ -457,13 +459,12 @@ def _unfounded(known: Known, sure: float) -> set[str]:
     Fibres that nothing but an uncertain width speaks for; what bodies cover that could be neither counted nor sized;
     and a period where nothing repeats, which is as often that of the scan.
     """
-    kind, known_of = known.facts.kind, {fact.name for fact in known if fact.sure}
-    left = set[str]()
+    kind, told, left = known.facts.kind, {fact.name for fact in known}, set[str]()
     if kind == "fibres" and sure < LIKELY:
         left |= {"fibre_width", "fibre_width_spread"}
-    if kind in ("particles", "pores") and not known_of & {"count", *_SIZES}:
+    if kind in ("particles", "pores") and not told & _OF_PARTS:
         left.add("coverage")
-    if kind != "lines" and "count" not in known_of:
+    if kind != "lines" and "count" not in told:
         left.add("period")
     return left
 

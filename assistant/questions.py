@@ -514,7 +514,7 @@ _ALSO_NAMED = {
     "magnification": r"magnif|vergrößerung|grossissement|aumentos?\b|\bmag\b|\bzoom",
     "date": r"\bwhen\b|\bdate\b|\bday\b",
     "field_width": _FIELD,
-    "mean_grey": r"gr[ea]y level|(?:bright|dark)(?!.?field)",
+    "mean_grey": r"gr[ea]y level|(?:bright|dark)(?!.?field|est)",
     "sharpness": r"sharp|focus|blur|astigmat",
     "noise": r"nois|\bsnr\b",
     "line_edge_roughness": r"edge roughness|\bler\b|edges",
@@ -566,8 +566,8 @@ _TYPOS = {
 }
 _NEAR_BUT_RIGHT = frozenset(
     """
-    aligning analyze calibrate count counted counting country counts cover covered covering covers described
-    describes detectors directional directions distances distributed fiber fibers field fields focused form forms
+    aligning analyze brightest calibrate count counted counting country counts cover covered covering covers
+    darkest described describes detectors directional directions distances distributed fiber fibers field fields focused form forms
     from grain granular ground heights homogeneity identity imaged images isotropy kinds large largest
     largeur layer layers
     length lengths look looks machine marks material materials meaning means measurement measurements measures
