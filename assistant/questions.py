@@ -567,17 +567,16 @@ _TYPOS = {
 _NEAR_BUT_RIGHT = frozenset(
     """
     aligning analyze brightest calibrate count counted counting country counts cover covered covering covers
-    darkest described describes detectors directional directions distances distributed fiber fibers field fields focused form forms
-    from grain granular ground heights homogeneity identity imaged images isotropy kinds large largest
-    largeur layer layers
-    length lengths look looks machine marks material materials meaning means measurement measurements measures
-    measuring member minutes mirror neighbor neighbors noises number numbers order ordered ordering orders orient
-    oriented particular past pattern patterns pictured place please point pore power prefer present print quantity
-    rate rates ratios rough roughly round sample samples scaled scales scratch scratched shape shaped share shares
-    sharper shown shows similarly simple since size sized smooth sort space spaces sphere spots striated strong
-    structural surfaces tell tested text texts than that their them then there they thick thin thing things think
-    three time times touch touching type types view visible void voids wafer warm were when where while whole wide
-    will with word words work works world would write your
+    darkest described describes detectors directional directions distances distributed fiber fibers field fields
+    focused form forms from grain granular ground heights homogeneity identity imaged images isotropy kinds large
+    largest largeur layer layers length lengths look looks machine marks material materials meaning means
+    measurement measurements measures measuring member minutes mirror neighbor neighbors noises number numbers
+    order ordered ordering orders orient oriented particular past pattern patterns pictured place please point
+    pore power prefer present print quantity rate rates ratios rough roughly round sample samples scaled scales
+    scratch scratched shape shaped share shares sharper shown shows similarly simple since size sized smooth sort
+    space spaces sphere spots striated strong structural surfaces tell tested text texts than that their them then
+    there they thick thin thing things think three time times touch touching type types view visible void voids
+    wafer warm were when where while whole wide will with word words work works world would write your
     """.split()
 )
 """Words that are near one of those and mean another thing."""
