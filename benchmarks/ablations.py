@@ -92,7 +92,7 @@ SIDE_BY_SIDE = 2
 TAKEN = ("", "ViT", "HNF", "grounding", "picture", "facts", "picture and facts")
 ROWS_ASKED = 200
 WORDS = ("training.turns=4", "training.batch_size=2", "training.validate_on=16", "training.augment=false")
-STEPS = 60
+STEPS = 40
 Run = tuple[str, Callable[[int], dict[str, float]]]
 
 
