@@ -9,6 +9,7 @@ about models.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 from assistant.handbook import entry_for
@@ -200,7 +201,8 @@ BEYOND = {
     "connected": "Whether parts are connected is not measured.",
     "layers": "Layers and phases are not counted or told apart.",
     "beam": "Whether electrons or ions made an image is not read from its file.",
-    "extreme": "The largest and the smallest body are not told by themselves.",
+    "extreme": "Single bodies such as the largest are not sized: what is measured is how sizes are distributed.",
+    "every": "Single bodies are not judged: what is said holds for the picture as a whole.",
     "length": "The length of bodies is not measured.",
     "scale_bar": "The length of the scale bar itself is not told, only what one pixel measures.",
     "pixel_count": "How many pixels and bits an image has is not told here.",
@@ -311,11 +313,17 @@ def _together(facts: Sequence[Fact]) -> Iterator[Sequence[Fact]]:
             yield ends
 
 
+UNDIRECTED = 0.25
+"""Anisotropy below which no main direction is told."""
+
+
 def _said(fact: Fact) -> str:
     """A fact as a sentence, in words that a person would use."""
     if fact.value is not None and fact.sure:
-        if fact.name == "anisotropy" and fact.value < UNDIRECTED:
-            return f"No direction is preferred: the anisotropy is {fact.written}."
+        if fact.name == "anisotropy":
+            return f"{_DIRECTED[bisect_left(_DIRECTIONS, fact.value)]}he anisotropy is {fact.written}."
+        if fact.name == "mean_grey":
+            return f"The mean grey is {fact.written} of the range that is shown."
         if fact.name == "noise":
             return f"The noise is {fact.written}, so the image is {'noisy' if fact.value >= _NOISY else 'not noisy'}."
         if fact.name == "orientation":
@@ -323,6 +331,14 @@ def _said(fact: Fact) -> str:
     return sentence_of(fact)
 
 
+_DIRECTIONS = (0.1, UNDIRECTED, 0.4)
+_DIRECTED = (
+    "No direction is preferred: t",
+    "No main direction could be measured: t",
+    "T",
+    "A direction is preferred: t",
+)
+"""What an anisotropy says: up to each of `_DIRECTIONS`, and above the last."""
 NONE_APART = "no separate bodies were told apart"
 
 
@@ -341,7 +357,7 @@ def _lost(names: Sequence[str], known: Known) -> Iterator[tuple[str, str]]:
             reasons.setdefault(" with any confidence", []).append(name)
         elif name in ("count", "mean_diameter") and known.facts.items:
             bodies = known.facts.kind in ("particles", "pores", "fibres") and _kind_sure(known) >= LIKELY
-            why = "the bodies are not clear enough to be outlined" if bodies else NONE_APART
+            why = "bodies are seen, but could not be outlined reliably" if bodies else NONE_APART
             reasons.setdefault(f": {why}", []).append(name)
         else:
             reasons.setdefault("", []).append(name)
@@ -359,6 +375,8 @@ def _untold(name: str, known: Known) -> str:
 
 
 _AS_SAID = {"network": "a network"}
+_LONG = frozenset({"fibres", "nanowires", "straight", "curved"})
+"""Words of class and shape that long, thin bodies have."""
 _NO_BODIES = frozenset({"network", "layered"})
 """Arrangements that separate bodies do not have."""
 
@@ -392,8 +410,6 @@ _ONE_OF = {
     KIND_WORDS["pores"]: "one dark body or opening in a brighter ground",
     DARK_BODIES: "one dark body on a brighter ground",
 }
-UNDIRECTED = 0.25
-"""Anisotropy below which no direction is preferred."""
 _NOISY = 5.0
 """Noise from which an image is called noisy [%]."""
 _OF_BODIES = (*_SIZES, "count", "coverage", "porosity", "aspect_ratio", "nearest_neighbour", "wall_thickness")
@@ -501,12 +517,12 @@ def _kind_sure(known: Known) -> float:
     arranged = known.get("arrangement")
     if kind == "particles" and arranged is not None and arranged.text in _NO_BODIES:
         return 0.0  # a head sees walls or layers where the measurement took bright parts for bodies
-    worded = any(known.get(name) for name in ("class", "shape", "arrangement"))
-    if worded or kind not in ("particles", "pores", "fibres"):
-        return sure
+    words = {fact.text for name in ("class", "shape", "arrangement") if (fact := known.get(name)) is not None}
     if kind == "fibres":
         width = known.get("fibre_width")
-        return sure if width is not None and width.sure else 0.0
+        return sure if words & _LONG or (width is not None and width.sure) else 0.0
+    if words or kind not in ("particles", "pores"):
+        return sure
     measured = (fact.confidence for name in _OF_BODIES if (fact := known.get(name)) is not None)
     return min(sure, max(measured, default=0.0))
 

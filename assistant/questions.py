@@ -38,7 +38,7 @@ _FIELD = (
     rf"fields? of view|\bview ?fields?\b|\bf\.?o\.?v\b|\bhfw\b|field width|"
     r"(?:wide|size|large|big|width|dimensions?|area) "
     rf"(?:is |are |of |in )*(?:the |this |that )?(?:whole |full |entire |shown )?(?:{_PICTURE}|frame|scan|"
-    rf"view)(?: in \w+)?\W*$|"
+    rf"view)(?: (?:and )?in \w+)*\W*$|"
     rf"{_PICTURE} (?:size|width|dimensions?)|bild(?:ausschnitt|breite|feld)|gesichtsfeld|sehfeld|"
     r"champ de (?:vision|vue)|campo de visi[óo]n"
 )
@@ -107,7 +107,8 @@ INTENTS: Mapping[str, Intent] = {
         ("size", "porosity"),
     ),
     "composition": Intent(
-        r"\belements?\b|chemical|composition|(?:made|consist\w*) (?:out )?of|\bcrystallin|amorphous|"
+        r"\belements?\b|chemical|atomic number|\bmineral\b|"
+        r"composition|(?:made|consist\w*) (?:out )?of|\bcrystallin|amorphous|"
         r"\boxid(?:e|ised|ized)\b|\bstoichiometr|\bbesteh\w* .*\baus\b|\baus\b.* besteh|\baus was besteh|"
         r"\bzusammensetzung|de qué material|éléments?\b|\bhech[oa]s? de|"
         rf"(?:is|are) {_THIS} (?:an? )?{_ELEMENTS}\b|\b(?:any|contains?|traces of) {_ELEMENTS}\b",
@@ -133,8 +134,8 @@ INTENTS: Mapping[str, Intent] = {
         r"voltage|\bkvs?\b|kilovolt|beam energy|\bhv\b|\beht\b|spannung|tensi[óo]n d|detector|"
         rf"{_SE}|backscatter|"
         r"secondary (?:electron|or)|"
-        r"in-?lens|signal was|(?:which|what) signal|microscope|instrument|manufactur(?!ing)|vendor|machine|"
-        r"(?:which|what) (?:tool|sem|tem)\b|"
+        r"in-?lens|signal was|(?:which|what) signal|microscope|instrument|manufactur(?!ing)|vendor|"
+        r"(?:which|what|the) machine\b|(?:which|what) (?:tool|sem|tem)\b|"
         r"\b[st]em\b.* or .*\b[st]em\b|magnif|\bmag\b|\bzoom|working distance|\bwd\b|^(?:and )?when (?:was|"
         r"were) (?:it|this|that|the|they|these)\b|\bdate\b|"
         r"(?:what|which) day (?:was|were)|imaging conditions|\bsettings\b|acquisition|parameters|meta ?data|"
@@ -180,7 +181,9 @@ INTENTS: Mapping[str, Intent] = {
     "quality": Intent(
         r"\bsharp(?!.*corner)|focus|\bblur|astigmat|\bnois|signal.to.noise|\bsnr\b|\bcontrast\b(?! the (?:first|"
         r"second))|"
-        r"\bbright(?:ness)?\b(?!.?field| (?:area|phase|region|part|\w+s)\b)|"
+        r"^(?!.*(?:fraction|share|percent|how much|atomic)).*\bbright(?:ness)?\b"
+        r"(?!.?field| (?:area|phase|region|part|grain|particle|body|spot|one|(?!is\b|was\b)\w+s)\b)|"
+        r"(?:mean|average) gr[ea]y|"
         r"belichtet|\b(?:un)?scharf|rausch|\bflou|\bnet(?:te)?\b|borros|enfoc|too dark|expos|saturat|charging|"
         r"quality|"
         rf"{_PICTURE} (?:any )?good\b|"
@@ -263,6 +266,7 @@ LIMITS: Mapping[str, Limit] = {
         r"(?:corner|half|part|side|quarter|quadrant|third|edge|area|region)|"
         r"\b(?:in|at|near) the (?:very )?(?:cent(?:er|re)|middle|corner|background|foreground|left|right|top|bottom)\b|"
         r"\b(?:oben|unten) (?:links|rechts)|(?:linke|rechte|obere|untere)[nrsm]? (?:\w+ )?(?:ecke|hälfte|bereich|rand)|"
+        r"\bedge of (?!the (?:particles|lines|wires|bodies|grains|pores))|"
         r"en (?:haut|bas) à|\besquina|\bcoin (?:sup|inf)|in der (?:mitte|ecke)|\beverywhere\b|\bthroughout\b|"
         r"same population|\b(?:edges?|rims?|interiors?)\b.*\b(?:bright|dark)er|"
         r"(?:bright|dark)er\b.*\b(?:edges?|interior)|"
@@ -278,7 +282,11 @@ LIMITS: Mapping[str, Limit] = {
     "beam": Limit(r"\b(?:electron|ion)s? or (?:with )?(?:electron|ion)s?\b|(?:imaged|taken|made) (?:with|by) ions\b"),
     "extreme": Limit(
         r"^(?!.*distance).*\b(?:larg|bigg|small|long|short|thick|thinn|wid)est\b|\b(?:größte|kleinste|dickste|dünnste|längste)|"
-        r"\bplus (?:grande?|petite?)s?\b|\bmás (?:grande|pequeñ)"
+        r"\bplus (?:grande?|grosse?|petite?)s?\b|\bmás (?:grande|pequeñ)"
+    ),
+    "every": Limit(
+        r"\b(?:are|is) (?:they|these|those|it|the \w+) all\b|^(?:are|is) all\b|"
+        r"\b(?:all|every|each) (?:of (?:them|these) )?(?:the )?\w+ (?:is|are) (?:round|spher|the same)",
     ),
     "length": Limit(
         r"how long (?:is|are) (?!.*scale ?bar)|\blengths? of (?!.*scale ?bar)(?:the |these |those |a )?"
@@ -509,12 +517,12 @@ _ALSO_NAMED = {
     "class": r"\bclass|categor|(?:kind|type|sort)s? of|klasse|\bclase\b|\bart (?:von )?probe",
     "voltage": r"voltage|spannung|voltaje|tensi[óo]n|\bkvs?\b|kilovolt|beam energy|\bhv\b|\beht\b",
     "detector": rf"detector|detektor|détecteur|{_SE}|backscatter|secondary|in-?lens|signal",
-    "microscope": r"mikroskop|microscope(?!'?s? (?:settings|param))|instrument|manufactur(?!ing)|vendor|machine|"
-    r"\btool\b|\bsem\b|\btem\b",
+    "microscope": r"mikroskop|microscope(?!'?s? (?:settings|param))|instrument|manufactur(?!ing)|vendor|"
+    r"(?:which|what|the) machine\b|\btool\b|\bsem\b|\btem\b",
     "magnification": r"magnif|vergrößerung|grossissement|aumentos?\b|\bmag\b|\bzoom",
     "date": r"\bwhen\b|\bdate\b|\bday\b",
     "field_width": _FIELD,
-    "mean_grey": r"gr[ea]y level|(?:bright|dark)(?!.?field|est)",
+    "mean_grey": r"gr[ea]y level|(?:bright|dark)(?!.?field|est)|expos|gr[ea]y value|(?:mean|average) gr[ea]y",
     "sharpness": r"sharp|focus|blur|astigmat",
     "noise": r"nois|\bsnr\b",
     "line_edge_roughness": r"edge roughness|\bler\b|edges",

@@ -50,7 +50,11 @@ def test_a_true_answer_to_the_question_stays(question: str, draft: str) -> None:
         ("How many structures are there?", "The 24 distright structures be.", "24 structures were counted."),
         ("How many structures are there?", "The coverage is 30 %.", "24 structures were counted."),
         ("At which voltage was it taken?", "The metadata do not give the setings.", "The voltage is 20 kV."),
-        ("What is the magnification?", "The magnification is 5000x.", "The file does not give the magnification."),
+        (
+            "What is the magnification?",
+            "The magnification is 5000x.",
+            "The magnification was not found in the file or read from its info bar.",
+        ),
         ("Which detector was used?", "The detector was ETD.", "The detector is SE2."),
         (
             "How wide are the lines?",
@@ -371,6 +375,34 @@ def test_lengths_come_in_angstrom() -> None:
     assert answer("", "What is the mean diameter in angstrom?", KNOWN) == "The mean diameter is 3120 angstrom."
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.09, "No direction is preferred: the anisotropy is 0.09."),
+        (0.21, "No main direction could be measured: the anisotropy is 0.21."),
+        (0.3, "The anisotropy is 0.3."),
+        (0.49, "A direction is preferred: the anisotropy is 0.49."),
+    ],
+)
+def test_a_weak_direction_is_not_denied(value: float, said: str) -> None:
+    """Seen failing on precipitates that plainly lie one way, with an anisotropy of 0.21."""
+    known = Known(Facts("uniform", (Fact("anisotropy", value, "", "m", 0.9),), 0.9))
+    assert answer("", "Is there a preferred direction?", known).startswith(said)
+
+
+@pytest.mark.parametrize(("label", "long"), [("fibres", True), ("coating in cross-section", False)])
+def test_a_class_of_other_things_speaks_for_no_fibres(label: str, long: bool) -> None:
+    known = Known(Facts("fibres", (Fact("contrast", 30.0, "%", "m", 0.9),), 0.9)).with_class(label)
+    assert ("long, thin bodies" in answer("", "What is this?", known)) is long
+
+
+def test_the_mean_grey_says_of_what_it_is() -> None:
+    known = Known(Facts("uniform", (Fact("mean_grey", 26.0, "%", "m", 0.95),), 0.9))
+    for question in ("What is the mean grey?", "How bright is it?", "Is it underexposed?"):
+        assert "The mean grey is 26 % of the range that is shown." in answer("", question, known)
+    assert "grey" not in answer("", "What fraction of the image is bright?", known)
+
+
 def test_bright_field_is_a_detector() -> None:
     assert answer("", "Is this bright field or dark field?", replace(KNOWN, detector="BF")) == "The detector is BF."
 
@@ -400,6 +432,12 @@ def test_bright_field_is_a_detector() -> None:
         ("How many layers are there and which one is the brightest?", "Layers and phases are not counted"),
         ("Was it imaged with electrons or ions?", "Whether electrons or ions made an image is not read from its file."),
         ("Is the scale bar 100 nm?", "The length of the scale bar itself is not told"),
+        ("Are they all round?", "Single bodies are not judged: what is said holds for the picture as a whole."),
+        ("Quelle est la taille de la plus grosse particule ?", "Single bodies such as the largest are not sized"),
+        ("In which direction does the edge of the electrode run?", "Parts of an image are not measured by themselves"),
+        ("Which phase has the higher atomic number, the bright one or the dark one?", "Elements and crystal structure"),
+        ("How many nanowires do you see, you useless machine?", "24 structures were counted."),
+        ("wat is the width of teh image in mm and in nm", "The field width"),
         ("Would you recommend a higher voltage?", "What to choose or whether it will do is not told here"),
         ("Is the powder suitable for additive manufacturing?", "What to choose or whether it will do is not told"),
         ("What is the scale bar length?", "The length of the scale bar itself is not told"),
@@ -412,7 +450,10 @@ def test_bright_field_is_a_detector() -> None:
         ("Is it charging?", "Charging and saturation are not recognised."),
         ("Are the particles hollow?", "What is asked cannot be told"),
         ("Is there beading on the fibres?", "What is asked cannot be told"),
-        ("Is the working distance larger than 5 mm?", "The file does not give the working distance."),
+        (
+            "Is the working distance larger than 5 mm?",
+            "The working distance was not found in the file or read from its info bar.",
+        ),
         ("At what voltage was this taken, and can I trust it?", "The voltage is 20 kV."),
     ],
 )

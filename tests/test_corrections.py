@@ -59,10 +59,10 @@ def test_known_numbers_are_quoted(said: str, right: str) -> None:
     [
         (
             "It was taken at 15 kV with 10.62 nm per pixel.",
-            "The file does not give the voltage. The image is not calibrated.",
+            "The voltage was not found in the file or read from its info bar. The image is not calibrated.",
         ),
-        ("The working distance is 4 mm.", "The file does not give the working distance."),
-        ("The magnification is 4000x.", "The file does not give the magnification."),
+        ("The working distance is 4 mm.", "The working distance was not found in the file or read from its info bar."),
+        ("The magnification is 4000x.", "The magnification was not found in the file or read from its info bar."),
         ("The fibre width is 13.2 nm.", "The image is not calibrated."),
         (
             "The fibre width is 13.2 px; the count is 3.",

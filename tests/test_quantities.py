@@ -199,7 +199,7 @@ def test_nothing_known_leaves_no_number() -> None:
 
 def test_what_is_missing_is_said_once() -> None:
     said = corrected("The voltage is 5 kV. It was taken at 5 kV.", Known(Facts("texture", ())))
-    assert said.strip() == "The file does not give the voltage."
+    assert said.strip() == "The voltage was not found in the file or read from its info bar."
 
 
 def test_of_two_pictures_a_number_may_be_that_of_either() -> None:

@@ -40,7 +40,7 @@ KNOWN = Known(
         ("The detector is SE2.", ["true"]),
         ("The detector is ETD.", ["false"]),
         ("The microscope is a Quanta.", ["unsupported"]),
-        ("The file does not give the magnification.", ["withheld"]),
+        ("The magnification was not found in the file or read from its info bar.", ["withheld"]),
         ("It shows a surface.", []),
         ("Most diameters are between 61 nm and 480 nm.", ["true"]),
         ("Most diameters are between 61 nm and 500 nm.", ["unsupported"]),

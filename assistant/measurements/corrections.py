@@ -86,7 +86,7 @@ def missing(name: str, *, calibrated: bool) -> str:
     if name == "field_width":
         return "The field width cannot be told: the file gives no scale."
     if quantity.source == "read":
-        return f"The file does not {'name' if quantity.in_words else 'give'} the {quantity.said}."
+        return f"The {quantity.said} was not found in the file or read from its info bar."
     return f"The {quantity.said} could not be measured in this image." if calibrated else "The image is not calibrated."
 
 

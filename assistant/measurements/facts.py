@@ -30,7 +30,7 @@ READ: Mapping[str, tuple[str, str]] = {
     "date": ("date", ""),
 }
 """What a file says: quantity -> the field that holds it, and its unit."""
-OPENINGS, NO_OPENINGS = "dark openings", "no dark openings were found"
+OPENINGS, NO_OPENINGS = "dark openings", "no dark openings could be told apart"
 """Note of a porosity whose openings were told from dark matter; why a picture surely has no porosity."""
 LIKELY, SURE = 0.5, 0.8
 """Confidence from which an answer states a measured fact, and from which it does so without a word of doubt.

@@ -26,7 +26,8 @@ _NAMED = re.compile(
 _NO_NAME = frozenset({"not", "unknown", "named", "given", "no", "none", "used", "same", "recorded", "stated"})
 _DENIED = re.compile(r"\b(?:no|not|never|neither|nor|without)\b|n['’]t\b", re.IGNORECASE)
 _WITHHELD = re.compile(
-    r"\b(?:(?:could|can) ?not be (?:measured|told|seen|counted|determined)|(?:was|were) not (?:measured|recorded)|"
+    r"\b(?:(?:could|can) ?not be (?:measured|told|seen|counted|determined)|"
+    r"(?:was|were) not (?:measured|recorded|found)|"
     r"do(?:es)? not (?:give|name|say|state|contain)|(?:is|are) not (?:calibrated|known|given|named|stated)|"
     r"nothing could be measured|no classifier here)",
     re.IGNORECASE,
