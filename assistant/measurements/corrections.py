@@ -86,7 +86,8 @@ def missing(name: str, *, calibrated: bool) -> str:
     if name == "field_width":
         return "The field width cannot be told: the file gives no scale."
     if quantity.source == "read":
-        return f"The {quantity.said} was not found in the file or read from its info bar."
+        named = "name of the " if name in ("microscope", "detector") else ""
+        return f"The {named}{quantity.said} was not found in the file or read from its info bar."
     return f"The {quantity.said} could not be measured in this image." if calibrated else "The image is not calibrated."
 
 
