@@ -198,6 +198,7 @@ BEYOND = {
     "reason": "Reasons cannot be told from an image, and what the question takes for granted is not confirmed.",
     "advice": "What to choose or whether it will do is not told here: I say what is in the image and its file.",
     "region": "Parts of an image are not measured by themselves: what is measured holds for the whole.",
+    "subset": "Bodies of one tone, shape or place are not measured apart from the others.",
     "connected": "Whether parts are connected is not measured.",
     "layers": "Layers and phases are not counted or told apart.",
     "beam": "Whether electrons or ions made an image is not read from its file.",

@@ -56,7 +56,8 @@ _SPECIFIC = (
 INTENTS: Mapping[str, Intent] = {
     "count": Intent(
         r"wie ?viele|\bzähl|\bcombien|\bcuánt[ao]s|\bquant[ie]\b|\banzahl|\btally|\bn[ro]s?\.? of\b|"
-        r"how many(?! (?:of (?:the )?)?(?:nm|nanomet|micromet|microns?\b|kv|kilo|pixels?|people|times|k?v\b|mm))|"
+        r"how many(?! (?:of (?:the )?)?(?:nm|nanomet|micromet|microns?\b|kv|kilo|pixels?|people|times|k?v\b|mm|wt|"
+        r"weight|vol|percent|%))|"
         r"how much (?:particles|pores)|"
         r"number of|numbers?\b(?= and)|total number|\bcount(?:s|ed|ing)?\b|numerous|quantity of|"
         r"(?:more|fewer|less) than \w+ (?:particles?|structures?|objects?|pores|bodies|grains|cells|wires)|"
@@ -107,7 +108,7 @@ INTENTS: Mapping[str, Intent] = {
         ("size", "porosity"),
     ),
     "composition": Intent(
-        r"\belements?\b|chemical|atomic number|\bmineral\b|"
+        r"\belements?\b|chemical|atomic number|\bmineral\b|\bwt\b|weight percent|"
         r"composition|(?:made|consist\w*) (?:out )?of|\bcrystallin|amorphous|"
         r"\boxid(?:e|ised|ized)\b|\bstoichiometr|\bbesteh\w* .*\baus\b|\baus\b.* besteh|\baus was besteh|"
         r"\bzusammensetzung|de qué material|éléments?\b|\bhech[oa]s? de|"
@@ -273,6 +274,11 @@ LIMITS: Mapping[str, Limit] = {
         r"\bwhere (?:is|are) (?:it|they|those|these|the)\b|^(?:is|are) (?:it|this|that|they|these) (?:uniform|homogen)",
         ("compare",),
     ),
+    "subset": Limit(
+        r"\b(?:small|tiny|big|large|bright|dark|black|white|gr[ea]y|round|long)(?: \w+)? ones\b|"
+        r"\bpopulations?\b|\binside (?:of )?(?:the|each|a|one)\b",
+        ("count", "size", "quality", "porosity"),
+    ),
     "connected": Limit(r"\b(?:inter)?connect(?:s|ed|ivity)?\b|\bpercolat", tuple(INTENTS)),
     "layers": Limit(
         r"how many (?:\w+ ){0,2}(?:layers|phases)\b|"
@@ -381,16 +387,17 @@ _SHOWN = re.compile(
 _WORDS = frozenset(
     """
     about accelerating acquisition aligned alignment analyse angle anisotropic anisotropy arranged arrangement
-    artefacts aspect average bigger blurred blurry brightness calibrated calibration caption charging circular
-    circularity class clean clustered compare comparison contamination contrast count cracked cracks damage defects
-    dense describe description detector diameter diameters difference differences different dimensions direction
-    distance distribution elongated evenly exposure fibres fields focus grains height homogeneous horizontal
-    identify image images instrument isolated isotropic kind large larger layered length looking magnification
-    manufacturer many material mean measure measured metadata microscope morphology nanowires neighbour noise noisy
-    number ordered orientation overlap parallel particle particles pattern period periodic picture pictures pixel
-    pixels pores porosity porous preferred quality ratio resolution rough roughness sample scale scratches settings
-    shape shaped sharp sharpness similar size sizes smaller smooth spacing spheres spherical structure structures
-    surface texture there these thickness this those vertical voltage what where which width working wrinkled
+    artefacts aspect average bigger blurred blurry brightness calibrated calibration caption charging chemical
+    circular circularity class clean clustered compare comparison composition contamination contrast count cracked
+    cracks damage defects dense describe description detector diameter diameters difference differences different
+    dimensions direction distance distribution elongated evenly exposure fibres fields focus grains height
+    homogeneous horizontal identify image images instrument isolated isotropic kind large larger layered length
+    looking magnification manufacturer many material mean measure measured metadata microscope morphology
+    nanowires neighbour noise noisy number ordered orientation overlap parallel particle particles pattern period
+    periodic picture pictures pixel pixels pores porosity porous preferred quality ratio resolution rough
+    roughness sample scale scratches settings shape shaped sharp sharpness similar size sizes smaller smooth
+    spacing spheres spherical structure structures surface texture there these thickness this those vertical
+    voltage what where which width working wrinkled
     """.split()
 )
 """What a misspelt word of a question may have been."""
@@ -446,7 +453,7 @@ def follows_on(question: str) -> bool:
     """Whether a question only asks for the unit of what was asked before: "and in micrometres?"."""
     rest = _UNIT.sub(" ", question.lower())
     return unit_asked(question) is not None and not re.sub(
-        r"\b(?:and|also|please|what|und|bitte|et|y|now)\b|\W", "", rest
+        r"\b(?:and|also|please|what|is|it|are|they|that|this|be|und|bitte|et|y|now)\b|\W", "", rest
     )
 
 
@@ -522,6 +529,8 @@ _ALSO_NAMED = {
     "magnification": r"magnif|vergrößerung|grossissement|aumentos?\b|\bmag\b|\bzoom",
     "date": r"\bwhen\b|\bdate\b|\bday\b",
     "field_width": _FIELD,
+    "pixel_size": r"pixel ?size|(?:one|each|a|per|ein) pixel\b|\bpixel (?:is|are|measures?|groß)|pixelgrö|"
+    r"\bnm ?(?:/|per) ?p|\bscale\b(?!.?bar)",
     "mean_grey": r"gr[ea]y level|(?:bright|dark)(?!.?field|est)|expos|gr[ea]y value|(?:mean|average) gr[ea]y",
     "sharpness": r"sharp|focus|blur|astigmat",
     "noise": r"nois|\bsnr\b",
@@ -561,6 +570,7 @@ _LETTERS = [sorted(word) for word in _WORDS]
 _TYPOS = {
     "hwo": "how",
     "teh": "the",
+    "waht": "what",
     "wat": "what",
     "wich": "which",
     "wht": "what",

@@ -432,6 +432,13 @@ def test_bright_field_is_a_detector() -> None:
         ("How many layers are there and which one is the brightest?", "Layers and phases are not counted"),
         ("Was it imaged with electrons or ions?", "Whether electrons or ions made an image is not read from its file."),
         ("Is the scale bar 100 nm?", "The length of the scale bar itself is not told"),
+        ("How large are the small black ones in nm?", "Bodies of one tone, shape or place are not measured apart"),
+        (
+            "How many round holes are inside the big island?",
+            "Bodies of one tone, shape or place are not measured apart",
+        ),
+        ("waht is teh chemcial compositon of theese partcles?", "Elements and crystal structure cannot be told"),
+        ("How many wt% of filler does it hold?", "Elements and crystal structure cannot be told"),
         ("Are they all round?", "Single bodies are not judged: what is said holds for the picture as a whole."),
         ("Quelle est la taille de la plus grosse particule ?", "Single bodies such as the largest are not sized"),
         ("In which direction does the edge of the electrode run?", "Parts of an image are not measured by themselves"),
