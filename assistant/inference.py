@@ -41,6 +41,7 @@ from assistant.grounding import CLS
 from assistant.handbook import entry_for, is_entry
 from assistant.heads import Heads, Judge, Judgement, NumberTold, first_sure, load_heads, verdicts
 from assistant.labelling import Labeller
+from assistant.labels import matched
 from assistant.measure import (
     Fact,
     Facts,
@@ -112,9 +113,17 @@ def _numbers_asked(question: str, looks: Sequence[Look], about: Sequence[int]) -
 
 
 def heads_of(run: Run) -> list[Heads]:
-    """The heads of a run, before the bundled ones. Raises RunError `damaged_run`."""
+    """The heads of a run before the bundled ones; after them where it has no class that they lack.
+
+    A run knows its own classes best. Where it was taught those of the bundled heads over again, it knows less of them:
+    one that had seen drawn pictures alone was sure that a cathode is a coated surface. Raises RunError `damaged_run`.
+    """
     folders = [folder / "heads" for folder in dict.fromkeys((run.path or BUNDLED, BUNDLED))]
-    return [load_heads(folder) for folder in folders if folder.is_dir()]
+    heads = [load_heads(folder) for folder in folders if folder.is_dir()]
+    own, known = (heads[place].head("class") if heads else None for place in (0, -1))
+    if own and known and all(matched(word, known.words) for word in own.words if word):
+        heads.reverse()
+    return heads
 
 
 class Assistant:

@@ -1,5 +1,6 @@
 """Assistant: streaming equals batching, history and facts reach the prompt, classes get probabilities."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from students import open_gates, tiny_run
 
 from assistant.answers import NO_PICTURE
 from assistant.chat import Conversation, Message
+from assistant.checkpoint import save_model
 from assistant.demonstrations import Shots
 from assistant.errors import ConfigError, MicrographError
 from assistant.generation import Sampling, next_token
@@ -228,6 +230,24 @@ def test_the_classes_we_draw_and_the_words_of_the_heads_are_known_as_labels() ->
     words = [word for word in head.words if word]
     assert [word for word in words if matched(word, words) != word] == []
     assert [name for name in CLASSES if matched(name, words) is None] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [(tuple(CLASSES), "bundled"), (("powder", "lot 7"), "run"), (("superalloy", "powder"), "bundled")],
+)
+def test_a_run_goes_first_where_it_knows_a_class_that_the_bundled_heads_lack(
+    words: tuple[str, ...], first: str, tmp_path: Path
+) -> None:
+    """Seen failing: a run that was taught with drawn pictures called a cathode a coated surface."""
+    bundled = load_heads(BUNDLED / "heads")
+    head = bundled.head("class")
+    assert head is not None
+    said = tuple(word.replace("_", " ") for word in words) + head.words[len(words) :]
+    own = replace(bundled, heads=(replace(head, words=said),), origin="run")
+    save_model(tiny_run(tmp_path / "base"), tmp_path / "run" / "model", heads=own)
+    heads = Assistant.load(tmp_path / "run").heads
+    assert [one.origin == "run" for one in heads] == ([True, False] if first == "run" else [False, True])
 
 
 @pytest.mark.parametrize("labels", [["widgets", "wafer"], ["widgets", "nanowires"]])
