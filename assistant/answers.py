@@ -115,7 +115,7 @@ def checked(
     for sentence in map(str.strip, sentences(filled(pieces, known))):
         names = _true_names(sentence, known, meant, wanted)
         if names and sentence not in said and (not wanted or names & wanted):
-            yield gap + sentence
+            yield gap + re.sub(r";$", ".", sentence)  # what followed may have been left out
             said.add(sentence)
             said_of |= names
             gap = " "

@@ -403,6 +403,13 @@ def test_the_mean_grey_says_of_what_it_is() -> None:
     assert "grey" not in answer("", "What fraction of the image is bright?", known)
 
 
+def test_a_part_of_a_sentence_that_stays_is_a_sentence() -> None:
+    """Seen failing before: "24 structures were counted; The class is powder."."""
+    draft = "24 structures were counted; the surface is smooth."
+    said = answer(draft, "Describe this micrograph.", KNOWN.with_class("powder"))
+    assert said.startswith("24 structures were counted. The class is powder.")
+
+
 def test_bright_field_is_a_detector() -> None:
     assert answer("", "Is this bright field or dark field?", replace(KNOWN, detector="BF")) == "The detector is BF."
 
