@@ -653,6 +653,8 @@ def _true_names(sentence: str, known: Sequence[Known], meant: Sequence[int], wan
         return set()  # said plainly; what is composed says the doubt
     if "{" in sentence or not sentence.endswith((".", "!", ";")) or _REPEATED.search(sentence):
         return set()
+    if sentence[0].islower():  # a part of a list, whose beginning may have been left out
+        return set()
     rest = _NAMES.sub(" ", sentence)
     for amount in reversed(read_amounts(rest)):
         rest = rest[: amount.start] + " " + rest[amount.stop :]

@@ -408,6 +408,8 @@ def test_a_part_of_a_sentence_that_stays_is_a_sentence() -> None:
     draft = "24 structures were counted; the surface is smooth."
     said = answer(draft, "Describe this micrograph.", KNOWN.with_class("powder"))
     assert said.startswith("24 structures were counted. The class is powder.")
+    draft = "Read from the file: tilt 3 deg; voltage 20 kV; working distance 4 mm."
+    assert not answer(draft, "Describe this micrograph.", KNOWN).startswith("voltage")
 
 
 def test_bright_field_is_a_detector() -> None:
