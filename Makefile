@@ -27,8 +27,8 @@ demo: install
 	$(BIN)/maemi demo --out demo
 
 STUDENT := student
-STEPS ?= 450
-WORDS ?= 300
+STEPS ?= 150
+WORDS ?= 500
 PER_CLASS ?= 40
 SEED ?= 0
 RECIPE := --config configs/student.yaml --set seed=$(SEED) --set teach.seed=$(SEED)

@@ -70,7 +70,7 @@ def test_an_answer_quotes_the_facts_it_rests_on(
     [
         ("count", {}, "How many structures are there?", "24 structures were counted.", "could not"),
         ("mean_diameter", {}, "Are they larger than 80 nm?", "Yes, larger than 80 nm on average.", "could not"),
-        ("voltage", {}, "At which voltage was it taken?", "It was taken at 20 kV.", "does not give the"),
+        ("voltage", {}, "At which voltage was it taken?", "It was taken at 20 kV.", "was not found in the file"),
         ("class", {"class": "a porous sponge"}, "What is this?", "We see a porous sponge.", "class cannot be told"),
         ("surface", {"surface": "rough"}, "Is the surface smooth?", "No, it looks rough.", "surface cannot be told"),
     ],

@@ -160,9 +160,16 @@ def strong(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Assistant:
     return Assistant(run, Applied.load(place / "strong"))
 
 
+def numbered(strong: Assistant, place: Path) -> Path:
+    """A picture whose number the run says; some lie farther off than what was learned from."""
+    told = [path for path in sorted((place / "new").iterdir()) if not strong.look(path).numbers[0].reason]
+    assert len(told) >= 2
+    return told[0]
+
+
 def test_a_number_of_the_run_is_a_fact_with_its_interval(strong: Assistant, place: Path) -> None:
     """Seen failing before: a run's numbers were for `maemi predict` alone."""
-    picture = sorted((place / "new").iterdir())[0]
+    picture = numbered(strong, place)
     (told,) = strong.look(picture).numbers
     assert (told.name, told.unit, told.reason) == ("yield_strength", "MPa", "")
     assert told.low is not None
@@ -180,7 +187,7 @@ def test_a_number_of_the_run_is_a_fact_with_its_interval(strong: Assistant, plac
 
 
 def test_a_number_stands_beside_what_else_is_asked_and_only_where_it_is_asked(strong: Assistant, place: Path) -> None:
-    picture = sorted((place / "new").iterdir())[0]
+    picture = numbered(strong, place)
     question = "How many particles are there, and what is their yield strength?"
     answer = "".join(strong.ask([picture], question))
     (told,) = strong.look(picture).numbers
