@@ -271,10 +271,23 @@ def _find(pixels: Pixels, low: float, high: float, *, transmission: bool = False
     return None if picture is None else find(picture, transmission=transmission)
 
 
-def _facts_of(found: Findings | None, *, nm_per_pixel: float | None) -> Facts:
+def _nothing_in(pixels: Pixels) -> str:
+    """Why nothing can be measured in a picture."""
+    import numpy as np
+
+    from assistant.measurements.picture import SMALLEST
+
+    if pixels.ndim != 2 or min(pixels.shape) < SMALLEST:
+        return "the picture is too small"
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        return "too many of its pixels are no numbers"
+    return "the picture is of one and the same grey everywhere"
+
+
+def _facts_of(found: Findings | None, *, nm_per_pixel: float | None, nothing: str = "") -> Facts:
     sheet = _Sheet(nm_per_pixel, {} if found is None else _traits(found))
     if found is None:
-        return sheet.facts("uniform", "the picture is too small, constant or not finite", 1.0)
+        return sheet.facts("uniform", nothing, 1.0)
     _add_grey(sheet, found)
     if found.kind == "curtaining":
         reason = "the stripes are curtaining, an artefact of ion milling, and no structure of the specimen"
@@ -328,7 +341,8 @@ def _traits(found: Findings) -> Traits:
 
 def measure(m: Micrograph, found: Findings | None = None) -> Facts:
     """Measure a micrograph outside its info bar; lengths are in nm where it is calibrated, else in px."""
-    return _facts_of(found or found_in(m), nm_per_pixel=_scale(m))
+    found = found or found_in(m)
+    return _facts_of(found, nm_per_pixel=_scale(m), nothing="" if found else _nothing_in(m.specimen))
 
 
 def known_of(m: Micrograph, facts: Facts, predicted: tuple[Fact, ...] = ()) -> Known:
@@ -420,4 +434,5 @@ def measure_pixels(pixels: Pixels, *, nm_per_pixel: float | None) -> Facts:
     from assistant.measurements.picture import grey_window
 
     low, high = grey_window(pixels)
-    return _facts_of(_find(pixels, low, high), nm_per_pixel=nm_per_pixel)
+    found = _find(pixels, low, high)
+    return _facts_of(found, nm_per_pixel=nm_per_pixel, nothing="" if found else _nothing_in(pixels))

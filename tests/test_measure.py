@@ -784,3 +784,16 @@ def test_the_field_is_what_the_picture_spans_without_a_column_that_is_no_sample(
         assert field is not None
         assert (field.value, field.unit, field.source, field.confidence) == (nm, "nm", "tag", 0.9)
     assert known_of(replace(scaled, calibration=None), nothing).get("field_width") is None
+
+
+@pytest.mark.parametrize(
+    ("pixels", "why"),
+    [
+        (np.zeros((96, 96), np.uint8), "the picture is of one and the same grey everywhere"),
+        (np.full((96, 96), np.nan, np.float32), "too many of its pixels are no numbers"),
+        (np.eye(16, dtype=np.float32), "the picture is too small"),
+    ],
+)
+def test_it_is_said_why_nothing_can_be_measured(pixels: np.ndarray, why: str) -> None:
+    """Seen failing before: a black picture was "too small, constant or not finite"."""
+    assert {fact.note for fact in measure_pixels(pixels, nm_per_pixel=None).items} == {why}
