@@ -322,7 +322,7 @@ def _said(fact: Fact) -> str:
     """A fact as a sentence, in words that a person would use."""
     if fact.value is not None and fact.sure:
         if fact.name == "anisotropy":
-            return f"{_DIRECTED[bisect_left(_DIRECTIONS, fact.value)]}he anisotropy is {fact.written}."
+            return _DIRECTED[bisect_left(_DIRECTIONS, fact.value)].format(fact.written)
         if fact.name == "mean_grey":
             return f"The mean grey is {fact.written} of the range that is shown."
         if fact.name == "noise":
@@ -334,10 +334,10 @@ def _said(fact: Fact) -> str:
 
 _DIRECTIONS = (0.1, UNDIRECTED, 0.4)
 _DIRECTED = (
-    "No direction is preferred: t",
-    "No main direction could be measured: t",
-    "T",
-    "A direction is preferred: t",
+    "No direction is preferred: the anisotropy is {}.",
+    "No main direction could be measured: the anisotropy is {}.",
+    "The anisotropy is {}.",
+    "A direction is preferred: the anisotropy is {}.",
 )
 """What an anisotropy says: up to each of `_DIRECTIONS`, and above the last."""
 NONE_APART = "no separate bodies were told apart"

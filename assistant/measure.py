@@ -271,23 +271,23 @@ def _find(pixels: Pixels, low: float, high: float, *, transmission: bool = False
     return None if picture is None else find(picture, transmission=transmission)
 
 
-def _nothing_in(pixels: Pixels) -> str:
-    """Why nothing can be measured in a picture."""
+def _nothing_in(pixels: Pixels, *, nm_per_pixel: float | None) -> Facts:
+    """The facts of a picture in which nothing is found: none, and why."""
     import numpy as np
 
     from assistant.measurements.picture import SMALLEST
 
     if pixels.ndim != 2 or min(pixels.shape) < SMALLEST:
-        return "the picture is too small"
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        return "too many of its pixels are no numbers"
-    return "the picture is of one and the same grey everywhere"
+        reason = "the picture is too small"
+    elif pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        reason = "too many of its pixels are no numbers"
+    else:
+        reason = "the picture is of one and the same grey everywhere"
+    return _Sheet(nm_per_pixel, {}).facts("uniform", reason, 1.0)
 
 
-def _facts_of(found: Findings | None, *, nm_per_pixel: float | None, nothing: str = "") -> Facts:
-    sheet = _Sheet(nm_per_pixel, {} if found is None else _traits(found))
-    if found is None:
-        return sheet.facts("uniform", nothing, 1.0)
+def _facts_of(found: Findings, *, nm_per_pixel: float | None) -> Facts:
+    sheet = _Sheet(nm_per_pixel, _traits(found))
     _add_grey(sheet, found)
     if found.kind == "curtaining":
         reason = "the stripes are curtaining, an artefact of ion milling, and no structure of the specimen"
@@ -342,7 +342,9 @@ def _traits(found: Findings) -> Traits:
 def measure(m: Micrograph, found: Findings | None = None) -> Facts:
     """Measure a micrograph outside its info bar; lengths are in nm where it is calibrated, else in px."""
     found = found or found_in(m)
-    return _facts_of(found, nm_per_pixel=_scale(m), nothing="" if found else _nothing_in(m.specimen))
+    if found is None:
+        return _nothing_in(m.specimen, nm_per_pixel=_scale(m))
+    return _facts_of(found, nm_per_pixel=_scale(m))
 
 
 def known_of(m: Micrograph, facts: Facts, predicted: tuple[Fact, ...] = ()) -> Known:
@@ -435,4 +437,6 @@ def measure_pixels(pixels: Pixels, *, nm_per_pixel: float | None) -> Facts:
 
     low, high = grey_window(pixels)
     found = _find(pixels, low, high)
-    return _facts_of(found, nm_per_pixel=nm_per_pixel, nothing="" if found else _nothing_in(pixels))
+    if found is None:
+        return _nothing_in(pixels, nm_per_pixel=nm_per_pixel)
+    return _facts_of(found, nm_per_pixel=nm_per_pixel)

@@ -256,16 +256,12 @@ class Predictor(nn.Module):
         told = self.silence.verdicts(fixed) if self.silence else [[] for _ in rows]
         said = [{verdict.name: "" if verdict.reason else verdict.word for verdict in row} for row in told]
         gate = weights.double().numpy()
-        columns = [
-            [
-                replace(one, weights=dict(zip(self.modalities, row, strict=True)))
-                for one, row in zip(predicted, self._weights(target, rows, gate).tolist(), strict=True)
-            ]
-            for target, predicted in (
-                (target, self._predicted(target, out, opinions, distances, [words.get(target.name) for words in said]))
-                for target, out, opinions in zip(self.targets, outputs, self.told(rows, outputs), strict=True)
-            )
-        ]
+        columns = []
+        for target, out, opinions in zip(self.targets, outputs, self.told(rows, outputs), strict=True):
+            words = [of_row.get(target.name) for of_row in said]
+            predicted = self._predicted(target, out, opinions, distances, words)
+            rests = (dict(zip(self.modalities, row, strict=True)) for row in self._weights(target, rows, gate).tolist())
+            columns.append([replace(one, weights=on) for one, on in zip(predicted, rests, strict=True)])
         return [
             Prediction(targets, float(distance))
             for targets, distance in zip(zip(*columns, strict=True), distances, strict=True)

@@ -91,7 +91,10 @@ ADAPTERS: dict[str, tuple[tuple[str, ...], bool]] = {
 SIDE_BY_SIDE = 2
 TAKEN = ("", "ViT", "HNF", "grounding", "picture", "facts", "picture and facts")
 ROWS_ASKED = 200
-WORDS = ("training.turns=4", "training.batch_size=2", "training.validate_on=16", "training.augment=false")
+WORDS = (
+    *("training.turns=4", "training.validate_on=16", "training.augment=false"),
+    f"training.batch_size={SIDE_BY_SIDE}",
+)
 STEPS = 40
 Run = tuple[str, Callable[[int], dict[str, float]]]
 

@@ -161,10 +161,8 @@ def as_served(rows: Sequence[Example], looks: Mapping[bytes, Look]) -> list[Exam
 
 def with_truth(rows: Sequence[Example], truth: Mapping[bytes, Known]) -> list[Example]:
     """Rows with all that is truly known of their pictures, class and attributes too, by `known_of_pictures`."""
-    pictures = [tuple(map(digest, row.images)) for row in rows]
     return [
-        replace(row, known=tuple(truth[key] for key in keys if key in truth))
-        for row, keys in zip(rows, pictures, strict=True)
+        replace(row, known=tuple(truth[key] for image in row.images if (key := digest(image)) in truth)) for row in rows
     ]
 
 

@@ -232,16 +232,13 @@ class LanguageStage(nn.Module):
     ) -> dict[str, Tensor]:
         """A batch from `Collator`, with `counts` of the whole step if it is a part -> `loss`."""
         answers = (labels[:, 1:] != IGNORED_LABEL).sum().clamp(min=1) if counts is None else counts[0]
+        words = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        words |= {"image_index": torch.zeros_like(input_ids), "turn_index": torch.ones_like(input_ids)}
         lengths = attention_mask.sum(1)
         losses = []
         for rows in lengths.argsort().split(ALIKE):
-            words = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-            words = {name: values[rows, : int(lengths[rows].max())] for name, values in words.items()}
-            places = {
-                "image_index": torch.zeros_like(words["input_ids"]),
-                "turn_index": torch.ones_like(words["input_ids"]),
-            }
-            told = self.student(**words, **places, context=None, num_items_in_batch=answers, with_logits=False)
+            part = {name: values[rows, : int(lengths[rows].max())] for name, values in words.items()}
+            told = self.student(**part, context=None, num_items_in_batch=answers, with_logits=False)
             losses.append(told.loss)
         return {"loss": torch.stack(losses).sum()}
 

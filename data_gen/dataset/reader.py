@@ -16,11 +16,8 @@ from data_gen.dataset.writer import JSON_COLUMNS, TEXT_COLUMNS
 
 _LEAVES = frozenset(
     {
-        *(f"images.list.element.{name}" for name in ("bytes", "path")),
-        *(
-            f"messages.list.element.{name}"
-            for name in ("role", "content.list.element.type", "content.list.element.text")
-        ),
+        *("images.list.element.bytes", "images.list.element.path", "messages.list.element.role"),
+        *(f"messages.list.element.content.list.element.{name}" for name in ("type", "text")),
         *("aux", "references.list.element", *TEXT_COLUMNS, *JSON_COLUMNS),
     }
 )
